@@ -1,0 +1,35 @@
+"""Errors whose message is for the user: one line that says what was wrong and what to do.
+
+The command line prints the message alone and leaves with `exit_code`; anything that is not a
+`SieveError` is a bug and keeps its traceback.
+"""
+
+
+class SieveError(Exception):
+    """Base of every error that Sieve raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(SieveError, ValueError):
+    """What the user gave cannot be used: a task, field, model, folder, option or value."""
+
+    exit_code = 2
+
+
+class NumericsError(SieveError, ArithmeticError):
+    """NaN or infinity in weights, activations or statistics; the message names the layer."""
+
+    exit_code = 3
+
+
+class StorageError(SieveError, OSError):
+    """A file could not be written or is damaged (disk full, no permission, bad checksum)."""
+
+    exit_code = 4
+
+
+class ToleranceError(SieveError):
+    """No candidate met the constraint; the message names the nearest one."""
+
+    exit_code = 5

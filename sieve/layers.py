@@ -1,0 +1,67 @@
+"""Layers over the kernels: the low-rank pair that replaces a pruned matrix, and the slice the search turns."""
+
+import torch
+from torch import nn
+
+from sieve_kernels import lowrank_linear
+
+
+class LowRankLinear(nn.Module):
+    """y = (x Aᵀ) Bᵀ + bias, in place of `nn.Linear(in_features, out_features)`.
+
+    `A` (in → rank, no bias) and `B` (rank → out) are plain `nn.Linear` children, so that adapters,
+    quantisers and checkpoints treat them like any other layer. The fused operator serves only while both
+    are exactly that; once a library has wrapped, quantised or hooked one of them, it is called as a module.
+
+    Args: in_features n, out_features m, rank r with 1 ≤ r. Weights: A.weight [r, n], B.weight [m, r].
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.A = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.B = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., n] → y [..., m]."""
+        if _is_plain(self.A) and _is_plain(self.B):
+            return lowrank_linear(x, self.A.weight, self.B.weight, self.B.bias)
+        return self.B(self.A(x))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class SlicedLinear(nn.Module):
+    """A matrix whose rank is one integer: what the search puts in the place of a prunable layer.
+
+    `rank=None` runs the dense layer itself; otherwise the leading `rank` rows of A [R, n] and columns of
+    B [m, R] are used as views. Changing a candidate is setting `rank`: nothing is copied.
+    """
+
+    def __init__(self, dense: nn.Module, A: torch.Tensor, B: torch.Tensor):
+        super().__init__()
+        self.dense, self.rank = dense, None
+        self._A, self._B = A, B  # plain attributes: they are the factors' tensors, not this model's state
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rank is None:
+            return self.dense(x)
+        return lowrank_linear(x, self._A, self._B, self.dense.bias, rank=self.rank)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether `layer` is an untouched nn.Linear: no subclass, wrapper, tensor subclass, hook or patched forward."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and type(layer.weight.data) is torch.Tensor
+        and (layer.bias is None or type(layer.bias) is nn.Parameter)
+        and "forward" not in layer.__dict__
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
+    )
