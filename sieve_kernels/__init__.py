@@ -1,0 +1,10 @@
+"""Kernels for pruned language models: streaming Gram matrices and low-rank layers, for GPU (Triton) and CPU.
+
+Useful alone: importing this package needs torch, NumPy and SciPy; Triton is looked for only when a tensor on a GPU
+arrives.
+"""
+
+from sieve_kernels.gram.ops import cross_gram_, gram_
+from sieve_kernels.lowrank.ops import lowrank_linear
+
+__all__ = ["cross_gram_", "gram_", "lowrank_linear"]

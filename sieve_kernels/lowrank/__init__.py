@@ -1,0 +1,1 @@
+"""Linear layers whose weight is a product of two thin factors."""
