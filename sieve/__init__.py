@@ -1,0 +1,1 @@
+"""Sieve: the smallest language model that still does your task."""

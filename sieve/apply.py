@@ -1,0 +1,73 @@
+"""A plan onto a model: for good (`apply_`), or for as long as a search looks at it (`sliced`)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sieve.layers import SlicedLinear
+from sieve.matrices import low_rank, prunable, replace
+from sieve.plan import DENSE, Plan
+from sieve.projections import Factors
+
+
+def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | str]) -> PreTrainedModel:
+    """Replace the planned matrices by their low-rank pairs, in place.
+
+    Args:
+        model: the dense model that `factors` were projected from.
+        factors: nested factors of every prunable matrix (`sieve.project`).
+        plan: matrix name → rank or "dense" (`sieve.search`, or your own dict); absent means dense.
+
+    Returns: the same model object.
+
+    Raises: InputError before anything is changed, if the plan names an unknown matrix or an impossible rank.
+
+    Example:
+        >>> pruned = sieve.apply_(model, factors, {"model.layers.0.mlp.down_proj": 96})
+    """
+    matrices = prunable(model)
+    plan = Plan(plan)
+    plan.check(matrices)
+    factors.check(matrices, plan)
+    for name, rank in plan.ranks().items():
+        layer = model.get_submodule(name)
+        pair = low_rank(layer, rank)
+        A, B = factors[name].slice(rank)
+        with torch.no_grad():
+            pair.A.weight.copy_(A)
+            pair.B.weight.copy_(B)
+            if layer.bias is not None:
+                pair.B.bias.copy_(layer.bias)
+        pair.train(layer.training)
+        pair.requires_grad_(layer.weight.requires_grad)
+        replace(model, name, pair)
+    return model
+
+
+class Slices:
+    """A dense model whose matrices turn to any plan by setting integers. Made by `sliced`."""
+
+    def __init__(self, layers: dict[str, SlicedLinear]):
+        self._layers = layers
+
+    def set(self, plan: Mapping[str, int | str]) -> None:
+        for name, layer in self._layers.items():
+            rank = plan.get(name, DENSE)
+            layer.rank = None if rank == DENSE else rank
+
+
+@contextmanager
+def sliced(model: nn.Module, factors: Factors) -> Iterator[Slices]:
+    """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
+    originals = {name: model.get_submodule(name) for name in factors}
+    layers = {name: SlicedLinear(layer, factors[name].A, factors[name].B) for name, layer in originals.items()}
+    try:
+        for name, layer in layers.items():
+            replace(model, name, layer)
+        yield Slices(layers)
+    finally:
+        for name, layer in originals.items():
+            replace(model, name, layer)

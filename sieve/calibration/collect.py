@@ -1,0 +1,211 @@
+"""The calibration pass: forward hooks stream activations of every prunable matrix into Gram matrices."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sieve import progress
+from sieve.calibration.statistics import Source, Statistics
+from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
+from sieve.errors import InputError, NumericsError
+from sieve.matrices import prunable
+from sieve.models import model_fingerprint
+from sieve.plan import Matrix
+from sieve.tasks import Task, load_task
+from sieve_kernels import gram_
+
+# Which Gram matrices a method asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either.
+NEEDS = {"output_aligned": "cheapest"}
+SUFFIX = ".safetensors"
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str | Path | Task,
+    tokens: int = 32_768,
+    method: str = "output_aligned",
+    seed: int = 0,
+    batch_tokens: int = 4096,
+    path: str | Path | None = None,
+) -> Statistics:
+    """Run the task's calibration split through the model once and sum the statistics that `method` needs.
+
+    Args:
+        model: any `AutoModelForCausalLM`; left as it was.
+        task: a built-in task's name, a YAML file, or a `Task`.
+        tokens: the budget; padding does not count, the right answers' tokens do.
+        seed: of the task's splits.
+        batch_tokens: cells of one batch; memory is the Grams and the activations of one batch.
+        path: keep the statistics in this file; reuse it if it is there and of this model, data and method.
+            A folder keeps the last calibration, under a name made of what it is of.
+
+    Returns: `Statistics`, float32 sums on the model's device.
+
+    Raises: InputError (bad task, too few tokens, `path` holds something else), NumericsError naming the layer
+        whose activations are not finite.
+
+    Example:
+        >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
+    """
+    if method not in NEEDS:
+        raise InputError(f"unknown method {method!r}: choose one of {', '.join(NEEDS)}")
+    task = load_task(task)
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048
+    sequences = calibration_sequences(tokenizer, task, task.splits(seed)["calibration"], tokens, context)
+    identity = {"model": model_fingerprint(model), "data": fingerprint(sequences), "method": method}
+    file = None if path is None else _file(Path(path), identity)
+    if file is not None and file.exists():
+        statistics = Statistics.load(file, model.device)
+        statistics.require(identity, file)
+        progress.say(f"  calibration: reused {file}")
+        return statistics
+    grams, sources, counted = collect(model, batches(sequences, batch_tokens), NEEDS[method])
+    statistics = Statistics(grams, sources, counted, identity)
+    if file is not None:
+        statistics.save(file)
+        if file != Path(path):
+            for other in set(file.parent.glob(f"*{SUFFIX}")) - {file}:
+                other.unlink(missing_ok=True)
+    return statistics
+
+
+def _file(path: Path, identity: dict[str, str]) -> Path:
+    """The file itself, or in a folder (a path without suffix) the one named after `identity`."""
+    if path.suffix and not path.is_dir():
+        return path
+    return path / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + SUFFIX)
+
+
+@torch.inference_mode()
+def collect(
+    model: PreTrainedModel, data: list[Batch], needs: str = "cheapest"
+) -> tuple[dict[str, torch.Tensor], dict[str, Source], int]:
+    """Grams of all prunable matrices over `data`: (grams, sources, tokens counted). See `Statistics`."""
+    matrices = prunable(model)
+    decoder = model.base_model  # the blocks without the output head, whose logits nobody asks for
+    groups = _readers_of_one_input(model, decoder, matrices, data[0])
+    sources = _choose_sides(groups, matrices, needs)
+    width = {source.gram: matrices[name].n if source.side == "input" else matrices[name].m
+             for name, source in sources.items()}  # fmt: skip
+    grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
+    tokens = 0
+    with _evaluating(model), ExitStack() as stack, progress.bar(
+        "calibration", sum(int(batch.mask.sum()) for batch in data), "tokens"
+    ) as advance:  # fmt: skip
+        mask = _Mask()
+        for name, source in sources.items():
+            if source.gram in (name, f"{name}.output"):  # the one matrix of a group that watches for it
+                stack.enter_context(_watching(model.get_submodule(name), grams[source.gram], source.side, mask))
+        for batch in data:
+            mask.set(batch.mask.to(model.device))
+            decoder(input_ids=batch.ids.to(model.device), attention_mask=mask.mask, use_cache=False)
+            _check_finite(grams, sources)
+            count = int(batch.mask.sum())
+            tokens += count
+            advance(count)
+    return grams, sources, tokens
+
+
+def _readers_of_one_input(
+    model: nn.Module, decoder: nn.Module, matrices: dict[str, Matrix], batch: Batch
+) -> list[list[str]]:
+    """Matrices grouped by the tensor they read (q, k, v; gate, up), as seen on the first tokens of a batch.
+
+    Watching is surer than knowing names: it holds for every architecture.
+    """
+    readers: dict[int, list[str]] = {}
+    alive = []  # an id is only unique while its tensor lives
+
+    def watch(name: str):
+        def hook(layer: nn.Module, args: tuple) -> None:
+            alive.append(args[0])
+            readers.setdefault(id(args[0]), []).append(name)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in matrices]
+    try:
+        with _evaluating(model):
+            decoder(
+                input_ids=batch.ids[:1, :8].to(model.device),
+                attention_mask=batch.mask[:1, :8].to(model.device),
+                use_cache=False,
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = {name for group in readers.values() for name in group}
+    missing = [name for name in matrices if name not in seen]
+    if missing:
+        raise InputError(
+            f"{missing[0]} is not called in a plain forward pass (as in a mixture of experts), "
+            "so its outputs cannot be calibrated: Sieve prunes dense decoder models"
+        )
+    return list(readers.values())
+
+
+def _choose_sides(groups: list[list[str]], matrices: dict[str, Matrix], needs: str) -> dict[str, Source]:
+    """The Grams with the fewest operations: one n×n for the shared input, or an m×m for each output (DESIGN 2.1)."""
+    sources = {}
+    for group in groups:
+        shared = matrices[group[0]].n ** 2
+        if needs == "input" or shared <= sum(matrices[name].m ** 2 for name in group):
+            sources |= {name: Source("input", group[0]) for name in group}
+        else:
+            sources |= {name: Source("output", f"{name}.output") for name in group}
+    return {name: sources[name] for name in matrices}
+
+
+class _Mask:
+    """Which tokens of the current batch count; `weight` is None when all do."""
+
+    def set(self, mask: torch.Tensor) -> None:
+        self.mask = mask
+        self.weight = None if bool(mask.all()) else mask.flatten().to(torch.float32)
+
+
+@contextmanager
+def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> Iterator[None]:
+    """Add this layer's inputs or bias-free outputs to `gram` at every forward."""
+
+    def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        rows = args[0] if side == "input" else output
+        if side == "output" and layer.bias is not None:
+            rows = rows - layer.bias
+        gram_(gram, rows.reshape(-1, rows.shape[-1]), mask.weight)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off for as long as we look."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _check_finite(grams: dict[str, torch.Tensor], sources: dict[str, Source]) -> None:
+    """NumericsError naming the first layer, in the order of execution, whose statistics are not finite."""
+    sums = torch.stack([grams[source.gram].diagonal().sum() for source in sources.values()])
+    finite = torch.isfinite(sums)
+    if not finite.all():
+        name, source = list(sources.items())[int((~finite).nonzero()[0])]
+        raise NumericsError(
+            f"the {source.side}s of {name} hold NaN or infinity: check the model's weights before it, "
+            "or run in another --dtype (float16 overflows where bfloat16 does not)"
+        )

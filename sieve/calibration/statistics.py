@@ -1,0 +1,76 @@
+"""What a calibration pass leaves behind: Gram matrices, which matrix reads which, and whose they are."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sieve.errors import InputError, StorageError
+from sieve.files import atomic_file
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a matrix's statistics are: `gram` is the key of a Gram matrix of its inputs or bias-free outputs."""
+
+    side: Literal["input", "output"]
+    gram: str
+
+
+@dataclass
+class Statistics:
+    """Sums over the calibration tokens.
+
+    grams: key → Σ x xᵀ [d, d] float32 on the model's device, of inputs (shared by all matrices that read them)
+        or of bias-free outputs.
+    sources: matrix name → which Gram serves it, and of which side.
+    tokens: how many tokens were summed.
+    identity: what these statistics are of: fingerprints of model and data, and the method they serve.
+    """
+
+    grams: dict[str, torch.Tensor]
+    sources: dict[str, Source]
+    tokens: int
+    identity: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        header = {
+            "version": VERSION,
+            "tokens": self.tokens,
+            "identity": self.identity,
+            "sources": {name: asdict(source) for name, source in self.sources.items()},
+        }
+        tensors = {key: gram.contiguous().cpu() for key, gram in self.grams.items()}
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"sieve_statistics": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Statistics":
+        """Read what `save` wrote. Raises StorageError for anything else."""
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                header = json.loads((file.metadata() or {})["sieve_statistics"])
+                if header["version"] != VERSION:
+                    raise StorageError(
+                        f"{path} is of format {header['version']}, this Sieve reads {VERSION}: remove it"
+                    )
+                grams = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise StorageError(f"{path} holds no calibration statistics ({error}): remove it and run again") from None
+        sources = {name: Source(**source) for name, source in header["sources"].items()}
+        return cls(grams, sources, header["tokens"], header["identity"])
+
+    def require(self, identity: dict[str, str], where: str | Path) -> None:
+        """InputError unless these statistics are of exactly that model, data and method."""
+        different = [key for key, value in identity.items() if self.identity.get(key) != value]
+        if different:
+            raise InputError(
+                f"the statistics in {where} are of another {' and '.join(different)}: "
+                "remove the file or name another with --statistics"
+            )

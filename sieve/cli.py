@@ -1,0 +1,251 @@
+"""The command line. Results go to standard output, progress and errors to standard error."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sieve import progress
+from sieve.errors import InputError, SieveError
+
+EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
+3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance · 130 Ctrl-C"""
+
+app = typer.Typer(
+    help="The smallest language model that still does your task.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(help="'smollm2' (embedded), a hub id, a local folder or a GGUF file.")]
+TaskOption = Annotated[str | None, typer.Option(help="A built-in task (see `sieve tasks`) or a task file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Tokens = Annotated[int | None, typer.Option(help="Budget of the calibration pass, padding excluded. [default: 32768]")]
+Method = Annotated[str | None, typer.Option(help="Projection. [default: output_aligned]")]
+Seed = Annotated[int | None, typer.Option(help="Of the task's splits and of the search. [default: 0]")]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep the calibration in this file, and reuse it if it is of this model, data and method. "
+        "[default: the last calibration is kept in the cache]"
+    ),
+]
+
+
+@app.command()
+def prune(
+    model: Annotated[str | None, typer.Argument(help="'smollm2', a hub id, a local folder or a GGUF file.")] = None,
+    task: TaskOption = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to make for the pruned model.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="ε in [0, 1), relative to the dense accuracy. [default: 0.05]")
+    ] = None,
+    search: Annotated[str | None, typer.Option(help="Searcher. [default: uniform]")] = None,
+    confident: Annotated[
+        bool | None,
+        typer.Option("--confident", help="Demand the lower end of the paired 95 % interval, not the mean."),
+    ] = None,
+    calibration_tokens: Tokens = None,
+    method: Method = None,
+    rank_multiple: Annotated[
+        int | None, typer.Option(help="Ranks are rounded up to it. [default: 8 on CPU, 32 on GPU]")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    seed: Seed = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A recipe (YAML or JSON); options given here win over it.")
+    ] = None,
+    statistics: StatisticsFile = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prune MODEL for a task: the smallest model whose accuracy stays within the tolerance."""
+    from sieve.recipe import Recipe
+
+    options = {
+        "model": model,
+        "task": task,
+        "tolerance": tolerance,
+        "search": search,
+        "confident": confident,
+        "calibration_tokens": calibration_tokens,
+        "method": method,
+        "rank_multiple": rank_multiple,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+    }
+    if output is None:
+        raise InputError("no output given: name the folder to make with --output DIR")
+    recipe = Recipe.load(config, **options) if config else Recipe.from_dict({}, **options)
+    _prune(recipe, output, statistics, as_json, quiet)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder to make for the pruned model.")] = Path("runs/demo"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The main job on the embedded model and task: SmolLM2-135M pruned for geography, offline."""
+    from sieve.models import EMBEDDED_MODEL
+    from sieve.recipe import Recipe
+
+    _prune(Recipe(EMBEDDED_MODEL, "geography"), output, None, as_json, quiet)
+
+
+def _prune(recipe: Any, output: Path, statistics: Path | None, as_json: bool, quiet: bool) -> None:
+    from sieve import pipeline
+    from sieve.report import show_report
+
+    with progress.shown(not quiet):
+        report = pipeline.prune(recipe, output, statistics or pipeline.calibration_cache())
+    if as_json:
+        _print_json(report)
+    else:
+        show_report(report, Console())
+        print(f"The pruned model is in {output}. Try: sieve eval {output}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    task: TaskOption = None,
+    split: Annotated[str, typer.Option(help="calibration, fitness, validation or test.")] = "test",
+    against: Annotated[str | None, typer.Option(help="Another model to compare with, example by example.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score MODEL on a task. For a pruned folder the task and seed default to those of its recipe."""
+    from sieve.evaluation import evaluate_source
+
+    with progress.shown(not quiet):
+        result = evaluate_source(model, task, split, against, dtype or "auto", device or "auto", seed)
+    if as_json:
+        _print_json(result)
+        return
+    table = Table(title=f"{result['task']}, {split} split, {result['accuracy']['n']} examples (95 % interval)")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("interval", justify="right")
+    for measure in ("accuracy", "loglik", "accuracy_difference", "loglik_difference"):
+        if measure in result:
+            value = result[measure]
+            table.add_row(
+                measure.replace("_", " "), f"{value['value']:.4f}", f"{value['low']:.4f} … {value['high']:.4f}"
+            )
+    Console().print(table)
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="File for the statistics (.safetensors).")],
+    task: TaskOption = None,
+    calibration_tokens: Tokens = None,
+    method: Method = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the calibration pass alone; `sieve prune --statistics FILE` uses its result."""
+    from sieve.calibration import calibrate
+    from sieve.files import require_new
+    from sieve.models import load_model
+    from sieve.recipe import Recipe
+
+    recipe = Recipe.from_dict(
+        {}, model=model, task=task, calibration_tokens=calibration_tokens, method=method, dtype=dtype, device=device,
+        seed=seed,
+    )  # fmt: skip
+    require_new(output)
+    with progress.shown(not quiet):
+        loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device)
+        statistics = calibrate(
+            loaded, tokenizer, recipe.task, recipe.calibration_tokens, recipe.method, recipe.seed, path=output
+        )
+    summary = {"tokens": statistics.tokens, "grams": len(statistics.grams), "identity": statistics.identity}
+    if as_json:
+        _print_json(summary)
+    else:
+        print(f"{summary['grams']} Gram matrices over {summary['tokens']:,} tokens are in {output}")
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="Folder of a pruned model.")],
+    matrices: Annotated[bool, typer.Option("--matrices", help="Also the kept fraction of every matrix.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the report of a pruned model."""
+    from sieve.report import read_report, show_report
+
+    report = read_report(path)
+    if as_json:
+        _print_json(report)
+        return
+    console = Console()
+    show_report(report, console)
+    if matrices:
+        table = Table(title="kept fraction")
+        table.add_column("matrix")
+        table.add_column("kept", justify="right")
+        for name, kept in report["kept"].items():
+            table.add_row(name, "dense" if kept == 1 else f"{kept:.3f}")
+        console.print(table)
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the built-in tasks."""
+    from sieve.tasks import builtin_tasks, load_task
+
+    listed = {name: load_task(name) for name in builtin_tasks()}
+    if as_json:
+        _print_json({name: {"type": task.type, "description": task.description} for name, task in listed.items()})
+        return
+    table = Table(title="built-in tasks")
+    for column in ("name", "type", "description"):
+        table.add_column(column)
+    for name, task in listed.items():
+        table.add_row(name, task.type, task.description)
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: a one-line message and an exit code in place of a traceback (SIEVE_TRACEBACK=1 shows it)."""
+    if os.environ.get("SIEVE_TRACEBACK"):
+        app()
+    try:
+        app()
+    except SieveError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing half-written is left", 130)
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {error} (SIEVE_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"sieve: {message}", file=sys.stderr)
+    sys.exit(code)

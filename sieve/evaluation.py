@@ -1,0 +1,62 @@
+"""`sieve eval`: a stored model's score on a task, alone or against another model."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sieve.errors import InputError
+from sieve.fitness import Scores, evaluate
+from sieve.fitness.intervals import bootstrap, paired
+from sieve.models import load_model
+from sieve.tasks import load_task
+
+
+def evaluate_source(
+    source: str,
+    task: str | None = None,
+    split: str = "test",
+    against: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Score the model at `source` on one split; with `against`, also the paired difference to that model.
+
+    Task and seed default to those of the recipe in a pruned folder. Returns plain numbers, ready for JSON.
+    """
+    recipe = _recipe(source)
+    task_name = task or recipe.get("task")
+    if task_name is None:
+        raise InputError(f"no task given, and {source} holds no recipe that names one: use --task")
+    loaded = load_task(task_name)
+    splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
+    if split not in splits:
+        raise InputError(f"unknown split {split!r}: choose one of {', '.join(splits)}")
+
+    def score(source: str) -> Scores:
+        model, tokenizer = load_model(source, dtype, device)
+        return evaluate(model, tokenizer, loaded, splits[split])
+
+    scores = score(source)
+    result = {
+        "model": source,
+        "task": loaded.name,
+        "split": split,
+        "accuracy": vars(bootstrap(scores.score)),
+        "loglik": vars(bootstrap(scores.loglik)),
+        "tokens": scores.tokens,
+    }
+    if against is not None:
+        other = score(against)
+        result |= {
+            "against": against,
+            "accuracy_difference": vars(paired(scores.score, other.score)),
+            "loglik_difference": vars(paired(scores.loglik, other.loglik)),
+        }
+    return result
+
+
+def _recipe(source: str) -> dict[str, Any]:
+    path = Path(source) / "recipe.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}

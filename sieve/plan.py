@@ -1,0 +1,94 @@
+"""What a search decides: a rank for each matrix, or "dense"; and what that costs in parameters."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sieve.errors import InputError
+
+DENSE: Literal["dense"] = "dense"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A prunable weight W [m, n] of a model: `nn.Linear(n, m)`, or GPT-2's Conv1D.
+
+    `name` is the module's dotted name, `block` the index of the decoder block that holds it.
+    """
+
+    name: str
+    m: int
+    n: int
+    block: int
+
+    @property
+    def parameters(self) -> int:
+        return self.m * self.n
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank whose pair is smaller than W: r (m + n) < m n (the break-even of DESIGN 2.1)."""
+        return max((self.parameters - 1) // (self.m + self.n), 0)
+
+    def rank_at(self, kept: float, multiple: int = 1) -> int | Literal["dense"]:
+        """The rank that keeps the fraction `kept` of W's parameters, rounded up to `multiple` (at least one of it).
+
+        "dense" where the pair would not be smaller than W. The inverse of p = r (m + n) / (m n).
+        """
+        exact = kept * self.parameters / (self.m + self.n)
+        rank = max(math.ceil(round(exact / multiple, 6)), 1) * multiple
+        return rank if rank <= self.max_rank else DENSE
+
+    def size(self, rank: int | Literal["dense"]) -> int:
+        """Parameters stored at this rank."""
+        return self.parameters if rank == DENSE else rank * (self.m + self.n)
+
+
+class Plan(dict[str, "int | Literal['dense']"]):
+    """Matrix name → rank or "dense". A matrix that is absent stays dense. JSON round trip."""
+
+    def to_json(self) -> str:
+        return json.dumps(self, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        try:
+            plan = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"the plan is not JSON: {error}") from None
+        if not isinstance(plan, dict):
+            raise InputError("the plan must be a JSON object of matrix name → rank or 'dense'")
+        return cls(plan)
+
+    @classmethod
+    def uniform(cls, matrices: Iterable[Matrix], kept: float, multiple: int = 1) -> "Plan":
+        """Every matrix at the same kept fraction; dense above break-even."""
+        return cls({matrix.name: matrix.rank_at(kept, multiple) for matrix in matrices})
+
+    def check(self, matrices: Mapping[str, Matrix]) -> None:
+        """InputError unless every entry names one of `matrices` and a rank that it can have."""
+        for name, rank in self.items():
+            if name not in matrices:
+                raise InputError(f"the plan names {name!r}, which is not a prunable matrix of this model")
+            matrix = matrices[name]
+            if rank != DENSE and not (type(rank) is int and 1 <= rank <= min(matrix.m, matrix.n)):
+                limit = min(matrix.m, matrix.n)
+                raise InputError(f"the plan gives {name} the rank {rank!r}: use 'dense' or a whole number in 1…{limit}")
+
+    def ranks(self) -> dict[str, int]:
+        """The matrices that become pairs."""
+        return {name: rank for name, rank in self.items() if rank != DENSE}
+
+    def kept(self, matrices: Mapping[str, Matrix]) -> dict[str, float]:
+        """Kept fraction of each matrix, p = r (m + n) / (m n), 1 where dense."""
+        return {name: m.size(self.get(name, DENSE)) / m.parameters for name, m in matrices.items()}
+
+    def size(self, matrices: Mapping[str, Matrix]) -> int:
+        """Parameters that the prunable matrices have under this plan."""
+        return sum(m.size(self.get(name, DENSE)) for name, m in matrices.items())
+
+    def prunable_removed(self, matrices: Mapping[str, Matrix]) -> float:
+        """Fraction of the prunable matrices' parameters that this plan removes."""
+        return 1 - self.size(matrices) / sum(m.parameters for m in matrices.values())

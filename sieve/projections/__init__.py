@@ -1,0 +1,6 @@
+"""Statistics and weights → nested low-rank factors, by method."""
+
+from sieve.projections.factors import FactorPair, Factors
+from sieve.projections.project import METHODS, project
+
+__all__ = ["METHODS", "FactorPair", "Factors", "project"]

@@ -1,0 +1,64 @@
+"""Nested factors: one pair (A, B) per matrix whose leading slices serve every rank."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sieve.errors import InputError
+from sieve.plan import DENSE, Matrix
+
+
+@dataclass(frozen=True)
+class FactorPair:
+    """Factors of one matrix W [m, n], best first: rank r is A[:r] and B[:, :r].
+
+    A: [R, n], B: [m, R], in the weight's dtype and on its device; R is the largest rank that saves parameters.
+    energy: [min(m, n)] float64 on the CPU, output energy of each direction on the calibration tokens, descending
+    within the rank of the data.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    energy: torch.Tensor
+
+    @property
+    def max_rank(self) -> int:
+        return self.A.shape[0]
+
+    def slice(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views A[:rank], B[:, :rank]."""
+        return self.A[:rank], self.B[:, :rank]
+
+    def lost(self, rank: int) -> float:
+        """Share of the output energy lost at this rank, Σ_{i>r} λ_i / Σ λ_i (DESIGN 2.1), in [0, 1]."""
+        total = float(self.energy.sum())
+        return float(self.energy[rank:].sum()) / total if total > 0 else 0.0
+
+
+class Factors(dict[str, FactorPair]):
+    """Matrix name → `FactorPair`, with the method that made them."""
+
+    def __init__(self, pairs: Mapping[str, FactorPair], method: str):
+        super().__init__(pairs)
+        self.method = method
+
+    def check(self, matrices: Mapping[str, Matrix], plan: Mapping[str, int | str]) -> None:
+        """InputError unless these factors fit the matrices and reach every rank of the plan."""
+        for name, pair in self.items():
+            matrix = matrices.get(name)
+            if matrix is None or (matrix.m, matrix.n) != (pair.B.shape[0], pair.A.shape[1]):
+                raise InputError(
+                    f"the factors of {name} do not fit this model: project them again from its own weights "
+                    "(sieve.apply_ works on the dense model)"
+                )
+        for name, rank in plan.items():
+            if rank == DENSE:
+                continue
+            if name not in self:
+                raise InputError(f"the plan prunes {name}, but there are no factors for it")
+            if rank > self[name].max_rank:
+                raise InputError(
+                    f"the plan gives {name} rank {rank}; above {self[name].max_rank} a pair is no smaller "
+                    "than the matrix, so use 'dense'"
+                )

@@ -1,0 +1,99 @@
+"""A run described: typed, versioned, the same as YAML, JSON, Python and command-line options."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sieve.calibration import NEEDS
+from sieve.errors import InputError
+from sieve.files import write_text
+from sieve.search import check_options
+
+VERSION = 1
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result of `sieve prune`.
+
+    model: "smollm2" (embedded), a hub id, a local folder or a GGUF file.
+    task: a built-in task or a task file.
+    tolerance: ε in [0, 1), relative to the dense model's accuracy.
+    search, method: names of a searcher and a projection.
+    confident: demand the lower end of the paired 95 % interval, not the mean.
+    calibration_tokens: budget of the calibration pass, padding excluded.
+    rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
+    dtype, device: of the model while it is pruned; the result is stored in that dtype.
+    seed: of the task's splits and of the search.
+    """
+
+    model: str
+    task: str
+    tolerance: float = 0.05
+    search: str = "uniform"
+    method: str = "output_aligned"
+    confident: bool = False
+    calibration_tokens: int = 32_768
+    rank_multiple: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    version: int = VERSION
+
+    def check(self) -> "Recipe":
+        """InputError for any value that could not work; returns the recipe itself."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            allowed = {"str": str, "int": int, "bool": bool, "float": (float, int), "int | None": (int, type(None))}[
+                kind
+            ]
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+                raise InputError(f"recipe: {field.name} must be {kind}, got {value!r}")
+        if self.version != VERSION:
+            raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
+        check_options(self.tolerance, self.search)
+        if self.method not in NEEDS:
+            raise InputError(f"unknown method {self.method!r}: choose one of {', '.join(NEEDS)}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.rank_multiple is not None and self.rank_multiple < 1:
+            raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "Recipe":
+        """Values of a file, with every override that is not None in their place."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InputError(f"recipe: unknown key {name!r}; known are {', '.join(known)}")
+        merged = values | {name: value for name, value in overrides.items() if value is not None}
+        for name in ("model", "task"):
+            if name not in merged:
+                raise InputError(f"no {name} given: name one on the command line or in the recipe")
+        return cls(**merged).check()
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
+        """Read YAML or JSON (which is YAML too); overrides win over the file."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the recipe {path}: {error}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"the recipe {path} must be a mapping of options")
+        return cls.from_dict(values, **overrides)
+
+    def override(self, **values: Any) -> "Recipe":
+        return replace(self, **values).check()

@@ -1,0 +1,99 @@
+"""`report.json`: every number that a run measured. Fractions are in [0, 1], sizes in parameters or bytes."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sieve.fitness import Scores
+from sieve.fitness.intervals import Interval, bootstrap, paired
+from sieve.recipe import Recipe
+from sieve.search import SearchResult
+
+VERSION = 1
+PACKAGES = ("sieve-pruning", "torch", "triton", "transformers", "safetensors", "numpy", "scipy")
+
+
+def build_report(
+    recipe: Recipe,
+    result: SearchResult,
+    scores: dict[str, dict[str, Scores]],
+    size: dict[str, dict[str, int]],
+    calibration_tokens: int,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Args:
+        scores: "dense" and "pruned" → split → per-example scores, on the same examples.
+        size: "dense" and "pruned" → {"parameters", "bytes"} of the whole model, tied weights counted once.
+        calibration_tokens: tokens that were summed.
+        seconds: wall-clock time by stage.
+    """
+    prunable = sum(matrix.parameters for matrix in result.matrices.values())
+    kept = result.plan.size(result.matrices)
+    splits = list(scores["pruned"])
+    return {
+        "version": VERSION,
+        "model": recipe.model,
+        "task": recipe.task,
+        "tolerance": recipe.tolerance,
+        "parameters": {
+            "prunable_removed": 1 - kept / prunable,
+            "model_removed": 1 - size["pruned"]["parameters"] / size["dense"]["parameters"],
+            "prunable": {"dense": prunable, "pruned": kept},
+            "model": {which: size[which]["parameters"] for which in ("dense", "pruned")},
+        },
+        "bytes": {which: size[which]["bytes"] for which in ("dense", "pruned")},
+        "accuracy": {
+            which: {split: _interval(bootstrap(scores[which][split].score)) for split in splits}
+            for which in ("dense", "pruned")
+        },
+        "loglik": {
+            which: {split: _interval(bootstrap(scores[which][split].loglik)) for split in splits}
+            for which in ("dense", "pruned")
+        },
+        "difference": {
+            measure: {
+                split: _interval(
+                    paired(getattr(scores["pruned"][split], field), getattr(scores["dense"][split], field))
+                )
+                for split in splits
+            }
+            for measure, field in (("accuracy", "score"), ("loglik", "loglik"))
+        },
+        "resolution": {
+            "standard_error": result.resolution.standard_error,
+            "tolerance": result.resolution.tolerance,
+            "sufficient": result.resolution.sufficient,
+            "needed_n": result.resolution.needed_n,
+        },
+        "calibration": {"tokens": calibration_tokens, "method": recipe.method},
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "kept": result.plan.kept(result.matrices),
+        "search": {
+            "search": recipe.search,
+            "evaluations": len(result.evaluated),
+            "validation_attempts": result.validation_attempts,
+            "candidates": [
+                {
+                    "prunable_removed": candidate.plan.prunable_removed(result.matrices),
+                    "accuracy": candidate.scores.accuracy,
+                    "loglik": candidate.scores.mean_loglik,
+                }
+                for candidate in result.evaluated
+            ],
+        },
+        "bottlenecks": None,  # a uniform search varies all matrices together: it cannot tell
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _interval(interval: Interval) -> dict[str, float | int]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,44 @@
+"""A report as tables on a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_report(report: dict[str, Any], console: Console) -> None:
+    """Print size, accuracy by split, and seconds by stage."""
+    parameters, sizes = report["parameters"], report["bytes"]
+    table = Table(title=f"{report['model']} pruned for {report['task']} (ε = {report['tolerance']:.1%})")
+    for column in ("", "dense", "pruned", "removed"):
+        table.add_column(column, justify="left" if not column else "right")
+    prunable, model = parameters["prunable"], parameters["model"]
+    table.add_row("prunable parameters", *_pair(prunable, 1e6, "M"), f"{parameters['prunable_removed']:.1%}")
+    table.add_row("all parameters", *_pair(model, 1e6, "M"), f"{parameters['model_removed']:.1%}")
+    table.add_row("weights", *_pair(sizes, 2**20, "MiB"), f"{1 - sizes['pruned'] / sizes['dense']:.1%}")
+    console.print(table)
+
+    table = Table(title="accuracy (95 % interval)")
+    for column in ("split", "examples", "dense", "pruned", "pruned − dense", "log-likelihood, pruned − dense"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, dense in report["accuracy"]["dense"].items():
+        pruned, difference = report["accuracy"]["pruned"][split], report["difference"]
+        table.add_row(
+            split,
+            str(dense["n"]),
+            _within(dense),
+            _within(pruned),
+            _within(difference["accuracy"][split], "+"),
+            _within(difference["loglik"][split], "+"),
+        )
+    console.print(table)
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())
+    console.print(f"{sum(report['seconds'].values()):.0f} s in all: {stages}")
+
+
+def _pair(values: dict[str, int], unit: float, name: str) -> tuple[str, str]:
+    return f"{values['dense'] / unit:.1f} {name}", f"{values['pruned'] / unit:.1f} {name}"
+
+
+def _within(interval: dict[str, float], sign: str = "") -> str:
+    return f"{interval['value']:{sign}.3f}  [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"

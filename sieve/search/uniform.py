@@ -1,0 +1,38 @@
+"""Uniform pruning: bisection on one kept fraction for all matrices (the baseline of LLM-Sieve)."""
+
+from collections.abc import Iterator
+
+from sieve.plan import DENSE, Plan
+from sieve.search.problem import Candidate, Problem
+
+STEPS = 50  # kept fractions 1/50, 2/50, … : finer than fitness data of a few hundred examples can tell apart
+
+
+def uniform(problem: Problem) -> Iterator[Candidate]:
+    """Yield acceptable candidates, the smallest first and then ever larger ones.
+
+    Bisection takes accuracy to grow with the kept fraction. Where noise breaks that, it still ends at a fraction
+    that is acceptable next to one that is not.
+    """
+    plans = _plans(problem)
+    low, high = -1, len(plans)  # plans[low] is known too small, plans[high] known good (dense lies past the end)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if problem.accepts(problem.evaluate(plans[middle])):
+            high = middle
+        else:
+            low = middle
+    for plan in plans[high:]:
+        candidate = problem.evaluate(plan)
+        if problem.accepts(candidate):
+            yield candidate
+
+
+def _plans(problem: Problem) -> list[Plan]:
+    """The distinct plans of the grid that prune anything, smallest first."""
+    plans: list[Plan] = []
+    for step in range(1, STEPS + 1):
+        plan = Plan.uniform(problem.matrices.values(), step / STEPS, problem.rank_multiple)
+        if set(plan.values()) != {DENSE} and (not plans or plan != plans[-1]):
+            plans.append(plan)
+    return plans
