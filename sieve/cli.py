@@ -14,7 +14,8 @@ from sieve import progress
 from sieve.errors import InputError, SieveError
 
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
-3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance · 130 Ctrl-C"""
+3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
+130 Ctrl-C"""
 
 app = typer.Typer(
     help="The smallest language model that still does your task.",

@@ -19,7 +19,7 @@ from sieve.models import load_model
 from sieve.projections import project
 from sieve.recipe import Recipe
 from sieve.report import build_report
-from sieve.search import run_search
+from sieve.searchers import run_search
 from sieve.tasks import load_task
 
 

@@ -9,7 +9,7 @@ import yaml
 from sieve.calibration import NEEDS
 from sieve.errors import InputError
 from sieve.files import write_text
-from sieve.search import check_options
+from sieve.searchers import check_options
 
 VERSION = 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")

@@ -7,7 +7,7 @@ from typing import Any
 from sieve.fitness import Scores
 from sieve.fitness.intervals import Interval, bootstrap, paired
 from sieve.recipe import Recipe
-from sieve.search import SearchResult
+from sieve.searchers import SearchResult
 
 VERSION = 1
 PACKAGES = ("sieve-pruning", "torch", "triton", "transformers", "safetensors", "numpy", "scipy")

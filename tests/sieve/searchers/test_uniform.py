@@ -5,8 +5,8 @@ import pytest
 from sieve.fitness import Scores
 
 from sieve.plan import Matrix, Plan
-from sieve.search.problem import Problem, within
-from sieve.search.uniform import _plans, uniform
+from sieve.searchers.problem import Problem, within
+from sieve.searchers.uniform import _plans, uniform
 
 MATRICES = {name: Matrix(name, 64, 64, i) for i, name in enumerate("abc")}
 

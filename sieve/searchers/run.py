@@ -14,8 +14,8 @@ from sieve.fitness.intervals import Resolution, resolution
 from sieve.matrices import prunable
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
-from sieve.search.problem import Candidate, Problem, within
-from sieve.search.uniform import uniform
+from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.uniform import uniform
 from sieve.tasks import Task, load_task
 
 # A searcher yields candidates that the fitness split accepts, the one it would choose first.

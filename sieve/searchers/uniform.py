@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sieve.plan import DENSE, Plan
-from sieve.search.problem import Candidate, Problem
+from sieve.searchers.problem import Candidate, Problem
 
 STEPS = 50  # kept fractions 1/50, 2/50, … : finer than fitness data of a few hundred examples can tell apart
 

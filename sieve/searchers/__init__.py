@@ -1,6 +1,6 @@
 """Which candidate next: from nested factors and a task to the smallest plan within the tolerance."""
 
-from sieve.search.problem import Candidate, Problem
-from sieve.search.run import SEARCHERS, SearchResult, check_options, run_search, search
+from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.run import SEARCHERS, SearchResult, check_options, run_search, search
 
 __all__ = ["SEARCHERS", "Candidate", "Problem", "SearchResult", "check_options", "run_search", "search"]
