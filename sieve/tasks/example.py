@@ -1,0 +1,164 @@
+"""One question of a task, and how it is rendered from a row of data."""
+
+import re
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sieve.errors import InputError
+from sieve.tasks.answers import resolve_answers
+from sieve.tasks.rows import Row
+
+if TYPE_CHECKING:
+    from sieve.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rendered question.
+
+    prompt: what the model reads, few-shot examples included; "" for perplexity.
+    choices: continuations of the prompt (leading space included) of a multiple-choice question, else empty.
+    answer: index of the right choice; -1 where there are no choices.
+    references: right answers of a generation question; for perplexity the text alone.
+    neutral: the prompt without its content, against which `normalize: prior` judges a choice.
+    question: what makes two examples the same one, whatever their few-shot examples.
+    """
+
+    prompt: str
+    choices: tuple[str, ...] = ()
+    answer: int = -1
+    references: tuple[str, ...] = ()
+    neutral: str = ""
+    question: str = ""
+
+    @property
+    def target(self) -> str:
+        """The right text, as it follows the prompt."""
+        if self.choices:
+            return self.choices[self.answer]
+        return continuing(self.prompt, self.references[0])
+
+
+def continuing(prompt: str, text: str) -> str:
+    """`text` from a data field, with a space before it unless the prompt's end makes it needless."""
+    return text if not prompt or prompt[-1].isspace() or text[:1].isspace() else f" {text}"
+
+
+def template_fields(template: str, where: str) -> list[str]:
+    """Names of the fields in a template such as "Review: {text}"; braces are doubled to stand for themselves."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"{where}: {error} in {template!r}: write {{{{ and }}}} for literal braces") from None
+    for _, name, spec, conversion in parsed:
+        if name is not None and (not name or spec or conversion):
+            raise InputError(f"{where}: {template!r} must name plain fields, as in {{text}}")
+    return list(dict.fromkeys(name for _, name, _, _ in parsed if name is not None))
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """The template with `values` in the place of its fields."""
+    parsed = string.Formatter().parse(template)
+    return "".join(literal + ("" if name is None else values[name]) for literal, name, _, _ in parsed)
+
+
+def render(task: "Task", rows: Sequence[Row]) -> list[Example]:
+    """Examples of the task, one per row.
+
+    Raises: InputError naming the row and the field that cannot be used.
+    """
+    check_fields(task, rows)
+    prompt_fields = template_fields(task.prompt, task.where)
+    neutral = fill(task.prompt, dict.fromkeys(prompt_fields, "")) if task.normalize == "prior" else ""
+    prompts = [fill(task.prompt, _texts(row, prompt_fields)) for row in rows]
+    if task.type == "perplexity":
+        for row, prompt in zip(rows, prompts, strict=True):
+            if not prompt.strip():
+                raise InputError(f"{task.where}: {row.where} has an empty text: remove it")
+        return [Example("", references=(text,), question=_same(text)) for text in prompts]
+    if task.type == "generation":
+        return [
+            Example(prompt, references=_references(row, task.answer), question=_same(prompt))
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+    choices = [_choices(task, row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    answers = resolve_answers(rows, task.answer, choices, task.where)
+    return [
+        # Where the prompt is the same for all rows, the choices are the question.
+        Example(prompt, texts, answer, neutral=neutral, question=_same(prompt if prompt_fields else "\n".join(texts)))
+        for prompt, texts, answer in zip(prompts, choices, answers, strict=True)
+    ]
+
+
+def check_fields(task: "Task", rows: Sequence[Row]) -> None:
+    """InputError for a field that the task names and the data does not have."""
+    known = list(dict.fromkeys(name for row in rows for name in row.values))
+    wanted = [("prompt", name) for name in template_fields(task.prompt, task.where)]
+    if isinstance(task.choices, str):
+        wanted.append(("choices", task.choices))
+    else:
+        wanted += [("choices", name) for text in task.choices for name in template_fields(text, task.where)]
+    if task.answer:
+        wanted.append(("answer", task.answer))
+    for key, name in wanted:
+        if name not in known:
+            raise InputError(f"{task.where}: {key} names an unknown field {name!r}; the data has {', '.join(known)}")
+
+
+def with_shots(example: Example, shots: Sequence[Example]) -> Example:
+    """The example with solved ones before it."""
+    before = "".join(f"{shot.prompt}{shot.target}\n\n" for shot in shots)
+    return replace(example, prompt=before + example.prompt, neutral=before + example.neutral)
+
+
+def _same(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _texts(row: Row, names: Iterable[str]) -> dict[str, str]:
+    return {name: _text(row.field(name)) for name in names}
+
+
+def _text(value: Any) -> str:
+    return "\n".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def _references(row: Row, name: str) -> tuple[str, ...]:
+    value = row.field(name)
+    texts = tuple(str(item).strip() for item in (value if isinstance(value, list) else [value]))
+    if not texts or not all(texts):
+        raise InputError(f"{row.where}: the answer field {name!r} is empty: remove the row or give it an answer")
+    return texts
+
+
+def _choices(task: "Task", row: Row, prompt: str) -> tuple[str, ...]:
+    """The choices of one row as they continue the prompt."""
+    if not isinstance(task.choices, str):
+        return tuple(fill(text, _texts(row, template_fields(text, task.where))) for text in task.choices)
+    value = row.field(task.choices)
+    texts = [str(item) for item in value] if isinstance(value, list) else lettered_lines(str(value))
+    if len(texts) < 2:
+        raise InputError(
+            f"{task.where}: {row.where}: the field {task.choices!r} must hold a list of at least two choices "
+            f"or lines 'A. …', got {_short(value)}"
+        )
+    return tuple(continuing(prompt, text) for text in texts)
+
+
+def lettered_lines(text: str) -> list[str]:
+    """ "A. one\\nB. two" → ["one", "two"]; a line without the next letter continues the choice before it."""
+    choices: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = re.match(r"\(?([A-Z])[.):]\s*(.*)", line)
+        if match and match[1] == chr(ord("A") + len(choices)):
+            choices.append(match[2])
+        elif choices:
+            choices[-1] += f"\n{line}"
+    return choices
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,111 @@
+"""Disjoint, deterministic splits.
+
+Examples are ordered by a hash of their question and the seed, so that the order in which the data is stored does not
+matter and equal questions stay together: they never stand on both sides of a border.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from sieve.errors import InputError
+from sieve.tasks.example import Example
+
+SPLITS = ("calibration", "fitness", "validation", "test")
+DEFAULT_SIZES: Mapping[str, float | int] = {"calibration": 0.4, "fitness": 0.2, "validation": 0.2, "test": 0.2}
+
+# Where each split is taken from when the data comes as split files: the first of these that is there.
+# What a model was developed on is never tested on if it can be helped, and a test file is kept for the test.
+_TRAIN, _DEV, _TEST = ("train", "training"), ("validation", "valid", "val", "dev", "development"), ("test", "eval")
+_SOURCES = {
+    "calibration": ("calibration", *_TRAIN, "fitness", *_DEV, *_TEST),
+    "fitness": ("fitness", *_TRAIN, "calibration", *_DEV, *_TEST),
+    "validation": (*_DEV, *_TRAIN, "fitness", "calibration", *_TEST),
+    "test": (*_TEST, *_DEV, *_TRAIN, "fitness", "calibration"),
+}
+
+
+def check_sizes(sizes: Mapping[str, float | int], where: str) -> None:
+    """InputError unless there is a fraction (float) or a count (int) for each split."""
+    for name in sizes:
+        if name not in SPLITS:
+            raise InputError(f"{where}: unknown split {name!r} in splits; known are {', '.join(SPLITS)}")
+    for name in SPLITS:
+        size = sizes.get(name)
+        if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
+            raise InputError(f"{where}: splits needs a fraction or a count above 0 for {name!r}, got {size!r}")
+    fractions = sum(size for size in sizes.values() if isinstance(size, float))
+    if fractions > 1 + 1e-9:
+        raise InputError(f"{where}: the fractions in splits add up to {fractions:g}: make it at most 1")
+
+
+def split(
+    pools: Mapping[str, Sequence[Example]], sizes: Mapping[str, float | int], seed: int, where: str
+) -> dict[str, list[Example]]:
+    """Divide the pools (split file → examples; "" for one that has none) among the four splits.
+
+    Splits that share a pool share it in proportion to their fractions; a count is taken as it is. Fractions that add
+    up to less than 1 leave the rest of every pool unused. A question found in several pools counts only in the one
+    that is tested on last.
+
+    Raises: InputError for a split that would be empty or a count that the data cannot fill.
+    """
+    source = {name: _source(name, pools, where) for name in SPLITS}
+    used: set[str] = set()
+    parts: dict[str, list[Example]] = {}
+    share = min(1.0, sum(size for size in sizes.values() if isinstance(size, float)))
+    for pool in dict.fromkeys(source[name] for name in reversed(SPLITS)):
+        groups = _groups([example for example in pools[pool] if example.question not in used], seed)
+        takers = {name: sizes[name] for name in SPLITS if source[name] == pool}
+        parts |= _deal(groups, takers, share, where, pool)
+        used |= {example.question for example in pools[pool]}
+    return {name: parts[name] for name in SPLITS}
+
+
+def _source(name: str, pools: Mapping[str, Sequence[Example]], where: str) -> str:
+    if list(pools) == [""]:
+        return ""
+    for candidate in _SOURCES[name]:
+        if candidate in pools:
+            return candidate
+    known = ", ".join((*_TRAIN[:1], *_DEV[:1], *_TEST[:1]))
+    raise InputError(f"{where}: no split file for {name!r} among {', '.join(pools)}: name them {known}")
+
+
+def _groups(examples: Sequence[Example], seed: int) -> list[list[Example]]:
+    """Examples with the same question, in an order drawn from the seed and the questions alone."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.question, []).append(example)
+
+    def key(example: Example) -> bytes:
+        return hashlib.sha256(f"{seed}\0{example.question}".encode()).digest()
+
+    def within(example: Example) -> tuple:
+        return example.prompt, example.choices, example.answer, example.references
+
+    return [sorted(group, key=within) for group in sorted(groups.values(), key=lambda group: key(group[0]))]
+
+
+def _deal(
+    groups: list[list[Example]], takers: Mapping[str, float | int], share: float, where: str, pool: str
+) -> dict[str, list[Example]]:
+    total = sum(map(len, groups))
+    fractions = sum(size for size in takers.values() if isinstance(size, float))
+    parts: dict[str, list[Example]] = {}
+    remaining = iter(groups)
+    for name, size in takers.items():
+        wanted = size if isinstance(size, int) else int(total * share * size / fractions + 1e-9)
+        part: list[Example] = []
+        while len(part) < wanted and (group := next(remaining, None)) is not None:
+            part += group
+        parts[name] = part[:wanted]
+        origin = f"{pool!r} has" if pool else "the data has"
+        if not part:
+            raise InputError(
+                f"{where}: the {name} split is empty: {origin} {total} examples; add data or change splits"
+            )
+        if isinstance(size, int) and len(part) < wanted:
+            raise InputError(
+                f"{where}: splits asks for {wanted} {name} examples, {len(part)} are left: {origin} {total} in all"
+            )
+    return parts

@@ -1,0 +1,198 @@
+"""What a task is, and reading one from YAML."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sieve.errors import InputError
+from sieve.tasks.example import Example, render, template_fields, with_shots
+from sieve.tasks.rows import check_source, load_pools
+from sieve.tasks.splits import DEFAULT_SIZES, check_sizes, split
+
+_BUILTIN = Path(__file__).parent / "builtin"
+_ALLOWED = {
+    "type": ("multiple_choice", "generation", "perplexity"),
+    "normalize": ("none", "length", "prior"),
+    "metric": ("exact_match", "contains", "f1"),
+}
+_ONLY_FOR = {  # keys that have no meaning for the other types
+    "choices": "multiple_choice",
+    "normalize": "multiple_choice",
+    "metric": "generation",
+    "max_new_tokens": "generation",
+    "stop": "generation",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, checked when it is made. In YAML `split_sizes` is written `splits`, and `file` does not exist.
+
+    name: for reports; a YAML file's own name unless given.
+    type: "multiple_choice" | "generation" | "perplexity".
+    data: a .jsonl/.csv/.parquet file or a folder of split files (relative to the task's file),
+        {dataset:, config:, split:} for `datasets`, {package:, path:} inside an installed package,
+        {builtin:} for ours, or the rows themselves.
+    prompt: template with {fields}; for perplexity the text itself.
+    choices: templates of the choices (their leading space included), or the name of a field that holds a list or
+        lettered lines.
+    answer: name of the field with the right answer: index, letter or text of a choice; for generation one text or
+        a list of texts, each of them right.
+    description: one line for lists.
+    normalize: of a choice's log-likelihood: "none", "length" (per character) or "prior" (less that after a prompt
+        without content).
+    shots: solved examples before every prompt, taken out of the calibration split.
+    split_sizes: fraction (float) or count (int) for calibration, fitness, validation and test.
+    chat: wrap prompts by the tokenizer's chat template.
+    metric: of a generated answer: "exact_match" | "contains" | "f1".
+    max_new_tokens, stop: where generation ends at the latest; `stop` is a text, or None for end-of-text alone.
+    file: where the task was read from.
+    """
+
+    name: str
+    type: str
+    data: Any
+    prompt: str
+    choices: tuple[str, ...] | str = ()
+    answer: str = ""
+    description: str = ""
+    normalize: str = "none"
+    shots: int = 0
+    split_sizes: Mapping[str, float | int] = field(default_factory=lambda: dict(DEFAULT_SIZES))
+    chat: bool = False
+    metric: str = "exact_match"
+    max_new_tokens: int = 32
+    stop: str | None = "\n"
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.choices, list):
+            object.__setattr__(self, "choices", tuple(self.choices))
+        self._check()
+
+    @property
+    def where(self) -> str:
+        """What messages call this task: its file, else its name."""
+        return str(self.file) if self.file and self.file.parent != _BUILTIN else f"task {self.name!r}"
+
+    def splits(self, seed: int = 0) -> dict[str, list[Example]]:
+        """The examples: "calibration", "fitness", "validation", "test" → disjoint lists, in an order drawn by `seed`.
+
+        Deterministic in (data, seed); the same question never stands in two splits.
+
+        Raises: InputError for data that cannot be read, unknown fields, a right answer that is not among the choices,
+            an empty split, or an answer that is the same for all examples.
+        """
+        folder = self.file.parent if self.file else Path()
+        pools = load_pools(self.data, folder, self.where)
+        rendered = render(self, [row for rows in pools.values() for row in rows])
+        self._check_answers(rendered)
+        remaining = iter(rendered)
+        examples = {name: [next(remaining) for _ in rows] for name, rows in pools.items()}
+        parts = split(examples, self.split_sizes, seed, self.where)
+        if not self.shots:
+            return parts
+        shots, rest = parts["calibration"][: self.shots], parts["calibration"][self.shots :]
+        if not rest:
+            raise InputError(f"{self.where}: the {self.shots} shots leave no calibration example: lower shots")
+        parts["calibration"] = rest
+        return {name: [with_shots(example, shots) for example in part] for name, part in parts.items()}
+
+    def _check(self) -> None:
+        for name in ("name", "prompt", "answer", "description"):
+            self._require(isinstance(getattr(self, name), str), name, "a text")
+        for name, values in _ALLOWED.items():
+            self._require(getattr(self, name) in values, name, f"one of {', '.join(values)}")
+        for name, least in (("shots", 0), ("max_new_tokens", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            self._require(whole and value >= least, name, f"a whole number of at least {least}")
+        self._require(isinstance(self.chat, bool), "chat", "true or false")
+        self._require(self.stop is None or (isinstance(self.stop, str) and self.stop), "stop", "a text or null")
+        self._require(isinstance(self.split_sizes, Mapping), "splits", "a fraction or count per split", "split_sizes")
+        check_sizes(self.split_sizes, self.where)
+        check_source(self.data, self.where)
+        template_fields(self.prompt, self.where)
+        if self.type == "multiple_choice":
+            texts = isinstance(self.choices, tuple) and all(isinstance(text, str) for text in self.choices)
+            named = isinstance(self.choices, str) and self.choices
+            self._require(named or (texts and len(self.choices) > 1), "choices", "two or more texts or a field's name")
+        if self.type != "perplexity":
+            self._require(bool(self.answer), "answer", "the name of the field with the right answer")
+        else:
+            self._require(not self.shots, "shots", "0 for perplexity")
+            self._require(not self.chat, "chat", "false for perplexity")
+            self._require(bool(template_fields(self.prompt, self.where)), "prompt", 'a text with fields, as "{text}"')
+        for other in fields(self):
+            if _ONLY_FOR.get(other.name, self.type) != self.type and getattr(self, other.name) != other.default:
+                raise InputError(
+                    f"{self.where}: {other.name} is only for {_ONLY_FOR[other.name]}: remove it or change type"
+                )
+
+    def _require(self, holds: Any, key: str, wanted: str, attribute: str | None = None) -> None:
+        if not holds:
+            raise InputError(f"{self.where}: {key} must be {wanted}, got {getattr(self, attribute or key)!r:.60}")
+
+    def _check_answers(self, examples: Sequence[Example]) -> None:
+        targets = {example.target for example in examples}
+        if self.type != "perplexity" and len(targets) == 1:
+            raise InputError(
+                f"{self.where}: the right answer is {targets.pop().strip()!r} for all {len(examples)} examples: "
+                f"check the answer field {self.answer!r} or add data with other answers"
+            )
+
+
+def builtin_tasks() -> list[str]:
+    """Names of the tasks that come with Sieve."""
+    return sorted(path.stem for path in _BUILTIN.glob("*.yaml"))
+
+
+def load_task(task: str | Path | Task) -> Task:
+    """A task from a built-in name or a YAML file (a `Task` is returned as it is).
+
+    Raises: InputError in one line that names the file, the key and the fix.
+
+    Example:
+        >>> load_task("geography").splits()["test"][0].prompt
+        'Question: In which country is the city of Douala?\\nAnswer:'
+    """
+    if isinstance(task, Task):
+        return task
+    path = Path(task).expanduser()
+    if str(task) in builtin_tasks():
+        path = _BUILTIN / f"{task}.yaml"
+    elif path.suffix.lower() not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(str(task), builtin_tasks(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = ", ".join(builtin_tasks())
+        raise InputError(f"unknown task {str(task)!r}: {hint}Built in are {known}; your own is a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"cannot read the task file {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"the task file {path} is not YAML: {' '.join(str(error).split())}") from None
+    return _from_mapping(values, path)
+
+
+def _from_mapping(values: Any, path: Path) -> Task:
+    if not isinstance(values, dict):
+        raise InputError(f"the task file {path} must be a mapping of keys such as type, data and prompt")
+    known = ["splits" if item.name == "split_sizes" else item.name for item in fields(Task) if item.name != "file"]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(f"{path}: unknown key {key!r}{hint}; known are {', '.join(known)}")
+    for key in ("type", "data", "prompt"):
+        if key not in values:
+            raise InputError(f"{path}: the key {key!r} is missing")
+    values = {"name": path.stem, **values}
+    if "splits" in values:
+        values["split_sizes"] = values.pop("splits")
+    return Task(**values, file=path.resolve())
