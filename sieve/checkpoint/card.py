@@ -1,0 +1,73 @@
+"""The model card (README.md) of a pruned model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# The first line of the file, because transformers gives only a warning where this is forgotten.
+WARNING = (
+    "**Load this model only after `import sieve` (`pip install sieve-pruning`): without it transformers fills the "
+    "pruned layers with random weights, with no more than a warning.**"
+)
+
+_USE = """\
+```python
+import sieve
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+`sieve.load("path/to/this/folder")` returns both, and checks that every weight was found."""
+
+
+def model_card(ranks: Mapping[str, int], report: Mapping[str, Any] | None = None) -> str:
+    """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy."""
+    report = report or {}
+    parts = [WARNING] if ranks else []
+    parts.append("# A causal language model pruned for one task" if ranks else "# A causal language model, not pruned")
+    if "model" in report and "task" in report:
+        tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
+        parts.append(f"Made by Sieve from `{report['model']}` for the task `{report['task']}`{tolerance}.")
+    if ranks:
+        parts.append(f"{len(ranks)} of its weight matrices are low-rank pairs; `config.json` holds their ranks.")
+    parts += ["## Use", _USE]
+    if size := _size(report):
+        parts += ["## Size", size]
+    if accuracy := _accuracy(report):
+        parts += ["## Accuracy", accuracy]
+    if report:
+        parts.append("`report.json` has every number of the run.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _size(report: Mapping[str, Any]) -> str:
+    lines = []
+    parameters, sizes = report.get("parameters", {}), report.get("bytes", {})
+    if "prunable_removed" in parameters:
+        lines.append(f"- parameters removed among the prunable matrices: {parameters['prunable_removed']:.1%}")
+    if "model_removed" in parameters:
+        lines.append(
+            f"- parameters removed in the whole model (embeddings and head included): {parameters['model_removed']:.1%}"
+        )
+    if {"dense", "pruned"} <= sizes.keys():
+        lines.append(f"- weights: {sizes['pruned'] / 1e6:,.1f} MB, dense {sizes['dense'] / 1e6:,.1f} MB")
+    return "\n".join(lines)
+
+
+def _accuracy(report: Mapping[str, Any]) -> str:
+    accuracy = report.get("accuracy", {})
+    dense, pruned = accuracy.get("dense", {}), accuracy.get("pruned", {})
+    rows = [
+        f"| {split} | {_interval(dense[split])} | {_interval(pruned[split])} | {pruned[split]['n']:,} |"
+        for split in pruned
+        if split in dense
+    ]
+    if not rows:
+        return ""
+    head = "| split | dense | pruned | examples |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(rows) + "\n\nIn brackets: 95 % bootstrap intervals."
+
+
+def _interval(interval: Mapping[str, float]) -> str:
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

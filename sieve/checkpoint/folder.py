@@ -1,0 +1,109 @@
+"""A pruned model's folder: safetensors, config, tokenizer, report, recipe and model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from sieve.checkpoint.card import model_card
+from sieve.errors import InputError
+from sieve.files import atomic_folder, write_json, write_text
+from sieve.layers import LowRankLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | Path,
+    report: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model to a new folder that transformers loads after `import sieve`; complete or not at all.
+
+    Args:
+        model: any causal LM, pruned by `sieve.apply_`; weights are stored in the dtype they have.
+        tokenizer: stored beside it.
+        path: the folder; it must not exist, or be empty.
+        report: written to `report.json` and summed up in the model card `README.md`.
+        recipe: written to `recipe.yaml`.
+
+    Raises:
+        InputError: the folder exists, or the model has adapters or quantised weights.
+        StorageError: the disk is full, or the place cannot be written; nothing is left behind.
+
+    Example:
+        >>> sieve.save(pruned, tokenizer, "runs/mine", report=report)
+    """
+    from sieve.models import quiet_transformers
+
+    _check_plain(model)
+    ranks = mark(model)
+    with atomic_folder(path) as folder, quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(ranks, report))
+        if report is not None:
+            write_json(folder / "report.json", report)
+        if recipe is not None:
+            write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+
+
+def load(
+    path: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer that `save` wrote; the model in eval mode.
+
+    Args:
+        path: the folder.
+        dtype: "auto" (as stored), "bfloat16", "float16", "float32" or a torch.dtype.
+        device: "auto" (a GPU if there is one), or any torch device.
+
+    Raises: InputError when the folder is not a model's, or weights are missing from it.
+
+    Example:
+        >>> model, tokenizer = sieve.load("runs/mine")
+    """
+    from sieve.models import load_model
+
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is not a folder: name one that `sieve prune` or `sieve.save` made")
+    return load_model(str(Path(path).absolute()), dtype, device)
+
+
+def mark(model: PreTrainedModel) -> dict[str, int]:
+    """Write the ranks of the model's pairs into `model.config`, as `save_pretrained` needs them; returns them.
+
+    A model without pairs loses the mark: it is a plain transformers model.
+    """
+    from sieve.checkpoint.quantizer import SieveConfig
+
+    ranks = {name: layer.rank for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+    present = getattr(model.config, "quantization_config", None)
+    if present is not None and not isinstance(present, SieveConfig):
+        raise InputError("the model is quantised: prune and save the original model, and quantise the result")
+    if ranks:
+        model.config.quantization_config = SieveConfig(ranks)
+    elif present is not None:
+        del model.config.quantization_config
+    return ranks
+
+
+def _check_plain(model: PreTrainedModel) -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or getattr(model, "peft_config", None):
+        raise InputError(
+            f"cannot save a {type(model).__name__} with adapters: merge them first (`model.merge_and_unload()`)"
+        )
+    for name, parameter in model.named_parameters():
+        if type(parameter.data) is not torch.Tensor:
+            raise InputError(
+                f"{name} is quantised ({type(parameter.data).__name__}): save first, quantise what you load"
+            )

