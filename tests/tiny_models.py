@@ -1,7 +1,7 @@
 """Tiny random models, one per architecture that Sieve supports: for tests where the shape matters, not the text.
 
-    from tests.tiny_models import TINY, tiny_model
-    model = tiny_model("llama")
+    from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
 
 Hidden 32, two blocks, vocabulary 128; widths differ from one another so that a swapped dimension shows.
 """
@@ -9,6 +9,8 @@ Hidden 32, two blocks, vocabulary 128; widths differ from one another so that a 
 from collections.abc import Callable
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -20,9 +22,12 @@ from transformers import (
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
+
+from sieve.matrices import low_rank, prunable, replace
 
 VOCABULARY = 128
 _LENGTH = 256
@@ -85,3 +90,30 @@ def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids [rows, length], special tokens left out."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """`tiny_model` with two of every three prunable matrices replaced by random pairs of ranks 4 to 8."""
+    model = tiny_model(name, seed, dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for i, matrix in enumerate(prunable(model)):
+            if i % 3 != 1:
+                layer = model.get_submodule(matrix)
+                pair = low_rank(layer, 4 + i % 5)
+                if layer.bias is not None:
+                    pair.B.bias.data.copy_(layer.bias)
+                replace(model, matrix, pair)
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per ASCII character, its code being its id; <pad> 0, <s> 1 and </s> 2 stand for control characters."""
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    characters = {chr(code): code for code in range(len(special), VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel({**special, **characters}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="?"
+    )
