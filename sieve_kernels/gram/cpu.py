@@ -1,51 +1,64 @@
-"""CPU path of the Gram family: symmetric rank-k updates of the library BLAS, half the arithmetic of X.T @ X."""
+"""CPU path of the Gram family: the upper triangle in panels, each one product of the library GEMM.
 
-import torch
-from scipy.linalg.blas import dsyrk, ssyrk
+Why not the library's own symmetric update: OpenBLAS (SciPy's `ssyrk`) keeps its worker thread spinning for tens of
+milliseconds after each call, in the way of torch's threads. It looks fast beside `X.T @ X` in a loop and makes the
+forward pass between two calls slower by more than it saves.
+"""
+
+from collections.abc import Iterator
+
 from torch import Tensor
 
-ROWS = 2048
-"""Rows converted at a time, so that a bf16 input never exists whole in fp32."""
+PANEL = 320
+"""Rows of `out` per product. Narrower panels waste less below the diagonal, n(n + PANEL)/2 products instead of n²/2,
+but the library's GEMM loses speed under about 256 rows."""
+
+STRIP = 64
+"""Columns that `mirror_` writes at a time: few enough that the cache lines of its transposed reads survive."""
+
+BLOCK = 1 << 24
+"""Numbers of a converted, selected or weighted copy of x that exist at a time (64 MiB in float32)."""
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:
-    """out [n, n] += xᵀ diag(w) x; x [T, n], weight [T] in out's dtype."""
-    if weight is not None and bool((weight < 0).any()):
-        cross_gram_(out, x, x, weight)
-        return
-    work = out.contiguous()
-    for rows, w in _blocks(x, weight):
-        rows = rows.to(work.dtype)
-        if w is not None:
-            rows = rows * w.sqrt()[:, None]
-        _syrk(work, rows.contiguous())
-    work.copy_(work.triu() + work.triu(1).T)
-    if work is not out:
-        out.copy_(work)
+    """out [n, n] += xᵀ diag(w) x; x [T, n], weight [T] bool or in out's dtype. Reads the upper triangle of `out`."""
+    for rows, weights in _blocks(x, weight, out):
+        for start in range(0, x.shape[1], PANEL):
+            left = _scaled(rows[:, start : start + PANEL], weights)
+            out[start : start + PANEL, start:].addmm_(left.T, rows[:, start:])
+    mirror_(out)
 
 
 def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
-    """out [n, m] += xᵀ diag(w) y; x [T, n], y [T, m], weight [T] in out's dtype."""
-    for start in range(0, x.shape[0], ROWS):
-        rows = slice(start, start + ROWS)
-        a, b = x[rows].to(out.dtype), y[rows].to(out.dtype)
+    """out [n, m] += xᵀ diag(w) y; x [T, n], y [T, m], weight [T] bool or in out's dtype."""
+    for (left, weights), (right, _) in zip(_blocks(x, weight, out), _blocks(y, weight, out), strict=True):
+        out.addmm_(_scaled(left, weights).T, right)
+
+
+def mirror_(out: Tensor) -> None:
+    """Copy the upper triangle of out [n, n] to the lower."""
+    for start in range(0, out.shape[0], STRIP):
+        end = start + STRIP
+        out[end:, start:end] = out[start:end, end:].T
+        corner = out[start:end, start:end]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+
+
+def _blocks(x: Tensor, weight: Tensor | None, out: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """x [T, n] in row blocks of out's dtype without the tokens of weight zero, and their weights where not all 1."""
+    copied = x.dtype != out.dtype or weight is not None
+    step = max(1, BLOCK // max(1, *out.shape)) if copied else max(1, x.shape[0])
+    for start in range(0, x.shape[0], step):
+        rows, weights = x[start : start + step], None
         if weight is not None:
-            w = weight[rows, None]
-            a, b = (a * w).masked_fill(w == 0, 0), b.masked_fill(w == 0, 0)
-        out.addmm_(a.T, b)
+            weights = weight[start : start + step]
+            kept = weights != 0
+            if not kept.all():
+                rows, weights = rows[kept], weights[kept]
+            if (weights == 1).all():
+                weights = None
+        yield rows.to(out.dtype), weights
 
 
-def _blocks(x: Tensor, weight: Tensor | None):
-    for start in range(0, x.shape[0], ROWS):
-        rows, w = x[start : start + ROWS], None
-        if weight is not None:
-            w = weight[start : start + ROWS]
-            rows, w = rows[w != 0], w[w != 0]
-        if len(rows):
-            yield rows, w
-
-
-def _syrk(out: Tensor, x: Tensor) -> None:
-    """Upper triangle of out += xᵀ x in place. BLAS counts columns first: it sees both transposed, without a copy."""
-    syrk = dsyrk if out.dtype == torch.float64 else ssyrk
-    syrk(1.0, x.numpy().T, beta=1.0, c=out.numpy().T, lower=1, overwrite_c=1)
+def _scaled(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows if weights is None else rows * weights[:, None]

@@ -47,7 +47,8 @@ def _accumulate(op, out: Tensor, x: Tensor, y: Tensor | None, weight: Tensor | N
     _check(out, x, y, weight)
     inputs = [t.detach().reshape(-1, t.shape[-1]) for t in (x, y) if t is not None]
     if weight is not None:
-        weight = weight.detach().reshape(-1).to(out.dtype)
+        weight = weight.detach().reshape(-1)
+        weight = weight if weight.dtype == torch.bool else weight.to(out.dtype)
     op(out, *inputs, weight)
     return out
 
