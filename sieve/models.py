@@ -63,14 +63,14 @@ def load_model(
     else:
         folder, local = _folder_or_hub_id(source)
     with _input_errors(source), quiet_transformers(local):
-        model = _pretrained(folder, wanted, place, local)
         tokenizer = _tokenizer(folder, local)
-    if model.dtype == torch.float16 and place.type == "cpu":
-        if wanted == "auto":
-            progress.say("  float16 is slow on most CPUs: using bfloat16")
-            model = model.to(torch.bfloat16)
-        else:
-            warnings.warn("float16 is slow on most CPUs: consider bfloat16", stacklevel=2)
+        model = _pretrained(folder, wanted, place, local)
+        if model.dtype == torch.float16 and place.type == "cpu":
+            if wanted == "auto":
+                progress.say("  float16 is slow on most CPUs: using bfloat16")  # loaded anew: a cast would
+                model = _pretrained(folder, torch.bfloat16, place, local)  # round the rotary frequencies too
+            else:
+                warnings.warn("float16 is slow on most CPUs: consider bfloat16", stacklevel=2)
     check_finite(model)
     return model, tokenizer
 

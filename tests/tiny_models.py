@@ -83,7 +83,7 @@ def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
+    return _cast(model, dtype)
 
 
 def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
@@ -94,7 +94,7 @@ def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
 
 def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """`tiny_model` with two of every three prunable matrices replaced by random pairs of ranks 4 to 8."""
-    model = tiny_model(name, seed, dtype)
+    model = tiny_model(name, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for i, matrix in enumerate(prunable(model)):
@@ -104,7 +104,7 @@ def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) ->
                 if layer.bias is not None:
                     pair.B.bias.data.copy_(layer.bias)
                 replace(model, matrix, pair)
-    return model.eval()
+    return _cast(model, dtype)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -117,3 +117,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="?"
     )
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The parameters, not the buffers: as `from_pretrained` does, which leaves the rotary frequencies in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model.eval()

@@ -1,0 +1,261 @@
+"""save → load gives the same model: for every architecture, in a new process, through transformers alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from sieve.checkpoint import load, mark, model_bytes, save, weight_bytes
+from sieve.errors import InputError, StorageError
+from sieve.layers import LowRankLinear
+from tests.tiny_models import TINY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(tiny_tokens()).logits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved pruned Llama; tests copy it before they change it."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    save(tiny_pruned("llama"), tiny_tokenizer(), path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def edit_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_round_trip(name, tmp_path):
+    model = tiny_pruned(name)
+    expected = logits(model)
+    save(model, tiny_tokenizer(), tmp_path / "first")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+
+    assert torch.equal(logits(loaded), expected)
+    pairs = {key: layer.rank for key, layer in loaded.named_modules() if isinstance(layer, LowRankLinear)}
+    assert pairs == {key: layer.rank for key, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+    assert len(pairs) > 0
+    assert loaded.generate(tiny_tokens(1, 4), max_new_tokens=3, min_new_tokens=3).shape == (1, 7)
+    tied = model.config.tie_word_embeddings
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
+
+    loaded.save_pretrained(tmp_path / "second")
+    for file in ("config.json", "generation_config.json"):
+        assert (tmp_path / "second" / file).read_text() == (tmp_path / "first" / file).read_text()
+    first = load_file(tmp_path / "first" / "model.safetensors")
+    second = load_file(tmp_path / "second" / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_config_holds_the_documented_format(folder):
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    ranks = {key: layer.rank for key, layer in tiny_pruned("llama").named_modules() if isinstance(layer, LowRankLinear)}
+    assert config == {"quant_method": "sieve", "version": 1, "ranks": ranks}
+    names = load_file(folder / "model.safetensors").keys()
+    assert {"model.layers.0.self_attn.q_proj.A.weight", "model.layers.0.self_attn.q_proj.B.weight"} <= names
+
+
+def test_a_new_process_needs_only_import_sieve(folder, tmp_path):
+    script = """
+import sys, torch
+import sieve, sieve.checkpoint
+assert "transformers" not in sys.modules
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
+"""
+    torch.save(tiny_tokens(), tmp_path / "tokens.pt")
+    arguments = [str(folder), str(tmp_path / "tokens.pt"), str(tmp_path / "logits.pt")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, env=environment, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(tiny_pruned("llama")))
+
+
+def test_load_returns_model_and_tokenizer(folder):
+    model, tokenizer = load(folder)
+    assert not model.training
+    assert torch.equal(logits(model), logits(tiny_pruned("llama")))
+    assert tokenizer("In which country?").input_ids == tiny_tokenizer()("In which country?").input_ids
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"device_map": "cpu"}, {"device_map": "auto"}])
+def test_options_of_from_pretrained(folder, options):
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    expected = tiny_pruned("llama", dtype=options.get("dtype", torch.float32))
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_the_bare_decoder_loads(folder):
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(model(tiny_tokens())[0], tiny_pruned("llama").model(tiny_tokens())[0])
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.float(), lambda m: m.to(torch.bfloat16)])
+def test_a_loaded_model_can_be_cast(folder, cast):
+    model = cast(AutoModelForCausalLM.from_pretrained(folder))
+    assert model.model.layers[0].self_attn.q_proj.A.weight.dtype == model.dtype
+
+
+def test_a_model_without_pairs_is_saved_as_plain(tmp_path):
+    model = tiny_model("llama")
+    save(model, tiny_tokenizer(), tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert "import sieve" not in (tmp_path / "dense" / "README.md").read_text().splitlines()[0]
+    assert torch.equal(logits(load(tmp_path / "dense")[0]), logits(model))
+
+
+def test_mark_follows_the_model():
+    model = tiny_pruned("llama")
+    ranks = mark(model)
+    assert model.config.quantization_config.ranks == ranks
+    model.model = tiny_model("llama").model
+    assert mark(model) == {}
+    assert not hasattr(model.config, "quantization_config")
+
+
+def test_report_recipe_and_card_lie_beside(tmp_path):
+    report = {"model": "tiny", "task": "letters", "parameters": {"prunable_removed": 0.25}}
+    save(tiny_pruned("llama"), tiny_tokenizer(), tmp_path / "m", report=report, recipe={"model": "tiny", "seed": 3})
+    assert json.loads((tmp_path / "m" / "report.json").read_text()) == report
+    assert (tmp_path / "m" / "recipe.yaml").read_text() == "model: tiny\nseed: 3\n"
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "import sieve" in card.splitlines()[0]
+    assert "random weights" in card.splitlines()[0]
+    assert "25.0%" in card
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").pad_token == "<pad>"
+
+
+def test_byte_counts(folder):
+    model = tiny_pruned("llama")
+    stored = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    assert model_bytes(model) == stored  # tied embeddings once
+    assert weight_bytes(folder) == (folder / "model.safetensors").stat().st_size > stored
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"ranks": {"model.layers.0.mlp.no_such_proj": 4}}, "no_such_proj.* no linear layer of LlamaForCausalLM"),
+            ({"ranks": {"model.layers.0.mlp": 4}}, "no linear layer"),
+            ({"ranks": {"model.layers.0.mlp.up_proj": 0}}, "ranks of 1 up"),
+            ({"ranks": {"model.layers.0.mlp.up_proj": "4"}}, "ranks of 1 up"),
+            ({"ranks": None}, "ranks of 1 up"),
+            ({"version": 2}, "format 2 and this Sieve reads format 1"),
+        ],
+    )
+    def test_damaged_config(self, copy, values, message):
+        edit_config(copy, **values)
+        with pytest.raises(InputError, match=message):
+            load(copy)
+        with pytest.raises(InputError, match=message):
+            AutoModelForCausalLM.from_pretrained(copy)
+
+    def test_ranks_that_lack_a_matrix(self, copy):
+        """Transformers would warn, and go on with random weights."""
+        ranks = json.loads((copy / "config.json").read_text())["quantization_config"]["ranks"]
+        del ranks["model.layers.0.self_attn.q_proj"]
+        edit_config(copy, ranks=ranks)
+        with pytest.raises(InputError, match=r"lacks the weights model\.layers\.0\.self_attn\.q_proj\.weight"):
+            load(copy)
+
+    def test_rank_that_differs_from_the_weights(self, copy):
+        edit_config(copy, ranks={"model.layers.0.self_attn.q_proj": 31})
+        with pytest.raises(InputError):
+            load(copy)
+
+    def test_cut_off_weights(self, copy):
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(InputError, match=f"cannot load {copy}") as caught:
+            load(copy)
+        assert "\n" not in str(caught.value)
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(InputError, match="is not a folder"):
+            load(tmp_path / "nothing")
+
+    def test_dense_model_cannot_be_quantised_to_sieve(self, tmp_path):
+        from sieve.checkpoint.quantizer import SieveConfig
+
+        tiny_model("llama").save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="pre-quantized"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=SieveConfig({}))
+
+
+class TestNothingHalfWritten:
+    def test_existing_folder(self, tmp_path):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "mine.txt").write_text("keep")
+        with pytest.raises(InputError, match="already exists"):
+            save(tiny_pruned("llama"), tiny_tokenizer(), tmp_path / "model")
+        assert [file.name for file in (tmp_path / "model").iterdir()] == ["mine.txt"]
+
+    def test_empty_folder_is_used(self, tmp_path):
+        (tmp_path / "model").mkdir()
+        save(tiny_pruned("llama"), tiny_tokenizer(), tmp_path / "model")
+        load(tmp_path / "model")
+
+    @pytest.mark.parametrize("stage", ["save_pretrained", "fsync"])
+    def test_full_disk(self, tmp_path, monkeypatch, stage):
+        def full(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        model = tiny_pruned("llama")
+        monkeypatch.setattr(*((model, stage) if stage == "save_pretrained" else (os, stage)), full)
+        with pytest.raises(StorageError, match="No space left"):
+            save(model, tiny_tokenizer(), tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_really_full_disk(self, tmp_path):
+        with small_disk(tmp_path / "disk", kilobytes=64) as disk:
+            with pytest.raises(StorageError, match="free some space"):
+                save(tiny_pruned("llama"), tiny_tokenizer(), disk / "model")
+            assert list(disk.iterdir()) == []
+
+    def test_interrupt(self, tmp_path, monkeypatch):
+        tokenizer = tiny_tokenizer()
+
+        def interrupt(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tokenizer, "save_pretrained", interrupt)  # when the weights are written already
+        with pytest.raises(KeyboardInterrupt):
+            save(tiny_pruned("llama"), tokenizer, tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def small_disk(path, kilobytes):
+    path.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root on Linux")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
