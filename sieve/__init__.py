@@ -1,1 +1,73 @@
-"""Sieve: the smallest language model that still does your task."""
+"""Sieve: the smallest language model that still does your task.
+
+Names are imported when first used, so that `import sieve` and `sieve --help` are quick; what `import sieve` does at
+once is to have transformers know pruned models whenever it is loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sieve import registration
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sieve.apply import apply_
+    from sieve.calibration import Statistics, calibrate
+    from sieve.checkpoint import load, save
+    from sieve.fitness import evaluate
+    from sieve.layers import LowRankLinear
+    from sieve.models import load_model
+    from sieve.pipeline import prune
+    from sieve.plan import Plan
+    from sieve.projections import Factors, project
+    from sieve.recipe import Recipe
+    from sieve.searchers import search
+    from sieve.tasks import Task, load_task
+
+_HOME = {
+    "Factors": "projections",
+    "LowRankLinear": "layers",
+    "Plan": "plan",
+    "Recipe": "recipe",
+    "Statistics": "calibration",
+    "Task": "tasks",
+    "apply_": "apply",
+    "calibrate": "calibration",
+    "evaluate": "fitness",
+    "load": "checkpoint",
+    "load_model": "models",
+    "load_task": "tasks",
+    "project": "projections",
+    "prune": "pipeline",
+    "save": "checkpoint",
+    "search": "searchers",
+}
+
+__all__ = [
+    "Factors",
+    "LowRankLinear",
+    "Plan",
+    "Recipe",
+    "Statistics",
+    "Task",
+    "apply_",
+    "calibrate",
+    "evaluate",
+    "load",
+    "load_model",
+    "load_task",
+    "project",
+    "prune",
+    "save",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sieve' has no attribute {name!r}")
+    return globals().setdefault(name, getattr(import_module(f"sieve.{_HOME[name]}"), name))
+
+
+registration.register()

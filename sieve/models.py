@@ -177,8 +177,6 @@ def _hub_answers() -> bool:
 def _pretrained(folder: str, dtype: str | torch.dtype, device: torch.device, local: bool) -> PreTrainedModel:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    import sieve.checkpoint  # noqa: F401  makes pruned folders loadable
-
     config = AutoConfig.from_pretrained(folder, local_files_only=local)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{folder} is a {config.model_type}, not a causal language model: name one that is")

@@ -89,7 +89,7 @@ def test_no_rank_r_map_found_by_descent_is_better():
             return value
 
         optimizer.step(loss)
-        assert float(loss()) >= optimum * (1 - 1e-6)
+        assert loss().item() >= optimum * (1 - 1e-6)
     assert optimum == pytest.approx(float(energy[rank:].sum()), rel=1e-4)
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from sieve.fitness import Scores
 
+from sieve.fitness import Scores
 from sieve.plan import Matrix, Plan
 from sieve.searchers.problem import Problem, within
 from sieve.searchers.uniform import _plans, uniform
