@@ -74,7 +74,8 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model of the architecture `name`, in eval mode on the CPU; equal seeds give equal weights.
 
-    Biases and norm weights are random too (transformers initialises them to 0 and 1), so that a lost one shows.
+    Weights are seven times as large as transformers makes them, and biases and norm weights are random (it makes them
+    0 and 1), so that every layer has its part in the output and a lost or wrong one shows.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,6 +84,8 @@ def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
+                else:
+                    parameter.mul_(7)
     return _cast(model, dtype)
 
 
