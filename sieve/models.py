@@ -152,12 +152,12 @@ def _folder_or_hub_id(source: str) -> tuple[str, bool]:
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"the folder {source} holds no model: it has no config.json")
+            raise InputError(f"the folder {source!r} holds no model: it has no config.json")
         return str(path), True
     if path.exists():
         raise InputError(f"{source} is a file of an unknown kind: name a folder, a GGUF file or a hub id")
     if not _HUB_ID.fullmatch(source):
-        raise InputError(f"there is no folder {source}: check the path, or name {EMBEDDED_MODEL!r} or a hub id")
+        raise InputError(f"there is no folder {source!r}: check the path, or name {EMBEDDED_MODEL!r} or a hub id")
     return source, not _hub_answers()
 
 
@@ -210,7 +210,7 @@ def _input_errors(source: str) -> Iterator[None]:
             raise StorageError(f"the disk is full: free some space to load {source}") from error
         if "LocalEntryNotFound" in type(error.__cause__).__name__:
             raise InputError(
-                f"there is no folder {source}, and no model of that name is in the local hub cache while the hub "
+                f"there is no folder {source!r}, and no model of that name is in the local hub cache while the hub "
                 "cannot be reached: check the name and the connection"
             ) from error
         reason = " ".join(str(error).split())[:300]

@@ -1,0 +1,42 @@
+"""The model card says how to load the model, and what the report measured."""
+
+from sieve.checkpoint.card import model_card
+
+
+def interval(value, n=200):
+    return {"value": value, "low": value - 0.05, "high": value + 0.05, "n": n}
+
+
+REPORT = {
+    "model": "smollm2",
+    "task": "geography",
+    "tolerance": 0.05,
+    "parameters": {"prunable_removed": 0.31, "model_removed": 0.245},
+    "bytes": {"dense": 269_000_000, "pruned": 203_100_000},
+    "accuracy": {
+        "dense": {"validation": interval(0.79), "test": interval(0.801, 1500)},
+        "pruned": {"validation": interval(0.77), "test": interval(0.755, 1500)},
+    },
+}
+RANKS = {"model.layers.0.mlp.up_proj": 8, "model.layers.0.mlp.down_proj": 16}
+
+
+def test_first_line_warns():
+    first = model_card(RANKS).splitlines()[0]
+    assert "`import sieve`" in first
+    assert "random weights" in first
+
+
+def test_numbers_of_the_report():
+    card = model_card(RANKS, REPORT)
+    assert "from `smollm2` for the task `geography`, tolerance 5.0%" in card
+    assert "2 of its weight matrices" in card
+    assert "prunable matrices: 31.0%" in card
+    assert "head included): 24.5%" in card
+    assert "weights: 203.1 MB, dense 269.0 MB" in card
+    assert "| test | 0.801 [0.751, 0.851] | 0.755 [0.705, 0.805] | 1,500 |" in card
+
+
+def test_a_partial_report_gives_a_shorter_card():
+    assert "## Size" not in model_card(RANKS, {"task": "mine"})
+    assert "## Accuracy" not in model_card(RANKS, {"accuracy": {"pruned": {"test": interval(0.5)}}})
