@@ -14,7 +14,7 @@ from typing import Any
 from sieve.errors import InputError
 
 CHOICES = 4
-CITIES = 4600
+CITIES = 5000
 # A few countries hold half of the world's large cities; without a limit, naming them would be a good guess.
 CITIES_PER_COUNTRY = 120
 

@@ -1,0 +1,214 @@
+"""A model's scores on a task's examples."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sieve import progress
+from sieve.errors import InputError
+from sieve.fitness.generation import greedy_answers, score_answer
+from sieve.fitness.likelihood import Continuation, score
+from sieve.tasks import Example, Task, encode
+from sieve.tasks.encoding import encode_text
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Results of one model on N examples, in their order.
+
+    score: float64 [N], in [0, 1]: accuracy, exact match, containment or F1; for perplexity exp(loglik), the
+        geometric mean probability of a token (its mean over the examples is not the inverse of a corpus perplexity).
+    loglik: float64 [N], in nats: log-likelihood of the right answer given the prompt; for perplexity of a token,
+        on average over the text.
+    tokens: how many the model had to read or write, padding excluded.
+    """
+
+    score: np.ndarray
+    loglik: np.ndarray
+    tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score."""
+        return float(self.score.mean())
+
+    @property
+    def mean_loglik(self) -> float:
+        """Mean log-likelihood of the right answer, in nats."""
+        return float(self.loglik.mean())
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    batch_tokens: int = 2048,
+) -> Scores:
+    """Score `model` on `examples`, exactly: no sampling, no early stop, the same bits for the same arguments.
+
+    Args:
+        model: any `AutoModelForCausalLM`; left as it was.
+        examples: of one split of `task`.
+        batch_tokens: cells (rows × padded length) of one forward pass; memory grows with it.
+
+    Raises: InputError for no examples, or an answer longer than the model's context; NumericsError naming the layer
+        where NaN or infinity first appears.
+
+    Example:
+        >>> scores = evaluate(model, tokenizer, task, task.splits()["test"])
+        >>> scores.accuracy
+        0.79
+    """
+    if not examples:
+        raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
+    run = {"multiple_choice": _multiple_choice, "generation": _generation, "perplexity": _perplexity}[task.type]
+    with _evaluating(model), torch.inference_mode():
+        return run(model, tokenizer, task, examples, batch_tokens)
+
+
+def _multiple_choice(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    batch_tokens: int,
+) -> Scores:
+    questions = [
+        [Continuation(*encode(tokenizer, task, example, choice)) for choice in example.choices] for example in examples
+    ]
+    logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "multiple choice")
+    raw = [np.asarray(values) for values in logliks]
+    judged = raw
+    if task.normalize == "length":  # characters of the choice, as lm-eval's acc_norm: independent of the tokenizer
+        judged = [
+            values / [max(len(text.strip()), 1) for text in example.choices]
+            for values, example in zip(raw, examples, strict=True)
+        ]
+    elif task.normalize == "prior":
+        priors, more = _priors(model, tokenizer, task, examples, batch_tokens)
+        judged = [values - prior for values, prior in zip(raw, priors, strict=True)]
+        tokens += more
+    right = [example.answer for example in examples]
+    return Scores(
+        score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
+        loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
+        tokens=tokens,
+    )
+
+
+def _priors(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    batch_tokens: int,
+) -> tuple[list[np.ndarray], int]:
+    """Log-likelihood of each example's choices after its neutral prompt; each pair of texts is run once."""
+    choices: dict[str, dict[str, int]] = {}  # neutral prompt → choice → its place in the question
+    for example in examples:
+        places = choices.setdefault(example.neutral, {})
+        for text in example.choices:
+            places.setdefault(text, len(places))
+    questions = [
+        [Continuation(*encode_text(tokenizer, task, neutral, text)) for text in texts]
+        for neutral, texts in choices.items()
+    ]
+    logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "prior")
+    values = dict(zip(choices, logliks, strict=True))
+    return [
+        np.array([values[example.neutral][choices[example.neutral][text]] for text in example.choices])
+        for example in examples
+    ], tokens
+
+
+def _generation(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    batch_tokens: int,
+) -> Scores:
+    questions = [[Continuation(*encode(tokenizer, task, example, example.target))] for example in examples]
+    logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "right answers")
+    prompts = [encode(tokenizer, task, example, "")[0] for example in examples]
+    context = _context(model)
+    if context is not None:
+        keep = context - task.max_new_tokens
+        if keep < 1:
+            raise InputError(f"{task.where}: max_new_tokens must be below the model's context of {context} tokens")
+        prompts = [ids[-keep:] for ids in prompts]
+    answers, written = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, batch_tokens)
+    return Scores(
+        score=np.array(
+            [
+                score_answer(answer, example.references, task.metric)
+                for answer, example in zip(answers, examples, strict=True)
+            ]
+        ),
+        loglik=np.array([values[0] for values in logliks]),
+        tokens=tokens + written,
+    )
+
+
+def _perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    batch_tokens: int,
+) -> Scores:
+    """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window."""
+    length = min(_context(model) or batch_tokens, batch_tokens)
+    windows: list[list[Continuation]] = []
+    owner: list[int] = []
+    for index, example in enumerate(examples):
+        ids, start = encode(tokenizer, task, example, example.target)
+        if len(ids) <= start:
+            raise InputError(f"{task.where}: the text {example.target!r:.40} is too short to be scored: remove it")
+        for first in range(start, len(ids), length):
+            windows.append([Continuation(ids[first - 1 : first + length], 1)])
+            owner.append(index)
+    logliks, tokens = score(model, windows, batch_tokens, "perplexity")
+    total, scored = np.zeros(len(examples)), np.zeros(len(examples))
+    np.add.at(total, owner, [values[0] for values in logliks])
+    np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])
+    return Scores(score=np.exp(total / scored), loglik=total / scored, tokens=tokens)
+
+
+def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: Task) -> list[list[Continuation]]:
+    """Questions within the model's context: the beginning of a prompt that is too long is cut."""
+    context = _context(model)
+    if context is None:
+        return questions
+    cut = 0
+    fitted = []
+    for sequences in questions:
+        excess = max(len(ids) for ids, _ in sequences) - 1 - context  # the last token is scored, not read
+        if excess > 0:
+            cut += 1
+            if any(start <= excess for _, start in sequences):
+                raise InputError(f"{task.where}: an answer is longer than the model's context of {context} tokens")
+            sequences = [Continuation(ids[excess:], start - excess) for ids, start in sequences]
+        fitted.append(sequences)
+    if cut:
+        progress.say(f"  note: {cut} prompts are longer than the model's {context} tokens: their beginnings are cut")
+    return fitted
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,134 @@
+"""Greedy answers and how they are judged."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from sieve import progress
+from sieve.errors import NumericsError
+from sieve.fitness.likelihood import batches
+from sieve.fitness.numerics import first_nonfinite
+
+
+def greedy_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: str | None,
+    batch_tokens: int,
+) -> tuple[list[str], int]:
+    """The most likely token at each step, until end-of-text, `stop` or `max_new_tokens`.
+
+    Returns: the texts before `stop`, and the number of tokens read and written, padding excluded.
+    """
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    pad = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
+    )
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    answers = [""] * len(prompts)
+    tokens = 0
+    with progress.bar("generation", len(prompts), "answers") as advance, _only(model, config):
+        for span in batches([len(prompts[index]) for index in order], max_new_tokens, batch_tokens):
+            batch = order[span]
+            longest = len(prompts[batch[-1]])
+            padding = [longest - len(prompts[index]) for index in batch]
+            # On the left, so that every row goes on right after its last token.
+            ids = torch.tensor([[pad] * n + prompts[index] for n, index in zip(padding, batch, strict=True)])
+            mask = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
+            output = model.generate(
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                logits_processor=LogitsProcessorList([_RequireFinite(model)]),
+                stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, longest, stop)]),
+            )
+            for index, row in zip(batch, output[:, longest:].tolist(), strict=True):
+                written = next((place for place, token in enumerate(row) if token in (pad, *ends)), len(row))
+                text = tokenizer.decode(row[:written], skip_special_tokens=True)
+                answers[index] = text.split(stop)[0] if stop else text
+                tokens += len(prompts[index]) + written
+            advance(len(batch))
+    return answers, tokens
+
+
+class _Stop(StoppingCriteria):
+    """Ends a row once its text holds `stop`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, stop: str | None):
+        self.tokenizer, self.prompt, self.stop = tokenizer, prompt, stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **_) -> torch.Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :]) if self.stop else [""] * len(input_ids)
+        return torch.tensor([bool(self.stop) and self.stop in text for text in texts], device=input_ids.device)
+
+
+class _RequireFinite(LogitsProcessor):
+    """Lets logits through, or raises NumericsError."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(scores.amax(-1)).all():  # -inf alone is a forbidden token
+            raise NumericsError(f"the model's output is not finite: {first_nonfinite(self.model, input_ids)}")
+        return scores
+
+
+@contextmanager
+def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """The model generates by `config` alone: its own sampling and repetition settings would not be greedy."""
+    before, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def score_answer(answer: str, references: Sequence[str], metric: str) -> float:
+    """The best score of `answer` against any of the references, in [0, 1].
+
+    Texts are compared as for SQuAD (Rajpurkar et al. 2016): lower case, no punctuation, no articles.
+    """
+    compare = {"exact_match": _exact, "contains": _contains, "f1": _f1}[metric]
+    given = normalized(answer)
+    return max(compare(given, normalized(reference)) for reference in references)
+
+
+def normalized(text: str) -> list[str]:
+    """Words of a text in lower case, without ASCII punctuation and English articles."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _exact(given: list[str], right: list[str]) -> float:
+    return float(given == right)
+
+
+def _contains(given: list[str], right: list[str]) -> float:
+    spans = (given[start : start + len(right)] for start in range(len(given) - len(right) + 1))
+    return float(any(span == right for span in spans))
+
+
+def _f1(given: list[str], right: list[str]) -> float:
+    """Harmonic mean of the shares of words in common."""
+    if not given or not right:
+        return float(given == right)
+    common = sum((Counter(given) & Counter(right)).values())
+    return 2 * common / (len(given) + len(right))

@@ -1,0 +1,227 @@
+"""Log-likelihoods of continuations, with every token run once that several sequences begin with.
+
+A question is a list of token sequences that usually share a beginning: its prompt with each choice. Three steps, as the
+levels of a trie:
+
+1. the beginning that *all* questions share (instruction, few-shot examples) is run once;
+2. on top of its KV cache, the rest of each question's shared beginning, in batches of similar length;
+3. on top of that, what is left of each sequence. The last token of a sequence is only predicted, never run, so a
+   choice of one token ends with step 2.
+
+Rows are padded on the right, where a causal model cannot see it, and before step 3 the cache is cut to rows of one
+exact length. There is thus never a hole in the cache: no mask is needed and positions are those of an unpadded run,
+whatever the model's position encoding.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sieve import progress
+from sieve.errors import NumericsError
+from sieve.fitness.numerics import first_nonfinite
+
+_CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
+_ROWS = 256  # rows of logits that are turned into float32 at a time
+
+
+class Continuation(NamedTuple):
+    """Token ids, of which those from `start` on are scored, 1 ≤ start < len(ids)."""
+
+    ids: list[int]
+    start: int
+
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]  # per layer keys and values [rows, heads, tokens, head_dim]
+
+
+class _Query(NamedTuple):
+    """The log-probability of `token` after position `position` of row `row` counts for sequence `number`."""
+
+    row: int
+    position: int
+    token: int
+    number: int
+
+
+class _Tail(NamedTuple):
+    """What is left of sequence `number` after the first `cached` of its tokens, which are those of row `row`."""
+
+    cached: int
+    length: int
+    row: int
+    number: int
+    sequence: Continuation
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel, questions: Sequence[Sequence[Continuation]], batch_tokens: int, description: str
+) -> tuple[list[list[float]], int]:
+    """Log-likelihood in nats of each sequence's scored tokens, and the number of tokens run.
+
+    The order of the work follows from the arguments alone, so that the same model gives the same bits.
+
+    Raises: NumericsError naming the first layer whose output is not finite.
+    """
+    units = _units(questions, _can_reuse_cache(model))
+    shared = [
+        min(_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit)) for unit in units
+    ]
+    common = _common_to_all(units, shared) if len(units) > 1 and _can_reuse_cache(model) else 0
+    results = torch.zeros(sum(map(len, questions)), dtype=torch.float64)
+    prefix = _run(model, [units[0][0][1].ids[:common]], [], [], results, keep=True) if common else []
+    tokens = common
+
+    order = sorted(range(len(units)), key=lambda index: (shared[index], index))
+    with progress.bar(description, len(units), "questions") as advance:
+        for span in batches([shared[index] - common for index in order], common, batch_tokens):
+            batch = order[span]
+            rows = [units[index][0][1].ids[common : shared[index]] for index in batch]
+            queries, tails = [], []
+            for row, index in enumerate(batch):
+                end = shared[index]
+                for number, sequence in units[index]:
+                    ids, start = sequence
+                    queries += [_Query(row, at - 1 - common, ids[at], number) for at in range(start, end + 1)]
+                    if len(ids) - 1 > end:
+                        tails.append(_Tail(end, len(ids), row, number, sequence))
+            layers = _run(model, rows, _take_rows(prefix, [0] * len(rows), common), queries, results, keep=bool(tails))
+            tokens += sum(map(len, rows))
+            for end, group in groupby(sorted(tails), key=lambda tail: tail.cached):
+                tokens += _run_tails(model, layers, end, list(group), batch_tokens, results)
+            advance(len(rows))
+    values = iter(results.tolist())
+    return [[next(values) for _ in question] for question in questions], tokens
+
+
+def _units(questions: Sequence[Sequence[Continuation]], cached: bool) -> list[list[tuple[int, Continuation]]]:
+    """Numbered sequences in groups that share a beginning; alone where nothing can be shared."""
+    units: list[list[tuple[int, Continuation]]] = []
+    number = 0
+    for question in questions:
+        unit = list(enumerate(question, number))
+        number += len(question)
+        together = cached and _common(sequence.ids for sequence in question) > 0
+        units += [unit] if together else [[member] for member in unit]
+    return units
+
+
+def _run_tails(
+    model: PreTrainedModel, layers: Layers, end: int, tails: list[_Tail], batch_tokens: int, results: torch.Tensor
+) -> int:
+    """Step 3 for sequences whose first `end` tokens are cached; returns the number of tokens run."""
+    tokens = 0
+    for span in batches([tail.length - 1 - end for tail in tails], end, batch_tokens):
+        batch = tails[span]
+        rows = [tail.sequence.ids[end:-1] for tail in batch]
+        queries = [
+            _Query(row, at - 1 - end, tail.sequence.ids[at], tail.number)
+            for row, tail in enumerate(batch)
+            for at in range(max(tail.sequence.start, end + 1), tail.length)
+        ]
+        _run(model, rows, _take_rows(layers, [tail.row for tail in batch], end), queries, results, keep=False)
+        tokens += sum(map(len, rows))
+    return tokens
+
+
+def _run(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    past: Layers,
+    queries: list[_Query],
+    results: torch.Tensor,
+    keep: bool,
+) -> Layers:
+    """One forward pass over rows on top of `past`; adds the queries' log-probabilities to `results`.
+
+    Returns: the cache, past included, if it is to be kept, else [].
+    """
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=model.device)
+    cells = sorted({(query.row, query.position) for query in queries}) or [(0, 0)]
+    where = {cell: number for number, cell in enumerate(cells)}
+    cache = DynamicCache(past) if past else (DynamicCache() if keep else None)
+    logits = logits_at(model, ids, torch.tensor(cells, device=model.device), cache)
+
+    numbers = torch.tensor([where[query.row, query.position] for query in queries], dtype=torch.int64)
+    chosen = torch.tensor([query.token for query in queries], dtype=torch.int64)
+    normalizers = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(_ROWS)]).cpu()
+    picked = logits[numbers.to(logits.device), chosen.to(logits.device)].float().cpu()
+    logprobs = picked.double() - normalizers[numbers].double()
+    if not (torch.isfinite(normalizers).all() and torch.isfinite(logprobs).all()):
+        raise NumericsError(f"the model's output is not finite: {first_nonfinite(model, ids)}")
+    results.index_add_(0, torch.tensor([query.number for query in queries], dtype=torch.int64), logprobs)
+    return [(layer.keys, layer.values) for layer in cache.layers] if keep else []
+
+
+def logits_at(
+    model: PreTrainedModel, ids: torch.Tensor, cells: torch.Tensor, cache: DynamicCache | None = None
+) -> torch.Tensor:
+    """Logits [K, vocabulary] at K cells (row, position) of ids [B, T], cells int64 [K, 2], in the model's dtype.
+
+    A hook takes the K hidden states out of what the decoder hands to the model's own `forward`, which then does to
+    them whatever it does before and after its head (scaling, soft-capping): the head, a quarter of the work of a
+    small model, runs on K rows instead of B·T.
+    """
+    taken = False
+
+    def take(module: torch.nn.Module, args: tuple, output):
+        nonlocal taken
+        taken = True
+        output.last_hidden_state = output.last_hidden_state[cells[:, 0], cells[:, 1]][None]
+        return output
+
+    decoder = model.get_decoder()
+    handle = decoder.register_forward_hook(take) if decoder is not model else None
+    try:
+        output = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, return_dict=True)
+    finally:
+        if handle is not None:
+            handle.remove()
+    return output.logits[0] if taken else output.logits[cells[:, 0], cells[:, 1]]
+
+
+def _can_reuse_cache(model: PreTrainedModel) -> bool:
+    """Whether the model keeps keys and values alone; recurrent states cannot be cut to a length."""
+    if getattr(model, "_is_stateful", False):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    return all(isinstance(layer, DynamicLayer) for layer in layers)  # sliding windows are a kind of it
+
+
+def _take_rows(layers: Layers, rows: list[int], length: int) -> Layers:
+    """The first `length` cached tokens of some rows, each as often as it is named."""
+    return [(keys[rows, :, :length], values[rows, :, :length]) for keys, values in layers]
+
+
+def _common(sequences: Iterable[Sequence[int]]) -> int:
+    """Length of the longest common beginning."""
+    length = 0
+    for tokens in zip(*sequences, strict=False):  # up to the shortest
+        if len(set(tokens)) > 1:
+            break
+        length += 1
+    return length
+
+
+def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]], shared: Sequence[int]) -> int:
+    """Length of what all sequences begin with, short of any unit's first prediction."""
+    beginning = _common(unit[0][1].ids for unit in units)
+    return max(0, min(beginning, min(shared) - 1, *(sequence.start - 1 for unit in units for _, sequence in unit)))
+
+
+def batches(lengths: Sequence[int], cached: int, batch_tokens: int) -> Iterator[slice]:
+    """Spans of ascending `lengths` that fit into one forward pass on top of `cached` tokens per row."""
+    first = 0
+    for end, length in enumerate(lengths):
+        rows = end - first + 1
+        full = rows * length > batch_tokens or rows * (cached + length) > _CACHED_BATCHES * batch_tokens
+        if full and end > first:
+            yield slice(first, end)
+            first = end
+    yield slice(first, len(lengths))

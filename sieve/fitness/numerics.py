@@ -1,0 +1,30 @@
+"""Where NaN or infinity comes from."""
+
+import torch
+from torch import nn
+
+
+@torch.inference_mode()
+def first_nonfinite(model: nn.Module, ids: torch.Tensor) -> str:
+    """The first weight, else the first layer, that is not finite when the model reads ids [B, T]; for messages."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the weight {name} holds NaN or infinity; load an intact model"
+    found: list[str] = []
+
+    def watch(name: str):
+        def hook(module: nn.Module, args: tuple, output) -> None:
+            if isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layer = found[0] if found else "no layer that can be told"
+    return f"it begins in {layer}; try --dtype bfloat16 or float32"
