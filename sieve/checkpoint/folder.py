@@ -100,7 +100,8 @@ def _check_plain(model: PreTrainedModel) -> None:
 
     if not isinstance(model, PreTrainedModel) or getattr(model, "peft_config", None):
         raise InputError(
-            f"cannot save a {type(model).__name__} with adapters: merge them first (`model.merge_and_unload()`)"
+            f"cannot save a {type(model).__name__}: give the transformers model itself, with adapters merged "
+            "(`model.merge_and_unload()`)"
         )
     for name, parameter in model.named_parameters():
         if type(parameter.data) is not torch.Tensor:

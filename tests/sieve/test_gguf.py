@@ -196,22 +196,3 @@ def test_full_disk(tiny, cache, monkeypatch):
     with pytest.raises(StorageError, match="No space left"):
         safetensors_folder(tiny[0])
     assert list(cache.iterdir()) == []
-
-
-@pytest.mark.model
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_embedded_model_equals_what_transformers_reads(dtype, monkeypatch):
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    from sieve.models import _gguf_file
-
-    monkeypatch.delenv("SIEVE_CACHE")
-    path = _gguf_file("smollm2")
-    expected = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
-    )
-    model, tokenizer = load_model("smollm2", dtype)
-    ids = tokenizer("In which country is the city of Paris? Answer:", return_tensors="pt").input_ids
-    with torch.no_grad():
-        assert torch.equal(model(ids).logits, expected(ids).logits)

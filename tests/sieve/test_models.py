@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, GgufConfig, T5Config, T5ForConditionalGeneration
 
 from sieve.checkpoint import save
 from sieve.errors import InputError, NumericsError, StorageError
-from sieve.models import EMBEDDED_MODEL, load_model, model_fingerprint
+from sieve.models import EMBEDDED_MODEL, _gguf_file, load_model, model_fingerprint
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 
@@ -76,6 +76,19 @@ class TestSources:
         ids = tokenizer(prompt, return_tensors="pt")
         answer = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids.input_ids.shape[1] :]
         assert "Paris" in tokenizer.decode(answer)
+
+    @pytest.mark.model
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_embedded_model_equals_what_transformers_reads(self, dtype):
+        path = _gguf_file(EMBEDDED_MODEL)
+        expected = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+        )
+        model, tokenizer = load_model(EMBEDDED_MODEL, dtype)
+        ids = tokenizer("In which country is the city of Paris? Answer:", return_tensors="pt").input_ids
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, expected(ids).logits)
 
 
 class TestDtypeAndDevice:

@@ -80,7 +80,7 @@ def test_config_holds_the_documented_format(folder):
 def test_a_new_process_needs_only_import_sieve(folder, tmp_path):
     script = """
 import sys, torch
-import sieve, sieve.checkpoint
+import sieve
 assert "transformers" not in sys.modules
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
