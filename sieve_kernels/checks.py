@@ -24,3 +24,8 @@ def require_same_dtype(**tensors: Tensor | None) -> None:
     dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items() if tensor is not None}
     if len(set(dtypes.values())) > 1:
         raise TypeError(f"all tensors must have one dtype, got {dtypes}")
+
+
+def describe(**tensors: Tensor | None) -> str:
+    """Names and shapes of the tensors given, for a message."""
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import checks
-from sieve_kernels.gram import cpu, reference
+from sieve_kernels import checks, dispatch
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -78,24 +77,28 @@ def _text(t: Tensor) -> str:
 @torch.library.custom_op(
     "sieve_kernels::gram_",
     mutates_args=("out",),
-    device_types="cuda",
+    device_types=("cpu", "cuda"),
     schema="(Tensor(a!) out, Tensor x, Tensor? weight) -> ()",
 )
 def _gram(out, x, weight):
-    out.copy_(reference.gram(out, x, weight))
+    dispatch.implementation("gram_", x)(out, x, weight)
 
 
 @torch.library.custom_op(
     "sieve_kernels::cross_gram_",
     mutates_args=("out",),
-    device_types="cuda",
+    device_types=("cpu", "cuda"),
     schema="(Tensor(a!) out, Tensor x, Tensor y, Tensor? weight) -> ()",
 )
 def _cross_gram(out, x, y, weight):
-    out.copy_(reference.cross_gram(out, x, y, weight))
+    dispatch.implementation("cross_gram_", x)(out, x, y, weight)
 
 
-_gram.register_kernel("cpu")(cpu.gram_)
-_cross_gram.register_kernel("cpu")(cpu.cross_gram_)
-_gram.register_fake(lambda out, x, weight: None)
-_cross_gram.register_fake(lambda out, x, y, weight: None)
+@_gram.register_fake
+def _(out, x, weight):
+    return None
+
+
+@_cross_gram.register_fake
+def _(out, x, y, weight):
+    return None

@@ -1,18 +1,17 @@
-"""`lowrank_linear`: checks, operator registration, gradients, and the function users call."""
+"""`lowrank_linear`: the function users call, its checks, and the registration of operator and gradients."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sieve_kernels import checks
+from sieve_kernels import checks, dispatch
 from sieve_kernels.lowrank import reference
 
 
 def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, rank: int | None = None) -> Tensor:
     """y = (x A[:r]ᵀ) B[:, :r]ᵀ + bias: a linear layer whose weight is the rank-r product B A.
 
-    Differentiable in all four tensors; the r-wide intermediate is recomputed, not stored, and gradients are zero
-    outside the slice. Under autocast it computes in autocast's dtype, as `F.linear` does.
+    Differentiable in all four tensors, twice if need be; the r-wide intermediate is recomputed, not stored, and
+    gradients are zero outside the slice. Under autocast it computes in autocast's dtype, as `F.linear` does.
 
     Args:
         x: inputs [..., n].
@@ -27,52 +26,57 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
     Raises:
         ValueError: shapes, devices or rank do not fit.
         TypeError: dtypes differ or are not floats.
+
+    Example:
+        >>> x, A, B = torch.randn(5, 64), torch.randn(16, 64), torch.randn(32, 16)
+        >>> lowrank_linear(x, A, B, rank=8).shape
+        torch.Size([5, 32])
     """
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, A, B, bias = x.to(dtype), A.to(dtype), B.to(dtype), None if bias is None else bias.to(dtype)
-    _check(x, A, B, bias, rank)
+        x, A, B, bias = (_autocast(t) for t in (x, A, B, bias))
+    _check(x, A, B, bias)
     if rank is not None and rank != A.shape[0]:
+        if not 1 <= rank <= A.shape[0]:
+            raise ValueError(f"rank must be between 1 and {A.shape[0]}, got {rank}")
         A, B = A[:rank], B[:, :rank]
     return torch.ops.sieve_kernels.lowrank_linear(x, A, B, bias)
 
 
-def _check(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, rank: int | None) -> None:
+def _autocast(t: Tensor | None) -> Tensor | None:
+    """Autocast leaves float64 alone, and so do we."""
+    if t is None or t.dtype == torch.float64 or not t.is_floating_point():
+        return t
+    return t.to(torch.get_autocast_dtype(t.device.type))
+
+
+def _check(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
+    fits = A.dim() == 2 and B.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == B.shape[1]
+    if not fits or A.shape[0] == 0 or (bias is not None and bias.shape != B.shape[:1]):
+        shapes = checks.describe(x=x, A=A, B=B, bias=bias)
+        raise ValueError(f"need x [..., n], A [R, n], B [m, R] and bias [m] with R ≥ 1, got {shapes}")
     checks.require_float(x=x)
     checks.require_same_dtype(x=x, A=A, B=B, bias=bias)
     checks.require_same_device(x=x, A=A, B=B, bias=bias)
-    fits = A.dim() == 2 and B.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == B.shape[1]
-    if not fits or (bias is not None and bias.shape != B.shape[:1]):
-        shapes = {k: list(t.shape) for k, t in {"x": x, "A": A, "B": B, "bias": bias}.items() if t is not None}
-        raise ValueError(f"need x [..., n], A [R, n], B [m, R] and bias [m], got {shapes}")
-    if rank is not None and not 1 <= rank <= A.shape[0]:
-        raise ValueError(f"rank must be between 1 and {A.shape[0]}, got {rank}")
 
 
 @torch.library.custom_op(
     "sieve_kernels::lowrank_linear",
     mutates_args=(),
-    device_types="cuda",
+    device_types=("cpu", "cuda"),
     schema="(Tensor x, Tensor A, Tensor B, Tensor? bias) -> Tensor",
 )
 def _linear(x, A, B, bias):
-    return F.linear(F.linear(x, A), B, bias)
+    return dispatch.implementation("lowrank_linear", x, A.shape[0])(x, A, B, bias)
 
 
 @torch.library.custom_op(
     "sieve_kernels::lowrank_linear_backward",
     mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor grad, Tensor x, Tensor A, Tensor B, bool[] needed) -> (Tensor, Tensor, Tensor)",
+    device_types=("cpu", "cuda"),
+    schema="(Tensor grad, Tensor x, Tensor A, Tensor B, bool[] needed) -> Tensor[]",
 )
 def _linear_backward(grad, x, A, B, needed):
-    flat_grad, flat_x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    dx, dA, dB = reference.linear_backward(flat_grad, flat_x, A, B)
-    return dx.reshape(x.shape), dA, dB
-
-
-_linear.register_kernel("cpu")(lambda x, A, B, bias: F.linear(F.linear(x, A), B, bias))
-_linear_backward.register_kernel("cpu")(_linear_backward._init_fn)
+    return dispatch.implementation("lowrank_linear_backward", x, A.shape[0])(grad, x, A, B, needed)
 
 
 @_linear.register_fake
@@ -82,7 +86,7 @@ def _(x, A, B, bias):
 
 @_linear_backward.register_fake
 def _(grad, x, A, B, needed):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), A.new_empty(A.shape), B.new_empty(B.shape)
+    return [t.new_empty(t.shape) for t, wanted in zip((x, A, B), needed, strict=True) if wanted]
 
 
 def _save(ctx, inputs, output):
@@ -92,9 +96,13 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, grad):
     x, A, B = ctx.saved_tensors
-    dx, dA, dB = torch.ops.sieve_kernels.lowrank_linear_backward(grad, x, A, B, list(ctx.needs_input_grad[:3]))
-    db = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[3] else None
-    return dx, dA, dB, db
+    *needed, bias_needed = ctx.needs_input_grad
+    if torch.is_grad_enabled():  # a gradient of this gradient will be taken
+        gradients = reference.linear_backward(grad, x, A, B)
+    else:
+        found = iter(torch.ops.sieve_kernels.lowrank_linear_backward(grad, x, A, B, needed))
+        gradients = [next(found) if wanted else None for wanted in needed]
+    return *gradients, grad.reshape(-1, grad.shape[-1]).sum(0) if bias_needed else None
 
 
 _linear.register_autograd(_gradients, setup_context=_save)

@@ -13,6 +13,6 @@ def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [T, n], A [r, n] and B [m, r], given that of y, grad [T, m]; z = x Aᵀ is recomputed."""
+    """Gradients of x [..., n], A [r, n] and B [m, r], given that of y, grad [..., m]; z = x Aᵀ is recomputed."""
     z, dz = x @ A.T, grad @ B
-    return dz @ A, dz.T @ x, grad.T @ z
+    return dz @ A, dz.flatten(0, -2).T @ x.flatten(0, -2), grad.flatten(0, -2).T @ z.flatten(0, -2)

@@ -1,0 +1,144 @@
+"""Which implementation a call takes, and why: one readable table, first match wins.
+
+The environment variable SIEVE_KERNELS (`torch`, `triton`, `triton_fused`) overrides the preference where the named
+implementation can serve the call; `explain` says what a call would take.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+VARIABLE = "SIEVE_KERNELS"
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton kernels run in Triton's interpreter, on CPU tensors. Triton looks when it decorates a kernel, so the
+variable must be set before this package is imported."""
+
+FUSED_RANK = 64
+"""Largest rank for which the fused kernel is preferred."""
+
+FUSED_ROWS = 64
+"""Tokens per program of the fused kernel, which has no other source of parallelism."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the choice depends on: rows are tokens, rank is 0 for operators without one."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rows: int
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An implementation ("module:function" inside the package), when it can serve a call, and when it should."""
+
+    name: str
+    function: str
+    why: str
+    can: Callable[[Call], bool]
+    should: Callable[[Call], bool] = lambda call: True
+
+    def load(self) -> Callable:
+        module, function = self.function.split(":")
+        try:
+            return getattr(import_module(f"sieve_kernels.{module}"), function)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise ImportError(
+                f"the GPU path needs Triton: pip install triton, or set {VARIABLE}=torch for library products"
+            ) from error
+
+
+@lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; in the interpreter a number that lets small tests take every path."""
+    return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _anywhere(call: Call) -> bool:
+    return True
+
+
+def _on_cpu(call: Call) -> bool:
+    return call.device.type == "cpu"
+
+
+def _triton(call: Call) -> bool:
+    return INTERPRETED or not _on_cpu(call)
+
+
+def _fits_on_chip(call: Call) -> bool:
+    most = {2: 128, 4: 64}.get(call.dtype.itemsize, 0)  # a tile of 64 rows in the registers of one program, unspilled
+    return _triton(call) and call.rank <= most
+
+
+def _fills_gpu(call: Call) -> bool:
+    return call.rank <= FUSED_RANK and call.rows >= FUSED_ROWS * processors(call.device)
+
+
+def _gram(name: str) -> tuple[Rule, ...]:
+    return (
+        Rule("torch", f"gram.cpu:{name}", "library products of the panels that are needed", _anywhere, _on_cpu),
+        Rule("triton", f"gram.triton_kernels:{name}", "tiles that are needed, tokens split to fill the GPU", _triton),
+    )
+
+
+TABLE: dict[str, tuple[Rule, ...]] = {
+    "gram_": _gram("gram_"),
+    "cross_gram_": _gram("cross_gram_"),
+    "lowrank_linear": (
+        Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _on_cpu),
+        Rule(
+            "triton_fused",
+            "lowrank.triton_kernels:linear_fused",
+            "the r-wide intermediate stays on chip, and the rows alone fill the GPU",
+            _fits_on_chip,
+            _fills_gpu,
+        ),
+        Rule("triton", "lowrank.triton_kernels:linear", "two launches inside one operator", _triton),
+    ),
+    "lowrank_linear_backward": (
+        Rule("torch", "lowrank.cpu:linear_backward", "library products", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels:linear_backward", "one launch per product", _triton),
+    ),
+}
+
+
+def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
+    """The function that serves `operator` for an input x [..., n]."""
+    rows = x.numel() // max(1, x.shape[-1])
+    return _load(operator, Call(x.device, x.dtype, rows, rank), os.environ.get(VARIABLE))
+
+
+def explain(operator: str, x: Tensor, rank: int = 0) -> str:
+    """One line: which implementation `operator` takes for an input x [..., n] of the given rank, and why."""
+    call = Call(x.device, x.dtype, x.numel() // max(1, x.shape[-1]), rank)
+    override = os.environ.get(VARIABLE)
+    rule = _choose(operator, call, override)
+    why = f"{VARIABLE}={override}" if rule.name == override else rule.why
+    rank_text = f", rank {rank}" if rank else ""
+    dtype = str(x.dtype).removeprefix("torch.")
+    return f"{operator} on {x.device}, {dtype}, {call.rows} rows{rank_text}: {rule.name} ({why})"
+
+
+@lru_cache(maxsize=1024)
+def _load(operator: str, call: Call, override: str | None) -> Callable:
+    return _choose(operator, call, override).load()
+
+
+def _choose(operator: str, call: Call, override: str | None) -> Rule:
+    rules = TABLE[operator]
+    known = {rule.name for table in TABLE.values() for rule in table}
+    if override and override not in known:
+        raise ValueError(f"{VARIABLE}={override} is not one of {', '.join(sorted(known))}")
+    named = [rule for rule in rules if rule.name == override and rule.can(call)]
+    return named[0] if named else next(rule for rule in rules if rule.can(call) and rule.should(call))

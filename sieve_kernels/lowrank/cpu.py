@@ -1,0 +1,22 @@
+"""CPU path of the low-rank family: products of the library GEMM, which reads sliced factors in place."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+    """y [..., m] = (x Aᵀ) Bᵀ + bias; x [..., n], A [r, n], B [m, r], bias [m]."""
+    return F.linear(F.linear(x, A), B, bias)
+
+
+def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[bool]) -> list[Tensor]:
+    """Gradients of x [..., n], A [r, n] and B [m, r], those that are needed; grad [..., m]. Recomputes z = x Aᵀ."""
+    rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    gradients = []
+    if needed[0] or needed[1]:
+        dz = rows @ B
+        gradients += [(dz @ A).reshape(x.shape)] if needed[0] else []
+        gradients += [dz.T @ tokens] if needed[1] else []
+    if needed[2]:
+        gradients += [rows.T @ (tokens @ A.T)]
+    return gradients

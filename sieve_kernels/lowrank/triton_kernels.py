@@ -1,0 +1,225 @@
+"""Triton kernels of the low-rank family and their launchers.
+
+Everything is made of one matrix product, out = a bᵀ + bias over strided operands: with strides exchanged it also
+serves the five products of the backward pass. For small ranks one fused kernel keeps the r-wide intermediate on chip.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sieve_kernels import tiles
+
+
+@triton.jit
+def matmul_kernel(
+    a_ptr,  # [M, K]
+    b_ptr,  # [N, K]
+    bias_ptr,  # [N]
+    out_ptr,  # [M, N]
+    M,
+    N,
+    K,
+    stride_am,
+    stride_ak,
+    stride_bn,
+    stride_bk,
+    stride_bias,
+    stride_om,
+    stride_on,
+    BIASED: tl.constexpr,
+    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
+    N_FITS: tl.constexpr,
+    K_FITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out = a bᵀ + bias. Grid: tiles of out, in groups of GROUP rows of tiles so that operands stay in L2."""
+    pid = tl.program_id(0)
+    across = tl.cdiv(N, BLOCK_N)
+    first = pid // (GROUP * across) * GROUP
+    height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP)
+    within = pid % (GROUP * across)
+    rows = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        a = tiles.load_tile(a_ptr, rows, k, stride_am, stride_ak, M, K, M_FITS, K_FITS)  # [BLOCK_M, BLOCK_K]
+        b = tiles.load_tile(b_ptr, cols, k, stride_bn, stride_bk, N, K, N_FITS, K_FITS)  # [BLOCK_N, BLOCK_K]
+        acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
+    if BIASED:
+        acc += tl.load(bias_ptr + cols * stride_bias, mask=cols < N, other=0.0).to(ACC)[None, :]
+    tiles.store_tile(out_ptr, acc, rows, cols, stride_om, stride_on, M, N)
+
+
+@triton.jit
+def fused_kernel(
+    x_ptr,  # [T, n]
+    a_ptr,  # [r, n]
+    b_ptr,  # [m, r]
+    bias_ptr,  # [m]
+    out_ptr,  # [T, m]
+    T,
+    n,
+    m,
+    r,
+    stride_xt,
+    stride_xn,
+    stride_ar,
+    stride_an,
+    stride_bm,
+    stride_br,
+    stride_bias,
+    stride_ot,
+    stride_om,
+    BIASED: tl.constexpr,
+    T_FITS: tl.constexpr,  # T is a multiple of BLOCK_T, …: no masks
+    N_FITS: tl.constexpr,
+    M_FITS: tl.constexpr,
+    R_FITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """out = (x Aᵀ) Bᵀ + bias for r ≤ BLOCK_R. Grid: (tiles of tokens,); each program makes whole rows of out."""
+    tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    ranks = tl.arange(0, BLOCK_R)
+    z = tl.zeros((BLOCK_T, BLOCK_R), dtype=ACC)
+    for start in range(0, n, BLOCK_N):
+        k = start + tl.arange(0, BLOCK_N)
+        x = tiles.load_tile(x_ptr, tokens, k, stride_xt, stride_xn, T, n, T_FITS, N_FITS)  # [BLOCK_T, BLOCK_N]
+        a = tiles.load_tile(a_ptr, ranks, k, stride_ar, stride_an, r, n, R_FITS, N_FITS)  # [BLOCK_R, BLOCK_N]
+        z = tiles.multiply(x, tl.trans(a), z, PRECISION, UPCAST)
+    if not UPCAST:
+        z = z.to(b_ptr.dtype.element_ty)
+    for start in range(0, m, BLOCK_M):
+        cols = start + tl.arange(0, BLOCK_M)
+        b = tiles.load_tile(b_ptr, cols, ranks, stride_bm, stride_br, m, r, M_FITS, R_FITS)  # [BLOCK_M, BLOCK_R]
+        y = tiles.multiply(z, tl.trans(b), tl.zeros((BLOCK_T, BLOCK_M), dtype=ACC), PRECISION, UPCAST)
+        if BIASED:
+            y += tl.load(bias_ptr + cols * stride_bias, mask=cols < m, other=0.0).to(ACC)[None, :]
+        tiles.store_tile(out_ptr, y, tokens, cols, stride_ot, stride_om, T, m)
+
+
+def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+    """y [..., m] = (x Aᵀ) Bᵀ + bias in two launches; x [..., n], A [r, n], B [m, r], bias [m]."""
+    z = matmul(x.reshape(-1, x.shape[-1]), A)
+    return matmul(z, B, bias).reshape(*x.shape[:-1], B.shape[0])
+
+
+def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` in one launch, for a rank that `dispatch` finds small enough."""
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    (T, n), (m, r) = x.shape, B.shape
+    out = torch.empty((T, m), dtype=tiles.compute_dtype(x.dtype), device=x.device)
+    if out.numel() == 0:
+        return out.to(x.dtype).reshape(*shape[:-1], m)
+    block_r = max(16, triton.next_power_of_2(r))
+    block = 64 if x.dtype.itemsize == 2 else 32
+    with tiles.on_device(x):
+        fused_kernel[(triton.cdiv(T, 64),)](
+            x,
+            A,
+            B,
+            bias,
+            out,
+            T,
+            n,
+            m,
+            r,
+            *x.stride(),
+            *A.stride(),
+            *B.stride(),
+            0 if bias is None else bias.stride(0),
+            *out.stride(),
+            BIASED=bias is not None,
+            T_FITS=T % 64 == 0,
+            N_FITS=n % block == 0,
+            M_FITS=m % block == 0,
+            R_FITS=r == block_r,
+            BLOCK_T=64,
+            BLOCK_M=block,
+            BLOCK_N=block,
+            BLOCK_R=block_r,
+            num_warps=4,
+            num_stages=3,
+            **_arithmetic(x.dtype),
+        )
+    return out.to(x.dtype).reshape(*shape[:-1], m)
+
+
+def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[bool]) -> list[Tensor]:
+    """Gradients of x [..., n], A [r, n] and B [m, r], those that are needed; grad [..., m]. Recomputes z = x Aᵀ."""
+    rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    gradients = []
+    if needed[0] or needed[1]:
+        dz = matmul(rows, B.T)
+        gradients += [matmul(dz, A.T).reshape(x.shape)] if needed[0] else []
+        gradients += [matmul(dz.T, tokens.T)] if needed[1] else []
+    if needed[2]:
+        gradients += [matmul(rows.T, matmul(tokens, A).T)]
+    return gradients
+
+
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [M, K] times b [N, K] transposed, plus bias [N]; any strides, accumulated in float32 (float64 for float64)."""
+    (M, K), N = a.shape, b.shape[0]
+    out = torch.empty((M, N), dtype=tiles.compute_dtype(a.dtype), device=a.device)
+    if out.numel() == 0:
+        return out.to(a.dtype)
+    block_m, block_n, block_k = _blocks(M, N, a.dtype)
+    with tiles.on_device(a):
+        matmul_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
+            a,
+            b,
+            bias,
+            out,
+            M,
+            N,
+            K,
+            *a.stride(),
+            *b.stride(),
+            0 if bias is None else bias.stride(0),
+            *out.stride(),
+            BIASED=bias is not None,
+            M_FITS=M % block_m == 0,
+            N_FITS=N % block_n == 0,
+            K_FITS=K % block_k == 0,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            GROUP=8,
+            num_warps=8 if block_m * block_n > 64 * 128 else 4,
+            num_stages=3,
+            **_arithmetic(a.dtype),
+        )
+    return out.to(a.dtype)
+
+
+def _blocks(M: int, N: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Tile of out and step along K: tiles no taller than the rows there are."""
+    if dtype == torch.float64:
+        return 32, 64, 16
+    block_m = 64 if M > 16 else 16
+    if dtype == torch.float32:  # three products each: registers are the limit
+        return block_m, 64, 32
+    return 128 if M > 64 else block_m, 128 if N > 64 else 64, 64
+
+
+def _arithmetic(dtype: torch.dtype) -> dict[str, object]:
+    return {
+        "PRECISION": "ieee" if dtype == torch.float64 else tiles.precision(),
+        "UPCAST": tiles.INTERPRETED,
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+    }

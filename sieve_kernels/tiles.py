@@ -1,0 +1,63 @@
+"""What every Triton kernel here shares: loading tiles, multiplying them, and the facts of the device they run on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sieve_kernels.dispatch import INTERPRETED
+
+
+@triton.jit
+def load_tile(ptr, rows, cols, row_stride, col_stride, n_rows, n_cols, ROWS_FIT: tl.constexpr, COLS_FIT: tl.constexpr):
+    """Tile [rows, cols] of a strided matrix, 0 outside; no mask along a side that is a multiple of the tile."""
+    # 64-bit offsets: a matrix of 2³¹ numbers or more is ordinary for the activations of a long calibration pass.
+    at = ptr + rows[:, None].to(tl.int64) * row_stride + cols[None, :].to(tl.int64) * col_stride
+    if ROWS_FIT and COLS_FIT:
+        return tl.load(at)
+    if COLS_FIT:
+        return tl.load(at, mask=(rows < n_rows)[:, None], other=0.0)
+    if ROWS_FIT:
+        return tl.load(at, mask=(cols < n_cols)[None, :], other=0.0)
+    return tl.load(at, mask=(rows < n_rows)[:, None] & (cols < n_cols)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, tile, rows, cols, row_stride, col_stride, n_rows, n_cols):
+    """Write a tile to [rows, cols] of a strided matrix, leaving out what is beyond its edge."""
+    at = ptr + rows[:, None].to(tl.int64) * row_stride + cols[None, :].to(tl.int64) * col_stride
+    tl.store(at, tile.to(ptr.dtype.element_ty), mask=(rows < n_rows)[:, None] & (cols < n_cols)[None, :])
+
+
+@triton.jit
+def multiply(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """acc + a b. UPCAST serves the interpreter, whose 16-bit products are wrong."""
+    if UPCAST:
+        a = a.to(acc.dtype)
+        b = b.to(acc.dtype)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+def precision() -> str:
+    """How fp32 products are formed: three TF32 tensor-core products where they exist (Triton's default is a single,
+    10-bit one), else plain fp32."""
+    return "ieee" if INTERPRETED or torch.version.hip else "tf32x3"
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which kernels store results of tensors of `dtype`: its own, but float32 in the interpreter, which
+    truncates to 16 bits where hardware rounds; torch rounds afterwards."""
+    return torch.float32 if INTERPRETED and dtype.itemsize == 2 else dtype
+
+
+@contextmanager
+def on_device(tensor: Tensor) -> Iterator[None]:
+    """Make the tensor's GPU current, as a Triton launch needs; nothing to do for the interpreter."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        with torch.cuda.device(tensor.device):
+            yield
+    else:
+        yield
