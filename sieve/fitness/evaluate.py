@@ -1,19 +1,23 @@
 """A model's scores on a task's examples."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.errors import InputError
-from sieve.fitness.generation import greedy_answers, score_answer
 from sieve.fitness.likelihood import Continuation, score
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ def _generation(
     examples: Sequence[Example],
     batch_tokens: int,
 ) -> Scores:
+    from sieve.fitness.generation import greedy_answers, score_answer  # imports much of transformers
+
     questions = [[Continuation(*encode(tokenizer, task, example, example.target))] for example in examples]
     logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "right answers")
     prompts = [encode(tokenizer, task, example, "")[0] for example in examples]

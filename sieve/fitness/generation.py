@@ -60,10 +60,14 @@ def greedy_answers(
                 stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, longest, stop)]),
             )
             for index, row in zip(batch, output[:, longest:].tolist(), strict=True):
-                written = next((place for place, token in enumerate(row) if token in (pad, *ends)), len(row))
-                text = tokenizer.decode(row[:written], skip_special_tokens=True)
-                answers[index] = text.split(stop)[0] if stop else text
-                tokens += len(prompts[index]) + written
+                row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
+                text = tokenizer.decode(row, skip_special_tokens=True)
+                if stop and stop in text:
+                    text = text[: text.index(stop)]
+                    while row[-1] == pad:  # written by the library while other rows went on
+                        row.pop()
+                answers[index] = text
+                tokens += len(prompts[index]) + len(row)
             advance(len(batch))
     return answers, tokens
 

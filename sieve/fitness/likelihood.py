@@ -13,17 +13,21 @@ exact length. There is thus never a hole in the cache: no mask is needed and pos
 whatever the model's position encoding.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.numerics import first_nonfinite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
 _ROWS = 256  # rows of logits that are turned into float32 at a time

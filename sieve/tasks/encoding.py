@@ -1,18 +1,20 @@
 """Text → token ids, with the place where the scored part begins."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
 from sieve.tasks.example import Example
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from sieve.tasks.task import Task
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, task: "Task", example: Example, continuation: str
+    tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, continuation: str
 ) -> tuple[list[int], int]:
     """Token ids of the example's prompt followed by `continuation`, and the index of the first scored token.
 
@@ -32,7 +34,7 @@ def encode(
 
 
 def encode_text(
-    tokenizer: PreTrainedTokenizerBase, task: "Task", prompt: str, continuation: str
+    tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str, continuation: str
 ) -> tuple[list[int], int]:
     """`encode` for a prompt that stands alone."""
     if task.chat:
@@ -55,7 +57,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[i
     return ids[:-1] if ended else ids  # some tokenizers close every text; ours goes on
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, task: "Task", prompt: str) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> str:
     if not tokenizer.chat_template:
         raise InputError(f"{task.where}: chat is true, but the model's tokenizer has no chat template: set chat: false")
     messages = [{"role": "user", "content": prompt.strip()}]

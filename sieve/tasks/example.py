@@ -1,5 +1,7 @@
 """One question of a task, and how it is rendered from a row of data."""
 
+from __future__ import annotations
+
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -64,7 +66,7 @@ def fill(template: str, values: dict[str, str]) -> str:
     return "".join(literal + ("" if name is None else values[name]) for literal, name, _, _ in parsed)
 
 
-def render(task: "Task", rows: Sequence[Row]) -> list[Example]:
+def render(task: Task, rows: Sequence[Row]) -> list[Example]:
     """Examples of the task, one per row.
 
     Raises: InputError naming the row and the field that cannot be used.
@@ -92,7 +94,7 @@ def render(task: "Task", rows: Sequence[Row]) -> list[Example]:
     ]
 
 
-def check_fields(task: "Task", rows: Sequence[Row]) -> None:
+def check_fields(task: Task, rows: Sequence[Row]) -> None:
     """InputError for a field that the task names and the data does not have."""
     known = list(dict.fromkeys(name for row in rows for name in row.values))
     wanted = [("prompt", name) for name in template_fields(task.prompt, task.where)]
@@ -133,7 +135,7 @@ def _references(row: Row, name: str) -> tuple[str, ...]:
     return texts
 
 
-def _choices(task: "Task", row: Row, prompt: str) -> tuple[str, ...]:
+def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
     """The choices of one row as they continue the prompt."""
     if not isinstance(task.choices, str):
         return tuple(fill(text, _texts(row, template_fields(text, task.where))) for text in task.choices)

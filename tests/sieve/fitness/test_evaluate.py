@@ -1,0 +1,286 @@
+"""`evaluate` against definitions written out in a few lines each."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sieve import progress
+from sieve.errors import InputError, NumericsError
+from sieve.fitness import evaluate
+from sieve.fitness.generation import greedy_answers, score_answer
+from sieve.models import EMBEDDED_MODEL, load_model
+from sieve.tasks import Example, Task, encode, load_task
+from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
+
+WORDS = ["tree", "a house", "Paris", "salt and pepper", "no", "the blue river"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def choice_task(**options):
+    rows = [{"q": "?", "options": ["a", "b"], "answer": index} for index in (0, 1)]
+    options = {"type": "multiple_choice", "choices": "options", "answer": "answer"} | options
+    return Task(name="t", data=rows, prompt="{q}", **options)
+
+
+def choice_examples(number=8):
+    draw = np.random.default_rng(0)
+    return [
+        Example(
+            prompt=f"Question {index}: {WORDS[index % len(WORDS)]}?",
+            choices=tuple(f" {WORDS[place]}" for place in draw.permutation(len(WORDS))[:4]),
+            answer=int(draw.integers(4)),
+            neutral="Question: ?",
+        )
+        for index in range(number)
+    ]
+
+
+@torch.no_grad()
+def loglik(model, tokenizer, prompt, continuation):
+    """One sequence at a time; the tokenizer has one token per character."""
+    ids = torch.tensor([tokenizer.encode(prompt + continuation)])
+    logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return logprobs[-len(continuation) :].sum().item()
+
+
+class TestMultipleChoice:
+    def judge(self, model, tokenizer, example, normalize):
+        values = []
+        for choice in example.choices:
+            value = loglik(model, tokenizer, example.prompt, choice)
+            if normalize == "length":
+                value /= len(choice.strip())
+            if normalize == "prior":
+                value -= loglik(model, tokenizer, example.neutral, choice)
+            values.append(value)
+        return values
+
+    @pytest.mark.parametrize("normalize", ["none", "length", "prior"])
+    def test_the_likeliest_choice_is_the_answer(self, model, tokenizer, normalize):
+        examples = choice_examples()
+        scores = evaluate(model, tokenizer, choice_task(normalize=normalize), examples, batch_tokens=128)
+        picked = [int(np.argmax(self.judge(model, tokenizer, example, normalize))) for example in examples]
+        assert scores.score.tolist() == [
+            float(pick == example.answer) for pick, example in zip(picked, examples, strict=True)
+        ]
+
+    def test_normalizations_disagree_here(self, model, tokenizer):
+        """Otherwise the test above would show nothing."""
+        picks = {
+            normalize: [np.argmax(self.judge(model, tokenizer, e, normalize)) for e in choice_examples()]
+            for normalize in ("none", "length", "prior")
+        }
+        assert picks["none"] != picks["length"] != picks["prior"] != picks["none"]
+
+    @pytest.mark.parametrize("normalize", ["none", "length", "prior"])
+    def test_loglik_is_that_of_the_right_answer_as_it_is(self, model, tokenizer, normalize):
+        examples = choice_examples()
+        scores = evaluate(model, tokenizer, choice_task(normalize=normalize), examples)
+        want = [loglik(model, tokenizer, example.prompt, example.target) for example in examples]
+        assert scores.loglik == pytest.approx(want, abs=1e-4)
+        assert scores.accuracy == scores.score.mean()
+        assert scores.mean_loglik == pytest.approx(np.mean(want), abs=1e-4)
+
+    def test_order_does_not_matter(self, model, tokenizer):
+        examples = choice_examples()
+        forward = evaluate(model, tokenizer, choice_task(), examples)
+        backward = evaluate(model, tokenizer, choice_task(), examples[::-1])
+        assert backward.loglik[::-1] == pytest.approx(forward.loglik, abs=1e-5)
+        assert backward.tokens == forward.tokens
+
+    def test_a_prompt_beyond_the_context_loses_its_beginning(self, model, tokenizer):
+        context = model.config.max_position_embeddings
+        long = Example("x" * 400 + " end:", (" tree", " house"), 1)
+        cut = Example("x" * (context - 4 - len(" house")) + " end:", (" tree", " house"), 1)
+        scores = evaluate(model, tokenizer, choice_task(), [long])
+        with torch.no_grad():
+            ids = torch.tensor([tokenizer.encode(cut.prompt + " house")])
+            assert ids.shape[1] == context + 1
+        want = loglik(model, tokenizer, cut.prompt, " house")
+        assert scores.loglik[0] == pytest.approx(want, abs=1e-4)
+
+    def test_an_answer_beyond_the_context(self, model, tokenizer):
+        with pytest.raises(InputError, match="longer than the model's context of 256 tokens"):
+            evaluate(model, tokenizer, choice_task(), [Example("?", (" a", "b" * 300), 0)])
+
+    def test_leaves_the_model_as_it_was(self, tokenizer):
+        model = tiny_model("llama").train()
+        evaluate(model, tokenizer, choice_task(), choice_examples(2))
+        assert model.training
+        assert not any(module._forward_hooks for module in model.modules())
+
+    def test_shows_progress(self, model, tokenizer, capsys):
+        with progress.shown():
+            evaluate(model, tokenizer, choice_task(), choice_examples(3))
+        assert "3 questions" in capsys.readouterr().err
+
+
+class TestGeneration:
+    TASK = Task(
+        name="g",
+        type="generation",
+        data=[{"q": "x", "a": "y"}],
+        prompt="{q}",
+        answer="a",
+        max_new_tokens=8,
+        metric="exact_match",
+        stop=None,
+    )
+
+    @torch.no_grad()
+    def greedy(self, model, tokenizer, prompt, steps):
+        ids = tokenizer.encode(prompt)
+        for _ in range(steps):
+            following = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            if following == tokenizer.eos_token_id:
+                break
+            ids.append(following)
+        return tokenizer.decode(ids[len(tokenizer.encode(prompt)) :], skip_special_tokens=True)
+
+    @pytest.mark.parametrize("name", TINY)
+    def test_padding_changes_no_answer(self, name, tokenizer):
+        model = tiny_model(name)
+        prompts = [f"{word}, " * (1 + index) for index, word in enumerate(WORDS)]
+        ids = [tokenizer.encode(prompt) for prompt in prompts]
+        answers, _ = greedy_answers(model, tokenizer, ids, 8, None, batch_tokens=200)
+        assert answers == [self.greedy(model, tokenizer, prompt, 8) for prompt in prompts]
+
+    def test_scores_and_loglik(self, model, tokenizer):
+        right = self.greedy(model, tokenizer, "tree", 8)
+        examples = [Example("tree", references=("!", right)), Example("house", references=("never",))]
+        scores = evaluate(model, tokenizer, self.TASK, examples)
+        assert scores.score.tolist() == [1.0, 0.0]
+        want = [loglik(model, tokenizer, example.prompt, example.target) for example in examples]
+        assert scores.loglik == pytest.approx(want, abs=1e-4)
+
+    def test_stops_at_the_stop_text(self, model, tokenizer):
+        ids = [tokenizer.encode("tree"), tokenizer.encode("a house")]
+        whole, written = greedy_answers(model, tokenizer, ids, 8, None, 512)
+        stop = whole[0][3]
+        answers, shorter = greedy_answers(model, tokenizer, ids, 8, stop, 512)
+        assert answers == [text.split(stop)[0] for text in whole]
+        assert shorter < written
+
+    def test_the_models_own_sampling_settings_are_left_out(self, tokenizer):
+        model = tiny_model("llama")
+        before = greedy_answers(model, tokenizer, [tokenizer.encode("tree")], 8, None, 512)
+        settings = model.generation_config
+        settings.do_sample, settings.temperature, settings.repetition_penalty = True, 5.0, 3.0
+        assert greedy_answers(model, tokenizer, [tokenizer.encode("tree")], 8, None, 512) == before
+        assert model.generation_config is settings
+
+    def test_nan_is_found_while_generating(self, tokenizer):
+        model = tiny_model("llama")
+        model.model.norm.weight.data[0] = float("inf")
+        with pytest.raises(NumericsError, match=r"model\.norm\.weight"):
+            greedy_answers(model, tokenizer, [tokenizer.encode("tree")], 8, None, 512)
+
+
+class TestMetrics:
+    @pytest.mark.parametrize(
+        ("metric", "answer", "references", "want"),
+        [
+            ("exact_match", " The Eiffel Tower.", ["Eiffel tower"], 1),
+            ("exact_match", "Eiffel", ["Eiffel tower"], 0),
+            ("exact_match", "b", ["a1", "B"], 1),
+            ("contains", "It is in Paris, France", ["paris"], 1),
+            ("contains", "comparison", ["paris"], 0),  # words, not letters
+            ("contains", "new york city", ["york new"], 0),
+            ("f1", "the red car", ["red bus"], 0.5),
+            ("f1", "red red car", ["red"], 0.5),  # a word counts as often as it is in both
+            ("f1", "nothing", ["red"], 0),
+            ("f1", "red car", ["blue", "car red"], 1),
+            ("f1", "", ["red"], 0),
+        ],
+    )
+    def test_against_references(self, metric, answer, references, want):
+        assert score_answer(answer, references, metric) == pytest.approx(want)
+
+
+class TestPerplexity:
+    TASK = Task(name="p", type="perplexity", data=[{"text": "x"}], prompt="{text}")
+
+    def test_mean_over_the_tokens(self, model, tokenizer):
+        texts = ["salt", "the blue river is long"]
+        scores = evaluate(model, tokenizer, self.TASK, [Example("", references=(text,)) for text in texts])
+        want = []
+        for text in texts:
+            ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text)]])
+            with torch.no_grad():
+                logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+            want.append(logprobs.gather(1, ids[0, 1:, None]).mean().item())
+        assert scores.loglik == pytest.approx(want, abs=1e-4)
+        assert scores.score == pytest.approx(np.exp(want), abs=1e-4)
+
+    def test_long_texts_are_read_in_windows_that_score_each_token_once(self, model, tokenizer):
+        text = "".join(chr(97 + index * 7 % 26) for index in range(600))
+        scores = evaluate(model, tokenizer, self.TASK, [Example("", references=(text,))])
+        context = model.config.max_position_embeddings
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(text)]
+        total = 0.0
+        for first in range(1, len(ids), context):
+            window = torch.tensor([ids[first - 1 : first + context]])
+            with torch.no_grad():
+                logprobs = model(window[:, :-1]).logits[0].log_softmax(-1)
+            total += logprobs.gather(1, window[0, 1:, None]).sum().item()
+        assert scores.loglik[0] == pytest.approx(total / 600, abs=1e-4)
+        assert scores.tokens == 600
+
+
+def test_no_examples(model, tokenizer):
+    with pytest.raises(InputError, match="no examples"):
+        evaluate(model, tokenizer, choice_task(), [])
+
+
+def test_same_bits_in_a_new_process(model, tokenizer):
+    code = (
+        "from tests.sieve.fitness.test_evaluate import *\n"
+        "scores = evaluate(tiny_model('llama'), tiny_tokenizer(), choice_task(normalize='prior'), choice_examples())\n"
+        "print(scores.loglik.tobytes().hex())"
+    )
+    root = Path(__file__).parents[3]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    scores = evaluate(model, tokenizer, choice_task(normalize="prior"), choice_examples())
+    assert run.stdout.split()[-1] == scores.loglik.tobytes().hex()
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_model(EMBEDDED_MODEL, dtype="bfloat16")
+
+
+@pytest.mark.model
+class TestEmbeddedModel:
+    def test_knows_geography(self, embedded):
+        task = load_task("geography")
+        scores = evaluate(*embedded, task, task.splits()["test"][:100])
+        assert 0.7 <= scores.accuracy <= 0.9
+        assert scores.tokens < 100 * 15  # the shared parts of prompts and choices are run once
+
+    def test_agrees_with_one_sequence_at_a_time(self, embedded):
+        model, tokenizer = embedded
+        task = load_task("geography")
+        examples = task.splits()["test"][:6]
+        want = []
+        for example in examples:
+            ids, start = encode(tokenizer, task, example, example.target)
+            with torch.no_grad():
+                logprobs = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+            want.append(logprobs.gather(1, torch.tensor(ids)[1:, None])[start - 1 :].sum().item())
+        scores = evaluate(model, tokenizer, task, examples)
+        assert scores.loglik == pytest.approx(want, abs=0.15)  # bfloat16
+        assert math.isfinite(scores.mean_loglik)

@@ -1,0 +1,184 @@
+"""Shared work must not change a result: the trie against one sequence at a time, for every kind of model."""
+
+import random
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    MambaConfig,
+    MistralConfig,
+    Qwen3NextConfig,
+)
+
+from sieve.errors import NumericsError
+from sieve.fitness.likelihood import Continuation, batches, score
+from tests.tiny_models import TINY, VOCABULARY, tiny_model
+
+_WIDTHS = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+OTHERS = {  # what a shortcut could get wrong: windows, soft caps, logit scales, ALiBi, recurrent states
+    "mistral, window 6": lambda: MistralConfig(**_WIDTHS, head_dim=8, sliding_window=6),
+    "gemma2": lambda: Gemma2Config(**_WIDTHS, head_dim=8, sliding_window=6, final_logit_softcapping=0.3),
+    "cohere": lambda: CohereConfig(**_WIDTHS, logit_scale=0.0625),
+    "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+    "mamba": lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "qwen3_next": lambda: Qwen3NextConfig(
+        **_WIDTHS,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+}
+
+
+def other_model(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(OTHERS[name]())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(8)  # so that every layer shows in the output
+        return model.float().eval()
+
+
+def questions(seed=0, number=12, preamble=5):
+    """Questions with one common preamble, prompts of many lengths and choices of 1 to 6 tokens."""
+    draw = random.Random(seed)
+
+    def tokens(low, high):
+        return [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(low, high))]
+
+    first = tokens(preamble, preamble)
+    result = []
+    for _ in range(number):
+        prompt = first + tokens(1, 15)
+        start = len(prompt)
+        result.append([Continuation(prompt + tokens(1, 6), start) for _ in range(draw.randint(1, 5))])
+    return result
+
+
+@torch.no_grad()
+def naive(model, sequence):
+    ids = torch.tensor([sequence.ids])
+    logprobs = model(ids, use_cache=False).logits[0, :-1].double().log_softmax(-1)
+    picked = logprobs.gather(1, ids[0, 1:, None])[:, 0]
+    return picked[sequence.start - 1 :].sum().item()
+
+
+def assert_equal_to_naive(model, asked, batch_tokens=64):
+    result, tokens = score(model, asked, batch_tokens, "test")
+    assert [len(values) for values in result] == [len(question) for question in asked]
+    got = [value for values in result for value in values]
+    want = [naive(model, sequence) for question in asked for sequence in question]
+    assert got == pytest.approx(want, abs=1e-4, rel=0)
+    return tokens
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_equal_to_one_sequence_at_a_time(name):
+    assert_equal_to_naive(tiny_model(name), questions())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_with_a_peculiarity(name):
+    assert_equal_to_naive(other_model(name), questions())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+class TestSharing:
+    @pytest.mark.parametrize("batch_tokens", [1, 7, 40, 4096])
+    def test_any_batch_size(self, model, batch_tokens):
+        assert_equal_to_naive(model, questions(number=6), batch_tokens)
+
+    def test_every_shared_token_is_run_once(self, model):
+        common, first, second = [5, 6, 7], [10, 11], [20, 21, 22]
+        asked = [
+            [Continuation([*common, *first, 30], 5), Continuation([*common, *first, 31, 32], 5)],
+            [Continuation([*common, *second, 30, 33], 6), Continuation([*common, *second, 30, 34, 35], 6)],
+        ]
+        # 3 common, 2 + 4 of the questions (both choices of the second begin with 30), then 31 and 34; last ones never
+        assert assert_equal_to_naive(model, asked) == 3 + 2 + 4 + 1 + 1
+
+    def test_recurrent_models_share_nothing(self):
+        asked = questions(number=3)
+        tokens = assert_equal_to_naive(other_model("mamba"), asked)
+        assert tokens == sum(len(sequence.ids) - 1 for question in asked for sequence in question)
+
+    def test_the_boundary_may_differ_between_choices(self, model):
+        asked = [[Continuation([5, 6, 7, 8], 3), Continuation([5, 6, 9, 8, 10], 2), Continuation([5, 40], 1)]]
+        assert_equal_to_naive(model, asked)
+
+    def test_nothing_in_common(self, model):
+        assert_equal_to_naive(model, [[Continuation([5, 6], 1), Continuation([7, 8, 9], 1)], [Continuation([9, 4], 1)]])
+
+    def test_a_choice_that_begins_another(self, model):
+        assert_equal_to_naive(model, [[Continuation([5, 6, 7], 1), Continuation([5, 6, 7, 8], 1)]] * 2)
+
+    def test_one_question(self, model):
+        assert_equal_to_naive(model, questions(number=1))
+
+    def test_same_bits_again(self, model):
+        assert score(model, questions(), 64, "")[0] == score(model, questions(), 64, "")[0]
+
+    def test_the_head_runs_on_predicted_rows_only(self, model):
+        rows = []
+        handle = model.lm_head.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[:-1].numel()))
+        score(model, [[Continuation([5, 6, 7, 8, 9, 10], 5)], [Continuation([5, 6, 20, 21], 2)]], 64, "")
+        handle.remove()
+        assert sum(rows) <= 1 + 1 + 2  # one for the common beginning, which predicts nothing itself
+
+    def test_without_a_decoder_to_hook(self, model, monkeypatch):
+        monkeypatch.setattr(type(model), "get_decoder", lambda self: self)
+        assert_equal_to_naive(model, questions(number=4))
+
+
+def test_nan_names_the_weight():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 4] = float("nan")
+    with pytest.raises(NumericsError, match=r"weight model\.layers\.1\.mlp\.down_proj\.weight"):
+        score(model, questions(number=2), 64, "")
+
+
+def test_overflow_names_the_layer():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(1e38)
+    with pytest.raises(NumericsError, match=r"begins in model\.layers\.0\.mlp\.\w+_proj"):
+        score(model, questions(number=2), 64, "")
+
+
+def test_batches_fill_up_to_the_limit():
+    spans = list(batches([1, 2, 3, 3, 4, 9], cached=0, batch_tokens=9))
+    assert spans == [slice(0, 3), slice(3, 5), slice(5, 6)]
+
+
+def test_batches_bound_the_cache():
+    assert list(batches([1] * 4, cached=15, batch_tokens=4)) == [slice(0, 2), slice(2, 4)]
+
+
+def test_a_long_row_goes_alone():
+    assert list(batches([5, 50, 60], cached=0, batch_tokens=10)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
