@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sieve.checkpoint import mark
 from sieve.layers import SlicedLinear
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
@@ -44,6 +45,7 @@ def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | st
         pair.train(layer.training)
         pair.requires_grad_(layer.weight.requires_grad)
         replace(model, name, pair)
+    mark(model)
     return model
 
 

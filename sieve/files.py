@@ -59,6 +59,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o755)
             for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)  # safetensors makes its files unreadable for others, such as a server
                 _sync(file)
             if path.is_dir():
                 path.rmdir()

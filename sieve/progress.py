@@ -28,12 +28,15 @@ def shown(on: bool = True) -> Iterator[None]:
 def say(message: str) -> None:
     """A line for the user, printed only where progress is shown."""
     if _shown:
-        console.print(message)
+        console.print(message, soft_wrap=True)
 
 
 @contextmanager
-def bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)` for work of `total` units; prints one closing line with time and rate."""
+def bar(description: str, total: int, unit: str, summary: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)` for work of `total` units; the bar goes when done and leaves a line with time and rate.
+
+    Without a terminal only that line is printed; `summary=False` leaves it out.
+    """
     done = 0
     if not _shown:
         yield lambda n: None
@@ -48,7 +51,7 @@ def bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], Non
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
 
         def advance(n: int) -> None:
@@ -58,4 +61,5 @@ def bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], Non
 
         yield advance
     seconds = time.perf_counter() - started
-    console.print(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+    if summary:
+        say(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")

@@ -46,12 +46,10 @@ class Recipe:
     def check(self) -> "Recipe":
         """InputError for any value that could not work; returns the recipe itself."""
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
-            allowed = {"str": str, "int": int, "bool": bool, "float": (float, int), "int | None": (int, type(None))}[
-                kind
-            ]
-            if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-                raise InputError(f"recipe: {field.name} must be {kind}, got {value!r}")
+            value = getattr(self, field.name)
+            kind = int | float if field.type is float else field.type
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise InputError(f"recipe: {field.name} must be of type {field.type}, got {value!r}")
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
         check_options(self.tolerance, self.search)

@@ -82,7 +82,7 @@ def score(
     tokens = common
 
     order = sorted(range(len(units)), key=lambda index: (shared[index], index))
-    with progress.bar(description, len(units), "questions") as advance:
+    with progress.bar(description, len(units), "questions", summary=False) as advance:
         for span in batches([shared[index] - common for index in order], common, batch_tokens):
             batch = order[span]
             rows = [units[index][0][1].ids[common : shared[index]] for index in batch]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sieve import progress
 from sieve.plan import DENSE, Plan
 from sieve.searchers.problem import Candidate, Problem
 
@@ -15,6 +16,7 @@ def uniform(problem: Problem) -> Iterator[Candidate]:
     that is acceptable next to one that is not.
     """
     plans = _plans(problem)
+    progress.say(f"  bisection over {len(plans)} sizes: at most {len(plans).bit_length()} candidates")
     low, high = -1, len(plans)  # plans[low] is known too small, plans[high] known good (dense lies past the end)
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,0 +1,72 @@
+"""The driver's promises on the embedded model: calibration against a plain forward, pruned against dense.
+
+python -m pytest bench/test_driver.py --benchmark-only -s
+"""
+
+import copy
+
+import pytest
+import torch
+
+from bench.interleaved import compare
+from sieve.apply import apply_
+from sieve.calibration import Statistics
+from sieve.calibration.collect import collect
+from sieve.calibration.text import batches, calibration_sequences
+from sieve.matrices import prunable
+from sieve.models import EMBEDDED_MODEL, load_model
+from sieve.plan import Plan
+from sieve.projections import project
+from sieve.tasks import load_task
+
+TOKENS = 8192
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float32"])
+def loaded(request):
+    return load_model(EMBEDDED_MODEL, request.param, "cpu")
+
+
+@pytest.fixture(scope="module")
+def data(loaded):
+    _, tokenizer = loaded
+    task = load_task("geography")
+    return batches(calibration_sequences(tokenizer, task, task.splits()["calibration"], TOKENS, 8192), 4096)
+
+
+def test_calibration_against_plain_forward(benchmark, loaded, data, capsys):
+    """The whole pass, hooks and Grams included, against the same batches through the same blocks."""
+    model, _ = loaded
+
+    @torch.inference_mode()
+    def forward():
+        for batch in data:
+            model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+
+    result = compare(lambda: collect(model, data), forward, rounds=3)
+    benchmark.extra_info["calibration / forward"] = result.ratio
+    with capsys.disabled():
+        print(f"\ncalibration / plain forward, {model.dtype}, {TOKENS} tokens: {result}")
+    benchmark.pedantic(collect, (model, data), rounds=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2048), (16, 128)], ids=str)
+def test_half_the_parameters_against_dense(benchmark, loaded, data, shape, capsys):
+    """Logits of 2048 tokens: dense against a model that keeps half of its prunable parameters."""
+    dense, _ = loaded
+    factors = project(dense, Statistics(*collect(dense, data[:1])))
+    matrices = prunable(dense)
+    plan = Plan.uniform(matrices.values(), 0.5, 8)
+    pruned = apply_(copy.deepcopy(dense), factors, plan)
+    ids = torch.randint(0, 40_000, shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def forward(model):
+        return model(input_ids=ids, use_cache=False).logits
+
+    result = compare(lambda: forward(dense), lambda: forward(pruned), rounds=5)
+    benchmark.extra_info["dense / pruned"] = result.ratio
+    with capsys.disabled():
+        kept = plan.size(matrices) / sum(matrix.parameters for matrix in matrices.values())
+        print(f"\ndense / pruned ({kept:.2f} kept), {dense.dtype}, {shape[0]} × {shape[1]} tokens: {result}")
+    benchmark.pedantic(forward, (pruned,), rounds=2)
