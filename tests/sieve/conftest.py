@@ -1,0 +1,36 @@
+"""A small world for end-to-end tests: a tiny random model's folder and a task with data."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
+TASK = """\
+name: legs
+type: multiple_choice
+data: legs.jsonl
+prompt: "Word {number}: {animal}. Legs:"
+choices: [" few", " many"]
+answer: label
+"""
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> SimpleNamespace:
+    """`model`: folder of a tiny Llama; `task`: task file with 160 examples; both as text."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_model("llama").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [{"number": i, "animal": ANIMALS[i % 8], "label": (i * i // 3) % 2} for i in range(160)]
+    write_task(folder / "legs.yaml", TASK, rows)
+    return SimpleNamespace(model=str(folder / "model"), task=str(folder / "legs.yaml"))
+
+
+def write_task(path: Path, text: str, rows: list[dict]) -> str:
+    path.write_text(text)
+    (path.parent / "legs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)

@@ -1,0 +1,257 @@
+"""The command line as a user meets it: results, messages of one line, exit codes, nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sieve
+from sieve import cli
+from tests.sieve.conftest import TASK, write_task
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call `sieve …` in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sieve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def options(world, output, tolerance=0.9):
+    return (
+        "prune", world.model, "--task", world.task, "--output", output, "--tolerance", tolerance,
+        "--calibration-tokens", 1000, "--rank-multiple", 4,
+    )  # fmt: skip
+
+
+def test_prune_eval_info(run, world, tmp_path):
+    """One run makes a folder whose report, evaluation in a new process and plain transformers agree."""
+    output = tmp_path / "pruned"
+    code, out, err = run(*options(world, output), "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert json.loads((output / "report.json").read_text()) == report
+    for stage in ("load", "calibrate", "project", "search", "test"):
+        assert f"{stage}\n" in err
+        assert report["seconds"][stage] > 0
+    assert 0 < report["parameters"]["model_removed"] < report["parameters"]["prunable_removed"] < 1
+    assert report["bytes"]["pruned"] < report["bytes"]["dense"]
+    assert report["accuracy"]["pruned"]["test"].keys() == {"value", "low", "high", "n"}
+    assert set(report["accuracy"]["dense"]) == {"fitness", "validation", "test"}
+    kept = sum(fraction < 1 for fraction in report["kept"].values())
+    ranks = json.loads((output / "config.json").read_text())["quantization_config"]["ranks"]
+    assert len(ranks) == kept > 0
+
+    fresh = subprocess.run(
+        [sys.executable, "-m", "sieve", "eval", str(output), "--json"], capture_output=True, text=True, check=True
+    )
+    result = json.loads(fresh.stdout)
+    assert result["accuracy"] == report["accuracy"]["pruned"]["test"]
+    assert result["loglik"] == report["loglik"]["pruned"]["test"]
+    code, out, _ = run("eval", output, "--against", world.model, "--split", "validation", "--json")
+    assert json.loads(out)["accuracy_difference"] == report["difference"]["accuracy"]["validation"]
+
+    code, out, _ = run("info", output, "--matrices")
+    assert code == 0
+    assert f"{report['parameters']['prunable_removed']:.1%}" in out
+    assert "model.layers.0.self_attn.q_proj" in out
+    assert (output / "README.md").read_text().splitlines()[0].count("import sieve") == 1
+    assert sieve.Recipe.load(output / "recipe.yaml").task == world.task
+
+
+def test_a_recipe_gives_the_same_model(run, world, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(*options(world, first), "--quiet")[0] == 0
+    code, _, err = run("prune", "--config", first / "recipe.yaml", "--output", second, "--quiet")
+    assert (code, err) == (0, "")
+    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_calibration_is_stored_reused_and_refused(run, world, tmp_path):
+    file = tmp_path / "statistics.safetensors"
+    arguments = ("--task", world.task, "--calibration-tokens", 1000)
+    code, out, _ = run("calibrate", world.model, *arguments, "--output", file, "--json")
+    assert code == 0
+    assert json.loads(out)["tokens"] == 1000
+    before = file.read_bytes()
+    code, _, err = run(*options(world, tmp_path / "pruned"), "--statistics", file)
+    assert code == 0
+    assert "reused" in err
+    code, _, err = run(
+        "prune", world.model, "--task", world.task, "--output", tmp_path / "other", "--calibration-tokens", 900,
+        "--statistics", file,
+    )  # fmt: skip
+    assert code == 2
+    assert "another data" in err
+    assert file.read_bytes() == before
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_cache_keeps_the_last_calibration_only(run, world, tmp_path):
+    assert run(*options(world, tmp_path / "a"))[0] == 0
+    assert "reused" in run(*options(world, tmp_path / "b", tolerance=0.8))[2]
+    assert run(*options(world, tmp_path / "c")[:-4], "--calibration-tokens", 800, "--rank-multiple", 4)[0] == 0
+    assert len(list((tmp_path / "cache" / "calibration").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (("--task", "geografy"), 2, "did you mean 'geography'"),
+        (("--tolerance", 1), 2, r"[0, 1)"),
+        (("--tolerance", -0.1), 2, r"[0, 1)"),
+        (("--search", "magic"), 2, "uniform"),
+        (("--method", "magic"), 2, "output_aligned"),
+        (("--dtype", "int8"), 2, "bfloat16"),
+        (("--device", "cuda:99"), 2, "cpu"),
+        (("--rank-multiple", 0), 2, "at least 1"),
+        (("--rank-multiple", 64), 5, "choose a smaller one"),
+        (("--calibration-tokens", 10), 2, "too few"),
+        (("--config", "nowhere.yaml"), 2, "nowhere.yaml"),
+    ],
+)
+def test_bad_options_are_one_line_with_a_fix(run, world, tmp_path, change, code, words):
+    output = tmp_path / "pruned"
+    stopped, out, err = run(*options(world, output), "--quiet", *change)
+    assert (stopped, out) == (code, "")
+    assert words in err
+    assert err.startswith("sieve: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.glob("*pruned*"))
+
+
+def test_missing_model_task_and_output(run, world, tmp_path):
+    assert "no model given" in run("prune", "--task", world.task, "--output", tmp_path / "x")[2]
+    assert "no task given" in run("prune", world.model, "--output", tmp_path / "x")[2]
+    assert "no output given" in run("prune", world.model, "--task", world.task)[2]
+    code, _, err = run("prune", tmp_path / "nothing", "--task", world.task, "--output", tmp_path / "x")
+    assert code == 2
+    assert "nothing" in err.splitlines()[-1]
+    assert "no task given" in run("eval", world.model)[2]
+    assert "unknown split" in run("eval", world.model, "--task", world.task, "--split", "exam")[2]
+    assert "report.json" in run("info", tmp_path)[2]
+
+
+def test_an_existing_output_is_refused_before_work(run, world, tmp_path):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "thesis.txt").write_text("important")
+    code, _, err = run(*options(world, output))
+    assert code == 2
+    assert err == f"sieve: {output} already exists: choose another --output or remove it first\n"
+    assert [file.name for file in output.iterdir()] == ["thesis.txt"]
+
+
+def test_unreachable_tolerance_names_the_nearest(run, world, tmp_path, monkeypatch):
+    """Where every candidate fails, the message says how near the best one came, and the code tells machines."""
+    from sieve.searchers import run as search_run
+
+    monkeypatch.setattr(search_run, "within", lambda *arguments: False)
+    code, _, err = run(*options(world, tmp_path / "x"), "--quiet")
+    assert code == 5
+    assert "nearest" in err
+    assert "--tolerance" in err
+
+
+@pytest.mark.parametrize(("tensor", "words"), [("up_proj", "layers.1.mlp.up_proj"), ("embed_tokens", "embed_tokens")])
+def test_nan_in_weights_names_the_tensor(run, world, tmp_path, tensor, words):
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", world.model, broken], check=True)
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in reversed(weights) if tensor in name and ("layers" not in name or "layers.1" in name))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = run("prune", broken, "--task", world.task, "--output", tmp_path / "x", "--quiet")
+    assert code == 3
+    assert words in err
+
+
+def test_task_errors_name_the_fix(run, world, tmp_path):
+    rows = [{"number": i, "animal": "ant", "label": 0} for i in range(40)]
+    same = write_task(tmp_path / "same.yaml", TASK, rows)
+    assert "for all 40 examples" in run("prune", world.model, "--task", same, "--output", tmp_path / "x")[2]
+    field = write_task(tmp_path / "field.yaml", TASK.replace("{animal}", "{beast}"), rows)
+    assert "'beast'" in run("prune", world.model, "--task", field, "--output", tmp_path / "x")[2]
+    few = write_task(tmp_path / "few.yaml", TASK, [row | {"label": i % 2} for i, row in enumerate(rows[:3])])
+    assert "split is empty" in run("prune", world.model, "--task", few, "--output", tmp_path / "x")[2]
+
+
+@pytest.mark.parametrize("stage", ["sieve.pipeline.project", "sieve.checkpoint.folder.model_card"])
+def test_ctrl_c_leaves_nothing(run, world, tmp_path, monkeypatch, stage):
+    """Between stages, and in the middle of writing the result."""
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, interrupt)
+    output = tmp_path / "place" / "pruned"
+    code, _, err = run(*options(world, output), "--quiet")
+    assert code == 130
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("place/*"))
+
+
+def test_full_disk_while_saving(run, world, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    from sieve import files
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert run("calibrate", world.model, "--task", world.task, "--output", tmp_path / "s.safetensors")[0] == 0
+    monkeypatch.setattr(files, "_sync", full)
+    output = tmp_path / "place" / "pruned"
+    code, _, err = run(*options(world, output)[:-4], "--rank-multiple", 4, "--statistics", tmp_path / "s.safetensors",
+                       "--quiet")  # fmt: skip
+    assert code == 4
+    assert "No space left" in err
+    assert not list(tmp_path.glob("place/*"))
+
+
+def test_unexpected_errors_have_no_traceback_unless_asked(run, world, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr("sieve.pipeline.project", broken)
+    code, _, err = run(*options(world, tmp_path / "x"), "--quiet")
+    assert (code, "surprise" in err, "SIEVE_TRACEBACK" in err) == (1, True, True)
+    monkeypatch.setenv("SIEVE_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["sieve", *map(str, options(world, tmp_path / "x")), "--quiet"])
+    with pytest.raises(RuntimeError, match="surprise"):
+        cli.main()
+
+
+def test_help_lists_every_option_and_exit_code(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for word in ("prune", "eval", "calibrate", "info", "tasks", "demo", "130"):
+        assert word in out
+    out = run("prune", "--help")[1]
+    for option in ("--task", "--tolerance", "--search", "--output", "--calibration-tokens", "--method", "--dtype",
+                   "--device", "--seed", "--config", "--json"):  # fmt: skip
+        assert option in out
+
+
+def test_tasks_are_listed(run):
+    listed = json.loads(run("tasks", "--json")[1])
+    assert {"geography", "capitals", "imdb", "piqa", "commonsense_qa", "boolq", "pubmed_qa"} == set(listed)
+    assert "geography" in run("tasks")[1]
