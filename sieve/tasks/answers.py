@@ -50,12 +50,14 @@ def _as_text(value: Any, choices: Sequence[str]) -> int | None:
 
 
 def _lettered_text(value: Any, choices: Sequence[str]) -> int | None:
-    """ "B. the text" where both halves agree."""
+    """ "B. the text": the halves must agree; the text alone tells where the letter is none of the choices'."""
     match = re.match(r"\s*(\(?[A-Z][.):])\s*(.*)", str(value), re.DOTALL)
-    index = _letter(match[1], choices) if match else None
-    if match is None or index is None:
+    if match is None:
         return None
-    return index if " ".join(match[2].split()) == " ".join(choices[index].split()) else None
+    index = _letter(match[1], choices)
+    if index is None:
+        return _as_text(match[2], choices)
+    return index if _words(match[2]) == _words(choices[index]) else None  # the letter vouches for the rest
 
 
 def _letter(value: Any, choices: Sequence[str]) -> int | None:
@@ -72,6 +74,10 @@ def _index(value: Any, choices: Sequence[str]) -> int | None:
     except ValueError:
         return None
     return _in_range(int(number), choices) if number.is_integer() else None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def _in_range(index: int, choices: Sequence[str]) -> int | None:

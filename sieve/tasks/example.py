@@ -138,7 +138,8 @@ def _references(row: Row, name: str) -> tuple[str, ...]:
 def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
     """The choices of one row as they continue the prompt."""
     if not isinstance(task.choices, str):
-        return tuple(fill(text, _texts(row, template_fields(text, task.where))) for text in task.choices)
+        texts = [fill(text, _texts(row, template_fields(text, task.where))) for text in task.choices]
+        return _none_empty(task, row, texts)
     value = row.field(task.choices)
     texts = [str(item) for item in value] if isinstance(value, list) else lettered_lines(str(value))
     if len(texts) < 2:
@@ -146,16 +147,24 @@ def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
             f"{task.where}: {row.where}: the field {task.choices!r} must hold a list of at least two choices "
             f"or lines 'A. …', got {_short(value)}"
         )
-    return tuple(continuing(prompt, text) for text in texts)
+    return _none_empty(task, row, [continuing(prompt, text) for text in texts])
+
+
+def _none_empty(task: Task, row: Row, texts: Sequence[str]) -> tuple[str, ...]:
+    if not all(text.strip() for text in texts):
+        raise InputError(f"{task.where}: {row.where} has an empty choice: remove the row or complete its choices")
+    return tuple(texts)
 
 
 def lettered_lines(text: str) -> list[str]:
     """ "A. one\\nB. two" → ["one", "two"]; a line without the next letter continues the choice before it."""
     choices: list[str] = []
+    following = None
     for line in filter(None, map(str.strip, text.splitlines())):
         match = re.match(r"\(?([A-Z])[.):]\s*(.*)", line)
-        if match and match[1] == chr(ord("A") + len(choices)):
+        if match and match[1] == (following or match[1]):
             choices.append(match[2])
+            following = chr(ord(match[1]) + 1)
         elif choices:
             choices[-1] += f"\n{line}"
     return choices

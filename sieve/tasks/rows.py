@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sieve.errors import InputError
 from sieve.tasks import places
@@ -102,7 +102,7 @@ def _read(path: Path) -> list[Row]:
             return list(_jsonl(path))
         if path.suffix.lower() == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
-                return _numbered(csv.DictReader(file), path.name)
+                return list(_csv(file, path.name))
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet  # slow to import, and needed for this alone
 
@@ -127,6 +127,14 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if not isinstance(values, dict):
                 raise InputError(f"{where} must be a JSON object with named fields")
             yield Row(_flat(values), where)
+
+
+def _csv(file: TextIO, name: str) -> Iterator[Row]:
+    for number, values in enumerate(csv.DictReader(file), 1):
+        where = f"{name} row {number}"
+        if None in values:  # where the library puts values without a name
+            raise InputError(f"{where} has more values than the header: quote the ones that hold a comma")
+        yield Row(values, where)
 
 
 def _from_datasets(data: Mapping[str, str], where: str) -> dict[str, list[Row]]:

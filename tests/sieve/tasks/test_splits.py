@@ -1,0 +1,117 @@
+"""Splits: disjoint, deterministic, and blind to the order of the data."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sieve.errors import InputError
+from sieve.tasks import Example
+from sieve.tasks.splits import DEFAULT_SIZES, SPLITS, split
+
+
+def examples(texts):
+    return [Example(text, references=(text,), question=text.casefold()) for text in texts]
+
+
+def divide(pools, sizes=DEFAULT_SIZES, seed=0):
+    return split({name: examples(texts) for name, texts in pools.items()}, sizes, seed, "task.yaml")
+
+
+def texts(part):
+    return [example.prompt for example in part]
+
+
+NUMBERS = [str(number) for number in range(100)]
+
+
+def test_sizes_by_fraction():
+    assert [len(part) for part in divide({"": NUMBERS}).values()] == [40, 20, 20, 20]
+
+
+def test_sizes_by_count_and_fraction():
+    sizes = {"calibration": 0.5, "fitness": 10, "validation": 0.1, "test": 25}
+    assert [len(part) for part in divide({"": NUMBERS}, sizes).values()] == [50, 10, 10, 25]
+
+
+def test_fractions_below_one_leave_a_rest():
+    sizes = dict.fromkeys(SPLITS, 0.1)
+    assert [len(part) for part in divide({"": NUMBERS}, sizes).values()] == [10] * 4
+
+
+def test_order_of_the_data_does_not_matter():
+    assert divide({"": NUMBERS}) == divide({"": NUMBERS[::-1]})
+
+
+def test_seeds_differ():
+    assert divide({"": NUMBERS}, seed=0) == divide({"": NUMBERS}, seed=0)
+    assert set(texts(divide({"": NUMBERS}, seed=0)["test"])) != set(texts(divide({"": NUMBERS}, seed=1)["test"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 40), min_size=40, max_size=120),
+    seed=st.integers(0, 5),
+    train=st.booleans(),
+)
+def test_no_question_stands_in_two_splits(numbers, seed, train):
+    half = len(numbers) // 2
+    words = [f"{'Question' if number % 3 else 'question'} {number}" for number in numbers]
+    pools = {"train": words[:half], "test": words[half:]} if train else {"": words}
+    try:
+        parts = divide(pools, seed=seed)
+    except InputError:  # so few different questions that a split would stay empty
+        return
+    questions = [{example.question for example in part} for part in parts.values()]
+    assert sum(map(len, questions)) == len(set.union(*questions))
+
+
+def test_duplicates_stay_in_one_split():
+    parts = divide({"": NUMBERS * 3})
+    assert sum(map(len, parts.values())) > 290
+    for name, part in parts.items():
+        for other, others in parts.items():
+            assert name == other or not set(texts(part)) & set(texts(others))
+
+
+class TestSplitFiles:
+    def pools(self, *names):
+        return {name: [f"{name} {number}" for number in range(100)] for name in names}
+
+    def origin(self, parts):
+        return {name: {text.split()[0] for text in texts(part)} for name, part in parts.items()}
+
+    @pytest.mark.parametrize(
+        ("names", "want"),
+        [
+            (["train", "validation", "test"], ["train", "train", "validation", "test"]),
+            (["train", "test"], ["train", "train", "train", "test"]),
+            (["train", "dev"], ["train", "train", "dev", "dev"]),
+            (["validation", "test"], ["validation", "validation", "validation", "test"]),
+            (["train"], ["train"] * 4),
+            (["test"], ["test"] * 4),
+            (list(SPLITS), list(SPLITS)),
+            (["calibration", "test"], ["calibration", "calibration", "calibration", "test"]),
+        ],
+    )
+    def test_where_each_split_comes_from(self, names, want):
+        got = self.origin(divide(self.pools(*names)))
+        assert got == {name: {source} for name, source in zip(SPLITS, want, strict=True)}
+
+    def test_a_file_is_shared_in_proportion(self):
+        parts = divide(self.pools("train", "test"))
+        assert [len(part) for part in parts.values()] == [50, 25, 25, 100]
+
+    def test_a_question_in_two_files_counts_in_the_later_one(self):
+        pools = {"train": NUMBERS, "test": NUMBERS[:30]}
+        parts = divide(pools)
+        assert set(texts(parts["test"])) == set(NUMBERS[:30])
+        assert not set(NUMBERS[:30]) & set(texts(parts["calibration"] + parts["fitness"] + parts["validation"]))
+
+    def test_unknown_names(self):
+        with pytest.raises(InputError, match=r"no split file for 'calibration' among part1, part2: name them train"):
+            divide(self.pools("part1", "part2"))
+
+
+def test_all_the_same_question():
+    with pytest.raises(InputError, match="the fitness split is empty"):
+        divide({"": ["same"] * 50})
