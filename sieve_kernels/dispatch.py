@@ -115,13 +115,12 @@ TABLE: dict[str, tuple[Rule, ...]] = {
 
 def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
     """The function that serves `operator` for an input x [..., n]."""
-    rows = x.numel() // max(1, x.shape[-1])
-    return _load(operator, Call(x.device, x.dtype, rows, rank), os.environ.get(VARIABLE))
+    return _load(operator, x.device, x.dtype, _rows(x), rank, os.environ.get(VARIABLE))
 
 
 def explain(operator: str, x: Tensor, rank: int = 0) -> str:
     """One line: which implementation `operator` takes for an input x [..., n] of the given rank, and why."""
-    call = Call(x.device, x.dtype, x.numel() // max(1, x.shape[-1]), rank)
+    call = Call(x.device, x.dtype, _rows(x), rank)
     override = os.environ.get(VARIABLE)
     rule = _choose(operator, call, override)
     why = f"{VARIABLE}={override}" if rule.name == override else rule.why
@@ -131,8 +130,14 @@ def explain(operator: str, x: Tensor, rank: int = 0) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _load(operator: str, call: Call, override: str | None) -> Callable:
-    return _choose(operator, call, override).load()
+def _load(
+    operator: str, device: torch.device, dtype: torch.dtype, rows: int, rank: int, override: str | None
+) -> Callable:
+    return _choose(operator, Call(device, dtype, rows, rank), override).load()
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // max(1, x.shape[-1])
 
 
 def _choose(operator: str, call: Call, override: str | None) -> Rule:

@@ -7,6 +7,7 @@ forward pass between two calls slower by more than it saves.
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 PANEL = 320
@@ -37,11 +38,13 @@ def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> Non
 
 def mirror_(out: Tensor) -> None:
     """Copy the upper triangle of out [n, n] to the lower."""
-    for start in range(0, out.shape[0], STRIP):
-        end = start + STRIP
-        out[end:, start:end] = out[start:end, end:].T
+    n = out.shape[0]
+    for start in range(0, n, STRIP):
+        end = min(start + STRIP, n)
+        if end < n:
+            out[end:, start:end] = out[start:end, end:].T
         corner = out[start:end, start:end]
-        corner.copy_(corner.triu() + corner.triu(1).T)
+        torch.add(corner.triu(), corner.triu(1).T, out=corner)
 
 
 def _blocks(x: Tensor, weight: Tensor | None, out: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -6,6 +6,8 @@ often NaN, and 0 · NaN would spoil the statistics.
 
 from torch import Tensor
 
+from sieve_kernels.arguments import as_rows
+
 
 def gram(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
     """out + xᵀ diag(w) x in the dtype of `out`; x [..., n], weight [...], out [n, n]."""
@@ -14,7 +16,7 @@ def gram(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def cross_gram(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     """out + xᵀ diag(w) y in the dtype of `out`; x [..., n], y [..., m], weight [...], out [n, m]."""
-    x, y = x.reshape(-1, x.shape[-1]).to(out.dtype), y.reshape(-1, y.shape[-1]).to(out.dtype)
+    x, y = as_rows(x).to(out.dtype), as_rows(y).to(out.dtype)
     if weight is not None:
         w = weight.reshape(-1, 1).to(out.dtype)
         x, y = (x * w).masked_fill(w == 0, 0), y.masked_fill(w == 0, 0)

@@ -178,6 +178,7 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             num_warps=8 if block == 128 else 4,
             num_stages=3,
         )
+        torch.autograd.graph.increment_version(out)  # which torch's own in-place operators do themselves
         if shares > 1:
             strip = 16
             sum_shares_kernel[(count, block // strip)](

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from sieve_kernels.arguments import as_rows
+
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias; x [..., n], A [r, n], B [m, r], bias [m]."""
@@ -11,7 +13,7 @@ def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[bool]) -> list[Tensor]:
     """Gradients of x [..., n], A [r, n] and B [m, r], those that are needed; grad [..., m]. Recomputes z = x Aᵀ."""
-    rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    rows, tokens = as_rows(grad), as_rows(x)
     gradients = []
     if needed[0] or needed[1]:
         dz = rows @ B

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import checks, dispatch
+from sieve_kernels import dispatch
+from sieve_kernels.arguments import as_rows, describe, require_alike, require_float
 from sieve_kernels.lowrank import reference
+from sieve_kernels.registration import register
 
 
 def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, rank: int | None = None) -> Tensor:
@@ -39,7 +41,7 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         if not 1 <= rank <= A.shape[0]:
             raise ValueError(f"rank must be between 1 and {A.shape[0]}, got {rank}")
         A, B = A[:rank], B[:, :rank]
-    return torch.ops.sieve_kernels.lowrank_linear(x, A, B, bias)
+    return _linear_op(x, A, B, bias)
 
 
 def _autocast(t: Tensor | None) -> Tensor | None:
@@ -52,40 +54,29 @@ def _autocast(t: Tensor | None) -> Tensor | None:
 def _check(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
     fits = A.dim() == 2 and B.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == B.shape[1]
     if not fits or A.shape[0] == 0 or (bias is not None and bias.shape != B.shape[:1]):
-        shapes = checks.describe(x=x, A=A, B=B, bias=bias)
-        raise ValueError(f"need x [..., n], A [R, n], B [m, R] and bias [m] with R ≥ 1, got {shapes}")
-    checks.require_float(x=x)
-    checks.require_same_dtype(x=x, A=A, B=B, bias=bias)
-    checks.require_same_device(x=x, A=A, B=B, bias=bias)
+        shapes = {"x": x, "A": A, "B": B, "bias": bias}
+        given = ", ".join(f"{name} {describe(t)}" for name, t in shapes.items() if t is not None)
+        raise ValueError(f"need x [..., n], A [R, n], B [m, R] and bias [m] with R ≥ 1, got {given}")
+    require_float("x", x)
+    require_alike("x", x, "A", A)
+    require_alike("x", x, "B", B)
+    if bias is not None:
+        require_alike("x", x, "bias", bias)
 
 
-@torch.library.custom_op(
-    "sieve_kernels::lowrank_linear",
-    mutates_args=(),
-    device_types=("cpu", "cuda"),
-    schema="(Tensor x, Tensor A, Tensor B, Tensor? bias) -> Tensor",
-)
 def _linear(x, A, B, bias):
     return dispatch.implementation("lowrank_linear", x, A.shape[0])(x, A, B, bias)
 
 
-@torch.library.custom_op(
-    "sieve_kernels::lowrank_linear_backward",
-    mutates_args=(),
-    device_types=("cpu", "cuda"),
-    schema="(Tensor grad, Tensor x, Tensor A, Tensor B, bool[] needed) -> Tensor[]",
-)
+def _linear_fake(x, A, B, bias):
+    return x.new_empty((*x.shape[:-1], B.shape[0]))
+
+
 def _linear_backward(grad, x, A, B, needed):
     return dispatch.implementation("lowrank_linear_backward", x, A.shape[0])(grad, x, A, B, needed)
 
 
-@_linear.register_fake
-def _(x, A, B, bias):
-    return x.new_empty((*x.shape[:-1], B.shape[0]))
-
-
-@_linear_backward.register_fake
-def _(grad, x, A, B, needed):
+def _linear_backward_fake(grad, x, A, B, needed):
     return [t.new_empty(t.shape) for t, wanted in zip((x, A, B), needed, strict=True) if wanted]
 
 
@@ -100,9 +91,22 @@ def _gradients(ctx, grad):
     if torch.is_grad_enabled():  # a gradient of this gradient will be taken
         gradients = reference.linear_backward(grad, x, A, B)
     else:
-        found = iter(torch.ops.sieve_kernels.lowrank_linear_backward(grad, x, A, B, needed))
+        found = iter(_linear_backward_op(grad, x, A, B, needed))
         gradients = [next(found) if wanted else None for wanted in needed]
-    return *gradients, grad.reshape(-1, grad.shape[-1]).sum(0) if bias_needed else None
+    return *gradients, as_rows(grad).sum(0) if bias_needed else None
 
 
-_linear.register_autograd(_gradients, setup_context=_save)
+_linear_backward_op = register(
+    "lowrank_linear_backward",
+    "(Tensor grad, Tensor x, Tensor A, Tensor B, bool[] needed) -> Tensor[]",
+    _linear_backward,
+    _linear_backward_fake,
+)
+_linear_op = register(
+    "lowrank_linear",
+    "(Tensor x, Tensor A, Tensor B, Tensor? bias) -> Tensor",
+    _linear,
+    _linear_fake,
+    backward=_gradients,
+    save=_save,
+)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels import tiles
+from sieve_kernels.arguments import as_rows
 
 
 @triton.jit
@@ -114,13 +115,13 @@ def fused_kernel(
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias in two launches; x [..., n], A [r, n], B [m, r], bias [m]."""
-    z = matmul(x.reshape(-1, x.shape[-1]), A)
+    z = matmul(as_rows(x), A)
     return matmul(z, B, bias).reshape(*x.shape[:-1], B.shape[0])
 
 
 def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """`linear` in one launch, for a rank that `dispatch` finds small enough."""
-    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    shape, x = x.shape, as_rows(x)
     (T, n), (m, r) = x.shape, B.shape
     out = torch.empty((T, m), dtype=tiles.compute_dtype(x.dtype), device=x.device)
     if out.numel() == 0:
@@ -161,7 +162,7 @@ def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor
 
 def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[bool]) -> list[Tensor]:
     """Gradients of x [..., n], A [r, n] and B [m, r], those that are needed; grad [..., m]. Recomputes z = x Aᵀ."""
-    rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    rows, tokens = as_rows(grad), as_rows(x)
     gradients = []
     if needed[0] or needed[1]:
         dz = matmul(rows, B.T)

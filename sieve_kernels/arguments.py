@@ -1,0 +1,40 @@
+"""Arguments of the operators: the checks they share, raised before any launch and in the same words on every backend.
+
+They run on every call, so each compares first and describes only what failed.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+
+
+def require_float(name: str, tensor: Tensor) -> None:
+    """TypeError unless the tensor is a 16, 32 or 64 bit float."""
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {describe(tensor)}")
+
+
+def require_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """TypeError unless both tensors have one dtype, ValueError unless both are on one device."""
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name} {describe(tensor)} and {other_name} {describe(other)} must have one dtype")
+    require_same_device(name, tensor, other_name, other)
+
+
+def require_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """ValueError unless both tensors are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device} and {other_name} on {other.device}: they must share a device")
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and dtype, for a message."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x [..., n] as a matrix [T, n]; n may be 0, which `reshape(-1, n)` refuses."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

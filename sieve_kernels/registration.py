@@ -1,0 +1,35 @@
+"""Registering operators with PyTorch: one implementation per operator, which dispatches by `sieve_kernels.dispatch`.
+
+`torch.library.define` and `impl` rather than `custom_op`, whose Python layers cost more than the operator itself for
+one token: 16 against 5 microseconds a call where both were measured.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def register(
+    name: str,
+    schema: str,
+    implementation: Callable,
+    fake: Callable,
+    backward: Callable | None = None,
+    save: Callable | None = None,
+) -> Callable:
+    """Define `sieve_kernels::name` for CPU and GPU tensors, and return the operator.
+
+    Args:
+        name: the operator's name.
+        schema: its signature in PyTorch's notation, with `Tensor(a!)` for what it writes.
+        implementation: called with real tensors.
+        fake: shapes, dtypes and strides of the outputs, for tracing.
+        backward, save: gradients as for `torch.library.register_autograd`; None for an operator without.
+    """
+    qualified = f"sieve_kernels::{name}"
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
+    torch.library.register_fake(qualified, fake)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=save)
+    return getattr(torch.ops.sieve_kernels, name).default

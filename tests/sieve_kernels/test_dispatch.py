@@ -1,0 +1,91 @@
+"""Which implementation a call takes, and what the package needs to be imported."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sieve_kernels import dispatch
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def no_override(monkeypatch):
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+
+
+def choose(operator, call, override=None):
+    return dispatch._choose(operator, call, override).name
+
+
+@pytest.mark.parametrize("operator", dispatch.TABLE)
+def test_cpu_tensors_take_library_products(operator):
+    assert choose(operator, dispatch.Call(torch.device("cpu"), torch.float32, 8, 4)) == "torch"
+
+
+@pytest.mark.parametrize("operator", dispatch.TABLE)
+def test_gpu_tensors_take_triton(operator):
+    assert choose(operator, dispatch.Call(GPU, torch.bfloat16, 8, 4)) == "triton"
+
+
+def test_fused_kernel_needs_a_small_rank_and_many_rows(monkeypatch):
+    monkeypatch.setattr(dispatch, "processors", lambda device: 100)
+    many = 100 * dispatch.FUSED_ROWS
+    for dtype, rows, rank, name in (
+        (torch.bfloat16, many, 64, "triton_fused"),
+        (torch.bfloat16, many - 1, 64, "triton"),
+        (torch.bfloat16, many, 65, "triton"),
+        (torch.float64, many, 8, "triton"),
+    ):
+        assert choose("lowrank_linear", dispatch.Call(GPU, dtype, rows, rank)) == name
+
+
+def test_override_where_it_can_serve():
+    call = dispatch.Call(GPU, torch.bfloat16, 8, 128)
+    assert choose("lowrank_linear", call, "torch") == "torch"
+    assert choose("lowrank_linear", call, "triton_fused") == "triton_fused"
+    assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 8, 129), "triton_fused") == "triton"
+    assert choose("gram_", call, "triton_fused") == "triton"
+
+
+def test_unknown_override_is_refused():
+    with pytest.raises(ValueError, match="SIEVE_KERNELS=cublas is not one of torch, triton, triton_fused"):
+        choose("gram_", dispatch.Call(GPU, torch.float32, 8), "cublas")
+
+
+def test_explain(monkeypatch):
+    x = torch.zeros(2, 5, 8, dtype=torch.bfloat16)
+    text = dispatch.explain("lowrank_linear", x, rank=4)
+    assert text == "lowrank_linear on cpu, bfloat16, 10 rows, rank 4: torch (two library products)"
+    monkeypatch.setenv(dispatch.VARIABLE, "torch")
+    assert dispatch.explain("gram_", x).endswith("torch (SIEVE_KERNELS=torch)")
+
+
+def test_every_entry_loads():
+    for rules in dispatch.TABLE.values():
+        assert all(callable(rule.load()) for rule in rules)
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_needs_neither_triton_nor_transformers():
+    """CPU tensors work without Triton; asking for a GPU kernel says what to install."""
+    out = run(
+        "import sys; sys.modules['triton'] = sys.modules['transformers'] = sys.modules['sieve'] = None\n"
+        "import torch, sieve_kernels as k\n"
+        "from sieve_kernels import dispatch\n"
+        "k.gram_(torch.zeros(2, 2), torch.ones(3, 2))\n"
+        "k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1))\n"
+        "try: dispatch.TABLE['gram_'][1].load()\n"
+        "except ImportError as error: print(error)\n"
+    )
+    assert "pip install triton" in out
+
+
+def test_import_is_light():
+    out = run("import sys, sieve_kernels; print([m for m in ('triton', 'transformers', 'sieve') if m in sys.modules])")
+    assert out.strip() == "[]"
