@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
+_PADDING = {"cpu": 128}  # a forward pass costs as much as this many tokens before the first: more padding is dearer
 _ROWS = 256  # rows of logits that are turned into float32 at a time
 
 
@@ -82,8 +83,9 @@ def score(
     tokens = common
 
     order = sorted(range(len(units)), key=lambda index: (shared[index], index))
+    lengths = [shared[index] - common for index in order]
     with progress.bar(description, len(units), "questions", summary=False) as advance:
-        for span in batches([shared[index] - common for index in order], common, batch_tokens):
+        for span in batches(lengths, common, batch_tokens, _PADDING.get(model.device.type)):
             batch = order[span]
             rows = [units[index][0][1].ids[common : shared[index]] for index in batch]
             queries, tails = [], []
@@ -120,7 +122,8 @@ def _run_tails(
 ) -> int:
     """Step 3 for sequences whose first `end` tokens are cached; returns the number of tokens run."""
     tokens = 0
-    for span in batches([tail.length - 1 - end for tail in tails], end, batch_tokens):
+    lengths = [tail.length - 1 - end for tail in tails]
+    for span in batches(lengths, end, batch_tokens, _PADDING.get(model.device.type)):
         batch = tails[span]
         rows = [tail.sequence.ids[end:-1] for tail in batch]
         queries = [
@@ -219,13 +222,18 @@ def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]], shared: 
     return max(0, min(beginning, min(shared) - 1, *(sequence.start - 1 for unit in units for _, sequence in unit)))
 
 
-def batches(lengths: Sequence[int], cached: int, batch_tokens: int) -> Iterator[slice]:
-    """Spans of ascending `lengths` that fit into one forward pass on top of `cached` tokens per row."""
-    first = 0
+def batches(lengths: Sequence[int], cached: int, batch_tokens: int, padding: int | None = None) -> Iterator[slice]:
+    """Spans of ascending `lengths` that fit into one forward pass on top of `cached` tokens per row.
+
+    padding: cells of padding that a span may have at most; None for any number.
+    """
+    first = tokens = 0
     for end, length in enumerate(lengths):
         rows = end - first + 1
         full = rows * length > batch_tokens or rows * (cached + length) > _CACHED_BATCHES * batch_tokens
-        if full and end > first:
+        wasteful = padding is not None and rows * length - (tokens + length) > padding
+        if (full or wasteful) and end > first:
             yield slice(first, end)
-            first = end
+            first, tokens = end, 0
+        tokens += length
     yield slice(first, len(lengths))

@@ -3,13 +3,13 @@
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sieve import progress
 from sieve.errors import InputError, NumericsError
 from sieve.fitness import evaluate
 from sieve.fitness.generation import greedy_answers, score_answer
@@ -123,10 +123,18 @@ class TestMultipleChoice:
         assert model.training
         assert not any(module._forward_hooks for module in model.modules())
 
-    def test_shows_progress(self, model, tokenizer, capsys):
-        with progress.shown():
-            evaluate(model, tokenizer, choice_task(), choice_examples(3))
-        assert "3 questions" in capsys.readouterr().err
+    def test_shows_progress(self, model, tokenizer, monkeypatch):
+        shown = []
+
+        @contextmanager
+        def bar(description, total, unit, **_):
+            yield lambda number: shown.append((description, total, unit, number))
+
+        monkeypatch.setattr("sieve.progress.bar", bar)
+        evaluate(model, tokenizer, choice_task(), choice_examples(6), batch_tokens=64)
+        assert {step[:3] for step in shown} == {("multiple choice", 6, "questions")}
+        assert len(shown) > 1
+        assert sum(number for *_, number in shown) == 6
 
 
 class TestGeneration:
@@ -267,9 +275,9 @@ def embedded():
 class TestEmbeddedModel:
     def test_knows_geography(self, embedded):
         task = load_task("geography")
-        scores = evaluate(*embedded, task, task.splits()["test"][:100])
-        assert 0.7 <= scores.accuracy <= 0.9
-        assert scores.tokens < 100 * 15  # the shared parts of prompts and choices are run once
+        scores = evaluate(*embedded, task, task.splits()["test"][:60])
+        assert 0.65 <= scores.accuracy <= 0.95
+        assert scores.tokens < 60 * 15  # the shared parts of prompts and choices are run once
 
     def test_agrees_with_one_sequence_at_a_time(self, embedded):
         model, tokenizer = embedded

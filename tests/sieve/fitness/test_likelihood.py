@@ -176,6 +176,10 @@ def test_batches_fill_up_to_the_limit():
     assert spans == [slice(0, 3), slice(3, 5), slice(5, 6)]
 
 
+def test_batches_bound_the_padding():
+    assert list(batches([1, 1, 2, 5, 5], cached=0, batch_tokens=99, padding=4)) == [slice(0, 3), slice(3, 5)]
+
+
 def test_batches_bound_the_cache():
     assert list(batches([1] * 4, cached=15, batch_tokens=4)) == [slice(0, 2), slice(2, 4)]
 
