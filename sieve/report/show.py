@@ -32,8 +32,19 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             _within(difference["loglik"][split], "+"),
         )
     console.print(table)
+    if not report["resolution"]["sufficient"]:
+        console.print(_noise(report["resolution"]), soft_wrap=True)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())
     console.print(f"{sum(report['seconds'].values()):.0f} s in all: {stages}")
+
+
+def _noise(resolution: dict[str, Any]) -> str:
+    text = (
+        f"The fitness split cannot tell so small a tolerance from noise: it allows a loss of "
+        f"{resolution['tolerance']:.3f}, and accuracy has a standard error of {resolution['standard_error']:.3f}."
+    )
+    needed = resolution["needed_n"]
+    return f"{text} {needed:,} examples would do." if needed else text
 
 
 def _pair(values: dict[str, int], unit: float, name: str) -> tuple[str, str]:

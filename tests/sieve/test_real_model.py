@@ -1,0 +1,51 @@
+"""The main job on the embedded model and task, small: what the pruned model still knows."""
+
+import numpy as np
+import pytest
+import torch
+
+import sieve
+from sieve.apply import sliced
+from sieve.calibration import Source, Statistics
+from sieve.fitness import evaluate
+from sieve.matrices import prunable
+from sieve.plan import Plan
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return sieve.load_model("smollm2", "bfloat16", "cpu")
+
+
+def test_pruned_for_geography_it_still_knows_geography(smollm2):
+    """4,096 calibration tokens; against the dense model, and against pruning that knows nothing of the task."""
+    model, tokenizer = smollm2
+    task = sieve.load_task("geography")
+    examples = task.splits()["validation"][:200]
+    dense = evaluate(model, tokenizer, task, examples)
+    assert 0.65 < dense.accuracy < 0.9
+
+    statistics = sieve.calibrate(model, tokenizer, task, tokens=4096)
+    factors = sieve.project(model, statistics)
+    matrices = prunable(model)
+    assert sum(matrix.parameters for matrix in matrices.values()) == 106_168_320
+    plan = Plan.uniform(matrices.values(), 0.6, 8)
+    with sliced(model, factors) as slices:
+        slices.set(plan)
+        ours = evaluate(model, tokenizer, task, examples)
+    blind = sieve.project(model, _without_task(statistics))
+    with sliced(model, blind) as slices:
+        slices.set(plan)
+        svd = evaluate(model, tokenizer, task, examples)
+    assert ours.accuracy > dense.accuracy - 0.2
+    assert ours.mean_loglik > svd.mean_loglik + 1
+    assert np.array_equal(evaluate(model, tokenizer, task, examples).loglik, dense.loglik)  # dense again, same bits
+
+
+def _without_task(statistics):
+    """The same statistics of white noise: what is left is the SVD of the weights."""
+    grams = {"narrow": torch.eye(576), "wide": torch.eye(1536)}
+    sources = {name: Source("input", "wide" if "down_proj" in name else "narrow") for name in statistics.sources}
+    return Statistics(grams, sources, statistics.tokens)
