@@ -33,6 +33,8 @@ def greedy_answers(
 ) -> tuple[list[str], int]:
     """The most likely token at each step, until end-of-text, `stop` or `max_new_tokens`.
 
+    White space at the beginning is no part of an answer: many models open with a line break.
+
     Returns: the texts before `stop`, and the number of tokens read and written, padding excluded.
     """
     ends = model.generation_config.eos_token_id
@@ -61,7 +63,7 @@ def greedy_answers(
             )
             for index, row in zip(batch, output[:, longest:].tolist(), strict=True):
                 row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
-                text = tokenizer.decode(row, skip_special_tokens=True)
+                text = tokenizer.decode(row, skip_special_tokens=True).lstrip()
                 if stop and stop in text:
                     text = text[: text.index(stop)]
                     while row[-1] == pad:  # written by the library while other rows went on
@@ -73,14 +75,14 @@ def greedy_answers(
 
 
 class _Stop(StoppingCriteria):
-    """Ends a row once its text holds `stop`."""
+    """Ends a row once its text, begun with something other than white space, holds `stop`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, stop: str | None):
         self.tokenizer, self.prompt, self.stop = tokenizer, prompt, stop
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **_) -> torch.Tensor:
         texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :]) if self.stop else [""] * len(input_ids)
-        return torch.tensor([bool(self.stop) and self.stop in text for text in texts], device=input_ids.device)
+        return torch.tensor([bool(self.stop) and self.stop in text.lstrip() for text in texts], device=input_ids.device)
 
 
 class _RequireFinite(LogitsProcessor):

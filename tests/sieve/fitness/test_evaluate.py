@@ -12,7 +12,7 @@ import torch
 
 from sieve.errors import InputError, NumericsError
 from sieve.fitness import evaluate
-from sieve.fitness.generation import greedy_answers, score_answer
+from sieve.fitness.generation import _Stop, greedy_answers, score_answer
 from sieve.models import EMBEDDED_MODEL, load_model
 from sieve.tasks import Example, Task, encode, load_task
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
@@ -157,7 +157,7 @@ class TestGeneration:
             if following == tokenizer.eos_token_id:
                 break
             ids.append(following)
-        return tokenizer.decode(ids[len(tokenizer.encode(prompt)) :], skip_special_tokens=True)
+        return tokenizer.decode(ids[len(tokenizer.encode(prompt)) :], skip_special_tokens=True).lstrip()
 
     @pytest.mark.parametrize("name", TINY)
     def test_padding_changes_no_answer(self, name, tokenizer):
@@ -182,6 +182,10 @@ class TestGeneration:
         answers, shorter = greedy_answers(model, tokenizer, ids, 8, stop, 512)
         assert answers == [text.split(stop)[0] for text in whole]
         assert shorter < written
+
+    def test_an_answer_may_open_with_the_stop_text(self, tokenizer):
+        ids = torch.tensor([tokenizer.encode(text) for text in ("q:\n\n", "q:\na", "q:a\n")])
+        assert _Stop(tokenizer, prompt=2, stop="\n")(ids, None).tolist() == [False, False, True]
 
     def test_the_models_own_sampling_settings_are_left_out(self, tokenizer):
         model = tiny_model("llama")
