@@ -35,7 +35,10 @@ _ROWS = 256  # rows of logits that are turned into float32 at a time
 
 
 class Continuation(NamedTuple):
-    """Token ids, of which those from `start` on are scored, 1 ≤ start < len(ids)."""
+    """Token ids, of which those from `start` on are scored, 1 ≤ start < len(ids).
+
+    The sequences of one question agree in all tokens before the smallest `start`, or in none.
+    """
 
     ids: list[int]
     start: int
@@ -77,7 +80,7 @@ def score(
     shared = [
         min(_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit)) for unit in units
     ]
-    common = _common_to_all(units, shared) if len(units) > 1 and _can_reuse_cache(model) else 0
+    common = _common_to_all(units) if len(units) > 1 and _can_reuse_cache(model) else 0
     results = torch.zeros(sum(map(len, questions)), dtype=torch.float64)
     prefix = _run(model, [units[0][0][1].ids[:common]], [], [], results, keep=True) if common else []
     tokens = common
@@ -216,10 +219,10 @@ def _common(sequences: Iterable[Sequence[int]]) -> int:
     return length
 
 
-def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]], shared: Sequence[int]) -> int:
-    """Length of what all sequences begin with, short of any unit's first prediction."""
-    beginning = _common(unit[0][1].ids for unit in units)
-    return max(0, min(beginning, min(shared) - 1, *(sequence.start - 1 for unit in units for _, sequence in unit)))
+def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]]) -> int:
+    """Length of what all sequences begin with, short of the first token that predicts a scored one."""
+    first = min(sequence.start for unit in units for _, sequence in unit)
+    return min(first - 1, _common(unit[0][1].ids for unit in units))
 
 
 def batches(lengths: Sequence[int], cached: int, batch_tokens: int, padding: int | None = None) -> Iterator[slice]:
