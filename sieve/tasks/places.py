@@ -15,15 +15,16 @@ from sieve.errors import InputError
 
 CHOICES = 4
 CITIES = 5000
-# A few countries hold half of the world's large cities; without a limit, naming them would be a good guess.
+# A few countries hold half of the world's large cities; without a limit, naming them would be nearly as good (.73) as
+# the embedded model.
 CITIES_PER_COUNTRY = 120
 
 
 def geography() -> list[dict[str, Any]]:
     """{city, country, choices, answer}: the largest cities whose name belongs to one country only.
 
-    The wrong countries are those of other cities in the list, so that a country is as often wrong as right in
-    proportion to how often it occurs, and knowing the frequent ones helps nobody.
+    The wrong countries are drawn evenly from all that occur. Countries with many large cities are then more often
+    right than wrong: always naming the most frequent one gives .62, blind chance .25.
     """
     countries = _table("countries")
     cities = list(_table("cities15000").values())
@@ -39,7 +40,7 @@ def geography() -> list[dict[str, Any]]:
         counts[country] += 1
         chosen.append({"city": city["name"], "country": country})
     chosen = chosen[:CITIES]
-    pool = [city["country"] for city in chosen]
+    pool = sorted({city["country"] for city in chosen})
     return [city | _choices(city["country"], pool, salt=city["city"]) for city in chosen]
 
 
