@@ -60,6 +60,12 @@ def test_shapes(implementation, rows, n, m, rank, device):
     check(*make(rows, n, m, rank, device=device))
 
 
+@every
+def test_more_tiles_than_a_group(implementation, device):
+    """Tiles are taken in groups of eight rows of tiles; the last group is smaller."""
+    check(*make((9 * 64 + 1,), 5, 70, 3, device=device))
+
+
 @given(
     rows=st.lists(st.integers(1, 5), max_size=3),
     n=st.integers(1, 60),
