@@ -85,6 +85,22 @@ def model_fingerprint(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens the model can read, or None where its configuration does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in eval mode (no dropout); afterwards in the mode it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @contextmanager
 def quiet_transformers(bars_off: bool = True) -> Iterator[None]:
     """Inside the block transformers logs errors only and, if `bars_off`, draws no progress bars."""

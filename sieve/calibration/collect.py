@@ -15,7 +15,7 @@ from sieve.calibration.statistics import Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable
-from sieve.models import model_fingerprint
+from sieve.models import context_length, evaluating, model_fingerprint
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
 from sieve_kernels import gram_
@@ -57,8 +57,9 @@ def calibrate(
     if method not in NEEDS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(NEEDS)}")
     task = load_task(task)
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048
-    sequences = calibration_sequences(tokenizer, task, task.splits(seed)["calibration"], tokens, context)
+    sequences = calibration_sequences(
+        tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048
+    )
     identity = {"model": model_fingerprint(model), "data": fingerprint(sequences), "method": method}
     file = None if path is None else _file(Path(path), identity)
     if file is not None and file.exists():
@@ -96,7 +97,7 @@ def collect(
              for name, source in sources.items()}  # fmt: skip
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
     tokens = 0
-    with _evaluating(model), ExitStack() as stack, progress.bar(
+    with evaluating(model), ExitStack() as stack, progress.bar(
         "calibration", sum(int(batch.mask.sum()) for batch in data), "tokens"
     ) as advance:  # fmt: skip
         mask = _Mask()
@@ -132,7 +133,7 @@ def _readers_of_one_input(
 
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in matrices]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             decoder(
                 input_ids=batch.ids[:1, :8].to(model.device),
                 attention_mask=batch.mask[:1, :8].to(model.device),
@@ -186,17 +187,6 @@ def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> I
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for as long as we look."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _check_finite(grams: dict[str, torch.Tensor], sources: dict[str, Source]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import torch
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.likelihood import Continuation, score
+from sieve.models import context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_text
 
@@ -71,7 +71,7 @@ def evaluate(
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
     run = {"multiple_choice": _multiple_choice, "generation": _generation, "perplexity": _perplexity}[task.type]
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         return run(model, tokenizer, task, examples, batch_tokens)
 
 
@@ -142,7 +142,7 @@ def _generation(
     questions = [[Continuation(*encode(tokenizer, task, example, example.target))] for example in examples]
     logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "right answers")
     prompts = [encode(tokenizer, task, example, "")[0] for example in examples]
-    context = _context(model)
+    context = context_length(model)
     if context is not None:
         keep = context - task.max_new_tokens
         if keep < 1:
@@ -169,7 +169,7 @@ def _perplexity(
     batch_tokens: int,
 ) -> Scores:
     """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window."""
-    length = min(_context(model) or batch_tokens, batch_tokens)
+    length = min(context_length(model) or batch_tokens, batch_tokens)
     windows: list[list[Continuation]] = []
     owner: list[int] = []
     for index, example in enumerate(examples):
@@ -188,7 +188,7 @@ def _perplexity(
 
 def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: Task) -> list[list[Continuation]]:
     """Questions within the model's context: the beginning of a prompt that is too long is cut."""
-    context = _context(model)
+    context = context_length(model)
     if context is None:
         return questions
     cut = 0
@@ -204,17 +204,3 @@ def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: T
     if cut:
         progress.say(f"  note: {cut} prompts are longer than the model's {context} tokens: their beginnings are cut")
     return fitted
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
