@@ -169,7 +169,7 @@ class _Mask:
 
     def set(self, mask: torch.Tensor) -> None:
         self.mask = mask
-        self.weight = None if bool(mask.all()) else mask.flatten().to(torch.float32)
+        self.weight = None if bool(mask.all()) else mask.flatten().bool()
 
 
 @contextmanager
