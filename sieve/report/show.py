@@ -18,8 +18,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     table.add_row("weights", *_pair(sizes, 2**20, "MiB"), f"{1 - sizes['pruned'] / sizes['dense']:.1%}")
     console.print(table)
 
-    table = Table(title="accuracy (95 % interval)")
-    for column in ("split", "examples", "dense", "pruned", "pruned − dense", "log-likelihood, pruned − dense"):
+    table = Table(title="accuracy with 95 % intervals; the last two columns are pruned − dense, paired")
+    for column in ("split", "examples", "dense", "pruned", "accuracy", "log-likelihood"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, dense in report["accuracy"]["dense"].items():
         pruned, difference = report["accuracy"]["pruned"][split], report["difference"]
