@@ -19,7 +19,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
     table = Table(title="accuracy with 95 % intervals; the last two columns are pruned − dense, paired")
-    for column in ("split", "examples", "dense", "pruned", "accuracy", "log-likelihood"):
+    for column in ("split", "examples", "dense", "pruned", "accuracy", "log-lik."):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, dense in report["accuracy"]["dense"].items():
         pruned, difference = report["accuracy"]["pruned"][split], report["difference"]
