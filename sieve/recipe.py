@@ -1,6 +1,6 @@
 """A run described: typed, versioned, the same as YAML, JSON, Python and command-line options."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ import yaml
 
 from sieve.calibration import NEEDS
 from sieve.errors import InputError
-from sieve.files import write_text
 from sieve.searchers import check_options
 
 VERSION = 1
@@ -64,9 +63,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def save(self, path: str | Path) -> None:
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
-
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "Recipe":
         """Values of a file, with every override that is not None in their place."""
@@ -92,6 +88,3 @@ class Recipe:
         if not isinstance(values, dict):
             raise InputError(f"the recipe {path} must be a mapping of options")
         return cls.from_dict(values, **overrides)
-
-    def override(self, **values: Any) -> "Recipe":
-        return replace(self, **values).check()

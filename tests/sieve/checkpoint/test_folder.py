@@ -26,14 +26,6 @@ def logits(model):
         return model(tiny_tokens()).logits
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A saved pruned Llama; tests copy it before they change it."""
-    path = tmp_path_factory.mktemp("saved") / "model"
-    save(tiny_pruned("llama"), tiny_tokenizer(), path)
-    return path
-
-
 @pytest.fixture
 def copy(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "copy"))

@@ -6,14 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from sieve.checkpoint import load, save
 from sieve.errors import InputError
-from tests.tiny_models import tiny_pruned, tiny_tokenizer, tiny_tokens
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "model"
-    save(tiny_pruned("llama"), tiny_tokenizer(), path)
-    return path
+from tests.tiny_models import tiny_tokenizer, tiny_tokens
 
 
 @pytest.fixture
