@@ -99,16 +99,16 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _on_cpu),
         Rule(
             "triton_fused",
-            "lowrank.triton_kernels:linear_fused",
+            "lowrank.triton_kernels.linear:linear_fused",
             "the r-wide intermediate stays on chip, and the rows alone fill the GPU",
             _fits_on_chip,
             _fills_gpu,
         ),
-        Rule("triton", "lowrank.triton_kernels:linear", "two launches inside one operator", _triton),
+        Rule("triton", "lowrank.triton_kernels.linear:linear", "two launches inside one operator", _triton),
     ),
     "lowrank_linear_backward": (
         Rule("torch", "lowrank.cpu:linear_backward", "library products", _anywhere, _on_cpu),
-        Rule("triton", "lowrank.triton_kernels:linear_backward", "one launch per product", _triton),
+        Rule("triton", "lowrank.triton_kernels.linear:linear_backward", "one launch per product", _triton),
     ),
 }
 

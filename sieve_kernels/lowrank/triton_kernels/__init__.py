@@ -1,0 +1,1 @@
+"""Triton kernels of the family and their launchers, one operator a file."""
