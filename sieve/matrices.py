@@ -9,8 +9,10 @@ from sieve.layers import LowRankLinear
 from sieve.plan import Matrix
 
 
-def prunable(model: nn.Module) -> dict[str, Matrix]:
+def prunable(model: nn.Module, pivoted: bool = False) -> dict[str, Matrix]:
     """The linear layers inside the model's decoder blocks, in the order of `named_modules`.
+
+    `pivoted`: their pairs are to be stored pivoted, which decides what a rank costs.
 
     Embeddings and the output head lie outside the blocks and are left alone; fused projections
     (qkv_proj, gate_up_proj) count as the one matrix they are. Layers that are low-rank already are passed over.
@@ -25,7 +27,7 @@ def prunable(model: nn.Module) -> dict[str, Matrix]:
             if type(layer) in (nn.Linear, Conv1D) and not (pairs and name.startswith(pairs)):
                 m, n = weight_of(layer).shape
                 full = f"{prefix}.{index}.{name}"
-                matrices[full] = Matrix(full, m, n, index)
+                matrices[full] = Matrix(full, m, n, index, pivoted)
     if not matrices:
         raise InputError(
             f"{type(model).__name__} has nothing to prune: no nn.Linear or Conv1D inside its decoder blocks "

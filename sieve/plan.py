@@ -15,13 +15,15 @@ DENSE: Literal["dense"] = "dense"
 class Matrix:
     """A prunable weight W [m, n] of a model: `nn.Linear(n, m)`, or GPT-2's Conv1D.
 
-    `name` is the module's dotted name, `block` the index of the decoder block that holds it.
+    `name` is the module's dotted name, `block` the index of the decoder block that holds it. `pivoted` is how its pair
+    will be stored, and so what a rank costs: r (m + n) numbers, pivoted r (m + n - r) (DESIGN 2.6).
     """
 
     name: str
     m: int
     n: int
     block: int
+    pivoted: bool = False
 
     @property
     def parameters(self) -> int:
@@ -29,28 +31,52 @@ class Matrix:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank whose pair is smaller than W: r (m + n) < m n (the break-even of DESIGN 2.1)."""
+        """The largest rank whose pair is smaller than W: r (m + n) < m n (the break-even of DESIGN 2.1).
+
+        A pivoted pair saves (m - r) (n - r) parameters: something at every rank below full.
+        """
+        if self.pivoted:
+            return min(self.m, self.n) - 1
         return max((self.parameters - 1) // (self.m + self.n), 0)
 
     def rank_at(self, kept: float, multiple: int = 1) -> int | Literal["dense"]:
         """The rank that keeps the fraction `kept` of W's parameters, rounded up to `multiple` (at least one of it).
 
-        "dense" where the pair would not be smaller than W. The inverse of p = r (m + n) / (m n).
+        "dense" where the pair would not be smaller than W. The inverse of `size`.
         """
-        exact = kept * self.parameters / (self.m + self.n)
+        sides, wanted = self.m + self.n, kept * self.parameters
+        # Pivoted, the smaller root of r² - (m + n) r + wanted = 0, in the form that does not cancel.
+        exact = 2 * wanted / (sides + math.sqrt(max(sides**2 - 4 * wanted, 0))) if self.pivoted else wanted / sides
         rank = max(math.ceil(round(exact / multiple, 6)), 1) * multiple
         return rank if rank <= self.max_rank else DENSE
 
     def size(self, rank: int | Literal["dense"]) -> int:
         """Parameters stored at this rank."""
-        return self.parameters if rank == DENSE else rank * (self.m + self.n)
+        if rank == DENSE:
+            return self.parameters
+        return rank * (self.m + self.n - (rank if self.pivoted else 0))
 
 
 class Plan(dict[str, "int | Literal['dense']"]):
-    """Matrix name → rank or "dense". A matrix that is absent stays dense. JSON round trip."""
+    """Matrix name → rank or "dense". A matrix that is absent stays dense. JSON round trip.
+
+    `pivoted` says how `sieve.apply_` is to store the pairs; it is True by itself for a copy of a pivoted plan. What
+    a plan costs is asked of `matrices`, which know it too (`prunable(model, pivoted)`). In JSON it is one more key.
+    """
+
+    def __init__(
+        self,
+        ranks: Mapping[str, int | str] | Iterable[tuple[str, int | str]] = (),
+        /,
+        *,
+        pivoted: bool | None = None,
+        **more: int | str,
+    ):
+        super().__init__(ranks, **more)
+        self.pivoted: bool = getattr(ranks, "pivoted", False) if pivoted is None else pivoted
 
     def to_json(self) -> str:
-        return json.dumps(self, indent=2) + "\n"
+        return json.dumps({"pivoted": True, **self} if self.pivoted else self, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -60,12 +86,14 @@ class Plan(dict[str, "int | Literal['dense']"]):
             raise InputError(f"the plan is not JSON: {error}") from None
         if not isinstance(plan, dict):
             raise InputError("the plan must be a JSON object of matrix name → rank or 'dense'")
-        return cls(plan)
+        return cls(plan, pivoted=bool(plan.pop("pivoted", False)))
 
     @classmethod
     def uniform(cls, matrices: Iterable[Matrix], kept: float, multiple: int = 1) -> "Plan":
-        """Every matrix at the same kept fraction; dense above break-even."""
-        return cls({matrix.name: matrix.rank_at(kept, multiple) for matrix in matrices})
+        """Every matrix at the same kept fraction; dense above break-even. Pivoted if the matrices are."""
+        matrices = list(matrices)
+        ranks = {matrix.name: matrix.rank_at(kept, multiple) for matrix in matrices}
+        return cls(ranks, pivoted=any(matrix.pivoted for matrix in matrices))
 
     def check(self, matrices: Mapping[str, Matrix]) -> None:
         """InputError unless every entry names one of `matrices` and a rank that it can have."""
@@ -82,7 +110,7 @@ class Plan(dict[str, "int | Literal['dense']"]):
         return {name: rank for name, rank in self.items() if rank != DENSE}
 
     def kept(self, matrices: Mapping[str, Matrix]) -> dict[str, float]:
-        """Kept fraction of each matrix, p = r (m + n) / (m n), 1 where dense."""
+        """Kept fraction of each matrix, p = size / (m n), 1 where dense."""
         return {name: m.size(self.get(name, DENSE)) / m.parameters for name, m in matrices.items()}
 
     def size(self, matrices: Mapping[str, Matrix]) -> int:

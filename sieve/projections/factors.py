@@ -13,7 +13,8 @@ from sieve.plan import DENSE, Matrix
 class FactorPair:
     """Factors of one matrix W [m, n], best first: rank r is A[:r] and B[:, :r].
 
-    A: [R, n], B: [m, R], in the weight's dtype and on its device; R is the largest rank that saves parameters.
+    A: [R, n], B: [m, R], in the weight's dtype and on its device; R is the largest rank that saves parameters
+    (`Matrix.max_rank`).
     energy: [min(m, n)] float64 on the CPU, output energy of each direction on the calibration tokens, descending
     within the rank of the data.
     """
@@ -37,11 +38,11 @@ class FactorPair:
 
 
 class Factors(dict[str, FactorPair]):
-    """Matrix name → `FactorPair`, with the method that made them."""
+    """Matrix name → `FactorPair`, with the method that made them and whether their pairs are to be stored pivoted."""
 
-    def __init__(self, pairs: Mapping[str, FactorPair], method: str):
+    def __init__(self, pairs: Mapping[str, FactorPair], method: str, pivoted: bool = False):
         super().__init__(pairs)
-        self.method = method
+        self.method, self.pivoted = method, pivoted
 
     def check(self, matrices: Mapping[str, Matrix], plan: Mapping[str, int | str]) -> None:
         """InputError unless these factors fit the matrices and reach every rank of the plan."""

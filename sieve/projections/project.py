@@ -18,15 +18,20 @@ METHODS: dict[str, Method] = {"output_aligned": output_aligned}
 
 
 @torch.no_grad()
-def project(model: PreTrainedModel, statistics: Statistics, method: str = "output_aligned") -> Factors:
+def project(
+    model: PreTrainedModel, statistics: Statistics, method: str = "output_aligned", pivot: bool = False
+) -> Factors:
     """Nested low-rank factors of every prunable matrix.
 
     Solved in float64, stored in the weights' dtype up to the largest rank that saves parameters: all factors
-    together are no larger than the prunable weights themselves.
+    together are no larger than the prunable weights themselves. Pivoted pairs save at every rank, so there the
+    factors reach to full rank, and are at most twice as large as the weights.
 
     Args:
         model: the dense model that was calibrated; not changed.
         statistics: from `sieve.calibrate` with the same `method`.
+        pivot: the pairs are to be stored pivoted (`sieve.projections.pivot`): the same maps in fewer parameters.
+            Search and `apply_` follow it.
 
     Returns: `Factors`, matrix name → `FactorPair`.
 
@@ -39,7 +44,7 @@ def project(model: PreTrainedModel, statistics: Statistics, method: str = "outpu
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    matrices = prunable(model)
+    matrices = prunable(model, pivot)
     unknown = [name for name in matrices if name not in statistics.sources]
     if unknown:
         raise InputError(f"the statistics know nothing of {unknown[0]}: calibrate this model first")
@@ -57,7 +62,7 @@ def project(model: PreTrainedModel, statistics: Statistics, method: str = "outpu
                 A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True), energy.cpu()
             )  # fmt: skip
             advance(1)
-    return Factors(pairs, method)
+    return Factors(pairs, method, pivot)
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:

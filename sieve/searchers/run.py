@@ -89,7 +89,7 @@ def run_search(
     check_options(tolerance, search)
     task = load_task(task)
     splits = task.splits(seed)
-    matrices = prunable(model)
+    matrices = prunable(model, factors.pivoted)
     factors.check(matrices, {})
     multiple = rank_multiple or (8 if model.device.type == "cpu" else 32)
 
@@ -131,7 +131,8 @@ def run_search(
             )
             if accepted:
                 pruned = {"fitness": candidate.scores, "validation": validation}
-                return SearchResult(candidate.plan, matrices, dense, pruned, problem.evaluated, attempts, limits)
+                plan = Plan(candidate.plan, pivoted=factors.pivoted)
+                return SearchResult(plan, matrices, dense, pruned, problem.evaluated, attempts, limits)
     raise ToleranceError(_nearest(problem, attempts))
 
 
