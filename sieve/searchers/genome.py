@@ -1,0 +1,110 @@
+"""What a search changes: one level for each gene, a gene being a matrix or several that move together."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sieve.errors import InputError
+from sieve.plan import DENSE, Matrix, Plan
+
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+PAPER_LEVELS = (0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 0.9, 1.0)  # DESIGN 2.9
+GRANULARITIES = ("matrix", "group", "block")
+_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # they read one input
+
+
+@dataclass(frozen=True)
+class Gene:
+    """Matrices of one decoder block that move together.
+
+    levels: per level, the smallest first, the rank of each of `names`; the last is dense.
+    """
+
+    names: tuple[str, ...]
+    block: int
+    levels: tuple[tuple[int | str, ...], ...]
+
+
+class Genome:
+    """Genes in the order of the blocks that hold them, and what a vector of levels [G] stands for.
+
+    A vector is int64 [G] with 0 ≤ level < `bounds`; one matrix's ranks grow with its gene's level.
+
+    Args:
+        matrices: what may be pruned; sizes are asked of them alone, so that they may be stored in any way.
+        kept: the levels' kept fractions. Ranks are rounded up to `multiple`, equal ones dropped, and dense where the
+            pair would not be smaller; dense is always a level.
+        granularity: "matrix", "group" (q/k/v; gate/up) or "block".
+
+    Raises: InputError where every level of every matrix is dense.
+    """
+
+    def __init__(
+        self,
+        matrices: Mapping[str, Matrix],
+        kept: Sequence[float] = LEVELS,
+        multiple: int = 8,
+        granularity: str = "matrix",
+    ):
+        self.matrices = dict(matrices)
+        self.pivoted = any(matrix.pivoted for matrix in matrices.values())
+        self.genes = [_gene(members, kept, multiple) for members in _members(matrices.values(), granularity)]
+        if all(len(gene.levels) == 1 for gene in self.genes):
+            raise InputError("every level of every matrix is dense at this --rank-multiple: choose a smaller one")
+        self.blocks = np.array([gene.block for gene in self.genes])
+        self.bounds = np.array([len(gene.levels) for gene in self.genes])
+        self._sizes = [
+            np.array([sum(map(self.size_of, gene.names, ranks)) for ranks in gene.levels]) for gene in self.genes
+        ]
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    @property
+    def dense(self) -> np.ndarray:
+        """The levels of the dense model."""
+        return self.bounds - 1
+
+    def size_of(self, name: str, rank: int | str) -> int:
+        """Parameters that one matrix has at a rank."""
+        return self.matrices[name].size(rank)
+
+    def size(self, levels: np.ndarray) -> int:
+        """Parameters that the prunable matrices have at these levels."""
+        return int(sum(sizes[level] for sizes, level in zip(self._sizes, levels, strict=True)))
+
+    def plan(self, levels: np.ndarray) -> Plan:
+        """The plan that these levels stand for; dense matrices are left out."""
+        ranks = {}
+        for gene, level in zip(self.genes, levels, strict=True):
+            ranks.update(zip(gene.names, gene.levels[level], strict=True))
+        return Plan({name: rank for name, rank in ranks.items() if rank != DENSE}, pivoted=self.pivoted)
+
+    def nearest(self, plan: Mapping[str, int | str]) -> np.ndarray:
+        """The levels whose sizes are nearest to the plan's, gene by gene."""
+        levels = []
+        for gene, sizes in zip(self.genes, self._sizes, strict=True):
+            wanted = sum(self.size_of(name, plan.get(name, DENSE)) for name in gene.names)
+            levels.append(int(np.abs(sizes - wanted).argmin()))
+        return np.array(levels)
+
+
+def _members(matrices: Iterable[Matrix], granularity: str) -> list[list[Matrix]]:
+    """Matrices by gene, in the order of the blocks."""
+    if granularity not in GRANULARITIES:
+        raise InputError(f"unknown granularity {granularity!r}: choose one of {', '.join(GRANULARITIES)}")
+    genes: dict[tuple, list[Matrix]] = {}
+    for matrix in sorted(matrices, key=lambda matrix: matrix.block):
+        place, _, leaf = matrix.name.rpartition(".")
+        group = next((group for group in _GROUPS if leaf in group), matrix.name)
+        key = {"matrix": matrix.name, "group": (place, group), "block": matrix.block}[granularity]
+        genes.setdefault((matrix.block, key), []).append(matrix)
+    return list(genes.values())
+
+
+def _gene(members: list[Matrix], kept: Sequence[float], multiple: int) -> Gene:
+    levels = {tuple(matrix.rank_at(fraction, multiple) for matrix in members): None for fraction in sorted(kept)}
+    dense = (DENSE,) * len(members)
+    levels.pop(dense, None)
+    return Gene(tuple(matrix.name for matrix in members), members[0].block, (*levels, dense))
