@@ -38,3 +38,10 @@ def describe(tensor: Tensor) -> str:
 def as_rows(x: Tensor) -> Tensor:
     """x [..., n] as a matrix [T, n]; n may be 0, which `reshape(-1, n)` refuses."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def autocast(t: Tensor | None) -> Tensor | None:
+    """The tensor in autocast's dtype, for use where autocast is on. It leaves float64 alone, and so do we."""
+    if t is None or t.dtype == torch.float64 or not t.is_floating_point():
+        return t
+    return t.to(torch.get_autocast_dtype(t.device.type))

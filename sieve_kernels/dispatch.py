@@ -110,6 +110,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:linear_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.linear:linear_backward", "one launch per product", _triton),
     ),
+    "lowrank_linear_pivoted": (
+        Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.pivoted:pivoted", "two launches that write where y is", _triton),
+    ),
+    "lowrank_linear_pivoted_backward": (
+        Rule("torch", "lowrank.cpu:pivoted_backward", "library products", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.pivoted:pivoted_backward", "one launch per product", _triton),
+    ),
 }
 
 

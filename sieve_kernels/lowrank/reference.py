@@ -3,7 +3,10 @@
 T tokens, n inputs, m outputs, rank r.
 """
 
+import torch
 from torch import Tensor
+
+from sieve_kernels.arguments import as_rows
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -16,3 +19,20 @@ def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor) -> tuple[Tens
     """Gradients of x [..., n], A [r, n] and B [m, r], given that of y, grad [..., m]; z = x Aᵀ is recomputed."""
     z, dz = x @ A.T, grad @ B
     return dz @ A, dz.flatten(0, -2).T @ x.flatten(0, -2), grad.flatten(0, -2).T @ z.flatten(0, -2)
+
+
+def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z = x Aᵀ, y[..., permutation] = [z, z Cᵀ], plus bias; x [..., n], A [r, n], C [m - r, r], bias [m] → [..., m]."""
+    z = x @ A.T
+    y = torch.cat([z, z @ C.T], -1)[..., torch.argsort(permutation)]
+    return y if bias is None else y + bias
+
+
+def pivoted_backward(
+    grad: Tensor, x: Tensor, A: Tensor, C: Tensor, permutation: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [..., n], A [r, n] and C [m - r, r], given that of y, grad [..., m]; z = x Aᵀ is recomputed."""
+    r = A.shape[0]
+    direct, through = grad[..., permutation[:r]], grad[..., permutation[r:]]
+    z, dz = x @ A.T, direct + through @ C
+    return dz @ A, as_rows(dz).T @ as_rows(x), as_rows(through).T @ as_rows(z)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
-from sieve_kernels.arguments import as_rows, describe, require_alike, require_float
+from sieve_kernels.arguments import as_rows, autocast, describe, require_alike, require_float
 from sieve_kernels.lowrank import reference
 from sieve_kernels.registration import register
 
@@ -35,20 +35,13 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         torch.Size([5, 32])
     """
     if torch.is_autocast_enabled(x.device.type):
-        x, A, B, bias = (_autocast(t) for t in (x, A, B, bias))
+        x, A, B, bias = (autocast(t) for t in (x, A, B, bias))
     _check(x, A, B, bias)
     if rank is not None and rank != A.shape[0]:
         if not 1 <= rank <= A.shape[0]:
             raise ValueError(f"rank must be between 1 and {A.shape[0]}, got {rank}")
         A, B = A[:rank], B[:, :rank]
     return _linear_op(x, A, B, bias)
-
-
-def _autocast(t: Tensor | None) -> Tensor | None:
-    """Autocast leaves float64 alone, and so do we."""
-    if t is None or t.dtype == torch.float64 or not t.is_floating_point():
-        return t
-    return t.to(torch.get_autocast_dtype(t.device.type))
 
 
 def _check(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
