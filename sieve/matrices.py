@@ -19,7 +19,7 @@ def prunable(model: nn.Module, pivoted: bool = False) -> dict[str, Matrix]:
 
     Raises: InputError when there is nothing to prune.
     """
-    prefix, blocks = _decoder_blocks(model)
+    prefix, blocks = decoder_blocks(model)
     matrices = {}
     for index, block in enumerate(blocks):
         pairs = tuple(f"{name}." for name, layer in block.named_modules() if isinstance(layer, LowRankLinear))
@@ -36,7 +36,7 @@ def prunable(model: nn.Module, pivoted: bool = False) -> dict[str, Matrix]:
     return matrices
 
 
-def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The ModuleList of decoder blocks and its dotted name: the outermost one of the configured length."""
     config = getattr(model, "config", None)
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) if config is not None else None

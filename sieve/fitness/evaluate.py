@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,25 @@ class Scores:
         return float(self.loglik.mean())
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Examples made ready for a model, to be scored again and again as its weights change.
+
+    run: model → scores, without gradients; the model is to be in eval mode.
+    plain_tokens: tokens of all sequences, each on its own (prompts with each choice; each prior once).
+    padded_tokens: cells of those sequences in batches of `PLAIN_BATCH`, in order, padded to the longest.
+    fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
+    """
+
+    run: Callable[[PreTrainedModel], Scores]
+    plain_tokens: int
+    padded_tokens: int
+    fixed_passes: bool = True
+
+
+PLAIN_BATCH = 16
+
+
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,11 +87,34 @@ def evaluate(
         >>> scores.accuracy
         0.79
     """
+    prepared = prepare(model, tokenizer, task, examples, batch_tokens)
+    with evaluating(model), torch.inference_mode():
+        return prepared.run(model)
+
+
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    batch_tokens: int = 2048,
+) -> Prepared:
+    """What `evaluate` does before the model runs: rendering and tokenising, which no change of weights alters.
+
+    Of the model only its context length is read.
+    """
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
-    run = {"multiple_choice": _multiple_choice, "generation": _generation, "perplexity": _perplexity}[task.type]
-    with evaluating(model), torch.inference_mode():
-        return run(model, tokenizer, task, examples, batch_tokens)
+    make = {"multiple_choice": _multiple_choice, "generation": _generation, "perplexity": _perplexity}[task.type]
+    return make(model, tokenizer, task, examples, batch_tokens)
+
+
+def _prepared(
+    run: Callable[[PreTrainedModel], Scores], *questions: list[list[Continuation]], fixed_passes: bool = True
+) -> Prepared:
+    lengths = [len(sequence.ids) for asked in questions for sequences in asked for sequence in sequences]
+    batched = [lengths[first : first + PLAIN_BATCH] for first in range(0, len(lengths), PLAIN_BATCH)]
+    return Prepared(run, sum(lengths), sum(len(batch) * max(batch) for batch in batched), fixed_passes)
 
 
 def _multiple_choice(
@@ -81,53 +123,53 @@ def _multiple_choice(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int,
-) -> Scores:
+) -> Prepared:
     questions = [
         [Continuation(*encode(tokenizer, task, example, choice)) for choice in example.choices] for example in examples
     ]
-    logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "multiple choice")
-    raw = [np.asarray(values) for values in logliks]
-    judged = raw
-    if task.normalize == "length":  # characters of the choice, as lm-eval's acc_norm: independent of the tokenizer
-        judged = [
-            values / [max(len(text.strip()), 1) for text in example.choices]
-            for values, example in zip(raw, examples, strict=True)
-        ]
-    elif task.normalize == "prior":
-        priors, more = _priors(model, tokenizer, task, examples, batch_tokens)
-        judged = [values - prior for values, prior in zip(raw, priors, strict=True)]
-        tokens += more
+    questions = _fitted(model, questions, task)
+    choices = _neutral_choices(examples) if task.normalize == "prior" else {}
+    neutral = [
+        [Continuation(*encode_text(tokenizer, task, prompt, text)) for text in texts]
+        for prompt, texts in choices.items()
+    ]
+    neutral = _fitted(model, neutral, task)
     right = [example.answer for example in examples]
-    return Scores(
-        score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
-        loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
-        tokens=tokens,
-    )
+
+    def run(model: PreTrainedModel) -> Scores:
+        logliks, tokens = score(model, questions, batch_tokens, "multiple choice")
+        raw = [np.asarray(values) for values in logliks]
+        judged = raw
+        if task.normalize == "length":  # characters of the choice, as lm-eval's acc_norm: independent of the tokenizer
+            judged = [
+                values / [max(len(text.strip()), 1) for text in example.choices]
+                for values, example in zip(raw, examples, strict=True)
+            ]
+        elif task.normalize == "prior":
+            found, more = score(model, neutral, batch_tokens, "prior")
+            priors = dict(zip(choices, found, strict=True))
+            judged = [
+                values - [priors[example.neutral][choices[example.neutral][text]] for text in example.choices]
+                for values, example in zip(raw, examples, strict=True)
+            ]
+            tokens += more
+        return Scores(
+            score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
+            loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
+            tokens=tokens,
+        )
+
+    return _prepared(run, questions, neutral)
 
 
-def _priors(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    examples: Sequence[Example],
-    batch_tokens: int,
-) -> tuple[list[np.ndarray], int]:
-    """Log-likelihood of each example's choices after its neutral prompt; each pair of texts is run once."""
-    choices: dict[str, dict[str, int]] = {}  # neutral prompt → choice → its place in the question
+def _neutral_choices(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    """Neutral prompt → choice → its place among the choices that any example has after it."""
+    choices: dict[str, dict[str, int]] = {}
     for example in examples:
         places = choices.setdefault(example.neutral, {})
         for text in example.choices:
             places.setdefault(text, len(places))
-    questions = [
-        [Continuation(*encode_text(tokenizer, task, neutral, text)) for text in texts]
-        for neutral, texts in choices.items()
-    ]
-    logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "prior")
-    values = dict(zip(choices, logliks, strict=True))
-    return [
-        np.array([values[example.neutral][choices[example.neutral][text]] for text in example.choices])
-        for example in examples
-    ], tokens
+    return choices
 
 
 def _generation(
@@ -136,11 +178,11 @@ def _generation(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int,
-) -> Scores:
+) -> Prepared:
     from sieve.fitness.generation import greedy_answers, score_answer  # imports much of transformers
 
     questions = [[Continuation(*encode(tokenizer, task, example, example.target))] for example in examples]
-    logliks, tokens = score(model, _fitted(model, questions, task), batch_tokens, "right answers")
+    questions = _fitted(model, questions, task)
     prompts = [encode(tokenizer, task, example, "")[0] for example in examples]
     context = context_length(model)
     if context is not None:
@@ -148,17 +190,22 @@ def _generation(
         if keep < 1:
             raise InputError(f"{task.where}: max_new_tokens must be below the model's context of {context} tokens")
         prompts = [ids[-keep:] for ids in prompts]
-    answers, written = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, batch_tokens)
-    return Scores(
-        score=np.array(
-            [
-                score_answer(answer, example.references, task.metric)
-                for answer, example in zip(answers, examples, strict=True)
-            ]
-        ),
-        loglik=np.array([values[0] for values in logliks]),
-        tokens=tokens + written,
-    )
+
+    def run(model: PreTrainedModel) -> Scores:
+        logliks, tokens = score(model, questions, batch_tokens, "right answers")
+        answers, written = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, batch_tokens)
+        return Scores(
+            score=np.array(
+                [
+                    score_answer(answer, example.references, task.metric)
+                    for answer, example in zip(answers, examples, strict=True)
+                ]
+            ),
+            loglik=np.array([values[0] for values in logliks]),
+            tokens=tokens + written,
+        )
+
+    return _prepared(run, questions, [[Continuation(ids, 1) for ids in prompts]], fixed_passes=False)
 
 
 def _perplexity(
@@ -167,7 +214,7 @@ def _perplexity(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int,
-) -> Scores:
+) -> Prepared:
     """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window."""
     length = min(context_length(model) or batch_tokens, batch_tokens)
     windows: list[list[Continuation]] = []
@@ -179,11 +226,15 @@ def _perplexity(
         for first in range(start, len(ids), length):
             windows.append([Continuation(ids[first - 1 : first + length], 1)])
             owner.append(index)
-    logliks, tokens = score(model, windows, batch_tokens, "perplexity")
-    total, scored = np.zeros(len(examples)), np.zeros(len(examples))
-    np.add.at(total, owner, [values[0] for values in logliks])
-    np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])
-    return Scores(score=np.exp(total / scored), loglik=total / scored, tokens=tokens)
+
+    def run(model: PreTrainedModel) -> Scores:
+        logliks, tokens = score(model, windows, batch_tokens, "perplexity")
+        total, scored = np.zeros(len(examples)), np.zeros(len(examples))
+        np.add.at(total, owner, [values[0] for values in logliks])
+        np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])
+        return Scores(score=np.exp(total / scored), loglik=total / scored, tokens=tokens)
+
+    return _prepared(run, windows)
 
 
 def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: Task) -> list[list[Continuation]]:

@@ -1,0 +1,139 @@
+"""Starting a model in the middle: blocks that would compute what is known already are passed over.
+
+Two candidates that agree on blocks 0 … k-1 have the same hidden states entering block k. An evaluation is a fixed
+sequence of forward passes, so its state at block k is one tensor per pass; a second candidate takes them and runs
+blocks k … L-1 alone. The decoder's own `forward` still calls every block, with its own masks and positions: only the
+blocks' `forward` is exchanged, and nothing needs to be known of the architecture but the list of its blocks. Whether a
+model really behaves so (no block looks behind its predecessor's output) is measured once, by `works`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from sieve.matrices import decoder_blocks
+
+States = list[torch.Tensor]  # hidden states entering one block, per forward pass [rows, tokens, hidden]
+
+
+@dataclass
+class Run:
+    """What one evaluation did.
+
+    states: block → hidden states entering it, for the blocks that were asked for.
+    cells: rows × padded length, summed over the passes: what one whole block had to read.
+    layer_tokens: the same, summed over the blocks that ran.
+    head_rows: rows of logits that were computed.
+    """
+
+    states: dict[int, States] = field(default_factory=dict)
+    cells: int = 0
+    layer_tokens: int = 0
+    head_rows: int = 0
+
+
+class BlockWise:
+    """A model whose evaluations can begin at any decoder block. A context manager: outside it the model is as it was.
+
+    Raises: InputError where the model has no list of decoder blocks.
+    """
+
+    def __init__(self, model: nn.Module):
+        _, self._blocks = decoder_blocks(model)
+        self._head = model.get_output_embeddings()
+        self._start, self._given, self._keep = 0, [], frozenset()
+        self._pass, self._run = -1, Run()
+        self._tuples: dict[int, int] = {}  # block → length of the tuple it returns; absent: a tensor
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __enter__(self) -> "BlockWise":
+        self._own = [block.__dict__.get("forward") for block in self._blocks]  # accelerate, for one, sets such
+        for index, block in enumerate(self._blocks):
+            block.forward = self._wrapped(index, block.forward)
+        self._handle = self._head.register_forward_pre_hook(self._count_head) if self._head is not None else None
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for block, own in zip(self._blocks, self._own, strict=True):
+            if own is None:
+                del block.forward  # the class's shows again
+            else:
+                block.forward = own
+        if self._handle is not None:
+            self._handle.remove()
+
+    def run(
+        self, evaluation: Callable[[], object], start: int = 0, states: States = (), keep: Iterable[int] = ()
+    ) -> tuple[object, Run]:
+        """The result of `evaluation`, with blocks before `start` replaced by their known result.
+
+        Args:
+            evaluation: runs the model; always by the same passes over the same tokens.
+            start, states: first block that runs, and the hidden states entering it. 0 runs everything.
+            keep: blocks whose entering states are wanted.
+        """
+        self._start, self._given, self._keep = start, states, frozenset(keep)
+        self._pass, self._run = -1, Run({block: [] for block in self._keep})
+        try:
+            result = evaluation()
+        finally:
+            run, self._start, self._given, self._keep = self._run, 0, [], frozenset()
+        return result, run
+
+    def works(self, evaluation: Callable[[], object], same: Callable[[object, object], bool]) -> bool:
+        """Whether an evaluation begun in the middle gives the `same` result as a whole one, on this model."""
+        middle = len(self) // 2
+        if middle < 1:
+            return False
+        whole, first = self.run(evaluation, keep=[middle])
+        if first.layer_tokens != first.cells * len(self):
+            return False  # blocks that do not all see the same tokens
+        try:
+            part, _ = self.run(evaluation, middle, first.states[middle])
+        except Exception:  # whatever an unknown architecture makes of blocks that do nothing
+            return False
+        return same(whole, part)
+
+    def _wrapped(self, index: int, forward: Callable) -> Callable:
+        def block(*args, **kwargs):
+            if index == 0:
+                self._pass += 1
+            hidden = args[0] if args else kwargs["hidden_states"]
+            size = hidden.shape[:-1].numel()
+            if index == 0:
+                self._run.cells += size
+            if index < self._start:
+                _fill_cache(args, kwargs, index, hidden)
+                return (hidden, *[None] * (self._tuples[index] - 1)) if index in self._tuples else hidden
+            if index == self._start and index:
+                hidden = self._given[self._pass]
+                if args:
+                    args = (hidden, *args[1:])
+                else:
+                    kwargs["hidden_states"] = hidden
+            if index in self._keep:
+                self._run.states[index].append(hidden)
+            self._run.layer_tokens += size
+            output = forward(*args, **kwargs)
+            if isinstance(output, tuple):
+                self._tuples[index] = len(output)
+            return output
+
+        return block
+
+    def _count_head(self, module: nn.Module, args: tuple) -> None:
+        self._run.head_rows += args[0].shape[:-1].numel()
+
+
+def _fill_cache(args: tuple, kwargs: dict, index: int, hidden: torch.Tensor) -> None:
+    """Keys and values of a block that is passed over: of the right length, which positions follow from, and empty."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Cache):
+            nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+            value.update(nothing, nothing, index)
+            return

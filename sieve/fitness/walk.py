@@ -1,0 +1,64 @@
+"""In which order to evaluate candidates so that what they have in common is computed once.
+
+A candidate's key is a tuple with one entry per decoder block. Sorted, candidates are the leaves of a tree of prefixes
+in depth-first order: each shares its longest prefix with its predecessor. The states on the way from the root to where
+the tree branches next are all that must be kept.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Step:
+    """Evaluate candidate `index` from block `start` on, storing the states entering the blocks `keep`.
+
+    drop: blocks whose stored states are not needed after this step.
+    """
+
+    index: int
+    start: int
+    keep: tuple[int, ...]
+    drop: tuple[int, ...]
+
+
+def walk(keys: Sequence[tuple[Hashable, ...]], most: int) -> list[Step]:
+    """The steps that evaluate all candidates, of which no two are equal.
+
+    Args:
+        keys: per candidate, one entry per block: equal entries mean an equal block.
+        most: how many blocks' states can be stored at a time. Where that is too few, the deepest are: they save most.
+
+    Returns: steps in order. Their blocks that run, Σ (L - start), are the edges of the tree if `most` allows it.
+    """
+    order = sorted(range(len(keys)), key=lambda index: tuple(map(repr, keys[index])))
+    shared = [0] + [_common(keys[one], keys[two]) for one, two in pairwise(order)]
+    steps, stored = [], set()
+    for place, index in enumerate(order):
+        start = max((block for block in stored if block <= shared[place]), default=0)
+        wanted = _branches(shared[place + 1 :])
+        kept = set(sorted(wanted, reverse=True)[:most])
+        # A branch above the start cannot be stored now unless it is already: its states are not computed again.
+        new = {block for block in kept if block > start}
+        room = (stored & wanted) | new
+        room = set(sorted(room, reverse=True)[:most])
+        steps.append(Step(index, start, tuple(sorted(new & room)), tuple(sorted(stored - room))))
+        stored = room
+    return steps
+
+
+def _branches(shared: Sequence[int]) -> set[int]:
+    """Where later candidates leave the present one's path: the running minima of what neighbours share, above 0."""
+    found, least = set(), None
+    for block in shared:
+        if block == 0:
+            break
+        if least is None or block < least:
+            least = block
+            found.add(block)
+    return found
+
+
+def _common(one: tuple, two: tuple) -> int:
+    return next((block for block, (a, b) in enumerate(zip(one, two, strict=True)) if a != b), len(one))

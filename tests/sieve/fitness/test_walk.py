@@ -1,0 +1,68 @@
+"""The order of a generation: every candidate once, nothing used that is not stored, as few blocks as the tree has."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sieve.fitness.walk import walk
+
+
+def drawn(number, blocks=6, values=3, seed=0):
+    draw = np.random.default_rng(seed)
+    return list({tuple(map(int, draw.integers(values, size=blocks))) for _ in range(number)})
+
+
+def carried_out(keys, most):
+    """Blocks that run, checking that each step finds the very states that it needs."""
+    stored: dict[int, tuple] = {}
+    ran = 0
+    seen = []
+    for step in walk(keys, most):
+        key = keys[step.index]
+        if step.start:
+            assert stored[step.start] == key[: step.start]
+        for block in step.keep:
+            assert block > step.start
+            stored[block] = key[:block]
+        for block in step.drop:
+            del stored[block]
+        assert len(stored) <= most
+        ran += len(key) - step.start
+        seen.append(step.index)
+    assert sorted(seen) == list(range(len(keys)))
+    assert not stored
+    return ran
+
+
+def edges(keys):
+    return len({key[: block + 1] for key in keys for block in range(len(key))})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_every_edge_of_the_tree_once(seed):
+    keys = drawn(40, seed=seed)
+    assert carried_out(keys, 6) == edges(keys)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3])
+def test_with_little_room(most):
+    keys = drawn(40)
+    ran = carried_out(keys, most)
+    assert edges(keys) <= ran <= sum(map(len, keys))
+    if most == 0:
+        assert ran == sum(map(len, keys))
+    else:
+        assert ran < sum(map(len, keys))
+
+
+def test_keys_of_any_hashable():
+    keys = [((8, "dense"), (4,)), ((8, "dense"), ("dense",)), (("dense", 8), (4,))]
+    assert carried_out(keys, 2) == edges(keys) == 5
+
+
+def test_every_small_set():
+    every = list(itertools.product((0, 1), repeat=3))
+    for number in (1, 2, 3):
+        for keys in itertools.combinations(every, number):
+            assert carried_out(list(keys), 3) == edges(keys)
