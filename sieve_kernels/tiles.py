@@ -53,6 +53,31 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if INTERPRETED and dtype.itemsize == 2 else dtype
 
 
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which products of tensors of `dtype` are summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def arithmetic(dtype: torch.dtype) -> dict[str, object]:
+    """How a kernel multiplies and sums numbers of `dtype`: the constants that `multiply` takes."""
+    return {
+        "PRECISION": "ieee" if dtype == torch.float64 else precision(),
+        "UPCAST": INTERPRETED,
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+    }
+
+
+def has_tma(device: torch.device) -> bool:
+    """Whether the GPU copies whole tiles by itself, as NVIDIA's do from Hopper on."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def has_descriptor(t: Tensor) -> bool:
+    """Whether tiles of a 16-bit matrix can be copied by TMA: rows of contiguous numbers, all aligned to 16 bytes."""
+    aligned = t.dim() == 2 and t.stride(1) == 1 and t.stride(0) >= t.shape[1] and t.stride(0) * t.itemsize % 16 == 0
+    return aligned and t.itemsize == 2 and t.data_ptr() % 16 == 0 and t.numel() > 0 and has_tma(t.device)
+
+
 @contextmanager
 def on_device(tensor: Tensor) -> Iterator[None]:
     """Make the tensor's GPU current, as a Triton launch needs; nothing to do for the interpreter."""

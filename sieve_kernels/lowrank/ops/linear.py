@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
-from sieve_kernels.arguments import as_rows, autocast, describe, require_alike, require_float
+from sieve_kernels.arguments import as_rows, autocast
 from sieve_kernels.lowrank import reference
+from sieve_kernels.lowrank.checks import check_factors
 from sieve_kernels.registration import register
 
 
@@ -36,25 +37,12 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
     """
     if torch.is_autocast_enabled(x.device.type):
         x, A, B, bias = (autocast(t) for t in (x, A, B, bias))
-    _check(x, A, B, bias)
+    check_factors(x, A, B, bias)
     if rank is not None and rank != A.shape[0]:
         if not 1 <= rank <= A.shape[0]:
             raise ValueError(f"rank must be between 1 and {A.shape[0]}, got {rank}")
         A, B = A[:rank], B[:, :rank]
     return _linear_op(x, A, B, bias)
-
-
-def _check(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
-    fits = A.dim() == 2 and B.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == B.shape[1]
-    if not fits or A.shape[0] == 0 or (bias is not None and bias.shape != B.shape[:1]):
-        shapes = {"x": x, "A": A, "B": B, "bias": bias}
-        given = ", ".join(f"{name} {describe(t)}" for name, t in shapes.items() if t is not None)
-        raise ValueError(f"need x [..., n], A [R, n], B [m, R] and bias [m] with R ≥ 1, got {given}")
-    require_float("x", x)
-    require_alike("x", x, "A", A)
-    require_alike("x", x, "B", B)
-    if bias is not None:
-        require_alike("x", x, "bias", bias)
 
 
 def _linear(x, A, B, bias):

@@ -1,8 +1,4 @@
-"""Triton kernels of the low-rank family and their launchers.
-
-Everything is made of one matrix product, out = a bᵀ + bias over strided operands: with strides exchanged it also
-serves the five products of the backward pass. For small ranks one fused kernel keeps the r-wide intermediate on chip.
-"""
+"""`lowrank_linear` on the GPU: two products; for small ranks one kernel that keeps the r-wide intermediate on chip."""
 
 import torch
 import triton
@@ -11,53 +7,7 @@ from torch import Tensor
 
 from sieve_kernels import tiles
 from sieve_kernels.arguments import as_rows
-
-
-@triton.jit
-def matmul_kernel(
-    a_ptr,  # [M, K]
-    b_ptr,  # [N, K]
-    bias_ptr,  # [N]
-    out_ptr,  # [M, N]
-    M,
-    N,
-    K,
-    stride_am,
-    stride_ak,
-    stride_bn,
-    stride_bk,
-    stride_bias,
-    stride_om,
-    stride_on,
-    BIASED: tl.constexpr,
-    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """out = a bᵀ + bias. Grid: tiles of out, in groups of GROUP rows of tiles so that operands stay in L2."""
-    pid = tl.program_id(0)
-    across = tl.cdiv(N, BLOCK_N)
-    first = pid // (GROUP * across) * GROUP
-    height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP)
-    within = pid % (GROUP * across)
-    rows = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        a = tiles.load_tile(a_ptr, rows, k, stride_am, stride_ak, M, K, M_FITS, K_FITS)  # [BLOCK_M, BLOCK_K]
-        b = tiles.load_tile(b_ptr, cols, k, stride_bn, stride_bk, N, K, N_FITS, K_FITS)  # [BLOCK_N, BLOCK_K]
-        acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
-    if BIASED:
-        acc += tl.load(bias_ptr + cols * stride_bias, mask=cols < N, other=0.0).to(ACC)[None, :]
-    tiles.store_tile(out_ptr, acc, rows, cols, stride_om, stride_on, M, N)
+from sieve_kernels.lowrank.triton_kernels.matmul import matmul, matmuls, share_count
 
 
 @triton.jit
@@ -114,9 +64,14 @@ def fused_kernel(
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
-    """y [..., m] = (x Aᵀ) Bᵀ + bias in two launches; x [..., n], A [r, n], B [m, r], bias [m]."""
-    z = matmul(as_rows(x), A)
-    return matmul(z, B, bias).reshape(*x.shape[:-1], B.shape[0])
+    """y [..., m] = (x Aᵀ) Bᵀ + bias in two launches; x [..., n], A [r, n], B [m, r], bias [m].
+
+    For few rows the first may leave z = x Aᵀ in shares, which the second adds as it reads them.
+    """
+    rows, (r, n) = as_rows(x), A.shape
+    z = matmuls([rows], [A], shares=share_count(rows.shape[0], (r,), n, x.dtype, x.device))
+    (y,) = matmuls(z, [B], None if bias is None else [bias])
+    return y.reshape(*x.shape[:-1], B.shape[0])
 
 
 def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
@@ -155,7 +110,7 @@ def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor
             BLOCK_R=block_r,
             num_warps=4,
             num_stages=3,
-            **_arithmetic(x.dtype),
+            **tiles.arithmetic(x.dtype),
         )
     return out.to(x.dtype).reshape(*shape[:-1], m)
 
@@ -171,56 +126,3 @@ def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[
     if needed[2]:
         gradients += [matmul(rows.T, matmul(tokens, A).T)]
     return gradients
-
-
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [M, K] times b [N, K] transposed, plus bias [N]; any strides, accumulated in float32 (float64 for float64)."""
-    (M, K), N = a.shape, b.shape[0]
-    out = torch.empty((M, N), dtype=tiles.compute_dtype(a.dtype), device=a.device)
-    if out.numel() == 0:
-        return out.to(a.dtype)
-    block_m, block_n, block_k = _blocks(M, N, a.dtype)
-    with tiles.on_device(a):
-        matmul_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
-            a,
-            b,
-            bias,
-            out,
-            M,
-            N,
-            K,
-            *a.stride(),
-            *b.stride(),
-            0 if bias is None else bias.stride(0),
-            *out.stride(),
-            BIASED=bias is not None,
-            M_FITS=M % block_m == 0,
-            N_FITS=N % block_n == 0,
-            K_FITS=K % block_k == 0,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            GROUP=8,
-            num_warps=8 if block_m * block_n > 64 * 128 else 4,
-            num_stages=3,
-            **_arithmetic(a.dtype),
-        )
-    return out.to(a.dtype)
-
-
-def _blocks(M: int, N: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Tile of out and step along K: tiles no taller than the rows there are."""
-    if dtype == torch.float64:
-        return 32, 64, 16
-    block_m = 64 if M > 16 else 16
-    if dtype == torch.float32:  # three products each: registers are the limit
-        return block_m, 64, 32
-    return 128 if M > 64 else block_m, 128 if N > 64 else 64, 64
-
-
-def _arithmetic(dtype: torch.dtype) -> dict[str, object]:
-    return {
-        "PRECISION": "ieee" if dtype == torch.float64 else tiles.precision(),
-        "UPCAST": tiles.INTERPRETED,
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-    }

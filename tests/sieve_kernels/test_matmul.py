@@ -1,0 +1,129 @@
+"""The product under every operator: sums split into shares, several products side by side, tiles copied by TMA."""
+
+import pytest
+import torch
+from accuracy import assert_accurate
+
+from sieve_kernels import dispatch, lowrank_linear, tiles
+from sieve_kernels.lowrank import reference
+from sieve_kernels.lowrank.triton_kernels import matmul as module
+from sieve_kernels.lowrank.triton_kernels.matmul import matmul, matmuls, share_count, sum_shares, summed_matmul
+
+pytestmark = pytest.mark.skipif(not dispatch.INTERPRETED, reason="calls kernels with tensors on CPU")
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+
+
+def operands(M, N, K, dtype=torch.float32):
+    return torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)
+
+
+def check(ours, a, b, bias=None):
+    exact, torchs = (f(a) @ f(b).T + (0 if bias is None else f(bias)) for f in (torch.Tensor.double, torch.clone))
+    assert_accurate(ours, exact, torchs)
+
+
+@dtypes
+def test_shares_add_up(dtype):
+    a, b = operands(3, 70, 300, dtype)
+    bias = torch.randn(70).to(dtype)
+    for shares in (2, 4, 8):
+        (parts,) = matmuls([a], [b], shares=shares)
+        assert parts.shape == (shares, 3, 70)
+        check(sum_shares(parts, bias, dtype), a, b, bias)
+
+
+@dtypes
+def test_shares_are_added_by_the_next_product(dtype):
+    x, A = operands(5, 40, 300, dtype)
+    B = torch.randn(33, 40).to(dtype)
+    (y,) = matmuls(matmuls([x], [A], shares=4), [B])
+    exact, torchs = ((f(x) @ f(A).T) @ f(B).T for f in (torch.Tensor.double, torch.clone))
+    assert_accurate(y, exact, torchs)
+
+
+def test_share_count(monkeypatch):
+    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    count = {
+        (M, N, K): share_count(M, (N,), K, torch.bfloat16, torch.device("cpu"))
+        for M, N, K in ((1, 1024, 4096), (1, 8192, 4096), (64, 64, 4096), (1, 64, 128), (65, 64, 4096), (0, 64, 4096))
+    }
+    assert list(count.values()) == [8, 2, 8, 1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_few_rows_take_shares(dtype, monkeypatch):
+    """The operator splits on a GPU with processors to spare, gives the same bits each time, and lets NaN through."""
+    shares = []
+    monkeypatch.setenv("SIEVE_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(
+        "sieve_kernels.lowrank.triton_kernels.linear.share_count",
+        lambda *a: shares.append(share_count(*a)) or shares[-1],
+    )
+    (x, A), bias = operands(2, 20, 600, dtype), torch.randn(9).to(dtype)
+    B = torch.randn(9, 20).to(dtype)
+    y = lowrank_linear(x, A, B, bias)
+    assert shares == [2 if dtype == torch.bfloat16 else 4]
+    exact, torchs = (reference.linear(*(f(t) for t in (x, A, B, bias))) for f in (torch.Tensor.double, torch.clone))
+    assert_accurate(y, exact, torchs)
+    assert torch.equal(y, lowrank_linear(x, A, B, bias))
+    x[1, 599] = torch.nan
+    y = lowrank_linear(x, A, B, bias)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+
+
+@dtypes
+def test_several_products_in_one_launch(dtype):
+    """Common rows; different widths and depths, each with its own strides."""
+    sizes = ((70, 33), (5, 130), (129, 64))
+    a, b = zip(*(operands(9 * 64 + 3, N, K, dtype) for N, K in sizes), strict=True)
+    b = [b[0], b[1].T.contiguous().T, b[2]]
+    bias = [torch.randn(2 * N).to(dtype)[::2] for N, _ in sizes]
+    for ours, *products in zip(matmuls(a, b, bias), a, b, bias, strict=True):
+        check(ours, *products)
+
+
+def test_sum_of_products():
+    sizes = (33, 130, 64)
+    a, b = zip(*(operands(70, 90, K) for K in sizes), strict=True)
+    exact, torchs = (sum(f(p) @ f(q).T for p, q in zip(a, b, strict=True)) for f in (torch.Tensor.double, torch.clone))
+    assert_accurate(summed_matmul(a, b), exact, torchs)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Pretend to be a GPU that copies tiles by TMA, and note which launches make use of it."""
+    taken = []
+    monkeypatch.setattr(tiles, "has_tma", lambda device: True)
+    original = module.TensorDescriptor.from_tensor
+    monkeypatch.setattr(
+        module.TensorDescriptor, "from_tensor", lambda t, block: taken.append(tuple(block)) or original(t, block)
+    )
+    return taken
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("M", "N", "K"), [(128, 128, 64), (130, 72, 200), (65, 1, 8)])
+def test_tiles_copied_by_tma(launches, dtype, M, N, K):
+    """Also where the sides are no multiples of a tile: what is outside arrives as zero."""
+    a, b = operands(M, N, K, dtype)
+    bias = torch.randn(N).to(dtype)
+    check(matmul(a, b, bias), a, b, bias)
+    assert len(launches) == 2
+    check(matmul(a[:, :0], b[:, :0], bias), a[:, :0], b[:, :0], bias)
+
+
+def test_what_tma_cannot_read(launches):
+    """Rows that are not aligned to 16 bytes, strided ones, 32-bit numbers and few rows go the other way."""
+    a, b = operands(128, 64, 64, torch.bfloat16)
+    wide = torch.randn(128, 65).bfloat16()
+    for x, w in (
+        (a.float(), b.float()),
+        (wide[:, 1:], b),
+        (wide.T[1:].contiguous().T, b),
+        (a[:16], b),
+        (a, b.T.contiguous().T),
+    ):
+        check(matmul(x, w), x, w)
+    assert launches == []
