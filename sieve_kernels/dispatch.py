@@ -1,7 +1,7 @@
 """Which implementation a call takes, and why: one readable table, first match wins.
 
-The environment variable SIEVE_KERNELS (`torch`, `triton`, `triton_fused`) overrides the preference where the named
-implementation can serve the call; `explain` says what a call would take.
+The environment variable SIEVE_KERNELS (`torch`, `native`, `triton`, `triton_fused`) overrides the preference where the
+named implementation can serve the call; `explain` says what a call would take.
 """
 
 import os
@@ -12,6 +12,8 @@ from importlib import import_module
 
 import torch
 from torch import Tensor
+
+from sieve_kernels import native
 
 VARIABLE = "SIEVE_KERNELS"
 
@@ -76,6 +78,10 @@ def _triton(call: Call) -> bool:
     return INTERPRETED or not _on_cpu(call)
 
 
+def _amx(call: Call) -> bool:
+    return _on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and native.has_amx()
+
+
 def _fits_on_chip(call: Call) -> bool:
     most = {2: 128, 4: 64}.get(call.dtype.itemsize, 0)  # a tile of 64 rows in the registers of one program, unspilled
     return _triton(call) and call.rank <= most
@@ -87,6 +93,7 @@ def _fills_gpu(call: Call) -> bool:
 
 def _gram(name: str) -> tuple[Rule, ...]:
     return (
+        Rule("native", f"gram.native:{name}", "compiled kernel on AMX tiles", _amx, _on_cpu),
         Rule("torch", f"gram.cpu:{name}", "library products of the panels that are needed", _anywhere, _on_cpu),
         Rule("triton", f"gram.triton_kernels:{name}", "tiles that are needed, tokens split to fill the GPU", _triton),
     )
@@ -109,6 +116,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "lowrank_linear_backward": (
         Rule("torch", "lowrank.cpu:linear_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.linear:linear_backward", "one launch per product", _triton),
+    ),
+    "lowrank_linear_group": (
+        Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),
+    ),
+    "lowrank_linear_group_backward": (
+        Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
     ),
     "lowrank_linear_pivoted": (
         Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),

@@ -144,7 +144,8 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
         return
     masked = weight is not None and weight.dtype == torch.bool
     weighted = weight is not None and not masked
-    block, block_t = _blocks(x.dtype, out.dtype, weighted, masked)
+    aligned = all(stride == 1 or stride % 16 == 0 for t in (x, y, out) for stride in t.stride())
+    block, block_t = _blocks(x.dtype, out.dtype, weighted, masked, aligned)
     side = triton.cdiv(n, block)
     count = side * (side + 1) // 2 if symmetric else side * triton.cdiv(m, block)
     shares, share = split(T, count, block_t, dispatch.processors(x.device))
@@ -186,16 +187,19 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             )
 
 
-def _blocks(dtype: torch.dtype, accumulator: torch.dtype, weighted: bool, masked: bool) -> tuple[int, int]:
+def _blocks(
+    dtype: torch.dtype, accumulator: torch.dtype, weighted: bool, masked: bool, aligned: bool
+) -> tuple[int, int]:
     """Side of a tile of out, and tokens per step: as large as registers and 64 KiB of shared memory allow.
 
-    Operands that are converted to the accumulator's dtype or masked in registers leave room for less.
+    Operands that are converted to the accumulator's dtype or masked in registers leave room for less, and so do rows
+    that are not aligned, whose numbers are loaded and addressed one by one.
     """
     if accumulator == torch.float64:
         return 64, 16
-    if weighted:
+    if weighted or not aligned:
         return 64, 32
-    return 128, 64 if dtype.itemsize == 2 and not masked else 32
+    return 128, 64 // (dtype.itemsize // 2) // (2 if masked else 1)
 
 
 def split(T: int, count: int, block_t: int, processors: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sieve_kernels import cross_gram_, gram_
 from sieve_kernels.gram import cpu, reference, triton_kernels
 
-both = pytest.mark.parametrize("implementation", ["torch", "triton"], indirect=True)
+every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 
@@ -50,7 +50,7 @@ def check_cross_gram(x, y, weight, accumulator=torch.float32):
     assert_accurate(out, exact, torchs)
 
 
-@both
+@every
 @dtypes
 @pytest.mark.parametrize("kind", ["none", "mask", "fractional"])
 def test_values_in_every_dtype(implementation, dtype, kind, device):
@@ -61,7 +61,7 @@ def test_values_in_every_dtype(implementation, dtype, kind, device):
     check_cross_gram(x, y, weight, accumulator)
 
 
-@both
+@every
 @pytest.mark.parametrize("kind", ["counts", "negative", "zero"])
 def test_other_weights(implementation, kind, device):
     x, y = torch.randn(70, 20, device=device), torch.randn(70, 9, device=device)
@@ -70,7 +70,7 @@ def test_other_weights(implementation, kind, device):
     check_cross_gram(x, y, weight)
 
 
-@both
+@every
 @pytest.mark.parametrize(("tokens", "n"), [(0, 5), (1, 1), (3, 0), (1, 130), (64, 128), (65, 200)])
 def test_shapes(implementation, tokens, n, device):
     check_gram(torch.randn(tokens, n, device=device), None)
@@ -93,7 +93,7 @@ def test_any_shape_on_cpu(tokens, n, m, kind, dtype):
     check_cross_gram(x, y, weight, accumulator)
 
 
-@both
+@every
 def test_strided_and_batched_inputs(implementation, device):
     transposed = torch.randn(40, 2, 30, device=device).permute(1, 2, 0)  # [2, 30, 40], tokens strided
     check_gram(transposed, make_weights("mask", (2, 30), device))
@@ -106,7 +106,7 @@ def test_strided_and_batched_inputs(implementation, device):
     assert buffer[1::2].count_nonzero() == 0
 
 
-@both
+@every
 def test_wide_accumulator_of_narrow_tokens(implementation, device):
     """A float64 accumulator keeps the products of float32 and 16-bit tokens in full."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -115,7 +115,7 @@ def test_wide_accumulator_of_narrow_tokens(implementation, device):
         torch.testing.assert_close(out, x.double().T @ x.double(), rtol=1e-12, atol=1e-12)
 
 
-@both
+@every
 def test_split_over_tokens(implementation, device):
     """Few tiles and many tokens: shares of the tokens go to different programs."""
     tokens = 16 * 32 * 2 + 5
@@ -133,7 +133,7 @@ def test_shares_cover_all_tokens_once(tokens, count):
     assert shares <= max(1, 132 // count)
 
 
-@both
+@every
 def test_masked_tokens_may_hold_nan(implementation, device):
     x, y = torch.randn(12, 8, device=device), torch.randn(12, 5, device=device)
     x[3], y[4] = torch.nan, torch.inf
@@ -143,7 +143,7 @@ def test_masked_tokens_may_hold_nan(implementation, device):
         check_cross_gram(x, y, weight)
 
 
-@both
+@every
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 def test_nan_propagates(implementation, device):
     x = torch.randn(12, 8, device=device)
@@ -153,7 +153,7 @@ def test_nan_propagates(implementation, device):
     assert out.isnan().any()
 
 
-@both
+@every
 def test_only_the_upper_triangle_is_read(implementation, device):
     start = symmetric(150, device=device)
     x = torch.randn(9, 150, device=device)
@@ -162,7 +162,7 @@ def test_only_the_upper_triangle_is_read(implementation, device):
     assert_accurate(out, reference.gram(start.double(), x), reference.gram(start, x))
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_same_input_same_bits(implementation, dtype, device):
     x = torch.randn(1100, 40, device=device).to(dtype)
@@ -170,7 +170,7 @@ def test_same_input_same_bits(implementation, dtype, device):
     assert torch.equal(first, second)
 
 
-@both
+@every
 def test_offsets_beyond_32_bits(implementation):
     """A token 2³¹ numbers away from the first. The memory is never touched, so it costs nothing."""
     far = torch.from_numpy(np.zeros((1 << 31) + 64, dtype=np.int16)).view(torch.float16)
@@ -215,7 +215,7 @@ def test_inputs_that_require_grad_and_autocast():
     torch.testing.assert_close(out, (x.T @ x).detach(), rtol=1e-5, atol=1e-5)
 
 
-@both
+@every
 def test_version_counter_is_bumped(implementation, device):
     """Autograd must notice when something it saved is overwritten."""
     out = torch.zeros(4, 4, device=device)
@@ -225,7 +225,7 @@ def test_version_counter_is_bumped(implementation, device):
     assert out._version >= before + 2
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("error", "out", "x", "weight", "text"),
     [
@@ -252,3 +252,24 @@ def test_bad_pairs():
         cross_gram_(torch.zeros(3, 3), torch.zeros(5, 3), torch.zeros(6, 3))
     with pytest.raises(TypeError, match=r"float32.*bfloat16"):
         cross_gram_(torch.zeros(3, 3), torch.zeros(5, 3), torch.zeros(5, 3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("n", [31, 385, 800])
+@every
+def test_more_than_one_square_and_one_sum(implementation, n, dtype):
+    """More channels than a compiled kernel sums at a time, and more tokens than it sums before adding."""
+    if implementation == "triton":
+        pytest.skip("the interpreter is slow, and tiles are small there")
+    check_gram(torch.randn(4200, n).to(dtype), None)
+    check_cross_gram(torch.randn(300, n).to(dtype), torch.randn(300, 70).to(dtype), None)
+
+
+@every
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_infinity_beside_finite_tokens(implementation, device):
+    """An infinite float32 number has no exact terms; its products are what torch says all the same."""
+    x = torch.randn(300, 40, device=device)
+    x[7, 3], x[290, 39] = torch.inf, -torch.inf
+    out = gram_(torch.zeros(40, 40, device=device), x)
+    torch.testing.assert_close(out, x.T @ x, equal_nan=True, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,258 @@
+// Gram matrices on AMX: out += xᵀ y over selected tokens, sums in float32.
+//
+// bf16 tokens are multiplied as they are. A float32 number is cut into three bf16 terms, exactly: 8 + 8 + 8 bits of
+// mantissa. Of the nine products of terms the six that reach the last bit of a float32 product are formed; together
+// they take less time than one product in float32 arithmetic. A thread takes a square of `out` and all tokens: some
+// tokens at a time it packs the square's channels into tiles, left (transposed) and right (pairs of tokens), multiplies
+// and adds, all inside its L2 cache. Channels are packed again for every square, which costs less than fetching packed
+// ones from further away.
+#include "../native/parallel.h"
+
+#include "../native/amx.h"
+
+#ifdef SIEVE_AMX
+
+namespace sieve {
+namespace {
+
+constexpr int64_t STRIP = 2 * TILE;  // channels of a strip: two tiles
+constexpr int64_t SIDE = 12;         // most strips along a square
+constexpr int64_t SUMS = STRIP * STRIP;
+constexpr int64_t LONGEST = 4096;  // tokens per sum: longer ones would lose digits, so they are sums of sums
+
+enum Type { BF16 = 0, FLOAT32 = 1 };
+
+struct Tokens {
+  const char* data;  // [T, n]
+  int64_t stride;    // numbers from one token to the next
+  int64_t n;
+  const int64_t* index;  // which tokens; nullptr: the first ones
+  Type type;
+
+  const char* row(int64_t t) const { return data + (index ? index[t] : t) * stride * (type == BF16 ? 2 : 4); }
+};
+
+// Sixteen channels of tokens t and t + 1 as pairs, one register a term; tokens from `end` on are zero.
+// Tells whether all of it can be cut into terms, which infinities and NaN cannot.
+template <Type type>
+inline bool load_pairs(const Tokens& x, int64_t t, int64_t end, int64_t channel, __mmask16 mask, __m512i* terms) {
+  const bool first = t < end, second = t + 1 < end;
+  if (type == BF16) {
+    const auto load = [&](int64_t row) {
+      return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x.row(row) + 2 * channel));
+    };
+    const __m512i low = first ? load(t) : _mm512_setzero_si512();
+    const __m512i high = second ? load(t + 1) : _mm512_setzero_si512();
+    terms[0] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    return true;
+  }
+  const auto load = [&](int64_t row) { return _mm512_maskz_loadu_ps(mask, x.row(row) + 4 * channel); };
+  __m512 low = first ? load(t) : _mm512_setzero_ps(), high = second ? load(t + 1) : _mm512_setzero_ps();
+  constexpr int NAN_OR_INFINITY = 0x01 | 0x08 | 0x10 | 0x80;
+  const __mmask16 odd = _mm512_fpclass_ps_mask(low, NAN_OR_INFINITY) | _mm512_fpclass_ps_mask(high, NAN_OR_INFINITY);
+  const __m512i top = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int term = 0; term < 3; ++term) {
+    const __m512i a = _mm512_and_si512(_mm512_castps_si512(low), top);
+    const __m512i b = _mm512_and_si512(_mm512_castps_si512(high), top);
+    terms[term] = _mm512_or_si512(_mm512_srli_epi32(a, 16), b);
+    low = _mm512_sub_ps(low, _mm512_castsi512_ps(a));
+    high = _mm512_sub_ps(high, _mm512_castsi512_ps(b));
+  }
+  return odd == 0;
+}
+
+// One strip of tokens first … end as [step of 32 tokens][term][tile]; either destination may be nullptr.
+template <Type type>
+bool pack_strip(const Tokens& x, int64_t first, int64_t end, int64_t strip, char* left, char* right) {
+  constexpr int terms = type == BF16 ? 1 : 3;
+  bool regular = true;
+  for (int64_t step = first; step < end; step += DEPTH)
+    for (int tile = 0; tile < 2; ++tile) {
+      const int64_t channel = strip * STRIP + tile * TILE;
+      const __mmask16 mask = first_lanes(x.n - channel);
+      __m512i pairs[terms][16];
+      for (int p = 0; p < 16; ++p) {
+        __m512i v[terms];
+        regular &= load_pairs<type>(x, step + 2 * p, end, channel, mask, v);
+        for (int term = 0; term < terms; ++term) pairs[term][p] = v[term];
+      }
+      for (int term = 0; term < terms; ++term) {
+        const int64_t at = (((step - first) / DEPTH * terms + term) * 2 + tile) * TILE_BYTES;
+        if (right)
+          for (int p = 0; p < 16; ++p) _mm512_store_si512(right + at + 64 * p, pairs[term][p]);
+        if (left) {
+          transpose(pairs[term]);
+          for (int p = 0; p < 16; ++p) _mm512_store_si512(left + at + 64 * p, pairs[term][p]);
+        }
+      }
+    }
+  return regular;
+}
+
+inline void load_left(const char* at) {
+  _tile_loadd(4, at, 64);
+  _tile_loadd(5, at + TILE_BYTES, 64);
+}
+
+inline void multiply_right(const char* at) {
+  _tile_loadd(6, at, 64);
+  _tile_loadd(7, at + TILE_BYTES, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+// sums [2 × 2 tiles] += left strip × right strip.
+template <Type type>
+inline void multiply_strips(const char* left, const char* right, int64_t steps, float* sums) {
+  constexpr int64_t TERM = 2 * TILE_BYTES;
+  _tile_loadd(0, sums, 64);
+  _tile_loadd(1, sums + 256, 64);
+  _tile_loadd(2, sums + 512, 64);
+  _tile_loadd(3, sums + 768, 64);
+  for (int64_t step = 0; step < steps; ++step) {
+    load_left(left);
+    multiply_right(right);
+    if (type == FLOAT32) {
+      multiply_right(right + TERM);
+      multiply_right(right + 2 * TERM);
+      load_left(left + TERM);
+      multiply_right(right);
+      multiply_right(right + TERM);
+      load_left(left + 2 * TERM);
+      multiply_right(right);
+    }
+    left += type == BF16 ? TERM : 3 * TERM;
+    right += type == BF16 ? TERM : 3 * TERM;
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  _tile_stored(2, sums + 512, 64);
+  _tile_stored(3, sums + 768, 64);
+}
+
+// The same in plain arithmetic, for tokens that cannot be cut into terms.
+void multiply_plainly(const Tokens& x, const Tokens& y, int64_t first, int64_t end, int64_t row, int64_t column,
+                      float* sums) {
+  for (int64_t t = first; t < end; ++t) {
+    const float* a = reinterpret_cast<const float*>(x.row(t));
+    const float* b = reinterpret_cast<const float*>(y.row(t));
+    for (int64_t i = row; i < std::min(row + STRIP, x.n); ++i)
+      for (int64_t j = column; j < std::min(column + STRIP, y.n); ++j) {
+        const int64_t tile = (i - row) / TILE * 2 + (j - column) / TILE;
+        sums[tile * 256 + (i - row) % TILE * TILE + (j - column) % TILE] += a[i] * b[j];
+      }
+  }
+}
+
+// out [row.., column..] += sums of a pair of strips, inside rows × columns. Symmetric: only on and above the diagonal,
+// and the sums are written below it as well.
+void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64_t columns, int64_t row,
+              int64_t column, bool symmetric) {
+  for (int a = 0; a < 2; ++a)
+    for (int b = 0; b < 2; ++b) {
+      const int64_t i0 = row + a * TILE, j0 = column + b * TILE;
+      if (i0 >= rows || j0 >= columns || (symmetric && i0 > j0)) continue;
+      const bool diagonal = symmetric && i0 == j0;
+      const int64_t height = std::min<int64_t>(TILE, rows - i0), width = std::min<int64_t>(TILE, columns - j0);
+      __m512i v[16];
+      for (int64_t i = 0; i < TILE; ++i) {
+        v[i] = _mm512_setzero_si512();
+        if (i >= height) continue;
+        const __mmask16 mask = first_lanes(width) & static_cast<__mmask16>(diagonal ? 0xffffu << i : 0xffffu);
+        float* at = out + (i0 + i) * stride + j0;
+        const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), _mm512_loadu_ps(sums + (a * 2 + b) * 256 + i * TILE));
+        _mm512_mask_storeu_ps(at, mask, sum);
+        v[i] = _mm512_castps_si512(sum);
+      }
+      if (!symmetric) continue;
+      transpose(v);
+      for (int64_t j = 0; j < width; ++j)
+        _mm512_mask_storeu_ps(out + (j0 + j) * stride + i0, first_lanes(diagonal ? std::min(j, height) : height),
+                              _mm512_castsi512_ps(v[j]));
+    }
+}
+
+template <Type type>
+void square(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t from, int64_t to, int64_t top,
+            int64_t bottom, int64_t start, int64_t end, bool symmetric, Workspace& workspace) {
+  constexpr int64_t STEPS = type == BF16 ? 8 : 4;  // packed at a time: a right strip stays in L1, all of them in L2
+  constexpr int64_t STRIP_BYTES = STEPS * (type == BF16 ? 1 : 3) * 2 * TILE_BYTES;
+  char* left = workspace.get(2 * SIDE * STRIP_BYTES + SIDE * SIDE * SUMS * sizeof(float));
+  char* right = left + SIDE * STRIP_BYTES;
+  float* sums = reinterpret_cast<float*>(right + SIDE * STRIP_BYTES);
+  const bool diagonal = symmetric && top == start;
+  const auto last_row = [&](int64_t c) { return symmetric ? std::min(bottom, c + 1) : bottom; };
+  std::memset(sums, 0, SIDE * SIDE * SUMS * sizeof(float));
+  for (int64_t first = from; first < to; first += STEPS * DEPTH) {
+    const int64_t next = std::min(first + STEPS * DEPTH, to), steps = up(next - first, DEPTH) / DEPTH;
+    bool regular = true;
+    for (int64_t r = top; r < bottom; ++r)
+      regular &= pack_strip<type>(x, first, next, r, left + (r - top) * STRIP_BYTES,
+                                  diagonal ? right + (r - top) * STRIP_BYTES : nullptr);
+    for (int64_t c = start; c < end && !diagonal; ++c)
+      regular &= pack_strip<type>(y, first, next, c, nullptr, right + (c - start) * STRIP_BYTES);
+    for (int64_t c = start; c < end; ++c)
+      for (int64_t r = top; r < last_row(c); ++r) {
+        float* at = sums + ((r - top) * SIDE + c - start) * SUMS;
+        if (regular)
+          multiply_strips<type>(left + (r - top) * STRIP_BYTES, right + (c - start) * STRIP_BYTES, steps, at);
+        else
+          multiply_plainly(x, y, first, next, r * STRIP, c * STRIP, at);
+      }
+  }
+  for (int64_t c = start; c < end; ++c)
+    for (int64_t r = top; r < last_row(c); ++r)
+      add_sums(sums + ((r - top) * SIDE + c - start) * SUMS, out, stride, x.n, y.n, r * STRIP, c * STRIP, symmetric);
+}
+
+// Squares along a side: few enough strips each, and enough of them for every thread to have some.
+int64_t squares_along(int64_t strips) {
+  int64_t squares = up(strips, SIDE) / SIDE;
+  while (squares < strips && squares * (squares + 1) / 2 < 3 * omp_get_max_threads()) ++squares;
+  return squares;
+}
+
+template <Type type>
+void accumulate(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t count, bool symmetric) {
+  const int64_t rows = up(x.n, STRIP) / STRIP, columns = up(y.n, STRIP) / STRIP;
+  const int64_t down = squares_along(rows), across = squares_along(columns);
+#pragma omp parallel
+  {
+    static thread_local Workspace workspace;
+    configure_tiles();
+    // Squares far from the diagonal first: they are whole, and the last ones to be handed out should be small.
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int64_t distance = across - 1; distance > -down; --distance)
+      for (int64_t i = 0; i < down; ++i) {
+        const int64_t j = i + distance;
+        if (j < 0 || j >= across || (symmetric && j < i)) continue;
+        for (int64_t from = 0; from < count; from += LONGEST)
+          square<type>(out, stride, x, y, from, std::min(from + LONGEST, count), i * rows / down, (i + 1) * rows / down,
+                       j * columns / across, (j + 1) * columns / across, symmetric, workspace);
+      }
+    _tile_release();
+  }
+}
+
+}  // namespace
+}  // namespace sieve
+
+#endif
+
+// out [n, m] += Σ_t x_t y_tᵀ over `count` tokens, those of `index` (or the first ones). y = nullptr: y = x, the upper
+// triangle of out is read and both are written. type: 0 bf16, 1 float32. Returns whether the processor can (AMX).
+extern "C" int sieve_gram(int type, float* out, int64_t out_stride, const void* x, int64_t x_stride, int64_t n,
+                          const void* y, int64_t y_stride, int64_t m, const int64_t* index, int64_t count) {
+#ifdef SIEVE_AMX
+  using namespace sieve;
+  if (!amx_usable()) return 0;
+  const Tokens left{static_cast<const char*>(x), x_stride, n, index, static_cast<Type>(type)};
+  const Tokens right{static_cast<const char*>(y), y_stride, m, index, static_cast<Type>(type)};
+  (type == BF16 ? accumulate<BF16> : accumulate<FLOAT32>)(out, out_stride, left, y ? right : left, count, y == nullptr);
+  return 1;
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,85 @@
+// What the tile-matrix (Intel AMX) kernels share. A tile register holds 16 rows of 64 bytes; one instruction adds to a
+// 16×16 float32 tile the product of 16×32 bf16 (rows of the left matrix) and 32×16 bf16, the right matrix, whose rows
+// come in pairs: the dword at [p][j] holds elements (2p, j) and (2p+1, j). "Pairs" below always means that form.
+#pragma once
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define SIEVE_AMX 1
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace sieve {
+
+// Whether the processor has AMX and the kernel lets this process use it; asked once.
+inline bool amx_usable() {
+  static const bool usable = [] {
+    unsigned eax, ebx, ecx, edx;
+    __asm__("cpuid" : "=a"(eax), "=b"(ebx), "=c"(ecx), "=d"(edx) : "a"(7), "c"(0));
+    const bool tiles = (edx >> 24 & 1) && (edx >> 22 & 1);
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return tiles && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+  }();
+  return usable;
+}
+
+}  // namespace sieve
+
+// From here to the end of the including file, functions are compiled for processors with AMX: call them only after
+// `amx_usable`.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
+
+namespace sieve {
+
+constexpr int TILE = 16;         // rows of a tile, and float32 columns
+constexpr int DEPTH = 32;        // bf16 numbers of a tile row: the step along the summed dimension
+constexpr int TILE_BYTES = 1024;
+
+// All eight tile registers full size. Every thread configures before, and releases after, its share of the work.
+inline void configure_tiles() {
+  struct alignas(64) {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  _tile_loadconfig(&config);
+}
+
+// A mask of the first `count` of sixteen lanes.
+inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1);
+}
+
+// 16×16 dwords in sixteen registers, transposed.
+inline void transpose(__m512i (&v)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int half = 0; half < 16; half += 8)
+    for (int i = 0; i < 4; ++i) {
+      t[half + i] = _mm512_shuffle_i32x4(v[half + i], v[half + i + 4], 0x88);
+      t[half + i + 4] = _mm512_shuffle_i32x4(v[half + i], v[half + i + 4], 0xdd);
+    }
+  for (int i = 0; i < 8; ++i) {
+    v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+}  // namespace sieve
+#endif

@@ -1,0 +1,10 @@
+// What this processor can run.
+#include "amx.h"
+
+extern "C" int sieve_has_amx() {
+#ifdef SIEVE_AMX
+  return sieve::amx_usable();
+#else
+  return 0;
+#endif
+}
