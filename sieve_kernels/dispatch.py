@@ -125,6 +125,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
     ),
+    "lowrank_linear_group": (
+        Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),
+    ),
+    "lowrank_linear_group_backward": (
+        Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
+    ),
     "lowrank_linear_pivoted": (
         Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.pivoted:pivoted", "two launches that write where y is", _triton),

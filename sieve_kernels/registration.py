@@ -4,9 +4,11 @@
 one token: 16 against 5 microseconds a call where both were measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import compress
 
 import torch
+from torch import Tensor
 
 
 def register(
@@ -33,3 +35,13 @@ def register(
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=save)
     return getattr(torch.ops.sieve_kernels, name).default
+
+
+def differentiable_gradients(
+    definition: Callable, inputs: Sequence[Tensor], needed: Sequence[bool], grads: Tensor | Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of `definition(*inputs)` by plain torch, of which gradients can be taken; None where not needed."""
+    outputs = definition(*inputs)
+    wanted = list(compress(inputs, needed))
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    return [next(found) if want else None for want in needed]

@@ -1,5 +1,7 @@
 """CPU path of the low-rank family: products of the library GEMM, which reads sliced factors in place."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,3 +64,50 @@ def pivoted_backward(
     if needed[2]:
         gradients += [through.T @ (tokens @ A.T)]
     return gradients
+
+
+BLOCK_ROWS = 512
+"""Tokens that go through a group or a gated layer together: enough for the library's best speed, few enough that what
+lies between the products is small and still in cache."""
+
+
+def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
+    """y_i [..., m_i] = (x A_iᵀ) B_iᵀ + bias_i; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i].
+
+    Blocks of tokens go through all layers, so that x is read once and an intermediate is never longer than a block.
+    """
+    biases = biases or [None] * len(As)
+    if x.numel() <= BLOCK_ROWS * x.shape[-1]:
+        return [linear(x, *factors) for factors in zip(As, Bs, biases, strict=True)]
+    rows = as_rows(x)
+    ys = [x.new_empty((rows.shape[0], B.shape[0])) for B in Bs]
+    for start in range(0, rows.shape[0], BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        for y, A, B, bias in zip(ys, As, Bs, biases, strict=True):
+            product(rows[block] @ A.T, B, bias, y[block])
+    return [y.reshape(*x.shape[:-1], y.shape[1]) for y in ys]
+
+
+def product(x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """out [T, m] = x Wᵀ + bias; x [T, n], W [m, n], bias [m]."""
+    if bias is None:
+        torch.mm(x, W.T, out=out)
+    else:
+        torch.addmm(bias, x, W.T, out=out)
+
+
+def group_backward(
+    grads: Sequence[Tensor], x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of x [..., n], the A_i [r_i, n] and the B_i [m_i, r_i], those that are needed; grads [..., m_i]."""
+    count, tokens = len(As), as_rows(x)
+    dx, dAs, dBs = None, [], []
+    for grad, A, B, A_needed, B_needed in zip(grads, As, Bs, needed[1 : 1 + count], needed[1 + count :], strict=True):
+        rows = as_rows(grad)
+        if needed[0] or A_needed:
+            dz = rows @ B
+            if needed[0]:
+                dx = dz @ A if dx is None else dx.addmm_(dz, A)
+            dAs += [dz.T @ tokens] if A_needed else []
+        dBs += [rows.T @ (tokens @ A.T)] if B_needed else []
+    return [*([] if dx is None else [dx.reshape(x.shape)]), *dAs, *dBs]

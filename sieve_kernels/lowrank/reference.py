@@ -3,6 +3,8 @@
 T tokens, n inputs, m outputs, rank r.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,10 @@ def pivoted_backward(
     direct, through = grad[..., permutation[:r]], grad[..., permutation[r:]]
     z, dz = x @ A.T, direct + through @ C
     return dz @ A, as_rows(dz).T @ as_rows(x), as_rows(through).T @ as_rows(z)
+
+
+def group(
+    x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """y_i = (x A_iᵀ) B_iᵀ + bias_i; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i] → each [..., m_i]."""
+    return [linear(x, A, B, bias) for A, B, bias in zip(As, Bs, biases or [None] * len(As), strict=True)]
