@@ -46,6 +46,8 @@ class BlockWise:
         self._head = model.get_output_embeddings()
         self._start, self._given, self._keep = 0, [], frozenset()
         self._pass, self._run = -1, Run()
+        self.parameters = sum(parameter.numel() for parameter in self._blocks.parameters()) // max(len(self), 1)
+        self.checked = 0  # layer-tokens that `works` spent
         self._tuples: dict[int, int] = {}  # block → length of the tuple it returns; absent: a tensor
 
     def __len__(self) -> int:
@@ -91,12 +93,14 @@ class BlockWise:
         if middle < 1:
             return False
         whole, first = self.run(evaluation, keep=[middle])
+        self.checked = first.layer_tokens
         if first.layer_tokens != first.cells * len(self):
             return False  # blocks that do not all see the same tokens
         try:
-            part, _ = self.run(evaluation, middle, first.states[middle])
+            part, second = self.run(evaluation, middle, first.states[middle])
         except Exception:  # whatever an unknown architecture makes of blocks that do nothing
             return False
+        self.checked += second.layer_tokens
         return same(whole, part)
 
     def _wrapped(self, index: int, forward: Callable) -> Callable:

@@ -11,7 +11,7 @@ import torch
 
 from sieve import progress
 from sieve.errors import InputError
-from sieve.fitness.likelihood import Continuation, score
+from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score
 from sieve.models import context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_text
@@ -98,15 +98,16 @@ def prepare(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int = 2048,
+    sharing: Sharing = EVERYTHING,
 ) -> Prepared:
     """What `evaluate` does before the model runs: rendering and tokenising, which no change of weights alters.
 
-    Of the model only its context length is read.
+    Of the model only its context length is read. `sharing`: which work is spared; it changes no result.
     """
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
     make = {"multiple_choice": _multiple_choice, "generation": _generation, "perplexity": _perplexity}[task.type]
-    return make(model, tokenizer, task, examples, batch_tokens)
+    return make(model, tokenizer, task, examples, batch_tokens, sharing)
 
 
 def _prepared(
@@ -123,6 +124,7 @@ def _multiple_choice(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int,
+    sharing: Sharing,
 ) -> Prepared:
     questions = [
         [Continuation(*encode(tokenizer, task, example, choice)) for choice in example.choices] for example in examples
@@ -137,7 +139,7 @@ def _multiple_choice(
     right = [example.answer for example in examples]
 
     def run(model: PreTrainedModel) -> Scores:
-        logliks, tokens = score(model, questions, batch_tokens, "multiple choice")
+        logliks, tokens = score(model, questions, batch_tokens, "multiple choice", sharing)
         raw = [np.asarray(values) for values in logliks]
         judged = raw
         if task.normalize == "length":  # characters of the choice, as lm-eval's acc_norm: independent of the tokenizer
@@ -146,7 +148,7 @@ def _multiple_choice(
                 for values, example in zip(raw, examples, strict=True)
             ]
         elif task.normalize == "prior":
-            found, more = score(model, neutral, batch_tokens, "prior")
+            found, more = score(model, neutral, batch_tokens, "prior", sharing)
             priors = dict(zip(choices, found, strict=True))
             judged = [
                 values - [priors[example.neutral][choices[example.neutral][text]] for text in example.choices]
@@ -178,6 +180,7 @@ def _generation(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int,
+    sharing: Sharing,
 ) -> Prepared:
     from sieve.fitness.generation import greedy_answers, score_answer  # imports much of transformers
 
@@ -192,7 +195,7 @@ def _generation(
         prompts = [ids[-keep:] for ids in prompts]
 
     def run(model: PreTrainedModel) -> Scores:
-        logliks, tokens = score(model, questions, batch_tokens, "right answers")
+        logliks, tokens = score(model, questions, batch_tokens, "right answers", sharing)
         answers, written = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, batch_tokens)
         return Scores(
             score=np.array(
@@ -214,6 +217,7 @@ def _perplexity(
     task: Task,
     examples: Sequence[Example],
     batch_tokens: int,
+    sharing: Sharing,
 ) -> Prepared:
     """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window."""
     length = min(context_length(model) or batch_tokens, batch_tokens)
@@ -228,7 +232,7 @@ def _perplexity(
             owner.append(index)
 
     def run(model: PreTrainedModel) -> Scores:
-        logliks, tokens = score(model, windows, batch_tokens, "perplexity")
+        logliks, tokens = score(model, windows, batch_tokens, "perplexity", sharing)
         total, scored = np.zeros(len(examples)), np.zeros(len(examples))
         np.add.at(total, owner, [values[0] for values in logliks])
         np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])

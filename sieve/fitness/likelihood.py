@@ -16,6 +16,7 @@ whatever the model's position encoding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,6 +45,21 @@ class Continuation(NamedTuple):
     start: int
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What spares work; each can be switched off alone. With all off, every sequence is run whole, on its own rows.
+
+    prefix: tokens that several sequences begin with are run once.
+    logits: the head runs on the positions that predict a scored token.
+    padding: sequences of similar length go together.
+    """
+
+    prefix: bool = True
+    logits: bool = True
+    padding: bool = True
+
+
+EVERYTHING = Sharing()
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # per layer keys and values [rows, heads, tokens, head_dim]
 
 
@@ -68,7 +84,11 @@ class _Tail(NamedTuple):
 
 @torch.inference_mode()
 def score(
-    model: PreTrainedModel, questions: Sequence[Sequence[Continuation]], batch_tokens: int, description: str
+    model: PreTrainedModel,
+    questions: Sequence[Sequence[Continuation]],
+    batch_tokens: int,
+    description: str,
+    sharing: Sharing = EVERYTHING,
 ) -> tuple[list[list[float]], int]:
     """Log-likelihood in nats of each sequence's scored tokens, and the number of tokens run.
 
@@ -76,19 +96,21 @@ def score(
 
     Raises: NumericsError naming the first layer whose output is not finite.
     """
-    units = _units(questions, _can_reuse_cache(model))
+    cached = sharing.prefix and _can_reuse_cache(model)
+    units = _units(questions, cached)
     shared = [
         min(_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit)) for unit in units
     ]
-    common = _common_to_all(units) if len(units) > 1 and _can_reuse_cache(model) else 0
+    common = _common_to_all(units) if len(units) > 1 and cached else 0
     results = torch.zeros(sum(map(len, questions)), dtype=torch.float64)
     prefix = _run(model, [units[0][0][1].ids[:common]], [], [], results, keep=True) if common else []
     tokens = common
 
-    order = sorted(range(len(units)), key=lambda index: (shared[index], index))
+    order = sorted(range(len(units)), key=lambda index: (shared[index] if sharing.padding else 0, index))
     lengths = [shared[index] - common for index in order]
+    most_padding = _PADDING.get(model.device.type) if sharing.padding else None
     with progress.bar(description, len(units), "questions", summary=False) as advance:
-        for span in batches(lengths, common, batch_tokens, _PADDING.get(model.device.type)):
+        for span in batches(lengths, common, batch_tokens, most_padding):
             batch = order[span]
             rows = [units[index][0][1].ids[common : shared[index]] for index in batch]
             queries, tails = [], []
@@ -99,7 +121,8 @@ def score(
                     queries += [_Query(row, at - 1 - common, ids[at], number) for at in range(start, end + 1)]
                     if len(ids) - 1 > end:
                         tails.append(_Tail(end, len(ids), row, number, sequence))
-            layers = _run(model, rows, _take_rows(prefix, [0] * len(rows), common), queries, results, keep=bool(tails))
+            past = _take_rows(prefix, [0] * len(rows), common)
+            layers = _run(model, rows, past, queries, results, bool(tails), sharing.logits)
             tokens += sum(map(len, rows))
             for end, group in groupby(sorted(tails), key=lambda tail: tail.cached):
                 tokens += _run_tails(model, layers, end, list(group), batch_tokens, results)
@@ -146,6 +169,7 @@ def _run(
     queries: list[_Query],
     results: torch.Tensor,
     keep: bool,
+    few_logits: bool = True,
 ) -> Layers:
     """One forward pass over rows on top of `past`; adds the queries' log-probabilities to `results`.
 
@@ -156,7 +180,7 @@ def _run(
     cells = sorted({(query.row, query.position) for query in queries}) or [(0, 0)]
     where = {cell: number for number, cell in enumerate(cells)}
     cache = DynamicCache(past) if past else (DynamicCache() if keep else None)
-    logits = logits_at(model, ids, torch.tensor(cells, device=model.device), cache)
+    logits = logits_at(model, ids, torch.tensor(cells, device=model.device), cache, few_logits)
 
     numbers = torch.tensor([where[query.row, query.position] for query in queries], dtype=torch.int64)
     chosen = torch.tensor([query.token for query in queries], dtype=torch.int64)
@@ -170,7 +194,11 @@ def _run(
 
 
 def logits_at(
-    model: PreTrainedModel, ids: torch.Tensor, cells: torch.Tensor, cache: DynamicCache | None = None
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    cells: torch.Tensor,
+    cache: DynamicCache | None = None,
+    few: bool = True,
 ) -> torch.Tensor:
     """Logits [K, vocabulary] at K cells (row, position) of ids [B, T], cells int64 [K, 2], in the model's dtype.
 
@@ -187,7 +215,7 @@ def logits_at(
         return output
 
     decoder = model.get_decoder()
-    handle = decoder.register_forward_hook(take) if decoder is not model else None
+    handle = decoder.register_forward_hook(take) if few and decoder is not model else None
     try:
         output = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, return_dict=True)
     finally:
@@ -226,17 +254,17 @@ def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]]) -> int:
 
 
 def batches(lengths: Sequence[int], cached: int, batch_tokens: int, padding: int | None = None) -> Iterator[slice]:
-    """Spans of ascending `lengths` that fit into one forward pass on top of `cached` tokens per row.
+    """Spans of `lengths`, best ascending, that fit into one forward pass on top of `cached` tokens per row.
 
     padding: cells of padding that a span may have at most; None for any number.
     """
-    first = tokens = 0
+    first = tokens = longest = 0
     for end, length in enumerate(lengths):
-        rows = end - first + 1
-        full = rows * length > batch_tokens or rows * (cached + length) > _CACHED_BATCHES * batch_tokens
-        wasteful = padding is not None and rows * length - (tokens + length) > padding
+        rows, longest = end - first + 1, max(longest, length)
+        full = rows * longest > batch_tokens or rows * (cached + longest) > _CACHED_BATCHES * batch_tokens
+        wasteful = padding is not None and rows * longest - (tokens + length) > padding
         if (full or wasteful) and end > first:
             yield slice(first, end)
-            first, tokens = end, 0
+            first, tokens, longest = end, 0, length
         tokens += length
     yield slice(first, len(lengths))

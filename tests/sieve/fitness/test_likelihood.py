@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from sieve.errors import NumericsError
-from sieve.fitness.likelihood import Continuation, batches, score
+from sieve.fitness.likelihood import Continuation, Sharing, batches, score
 from tests.tiny_models import TINY, VOCABULARY, tiny_model
 
 _WIDTHS = {
@@ -137,6 +137,21 @@ class TestSharing:
     def test_a_choice_that_begins_another(self, model):
         assert_equal_to_naive(model, [[Continuation([5, 6, 7], 1), Continuation([5, 6, 7, 8], 1)]] * 2)
 
+    @pytest.mark.parametrize("off", ["prefix", "logits", "padding", "all"])
+    def test_each_can_be_switched_off(self, model, off):
+        asked = questions()
+        sharing = Sharing(False, False, False) if off == "all" else Sharing(**{off: False})
+        rows = []
+        handle = model.lm_head.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[:-1].numel()))
+        result, tokens = score(model, asked, 64, "", sharing)
+        handle.remove()
+        want = [[naive(model, sequence) for sequence in question] for question in asked]
+        for values, expected in zip(result, want, strict=True):
+            assert values == pytest.approx(expected, abs=1e-4, rel=0)
+        own = sum(len(sequence.ids) - 1 for question in asked for sequence in question)
+        assert (tokens == own) == (not sharing.prefix)
+        assert (sum(rows) >= tokens) == (not sharing.logits)
+
     def test_one_question(self, model):
         assert_equal_to_naive(model, questions(number=1))
 
@@ -174,6 +189,15 @@ def test_overflow_names_the_layer():
 def test_batches_fill_up_to_the_limit():
     spans = list(batches([1, 2, 3, 3, 4, 9], cached=0, batch_tokens=9))
     assert spans == [slice(0, 3), slice(3, 5), slice(5, 6)]
+
+
+def test_batches_of_any_order_go_by_the_longest_row():
+    assert list(batches([4, 1, 1, 5, 1], cached=0, batch_tokens=9)) == [
+        slice(0, 2),
+        slice(2, 3),
+        slice(3, 4),
+        slice(4, 5),
+    ]
 
 
 def test_batches_bound_the_padding():

@@ -1,0 +1,96 @@
+"""What evaluations cost, against what the plain evaluation of the same candidates would have cost.
+
+The unit is the layer-token: one token through one decoder block. Plain means that every sequence of every example (each
+prompt with each choice) goes through every block on its own, without padding.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One evaluation: one candidate on one slice of the data.
+
+    layer_tokens: cells of the blocks that ran, padding included. cells: of one whole block. head_rows: rows of logits.
+    """
+
+    layer_tokens: int
+    cells: int
+    head_rows: int
+
+
+@dataclass
+class Cost:
+    """Sums over a search. Within the ratio, plain + overhead = spent + prefix + layers + racing, exactly.
+
+    blocks: L. head: what one row of logits costs, in layer-tokens.
+    plain, padded: per slice of the data, tokens of its sequences, and cells if they ran in batches of arbitrary order.
+    """
+
+    blocks: int
+    head: float
+    plain: list[int]
+    padded: list[int]
+    candidates: set[Any] = field(default_factory=set)
+    evaluations: int = 0
+    spent: int = 0
+    overhead: int = 0
+    prefix: int = 0
+    layers: int = 0
+    logits: float = 0.0
+    padding: int = 0
+    journal: int = 0
+    screened: int = 0
+    _sliced: int = 0
+
+    def evaluated(self, candidate: Any, part: int, spent: Spent) -> None:
+        """One evaluation of slice `part`, made in this process or, before it was resumed, in an earlier one."""
+        self.candidates.add(candidate)
+        self.evaluations += 1
+        self.spent += spent.layer_tokens
+        whole = spent.cells * self.blocks
+        self.prefix += self.plain[part] * self.blocks - whole
+        self.layers += whole - spent.layer_tokens
+        self.logits += (self.plain[part] - spent.head_rows) * self.head
+        self.padding += (self.padded[part] - self.plain[part]) * self.blocks
+        self._sliced += self.plain[part] * self.blocks
+
+    def found(self, part: int) -> None:
+        """An evaluation that was asked for again, or that an earlier process had finished."""
+        self.journal += self.plain[part] * self.blocks
+
+    def probed(self, layer_tokens: int) -> None:
+        """Work that no plain search does, such as the surrogate's gradients."""
+        self.overhead += layer_tokens
+        self.spent += layer_tokens
+
+    @property
+    def plain_layer_tokens(self) -> int:
+        """Every candidate on every example, plainly."""
+        return len(self.candidates) * sum(self.plain) * self.blocks
+
+    @property
+    def racing(self) -> int:
+        """Examples that candidates were not asked because they had left the race."""
+        return self.plain_layer_tokens - self._sliced
+
+    def summary(self) -> dict[str, Any]:
+        """For `report.json`. Lines outside the ratio say what would have come on top without the shortcut."""
+        return {
+            "candidates": len(self.candidates),
+            "evaluations": self.evaluations,
+            "layer_tokens_plain": self.plain_layer_tokens,
+            "layer_tokens_spent": self.spent,
+            "layer_tokens_overhead": self.overhead,
+            "cost_ratio": self.plain_layer_tokens / self.spent if self.spent else None,
+            "saved_by": {
+                "prefix": self.prefix,
+                "layers": self.layers,
+                "racing": self.racing,
+                "logits": round(self.logits),
+                "padding": self.padding,
+                "surrogate": self.screened * sum(self.plain) * self.blocks,
+                "journal": self.journal,
+            },
+        }

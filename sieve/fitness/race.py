@@ -1,0 +1,83 @@
+"""Successive halving over examples: a candidate leaves when it cannot win (Jamieson & Talwalkar 2016, with bounds).
+
+After each slice of the examples a candidate's mean over *all* of them is estimated from those it has seen, as its
+difference to a candidate whose mean is known: how hard the examples are cancels, and of several known candidates the
+one that differs least tells most. Candidates that stay to the end are compared on every example.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sieve.fitness.engine import Engine, concatenated
+from sieve.fitness.evaluate import Scores
+from sieve.plan import Plan
+
+Z = 1.64  # one-sided 95 %
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over all examples, known from some: between `low` and `high` with 90 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(seen: np.ndarray, known: Sequence[np.ndarray], z: float = Z) -> Estimate:
+    """The mean of N values of which the first n are `seen`, from K known rows [N] of like values.
+
+    Sampling without replacement: the error of the mean of n of N differences is s √((1 - n/N) / n). One
+    pseudo-observation of the known values' own spread keeps s from being 0 where all differences so far are.
+    """
+    n = len(seen)
+    best = Estimate(float(seen.mean()), -math.inf, math.inf)
+    for row in known:
+        difference = seen - row[:n]
+        variance = (((difference - difference.mean()) ** 2).sum() + row.var()) / n
+        error = z * math.sqrt(variance * max(1 - n / len(row), 0) / n)
+        if 2 * error < best.high - best.low:
+            mean = float(row.mean() + difference.mean())
+            best = Estimate(mean, mean - error, mean + error)
+    return best
+
+
+def race(
+    engine: Engine,
+    plans: Sequence[Plan],
+    value: Callable[[Scores], np.ndarray],
+    merit: Callable[[int, float], float],
+    known: Sequence[Scores],
+    keep: int | None = None,
+    racing: bool = True,
+) -> dict[int, Scores]:
+    """Full scores of the plans that stayed to the end, by their index.
+
+    Args:
+        value: what of the scores is averaged, per example [N].
+        merit: (index, mean value) → how good that would be; grows with the mean. 0 or less cannot win.
+        known: full scores to compare with; without any, nobody leaves.
+        keep: after each slice, half may leave, but not the best `keep`: those of the worse half who would not reach the
+            pessimistic merit of the last one kept even at their optimistic own. None: only the hopeless leave.
+    """
+    alive = list(range(len(plans)))
+    seen: dict[int, list[Scores]] = {index: [] for index in alive}
+    rows = [value(scores) for scores in known]
+    for part in range(len(engine)):
+        for index, scores in zip(alive, engine.scores([plans[index] for index in alive], part), strict=True):
+            seen[index].append(scores)
+        if not racing or part == len(engine) - 1 or not rows:
+            continue
+        bounds = {index: estimate(value(concatenated(seen[index])), rows) for index in alive}
+        leaving = {index for index in alive if merit(index, bounds[index].high) <= 0}
+        if keep is not None:
+            order = sorted(alive, key=lambda index: (-merit(index, bounds[index].mean), index))
+            first = max(keep, (len(order) + 1) // 2)
+            if first < len(order):
+                bar = min(merit(index, bounds[index].low) for index in order[:keep])
+                leaving |= {index for index in order[first:] if merit(index, bounds[index].high) < bar}
+        alive = [index for index in alive if index not in leaving]
+    return {index: concatenated(seen[index]) for index in alive}

@@ -1,0 +1,178 @@
+"""The engine against the plain evaluation of the same candidates, and its book-keeping."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from sieve.apply import sliced
+from sieve.errors import InputError
+from sieve.fitness import evaluate
+from sieve.fitness.engine import Engine, slices
+from sieve.fitness.evaluate import prepare
+from sieve.fitness.journal import Journal
+from sieve.matrices import prunable
+from sieve.plan import Plan
+from sieve.projections.factors import FactorPair, Factors
+from sieve.searchers.genome import Genome
+from tests.sieve.fitness.test_evaluate import choice_examples, choice_task
+from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+EXAMPLES = choice_examples(48)
+TASK = choice_task(normalize="prior")
+
+
+def svd_factors(model):
+    pairs = {}
+    for name, matrix in prunable(model).items():
+        weight = model.get_submodule(name).weight.detach()
+        weight = weight.T if weight.shape != (matrix.m, matrix.n) else weight
+        U, S, V = torch.linalg.svd(weight, full_matrices=False)
+        rank = matrix.max_rank
+        pairs[name] = FactorPair((S[:, None] * V)[:rank].contiguous(), U[:, :rank].contiguous(), (S**2).double())
+    return Factors(pairs, "svd")
+
+
+def drawn_plans(model, number=12, seed=0):
+    genome = Genome(prunable(model), multiple=4)
+    draw = np.random.default_rng(seed)
+    base = draw.integers(genome.bounds)
+    plans = []
+    for _ in range(number):
+        levels = base.copy()
+        gene = draw.integers(len(genome))
+        levels[gene:] = draw.integers(genome.bounds)[gene:]
+        plans.append(genome.plan(levels))
+    return plans
+
+
+@contextmanager
+def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
+    parts = [prepare(model, TOKENIZER, task, part, 256) for part in slices(examples, number)]
+    matrices = prunable(model)
+    with (
+        sliced(model, svd_factors(model)) as turned,
+        Engine(model, turned.set, matrices, parts, **options).running() as engine,
+    ):
+        yield engine
+
+
+def plain(model, plan, examples, task=TASK):
+    with sliced(model, svd_factors(model)) as turned:
+        turned.set(plan)
+        return evaluate(model, TOKENIZER, task, examples, 256)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("layers", [True, False])
+def test_same_bits_as_plain_evaluation(name, layers):
+    """Of the same slice: the passes are the same ones, whatever is reused."""
+    model = tiny_model(name)
+    plans = drawn_plans(model, 6)
+    with engine_of(model, layers=layers) as engine:
+        assert engine.layers == layers
+        got = [engine.scores(plans, part) for part in range(2)]
+        cost = engine.cost
+        assert (cost.layers > 0) == layers
+    for part, examples in enumerate(slices(EXAMPLES, 2)):
+        for plan, scores in zip(plans, got[part], strict=True):
+            want = plain(model, plan, examples)
+            assert np.array_equal(scores.loglik, want.loglik)
+            assert np.array_equal(scores.score, want.score)
+
+
+def test_slices_together_are_the_whole():
+    model = tiny_model("llama")
+    (plan,) = drawn_plans(model, 1)
+    want = plain(model, plan, EXAMPLES)
+    with engine_of(model, number=3, examples=EXAMPLES * 2) as engine:
+        assert len(engine) == 3
+        got = engine.full(plan)
+    assert got.loglik == pytest.approx(np.tile(want.loglik, 2), abs=1e-4)
+
+
+@pytest.mark.parametrize("task", [choice_task(), choice_task(normalize="length")])
+def test_other_normalisations(task):
+    model = tiny_model("llama")
+    (plan,) = drawn_plans(model, 1)
+    with engine_of(model, task, number=1) as engine:
+        got = engine.full(plan)
+    assert np.array_equal(got.loglik, plain(model, plan, EXAMPLES, task).loglik)
+
+
+def test_costs_add_up_and_nothing_is_evaluated_twice():
+    model = tiny_model("llama")
+    plans = drawn_plans(model, 10)
+    with engine_of(model) as engine:
+        engine.scores(plans, 0)
+        engine.scores(plans[:4], 1)
+        spent, cost = engine.cost.spent, engine.cost
+        assert spent - cost.overhead == engine.nominal
+        assert cost.evaluations == len({str(p) for p in plans}) + len({str(p) for p in plans[:4]})
+        engine.scores(plans, 0)
+        assert cost.spent == spent
+        assert cost.journal >= 10 * cost.plain[0] * 2
+    assert cost.racing > 0
+    assert cost.prefix > 0
+    assert cost.plain_layer_tokens + cost.overhead == cost.spent + cost.prefix + cost.layers + cost.racing
+    own = [len(TOKENIZER.encode(e.prompt + c)) for e in EXAMPLES for c in e.choices]
+    priors = {(e.neutral, c) for part in [EXAMPLES[:24]] for e in part for c in e.choices}
+    assert cost.plain[0] == sum(own[: 4 * 24]) + sum(len(TOKENIZER.encode(n + c)) for n, c in priors)
+
+
+def test_a_journal_answers_for_an_earlier_process(tmp_path):
+    model = tiny_model("llama")
+    plans = drawn_plans(model, 8)
+    with engine_of(model) as engine:
+        whole = [engine.scores(plans, part) for part in range(2)]
+        nominal, spent = engine.nominal, engine.cost.spent
+    with Journal(tmp_path / "journal", {"model": 1}) as journal, engine_of(model, journal=journal) as engine:
+        engine.scores(plans[:5], 0)
+    runs = []
+    with Journal(tmp_path / "journal", {"model": 1}) as journal, engine_of(model, journal=journal) as engine:
+        engine._parts = [
+            type(part)(lambda model, run=part.run: (runs.append(1), run(model))[1], part.plain_tokens, 0)
+            for part in engine._parts
+        ]
+        again = [engine.scores(plans, part) for part in range(2)]
+        assert (engine.nominal, len(journal.records)) == (nominal, len({str(plan) for plan in plans}) * 2)
+        assert len(runs) == len(journal.records) - len({str(plan) for plan in plans[:5]})
+        assert engine.cost.spent >= spent
+    for one, two in zip([*whole[0], *whole[1]], [*again[0], *again[1]], strict=True):
+        assert np.array_equal(one.loglik, two.loglik)
+
+
+def test_states_stay_within_their_memory():
+    model = tiny_model("llama")
+    plans = drawn_plans(model, 10)
+    with engine_of(model) as engine:
+        engine.scores(plans, 0)
+        assert 0 < engine.peak_bytes <= 2 << 30
+        peak = engine.peak_bytes
+    with engine_of(model, memory=peak // 2) as engine:
+        engine.scores(plans, 0)
+        engine.scores(plans, 1)
+        assert engine.peak_bytes <= peak // 2
+
+
+def test_the_model_is_dense_and_whole_again():
+    model = tiny_model("llama")
+    before = evaluate(model, TOKENIZER, TASK, EXAMPLES)
+    (plan,) = drawn_plans(model, 1)
+    with engine_of(model) as engine:
+        engine.full(plan)
+    assert np.array_equal(evaluate(model, TOKENIZER, TASK, EXAMPLES).loglik, before.loglik)
+
+
+def test_a_plan_of_another_model_is_refused():
+    with engine_of(tiny_model("llama")) as engine, pytest.raises(InputError, match="nowhere"):
+        engine.full(Plan({"nowhere": 3}))
+
+
+def test_slices_double():
+    assert [len(part) for part in slices(range(600))] == [75, 75, 150, 300]
+    assert [len(part) for part in slices(range(40))] == [20, 20]
+    assert [len(part) for part in slices(range(5))] == [5]
+    assert [x for part in slices(range(601)) for x in part] == list(range(601))
