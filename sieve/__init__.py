@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sieve.calibration import Statistics, calibrate
     from sieve.checkpoint import load, save
     from sieve.fitness import evaluate
-    from sieve.layers import LowRankLinear
+    from sieve.layers import LowRankLinear, PivotedLinear
     from sieve.models import load_model
     from sieve.pipeline import prune
     from sieve.plan import Plan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Factors": "projections",
     "LowRankLinear": "layers",
+    "PivotedLinear": "layers",
     "Plan": "plan",
     "Recipe": "recipe",
     "Statistics": "calibration",
@@ -47,6 +48,7 @@ _HOME = {
 __all__ = [
     "Factors",
     "LowRankLinear",
+    "PivotedLinear",
     "Plan",
     "Recipe",
     "Statistics",

@@ -11,7 +11,7 @@ from sieve.checkpoint import mark
 from sieve.layers import SlicedLinear
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
-from sieve.projections import Factors
+from sieve.projections import Factors, pivot
 
 
 def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | str]) -> PreTrainedModel:
@@ -20,7 +20,8 @@ def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | st
     Args:
         model: the dense model that `factors` were projected from.
         factors: nested factors of every prunable matrix (`sieve.project`).
-        plan: matrix name → rank or "dense" (`sieve.search`, or your own dict); absent means dense.
+        plan: matrix name → rank or "dense" (`sieve.search`, or your own dict); absent means dense. If it is a
+            pivoted `Plan`, the pairs are `PivotedLinear`: the same maps in fewer parameters.
 
     Returns: the same model object.
 
@@ -29,19 +30,26 @@ def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | st
     Example:
         >>> pruned = sieve.apply_(model, factors, {"model.layers.0.mlp.down_proj": 96})
     """
-    matrices = prunable(model)
     plan = Plan(plan)
+    matrices = prunable(model, plan.pivoted)
     plan.check(matrices)
     factors.check(matrices, plan)
     for name, rank in plan.ranks().items():
         layer = model.get_submodule(name)
-        pair = low_rank(layer, rank)
+        pair = low_rank(layer, rank, pivoted=plan.pivoted)
         A, B = factors[name].slice(rank)
         with torch.no_grad():
+            if plan.pivoted:
+                A, C, permutation = pivot(A, B)
+                pair.C.weight.copy_(C)
+                pair.permutation.copy_(permutation)
+                bias = pair.bias
+            else:
+                pair.B.weight.copy_(B)
+                bias = pair.B.bias
             pair.A.weight.copy_(A)
-            pair.B.weight.copy_(B)
-            if layer.bias is not None:
-                pair.B.bias.copy_(layer.bias)
+            if bias is not None:
+                bias.copy_(layer.bias)
         pair.train(layer.training)
         pair.requires_grad_(layer.weight.requires_grad)
         replace(model, name, pair)

@@ -58,6 +58,10 @@ def prune(
     ] = None,
     calibration_tokens: Tokens = None,
     method: Method = None,
+    pivot: Annotated[
+        bool | None,
+        typer.Option("--pivot/--no-pivot", help="Store pairs in fewer parameters, by the same maps. [default: pivot]"),
+    ] = None,
     rank_multiple: Annotated[
         int | None, typer.Option(help="Ranks are rounded up to it. [default: 8 on CPU, 32 on GPU]")
     ] = None,
@@ -82,6 +86,7 @@ def prune(
         "confident": confident,
         "calibration_tokens": calibration_tokens,
         "method": method,
+        "pivot": pivot,
         "rank_multiple": rank_multiple,
         "dtype": dtype,
         "device": device,

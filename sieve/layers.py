@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sieve_kernels import lowrank_linear
+from sieve_kernels import lowrank_linear, lowrank_linear_pivoted
 
 
 class LowRankLinear(nn.Module):
@@ -32,6 +32,43 @@ class LowRankLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class PivotedLinear(nn.Module):
+    """z = x Aᵀ, y[..., permutation] = [z, z Cᵀ], plus bias: a low-rank pair of which r outputs are z itself.
+
+    The same map as a `LowRankLinear` of its rank in r² fewer parameters. `A` (in → rank) and `C` (rank → out - rank) are
+    plain `nn.Linear` children without bias, under the rule of `LowRankLinear`: wrapped, quantised or hooked, they are
+    called as modules.
+
+    Args: in_features n, out_features m, rank r with 1 ≤ r ≤ m. Weights: A.weight [r, n], C.weight [m - r, r], bias [m];
+        permutation [m] int64, a buffer that is saved: where in y each of [z, z Cᵀ] goes.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        if not 1 <= rank <= out_features:
+            raise ValueError(f"rank must be between 1 and {out_features}, got {rank}")
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.A = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.C = nn.Linear(rank, out_features - rank, bias=False, device=device, dtype=dtype)
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("permutation", torch.arange(out_features, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., n] → y [..., m]."""
+        if _is_plain(self.A) and _is_plain(self.C):
+            return lowrank_linear_pivoted(x, self.A.weight, self.C.weight, self.permutation, self.bias)
+        z = self.A(x)
+        y = torch.cat([z, self.C(z)], -1).index_select(-1, torch.argsort(self.permutation))
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+PAIRS = (LowRankLinear, PivotedLinear)
+"""The layers that a pruned matrix can be."""
 
 
 class SlicedLinear(nn.Module):

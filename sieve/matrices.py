@@ -5,7 +5,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sieve.errors import InputError, NumericsError
-from sieve.layers import LowRankLinear
+from sieve.layers import PAIRS, LowRankLinear, PivotedLinear
 from sieve.plan import Matrix
 
 
@@ -22,7 +22,7 @@ def prunable(model: nn.Module, pivoted: bool = False) -> dict[str, Matrix]:
     prefix, blocks = decoder_blocks(model)
     matrices = {}
     for index, block in enumerate(blocks):
-        pairs = tuple(f"{name}." for name, layer in block.named_modules() if isinstance(layer, LowRankLinear))
+        pairs = tuple(f"{name}." for name, layer in block.named_modules() if isinstance(layer, PAIRS))
         for name, layer in block.named_modules():
             if type(layer) in (nn.Linear, Conv1D) and not (pairs and name.startswith(pairs)):
                 m, n = weight_of(layer).shape
@@ -69,8 +69,11 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, layer)
 
 
-def low_rank(layer: nn.Module, rank: int, device: torch.device | str | None = None) -> LowRankLinear:
+def low_rank(
+    layer: nn.Module, rank: int, device: torch.device | str | None = None, pivoted: bool = False
+) -> LowRankLinear | PivotedLinear:
     """An uninitialised pair of the shape, dtype and (unless given) device of `layer`."""
     weight = weight_of(layer)
     m, n = weight.shape
-    return LowRankLinear(n, m, rank, layer.bias is not None, device=device or weight.device, dtype=weight.dtype)
+    kind = PivotedLinear if pivoted else LowRankLinear
+    return kind(n, m, rank, layer.bias is not None, device=device or weight.device, dtype=weight.dtype)

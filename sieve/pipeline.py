@@ -46,7 +46,7 @@ def prune(recipe: Recipe, output: str | Path, statistics: str | Path | None = No
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
         )
     with stages("project"):
-        factors = project(model, measured, recipe.method)
+        factors = project(model, measured, recipe.method, recipe.pivot)
     with stages("search"):
         result = run_search(
             model,

@@ -22,6 +22,7 @@ class Recipe:
     task: a built-in task or a task file.
     tolerance: ε in [0, 1), relative to the dense model's accuracy.
     search, method: names of a searcher and a projection.
+    pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
     confident: demand the lower end of the paired 95 % interval, not the mean.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
@@ -34,6 +35,7 @@ class Recipe:
     tolerance: float = 0.05
     search: str = "uniform"
     method: str = "output_aligned"
+    pivot: bool = True
     confident: bool = False
     calibration_tokens: int = 32_768
     rank_multiple: int | None = None

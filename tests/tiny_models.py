@@ -95,7 +95,7 @@ def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
 
 
-def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, pivoted: bool = False) -> PreTrainedModel:
     """`tiny_model` with two of every three prunable matrices replaced by random pairs of ranks 4 to 8."""
     model = tiny_model(name, seed)
     with torch.random.fork_rng(devices=[]):
@@ -103,9 +103,11 @@ def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) ->
         for i, matrix in enumerate(prunable(model)):
             if i % 3 != 1:
                 layer = model.get_submodule(matrix)
-                pair = low_rank(layer, 4 + i % 5)
+                pair = low_rank(layer, 4 + i % 5, pivoted=pivoted)
+                if pivoted:
+                    pair.permutation.copy_(torch.randperm(pair.out_features))
                 if layer.bias is not None:
-                    pair.B.bias.data.copy_(layer.bias)
+                    (pair if pivoted else pair.B).bias.data.copy_(layer.bias)
                 replace(model, matrix, pair)
     return _cast(model, dtype)
 

@@ -21,7 +21,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 `sieve.load("path/to/this/folder")` returns both, and checks that every weight was found."""
 
 
-def model_card(ranks: Mapping[str, int], report: Mapping[str, Any] | None = None) -> str:
+def model_card(ranks: Mapping[str, int], report: Mapping[str, Any] | None = None, pivoted: bool = False) -> str:
     """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy."""
     report = report or {}
     parts = [WARNING] if ranks else []
@@ -30,7 +30,8 @@ def model_card(ranks: Mapping[str, int], report: Mapping[str, Any] | None = None
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
         parts.append(f"Made by Sieve from `{report['model']}` for the task `{report['task']}`{tolerance}.")
     if ranks:
-        parts.append(f"{len(ranks)} of its weight matrices are low-rank pairs; `config.json` holds their ranks.")
+        pairs = "pairs, stored pivoted" if pivoted else "pairs"
+        parts.append(f"{len(ranks)} of its weight matrices are low-rank {pairs}; `config.json` holds their ranks.")
     parts += ["## Use", _USE]
     if size := _size(report):
         parts += ["## Size", size]

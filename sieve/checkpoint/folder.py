@@ -12,7 +12,7 @@ import yaml
 from sieve.checkpoint.card import model_card
 from sieve.errors import InputError
 from sieve.files import atomic_folder, write_json, write_text
-from sieve.layers import LowRankLinear
+from sieve.layers import PAIRS, PivotedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,8 @@ def save(
     with atomic_folder(path) as folder, quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_text(folder / "README.md", model_card(ranks, report))
+        pivoted = bool(ranks) and model.config.quantization_config.pivoted
+        write_text(folder / "README.md", model_card(ranks, report, pivoted))
         if report is not None:
             write_json(folder / "report.json", report)
         if recipe is not None:
@@ -84,12 +85,16 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     """
     from sieve.checkpoint.quantizer import SieveConfig
 
-    ranks = {name: layer.rank for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+    pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
+    ranks = {name: pair.rank for name, pair in pairs.items()}
+    pivoted = {isinstance(pair, PivotedLinear) for pair in pairs.values()}
+    if len(pivoted) > 1:
+        raise InputError("the model mixes pivoted and plain pairs: apply one plan to the dense model")
     present = getattr(model.config, "quantization_config", None)
     if present is not None and not isinstance(present, SieveConfig):
         raise InputError("the model is quantised: prune and save the original model, and quantise the result")
     if ranks:
-        model.config.quantization_config = SieveConfig(ranks)
+        model.config.quantization_config = SieveConfig(ranks, pivoted.pop())
     elif present is not None:
         del model.config.quantization_config
     return ranks

@@ -31,10 +31,15 @@ class SieveConfig(QuantizationConfigMixin):
 
     Args:
         ranks: dotted name of each matrix that is a low-rank pair → its rank; a matrix that is absent is dense.
+        pivoted: the pairs are stored pivoted; absent where they are not.
         version: of this format.
     """
 
-    def __init__(self, ranks: dict[str, int], version: int = VERSION, quant_method: str = METHOD):
+    pivoted = False
+
+    def __init__(
+        self, ranks: dict[str, int], pivoted: bool = False, version: int = VERSION, quant_method: str = METHOD
+    ):
         if version != VERSION:
             raise InputError(
                 f"this model was saved in Sieve's format {version!r} and this Sieve reads format {VERSION}: "
@@ -42,14 +47,20 @@ class SieveConfig(QuantizationConfigMixin):
             )
         if not isinstance(ranks, dict) or any(type(rank) is not int or rank < 1 for rank in ranks.values()):
             raise InputError("config.json is damaged: quantization_config.ranks must map matrix names to ranks of 1 up")
+        if type(pivoted) is not bool:
+            raise InputError(
+                f"config.json is damaged: quantization_config.pivoted must be true or false, got {pivoted!r}"
+            )
         self.quant_method = quant_method
         self.version = version
         self.ranks = ranks
+        if pivoted:
+            self.pivoted = True
 
 
 @register_quantizer(METHOD)
 class SieveQuantizer(HfQuantizer):
-    """Puts a `LowRankLinear` of the right rank wherever `ranks` names a matrix."""
+    """Puts a `LowRankLinear` or `PivotedLinear` of the right rank wherever `ranks` names a matrix."""
 
     requires_calibration = True  # only a model that `sieve.apply_` made can be loaded this way
 
@@ -58,10 +69,11 @@ class SieveQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.matrices import low_rank, replace
 
-        for name, rank in self.quantization_config.ranks.items():
+        config = self.quantization_config
+        for name, rank in config.ranks.items():
             name = _local(name, model)
             try:
-                replace(model, name, low_rank(model.get_submodule(name), rank, device="meta"))
+                replace(model, name, low_rank(model.get_submodule(name), rank, "meta", config.pivoted))
                 _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
             except AttributeError:  # no such module, or one without a weight of rows and columns
                 raise InputError(

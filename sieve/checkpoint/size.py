@@ -4,12 +4,15 @@ from pathlib import Path
 
 from torch import nn
 
+from sieve.layers import PivotedLinear
+
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters, tied ones counted once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    """Bytes of what is saved: parameters, tied ones counted once, and the permutations of pivoted pairs."""
+    permutations = [layer.permutation for layer in model.modules() if isinstance(layer, PivotedLinear)]
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *permutations))
 
 
 def weight_bytes(path: str | Path) -> int:

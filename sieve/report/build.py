@@ -70,6 +70,7 @@ def build_report(
         "calibration": {"tokens": calibration_tokens, "method": recipe.method},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "kept": result.plan.kept(result.matrices),
+        "pivoted": result.plan.pivoted,
         "search": {
             "search": recipe.search,
             "evaluations": len(result.evaluated),

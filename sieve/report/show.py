@@ -32,6 +32,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             _within(difference["loglik"][split], "+"),
         )
     console.print(table)
+    if report.get("pivoted"):
+        console.print("Pairs are stored pivoted: r (m + n - r) parameters at rank r.")
     if not report["resolution"]["sufficient"]:
         console.print(_noise(report["resolution"]), soft_wrap=True)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())

@@ -8,7 +8,7 @@ from sieve.calibration import Statistics
 from sieve.calibration.collect import collect
 from sieve.calibration.text import batches
 from sieve.errors import InputError, NumericsError
-from sieve.layers import LowRankLinear
+from sieve.layers import LowRankLinear, PivotedLinear
 from sieve.matrices import check_finite, prunable, weight_of
 from sieve.plan import DENSE, Plan
 from sieve.projections import project
@@ -17,9 +17,9 @@ from tests.tiny_models import TINY, tiny_model, tiny_tokens
 SEQUENCES = tiny_tokens(16, 24).tolist()
 
 
-def factors_of(model):
+def factors_of(model, pivot=False):
     grams, sources, tokens = collect(model, batches(SEQUENCES, 512))
-    return project(model, Statistics(grams, sources, tokens))
+    return project(model, Statistics(grams, sources, tokens), pivot=pivot)
 
 
 @torch.inference_mode()
@@ -27,12 +27,14 @@ def logits(model):
     return model(input_ids=tiny_tokens(2, 12, seed=5)).logits
 
 
+@pytest.mark.parametrize("pivot", [False, True])
 @pytest.mark.parametrize("name", TINY)
-def test_applied_sliced_and_multiplied_out_agree(name):
+def test_applied_sliced_and_multiplied_out_agree(name, pivot):
     model, reference = tiny_model(name), tiny_model(name)
-    factors = factors_of(model)
-    matrices = prunable(model)
+    factors = factors_of(model, pivot)
+    matrices = prunable(model, pivot)
     plan = Plan.uniform(matrices.values(), 0.6, 4)
+    assert plan.pivoted == pivot
     dense = logits(model)
     plan[next(iter(plan))] = DENSE
     for matrix, rank in plan.ranks().items():
@@ -46,11 +48,12 @@ def test_applied_sliced_and_multiplied_out_agree(name):
         assert torch.equal(logits(model), dense)
     assert torch.equal(logits(model), dense)
     assert list(prunable(model)) == list(matrices)
+    kind = PivotedLinear if pivot else LowRankLinear
     assert apply_(model, factors, plan) is model
     assert torch.allclose(logits(model), logits(reference), atol=1e-4)
     assert torch.allclose(logits(model), in_slices, atol=1e-5)
     assert not torch.allclose(logits(model), dense, atol=1e-2)
-    assert {n for n, m in model.named_modules() if isinstance(m, LowRankLinear)} == set(plan.ranks())
+    assert {n for n, m in model.named_modules() if isinstance(m, kind)} == set(plan.ranks())
     removed = sum(p.numel() for p in reference.parameters()) - sum(p.numel() for p in model.parameters())
     assert removed == sum(m.parameters for m in matrices.values()) - plan.size(matrices)
 
@@ -60,6 +63,32 @@ def test_all_factors_need_no_more_than_one_copy_of_the_weights():
     factors = factors_of(model)
     held = sum(pair.A.untyped_storage().nbytes() + pair.B.untyped_storage().nbytes() for pair in factors.values())
     assert held <= sum(4 * matrix.parameters for matrix in prunable(model).values())
+
+
+def test_pivoted_pairs_reach_every_rank_below_full():
+    """At full rank less one, the pair that is stored has one row or column fewer of everything, and is smaller."""
+    model = tiny_model("llama")
+    factors = factors_of(model, pivot=True)
+    held = sum(pair.A.nbytes + pair.B.nbytes for pair in factors.values())
+    assert held <= 2 * sum(4 * matrix.parameters for matrix in prunable(model).values())
+    plan = Plan({name: matrix.max_rank for name, matrix in prunable(model, pivoted=True).items()}, pivoted=True)
+    dense = logits(model)
+    before = sum(p.numel() for p in model.parameters())
+    apply_(model, factors, plan)
+    saved = sum(m.parameters - m.size(plan[name]) for name, m in prunable(tiny_model("llama"), True).items())
+    assert before - sum(p.numel() for p in model.parameters()) == saved > 0
+    assert (logits(model) - dense).abs().mean() < 0.2 * dense.abs().mean()
+    with pytest.raises(InputError, match="use 'dense'"):
+        apply_(tiny_model("llama"), factors, Plan({n: p.max_rank + 1 for n, p in factors.items()}, pivoted=True))
+
+
+def test_a_plan_can_be_applied_unpivoted_from_the_same_factors():
+    one, other = tiny_model("gpt2"), tiny_model("gpt2")
+    factors = factors_of(one, pivot=True)
+    plan = Plan.uniform(prunable(one, True).values(), 0.5, 1)
+    apply_(one, factors, plan)
+    apply_(other, factors, Plan(plan, pivoted=False))
+    assert torch.allclose(logits(one), logits(other), atol=1e-4)
 
 
 def test_energy_lost_is_the_output_error_on_the_calibration_data():
@@ -137,3 +166,25 @@ def test_wrapped_children_are_called_not_skipped():
     assert torch.allclose(layer(x), expected, atol=1e-6)
     layer.A.register_forward_hook(lambda module, args, output: output * 0)
     assert torch.equal(layer(x), layer.B.bias.expand(3, 5))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("child", ["A", "C"])
+def test_wrapped_children_of_a_pivoted_pair_are_called_not_skipped(child, bias):
+    layer = PivotedLinear(6, 5, 2, bias=bias)
+    layer.permutation.copy_(torch.randperm(5))
+    if bias:
+        layer.bias.data.normal_()
+    x = torch.randn(3, 6)
+    expected = layer(x)
+    changed = getattr(layer, child)
+    changed.register_forward_hook(lambda module, args, output: None)
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+    changed.register_forward_hook(lambda module, args, output: output + 1)
+    assert (layer(x) - expected).abs().max() > 0.5
+
+
+def test_pivoted_layer_refuses_impossible_ranks():
+    for rank in (0, 6):
+        with pytest.raises(ValueError, match="between 1 and 5"):
+            PivotedLinear(6, 5, rank)

@@ -54,8 +54,13 @@ def test_prune_eval_info(run, world, tmp_path):
     assert report["accuracy"]["pruned"]["test"].keys() == {"value", "low", "high", "n"}
     assert set(report["accuracy"]["dense"]) == {"fitness", "validation", "test"}
     kept = sum(fraction < 1 for fraction in report["kept"].values())
-    ranks = json.loads((output / "config.json").read_text())["quantization_config"]["ranks"]
-    assert len(ranks) == kept > 0
+    config = json.loads((output / "config.json").read_text())["quantization_config"]
+    assert len(config["ranks"]) == kept > 0
+    assert config["pivoted"] is report["pivoted"] is True
+    weights = load_file(output / "model.safetensors")
+    assert report["bytes"]["pruned"] == sum(tensor.nbytes for tensor in weights.values())
+    stored = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())
+    assert stored == report["parameters"]["model"]["pruned"]
 
     fresh = subprocess.run(
         [sys.executable, "-m", "sieve", "eval", str(output), "--json"], capture_output=True, text=True, check=True
@@ -70,8 +75,18 @@ def test_prune_eval_info(run, world, tmp_path):
     assert code == 0
     assert f"{report['parameters']['prunable_removed']:.1%}" in out
     assert "model.layers.0.self_attn.q_proj" in out
+    assert "stored pivoted" in out
     assert (output / "README.md").read_text().splitlines()[0].count("import sieve") == 1
     assert sieve.Recipe.load(output / "recipe.yaml").task == world.task
+
+
+def test_pairs_without_pivoting(run, world, tmp_path):
+    code, out, _ = run(*options(world, tmp_path / "plain"), "--no-pivot", "--json")
+    assert (code, json.loads(out)["pivoted"]) == (0, False)
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())["quantization_config"]
+    assert config.keys() == {"quant_method", "version", "ranks"}
+    assert any(name.endswith("_proj.B.weight") for name in load_file(tmp_path / "plain" / "model.safetensors"))
+    assert "pivoted" not in run("info", tmp_path / "plain")[1]
 
 
 def test_a_recipe_gives_the_same_model(run, world, tmp_path):

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from sieve.checkpoint import load, mark, model_bytes, save, weight_bytes
 from sieve.errors import InputError, StorageError
-from sieve.layers import LowRankLinear
+from sieve.layers import LowRankLinear, PivotedLinear
 from tests.tiny_models import TINY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 REPOSITORY = Path(__file__).parents[3]
@@ -37,16 +37,18 @@ def edit_config(folder, **values):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.parametrize("pivoted", [False, True])
 @pytest.mark.parametrize("name", TINY)
-def test_round_trip(name, tmp_path):
-    model = tiny_pruned(name)
+def test_round_trip(name, pivoted, tmp_path):
+    model = tiny_pruned(name, pivoted=pivoted)
     expected = logits(model)
     save(model, tiny_tokenizer(), tmp_path / "first")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
 
     assert torch.equal(logits(loaded), expected)
-    pairs = {key: layer.rank for key, layer in loaded.named_modules() if isinstance(layer, LowRankLinear)}
-    assert pairs == {key: layer.rank for key, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+    kind = PivotedLinear if pivoted else LowRankLinear
+    pairs = {key: layer.rank for key, layer in loaded.named_modules() if isinstance(layer, kind)}
+    assert pairs == {key: layer.rank for key, layer in model.named_modules() if isinstance(layer, kind)}
     assert len(pairs) > 0
     assert loaded.generate(tiny_tokens(1, 4), max_new_tokens=3, min_new_tokens=3).shape == (1, 7)
     tied = model.config.tie_word_embeddings
@@ -67,6 +69,29 @@ def test_config_holds_the_documented_format(folder):
     assert config == {"quant_method": "sieve", "version": 1, "ranks": ranks}
     names = load_file(folder / "model.safetensors").keys()
     assert {"model.layers.0.self_attn.q_proj.A.weight", "model.layers.0.self_attn.q_proj.B.weight"} <= names
+
+
+def test_config_says_where_pairs_are_pivoted(tmp_path):
+    save(tiny_pruned("llama", pivoted=True), tiny_tokenizer(), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    assert config["pivoted"] is True
+    assert config["ranks"]
+    prefix = "model.layers.0.self_attn.q_proj"
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    assert {f"{prefix}.A.weight", f"{prefix}.C.weight", f"{prefix}.permutation"} <= weights.keys()
+    assert model_bytes(tiny_pruned("llama", pivoted=True)) == sum(tensor.nbytes for tensor in weights.values())
+    assert "stored pivoted" in (tmp_path / "m" / "README.md").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
+    assert loaded.get_submodule(prefix).permutation.dtype == torch.int64
+    assert torch.equal(logits(loaded), logits(tiny_pruned("llama", dtype=torch.bfloat16, pivoted=True)))
+
+
+def test_mixed_pairs_are_refused(tmp_path):
+    model = tiny_pruned("llama")
+    model.model.layers[1] = tiny_pruned("llama", pivoted=True).model.layers[1]
+    with pytest.raises(InputError, match="mixes pivoted"):
+        save(model, tiny_tokenizer(), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_new_process_needs_only_import_sieve(folder, tmp_path):
@@ -156,6 +181,7 @@ class TestBadInput:
             ({"ranks": {"model.layers.0.mlp.up_proj": 0}}, "ranks of 1 up"),
             ({"ranks": {"model.layers.0.mlp.up_proj": "4"}}, "ranks of 1 up"),
             ({"ranks": None}, "ranks of 1 up"),
+            ({"pivoted": 1}, "true or false"),
             ({"version": 2}, "format 2 and this Sieve reads format 1"),
         ],
     )
@@ -172,6 +198,11 @@ class TestBadInput:
         del ranks["model.layers.0.self_attn.q_proj"]
         edit_config(copy, ranks=ranks)
         with pytest.raises(InputError, match=r"lacks the weights model\.layers\.0\.self_attn\.q_proj\.weight"):
+            load(copy)
+
+    def test_pairs_taken_for_pivoted(self, copy):
+        edit_config(copy, pivoted=True)
+        with pytest.raises(InputError, match="lacks the weights"):
             load(copy)
 
     def test_rank_that_differs_from_the_weights(self, copy):

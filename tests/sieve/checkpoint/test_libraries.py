@@ -14,6 +14,11 @@ def model(folder):
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
+@pytest.fixture
+def pivoted(pivoted_folder):
+    return AutoModelForCausalLM.from_pretrained(pivoted_folder)
+
+
 def logits(model):
     with torch.no_grad():
         return model(tiny_tokens()).logits
@@ -77,6 +82,15 @@ class TestLora:
         save(merged, tiny_tokenizer(), tmp_path / "merged")
         assert torch.equal(logits(load(tmp_path / "merged")[0]), logits(merged))
 
+    @pytest.mark.parametrize("child", ["A", "C"])
+    def test_reaches_each_factor_of_a_pivoted_pair(self, pivoted, child):
+        before = logits(pivoted)
+        adapted = self.adapt(pivoted, [f"q_proj.{child}"])
+        assert "model.layers.0.self_attn.q_proj." + child in self.adapted(adapted)
+        assert not torch.allclose(logits(adapted), before, atol=1e-4)
+        merged = adapted.merge_and_unload()
+        assert not torch.allclose(logits(merged), before, atol=1e-4)
+
 
 class TestTorchao:
     @pytest.fixture(autouse=True)
@@ -96,6 +110,22 @@ class TestTorchao:
         x = torch.randn(3, pair.in_features)
         with torch.no_grad():
             assert torch.equal(pair(x), pair.B(pair.A(x)))
+
+    def test_both_factors_of_a_pivoted_pair_are_quantised_and_used(self, pivoted):
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        before = logits(pivoted)
+        quantize_(pivoted, Int8WeightOnlyConfig())
+        pair = pivoted.model.layers[0].self_attn.q_proj
+        assert type(pair.A.weight.data) is not torch.Tensor
+        assert type(pair.C.weight.data) is not torch.Tensor
+        after = logits(pivoted)
+        assert not torch.equal(after, before)
+        assert torch.allclose(after, before, atol=0.05)
+        x = torch.randn(3, pair.in_features)
+        with torch.no_grad():
+            z = pair.A(x)
+            assert torch.equal(pair(x)[:, pair.permutation], torch.cat([z, pair.C(z)], -1))
 
     def test_saving_it_says_what_to_do(self, tmp_path):
         with pytest.raises(InputError, match="save first"):
