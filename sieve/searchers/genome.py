@@ -29,7 +29,8 @@ class Gene:
 class Genome:
     """Genes in the order of the blocks that hold them, and what a vector of levels [G] stands for.
 
-    A vector is int64 [G] with 0 ≤ level < `bounds`; one matrix's ranks grow with its gene's level.
+    A vector is int64 [G] with 0 ≤ level < `bounds`; one matrix's ranks grow with its gene's level. `sizes` holds, per
+    gene, the parameters at each of its levels.
 
     Args:
         matrices: what may be pruned; sizes are asked of them alone, so that they may be stored in any way.
@@ -54,7 +55,7 @@ class Genome:
             raise InputError("every level of every matrix is dense at this --rank-multiple: choose a smaller one")
         self.blocks = np.array([gene.block for gene in self.genes])
         self.bounds = np.array([len(gene.levels) for gene in self.genes])
-        self._sizes = [
+        self.sizes = [
             np.array([sum(map(self.size_of, gene.names, ranks)) for ranks in gene.levels]) for gene in self.genes
         ]
 
@@ -72,7 +73,7 @@ class Genome:
 
     def size(self, levels: np.ndarray) -> int:
         """Parameters that the prunable matrices have at these levels."""
-        return int(sum(sizes[level] for sizes, level in zip(self._sizes, levels, strict=True)))
+        return int(sum(sizes[level] for sizes, level in zip(self.sizes, levels, strict=True)))
 
     def plan(self, levels: np.ndarray) -> Plan:
         """The plan that these levels stand for; dense matrices are left out."""
@@ -84,7 +85,7 @@ class Genome:
     def nearest(self, plan: Mapping[str, int | str]) -> np.ndarray:
         """The levels whose sizes are nearest to the plan's, gene by gene."""
         levels = []
-        for gene, sizes in zip(self.genes, self._sizes, strict=True):
+        for gene, sizes in zip(self.genes, self.sizes, strict=True):
             wanted = sum(self.size_of(name, plan.get(name, DENSE)) for name in gene.names)
             levels.append(int(np.abs(sizes - wanted).argmin()))
         return np.array(levels)

@@ -12,7 +12,7 @@ from sieve.fitness import evaluate
 from sieve.fitness.engine import Engine, slices
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.journal import Journal
-from sieve.matrices import prunable
+from sieve.matrices import prunable, weight_of
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair, Factors
 from sieve.searchers.genome import Genome
@@ -27,9 +27,7 @@ TASK = choice_task(normalize="prior")
 def svd_factors(model):
     pairs = {}
     for name, matrix in prunable(model).items():
-        weight = model.get_submodule(name).weight.detach()
-        weight = weight.T if weight.shape != (matrix.m, matrix.n) else weight
-        U, S, V = torch.linalg.svd(weight, full_matrices=False)
+        U, S, V = torch.linalg.svd(weight_of(model.get_submodule(name)).detach(), full_matrices=False)
         rank = matrix.max_rank
         pairs[name] = FactorPair((S[:, None] * V)[:rank].contiguous(), U[:, :rank].contiguous(), (S**2).double())
     return Factors(pairs, "svd")

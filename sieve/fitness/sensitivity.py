@@ -1,0 +1,118 @@
+"""What each matrix's loss of rank does to the task's loss, for all ranks of all matrices from one backward pass.
+
+With g_t the gradient of an example's loss at a matrix's output and A, B its nested factors, cutting the pair at rank r
+changes the output of token t by -e_t(r), e_t(r) = Σ_{i>r} b_i (a_i·x_t), and the loss, to second order and with the
+Fisher matrix in the place of the Hessian, by
+
+    Δ(r) = -E[d(r)] + ½ E[d(r)²],   d(r) = Σ_t g_t·e_t(r) = Σ_t g_t·(y_t - Σ_{i≤r} b_i (a_i·x_t)),
+
+over examples. The first term is left out: its mean over few examples is noise. Products (Bᵀ g)_i (A x)_i summed over an
+example's tokens give d(r) for every r at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sieve import progress
+from sieve.models import evaluating
+from sieve.projections import Factors
+from sieve.tasks import Example, Task, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EXAMPLES = 256  # in one batch after another; more tell a matrix's share of the loss little better
+_CELLS = 1024  # rows × tokens of a batch
+
+
+def sensitivity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    factors: Factors,
+    task: Task,
+    examples: Sequence[Example],
+) -> tuple[dict[str, np.ndarray], int]:
+    """Predicted increase of the mean negative log-likelihood of the right answer, per matrix and rank.
+
+    Args:
+        model: the dense model that `factors` are of.
+        examples: of a split that the search may see; never of the test split.
+
+    Returns: matrix name → float64 [R + 1] in nats, entry r for rank r, and the tokens that were read.
+    """
+    sequences = sorted((encode(tokenizer, task, example, example.target) for example in examples), key=_length)
+    sums = {name: np.zeros(pair.max_rank + 1) for name, pair in factors.items()}
+    tokens = 0
+    with evaluating(model), progress.bar("gradients", len(sequences), "examples") as advance:
+        for batch in _batches(sequences):
+            for name, squares in _batch(model, factors, batch).items():
+                sums[name] += squares
+            tokens += sum(map(_length, batch))
+            advance(len(batch))
+    return {name: total / len(sequences) / 2 for name, total in sums.items()}, tokens
+
+
+def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
+    """Σ d(r)² over the examples of one batch, by matrix."""
+    device, longest = model.device, max(map(_length, batch))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch], device=device)
+    scored = torch.tensor(
+        [[start <= place < len(row) for place in range(1, longest)] for row, start in batch], device=device
+    )
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+
+    def watch(name: str):
+        def hook(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
+            inputs[name], outputs[name] = args[0].detach(), output
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in factors]
+    # So that gradients flow where parameters are frozen, too.
+    handles.append(model.get_input_embeddings().register_forward_hook(_require_gradient))
+    try:
+        with torch.enable_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            # Rows are independent: the gradient of the sum is each example's own.
+            gradients = torch.autograd.grad(-(logprobs * scored).sum(), list(outputs.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    squares = {}
+    for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
+        pair, bias = factors[name], model.get_submodule(name).bias
+        output = output.detach() if bias is None else output.detach() - bias
+        rows = (len(batch), -1)
+        whole = (gradient.float() * output.float()).reshape(rows).sum(1)
+        directions = ((gradient @ pair.B).float() * (inputs[name] @ pair.A.T).float()).reshape(
+            len(batch), -1, pair.max_rank
+        )
+        held = directions.sum(1).double().cumsum(1)
+        lost = whole.double()[:, None] - torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)
+        squares[name] = lost.square().sum(0).cpu().numpy()
+    return squares
+
+
+def _require_gradient(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output if output.requires_grad else output.requires_grad_()
+
+
+def _batches(sequences: Sequence[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
+    """Sequences of ascending length in batches of at most `_CELLS` cells."""
+    batches: list[list[tuple[list[int], int]]] = []
+    for sequence in sequences:
+        if not batches or (len(batches[-1]) + 1) * _length(sequence) > _CELLS:
+            batches.append([])
+        batches[-1].append(sequence)
+    return batches
+
+
+def _length(sequence: tuple[list[int], int]) -> int:
+    return len(sequence[0])
