@@ -125,13 +125,13 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
     ),
-    "lowrank_linear_group": (
-        Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _anywhere, _on_cpu),
-        Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),
+    "lowrank_swiglu": (
+        Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _anywhere, _on_cpu),
+        Rule("triton", "glu.triton_kernels:swiglu", "gate and up meet in registers", _triton),
     ),
-    "lowrank_linear_group_backward": (
-        Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
-        Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
+    "lowrank_swiglu_backward": (
+        Rule("torch", "glu.cpu:swiglu_backward", "library products", _anywhere, _on_cpu),
+        Rule("triton", "glu.triton_kernels:swiglu_backward", "gate and up recomputed in registers", _triton),
     ),
     "lowrank_linear_pivoted": (
         Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),

@@ -1,0 +1,1 @@
+"""Gated layers whose weights are products of two thin factors."""

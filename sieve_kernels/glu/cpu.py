@@ -1,0 +1,72 @@
+"""CPU path of the gated layer: library products, blocks of tokens, and activations that work in place."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sieve_kernels.arguments import as_rows
+from sieve_kernels.lowrank.cpu import BLOCK_ROWS, group_backward
+
+_aten = torch.ops.aten
+
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": _aten.silu_,
+    "gelu": _aten.gelu_,
+    "gelu_tanh": partial(_aten.gelu_, approximate="tanh"),
+    "relu": _aten.relu_,
+}
+
+BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": _aten.silu_backward,
+    "gelu": _aten.gelu_backward,
+    "gelu_tanh": partial(_aten.gelu_backward, approximate="tanh"),
+    "relu": lambda grad, gate: _aten.threshold_backward(grad, gate, 0),
+}
+"""Gradient of the gate, given that of the activated gate."""
+
+
+def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Tensor:
+    """y [..., m] = act(gate) · up; x [..., n], A_gate [r, n], B_gate [m, r], A_up [q, n], B_up [m, q].
+
+    The gate becomes the output in place; `up` is never longer than a block of tokens.
+    """
+    rows, factors = as_rows(x), (A_gate, B_gate, A_up, B_up)
+    T, m = rows.shape[0], B_gate.shape[0]
+    if T <= BLOCK_ROWS:
+        y = _block(rows, *factors, activation)
+    else:
+        y = x.new_empty((T, m))
+        for start in range(0, T, BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            _block(rows[block], *factors, activation, y[block])
+    return y.reshape(*x.shape[:-1], m)
+
+
+def _block(x, A_gate, B_gate, A_up, B_up, activation, out=None):
+    """y [T, m] for rows x [T, n], written to `out` if given."""
+    y = IN_PLACE[activation](torch.mm(torch.mm(x, A_gate.T), B_gate.T, out=out))
+    return y.mul_(torch.mm(torch.mm(x, A_up.T), B_up.T))
+
+
+def swiglu_backward(
+    grad: Tensor,
+    x: Tensor,
+    A_gate: Tensor,
+    B_gate: Tensor,
+    A_up: Tensor,
+    B_up: Tensor,
+    activation: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of x, A_gate, A_up, B_gate, B_up in this order, those that are needed; grad [..., m].
+
+    Recomputes gate and up.
+    """
+    rows, tokens = as_rows(grad), as_rows(x)
+    gate = (tokens @ A_gate.T) @ B_gate.T
+    up = (tokens @ A_up.T) @ B_up.T
+    d_gate = BACKWARD[activation](up.mul_(rows), gate)
+    d_up = IN_PLACE[activation](gate).mul_(rows)
+    return group_backward([d_gate, d_up], x, [A_gate, A_up], [B_gate, B_up], needed)
