@@ -6,8 +6,17 @@ arrives.
 
 from sieve_kernels.glu.ops import lowrank_swiglu
 from sieve_kernels.gram.ops import cross_gram_, gram_
+from sieve_kernels.lowrank.ops.dense import linear
 from sieve_kernels.lowrank.ops.group import lowrank_linear_group
 from sieve_kernels.lowrank.ops.linear import lowrank_linear
 from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
 
-__all__ = ["cross_gram_", "gram_", "lowrank_linear", "lowrank_linear_group", "lowrank_linear_pivoted", "lowrank_swiglu"]
+__all__ = [
+    "cross_gram_",
+    "gram_",
+    "linear",
+    "lowrank_linear",
+    "lowrank_linear_group",
+    "lowrank_linear_pivoted",
+    "lowrank_swiglu",
+]

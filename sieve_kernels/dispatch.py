@@ -125,6 +125,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
     ),
+    "linear": (
+        Rule("torch", "lowrank.cpu:dense", "library product", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.dense:linear", "sums in shares where rows are few", _triton),
+    ),
+    "linear_backward": (
+        Rule("torch", "lowrank.cpu:dense_backward", "library products", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.dense:linear_backward", "one launch per product", _triton),
+    ),
     "lowrank_swiglu": (
         Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _anywhere, _on_cpu),
         Rule("triton", "glu.triton_kernels:swiglu", "gate and up meet in registers", _triton),

@@ -10,7 +10,7 @@ from torch import Tensor
 from sieve_kernels import tiles
 from sieve_kernels.arguments import as_rows
 from sieve_kernels.lowrank.triton_kernels.group import group_backward, intermediates
-from sieve_kernels.lowrank.triton_kernels.matmul import fits, launch, sum_product, tile_of
+from sieve_kernels.lowrank.triton_kernels.matmul import fits, launch, sum_product, tile_of, wide
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, act
     ]
     if out[0].numel() > 0:
         ranks = tuple(B.shape[1] for B in Bs)
-        block_m, block_n, block_k = _blocks(T, dtype)
+        block_m, block_n, block_k = _blocks(T, dtype, wide(*zs, *Bs))
         with tiles.on_device(out[0]):
             swiglu_kernel[(triton.cdiv(T, block_m) * triton.cdiv(m, block_n),)](
                 tuple(zs),
@@ -187,9 +187,11 @@ def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, act
     return [t.to(dtype) for t in out]
 
 
-def _blocks(T: int, dtype: torch.dtype) -> tuple[int, int, int]:
+def _blocks(T: int, dtype: torch.dtype, wide: bool) -> tuple[int, int, int]:
     """Tile of out and step along the rank: half as large as that of one product, for there are two accumulators."""
     if dtype == torch.float64:
         return 32, 32, 16
     block_m = 64 if T > 16 else 16
-    return (block_m, 32, 32) if dtype == torch.float32 else (128 if T > 64 else block_m, 64, 64)
+    if dtype == torch.float32:
+        return block_m, 32, 32 if wide else 16
+    return 128 if T > 64 else block_m, 64, 64 if wide else 32

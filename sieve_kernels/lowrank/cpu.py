@@ -111,3 +111,14 @@ def group_backward(
             dAs += [dz.T @ tokens] if A_needed else []
         dBs += [rows.T @ (tokens @ A.T)] if B_needed else []
     return [*([] if dx is None else [dx.reshape(x.shape)]), *dAs, *dBs]
+
+
+def dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    """y [..., m] = x Wᵀ + bias; x [..., n], W [m, n], bias [m]."""
+    return F.linear(x, W, bias)
+
+
+def dense_backward(grad: Tensor, x: Tensor, W: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+    """Gradients of x [..., n] and W [m, n], those that are needed; grad [..., m]."""
+    rows = as_rows(grad)
+    return [*([(rows @ W).reshape(x.shape)] if needed[0] else []), *([rows.T @ as_rows(x)] if needed[1] else [])]

@@ -45,3 +45,9 @@ def group(
 ) -> list[Tensor]:
     """y_i = (x A_iᵀ) B_iᵀ + bias_i; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i] → each [..., m_i]."""
     return [linear(x, A, B, bias) for A, B, bias in zip(As, Bs, biases or [None] * len(As), strict=True)]
+
+
+def dense(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias; x [..., n], W [m, n], bias [m] → [..., m]."""
+    y = x @ W.T
+    return y if bias is None else y + bias

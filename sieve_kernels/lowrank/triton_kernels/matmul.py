@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sieve_kernels import dispatch, tiles
 
-MOST_SHARES = 8
+MOST_SHARES = 4
 """Every reader of the result reads as many numbers in the place of one."""
 
 FEWEST_STEPS = 4
@@ -254,7 +254,7 @@ def matmuls(
         out = [torch.empty((shares, M, N), dtype=tiles.accumulator(dtype), device=device) for N in Ns]
     else:
         out = [torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=device) for N in Ns]
-    block_m, block_n, block_k = blocks(M, max(Ns), dtype)
+    block_m, block_n, block_k = blocks(M, max(Ns), dtype, wide(*a, *b))
     across = sum(triton.cdiv(N, block_n) for N in Ns)
     tma = block_m >= 64 and all(tiles.has_descriptor(t) for t in (*a, *b))
     if M > 0 and across > 0:
@@ -289,7 +289,7 @@ def summed_matmul(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=b[0].device)
     if out.numel() > 0:
         Ks = tuple(t.shape[1] for t in b)
-        block_m, block_n, block_k = blocks(M, N, dtype)
+        block_m, block_n, block_k = blocks(M, N, dtype, wide(*a, *b))
         with tiles.on_device(out):
             summed_matmul_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
                 tuple(a),
@@ -341,14 +341,25 @@ def share_count(M: int, Ns: Sequence[int], K: int, dtype: torch.dtype, device: t
     return 1 << max(0, most.bit_length() - 1)
 
 
-def blocks(M: int, N: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Tile of out and step along K: tiles no taller than the rows there are."""
+def blocks(M: int, N: int, dtype: torch.dtype, wide: bool = True) -> tuple[int, int, int]:
+    """Tile of out and step along K: tiles no taller than the rows there are, and few rows spread over many tiles.
+
+    Without `wide` loads every number has an address of its own, in registers: steps are half as long.
+    """
     if dtype == torch.float64:
         return 32, 64, 16
     block_m = 64 if M > 16 else 16
     if dtype == torch.float32:  # three products each: registers are the limit
-        return block_m, 64, 32
-    return 128 if M > 64 else block_m, 128 if N > 64 else 64, 64
+        return block_m, 64, 32 if wide else 16
+    return 128 if M > 64 else block_m, 128 if M > 64 and N > 64 else 64, 64 if wide else 32
+
+
+def wide(*matrices: Tensor) -> bool:
+    """Whether all lines of all matrices begin at multiples of 16 bytes, so that loads can be that wide."""
+    return all(
+        t.data_ptr() % 16 == 0 and 1 in t.stride()[-2:] and max(t.stride()[-2:]) * t.itemsize % 16 == 0
+        for t in matrices
+    )
 
 
 def fits(M: int, Ns: Sequence[int], Ks: Sequence[int], block: tuple[int, int, int]) -> dict[str, object]:
