@@ -4,6 +4,7 @@ The environment variable SIEVE_KERNELS (`torch`, `native`, `triton`, `triton_fus
 named implementation can serve the call; `explain` says what a call would take.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ FUSED_RANK = 64
 
 FUSED_ROWS = 64
 """Tokens per program of the fused kernel, which has no other source of parallelism."""
+
+
+FEW_ROWS = 8
+"""Most rows of the compiled CPU kernels that need no AMX."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,14 @@ def _amx(call: Call) -> bool:
     return _on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and native.has_amx()
 
 
+def _compiled(call: Call) -> bool:
+    if not _on_cpu(call) or native.library() is None:
+        return False
+    if call.rows > FEW_ROWS:
+        return call.dtype == torch.bfloat16 and native.has_amx()
+    return call.dtype in (torch.bfloat16, torch.float32)
+
+
 def _fits_on_chip(call: Call) -> bool:
     most = {2: 128, 4: 64}.get(call.dtype.itemsize, 0)  # a tile of 64 rows in the registers of one program, unspilled
     return _triton(call) and call.rank <= most
@@ -99,10 +112,17 @@ def _gram(name: str) -> tuple[Rule, ...]:
     )
 
 
+def _native(function: str, most: float = math.inf) -> Rule:
+    """The compiled layers, where they are faster than library products: up to `most` rows."""
+    why = "compiled kernel: reads the factors once" + (f", up to {most} rows" if most < math.inf else "")
+    return Rule("native", function, why, _compiled, lambda call: _compiled(call) and call.rows <= most)
+
+
 TABLE: dict[str, tuple[Rule, ...]] = {
     "gram_": _gram("gram_"),
     "cross_gram_": _gram("cross_gram_"),
     "lowrank_linear": (
+        _native("lowrank.native:linear"),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _on_cpu),
         Rule(
             "triton_fused",
@@ -118,6 +138,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "lowrank.triton_kernels.linear:linear_backward", "one launch per product", _triton),
     ),
     "lowrank_linear_group": (
+        _native("lowrank.native:group"),
         Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),
     ),
@@ -134,6 +155,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "lowrank.triton_kernels.dense:linear_backward", "one launch per product", _triton),
     ),
     "lowrank_swiglu": (
+        _native("glu.native:swiglu"),
         Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _anywhere, _on_cpu),
         Rule("triton", "glu.triton_kernels:swiglu", "gate and up meet in registers", _triton),
     ),
@@ -142,6 +164,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "glu.triton_kernels:swiglu_backward", "gate and up recomputed in registers", _triton),
     ),
     "lowrank_linear_pivoted": (
+        _native("lowrank.native:pivoted"),
         Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.pivoted:pivoted", "two launches that write where y is", _triton),
     ),

@@ -148,8 +148,8 @@ void multiply_plainly(const Tokens& x, const Tokens& y, int64_t first, int64_t e
 
 // out [row.., column..] += sums of a pair of strips, inside rows × columns. Symmetric: only on and above the diagonal,
 // and the sums are written below it as well.
-void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64_t columns, int64_t row,
-              int64_t column, bool symmetric) {
+void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64_t columns, int64_t row, int64_t column,
+              bool symmetric) {
   for (int a = 0; a < 2; ++a)
     for (int b = 0; b < 2; ++b) {
       const int64_t i0 = row + a * TILE, j0 = column + b * TILE;
@@ -162,7 +162,8 @@ void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64
         if (i >= height) continue;
         const __mmask16 mask = first_lanes(width) & static_cast<__mmask16>(diagonal ? 0xffffu << i : 0xffffu);
         float* at = out + (i0 + i) * stride + j0;
-        const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), _mm512_loadu_ps(sums + (a * 2 + b) * 256 + i * TILE));
+        const __m512 sum =
+            _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), _mm512_loadu_ps(sums + (a * 2 + b) * 256 + i * TILE));
         _mm512_mask_storeu_ps(at, mask, sum);
         v[i] = _mm512_castps_si512(sum);
       }

@@ -38,8 +38,8 @@ inline bool amx_usable() {
 
 namespace sieve {
 
-constexpr int TILE = 16;         // rows of a tile, and float32 columns
-constexpr int DEPTH = 32;        // bf16 numbers of a tile row: the step along the summed dimension
+constexpr int TILE = 16;   // rows of a tile, and float32 columns
+constexpr int DEPTH = 32;  // bf16 numbers of a tile row: the step along the summed dimension
 constexpr int TILE_BYTES = 1024;
 
 // All eight tile registers full size. Every thread configures before, and releases after, its share of the work.

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, native
 
-GPU = torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,31 @@ def choose(operator, call, override=None):
     return dispatch._choose(operator, call, override).name
 
 
+@pytest.fixture
+def without_compiled(monkeypatch):
+    """A machine on which nothing could be compiled."""
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "has_amx", lambda: False)
+
+
 @pytest.mark.parametrize("operator", dispatch.TABLE)
-def test_cpu_tensors_take_library_products(operator):
-    assert choose(operator, dispatch.Call(torch.device("cpu"), torch.float32, 8, 4)) == "torch"
+def test_cpu_tensors_take_library_products(operator, without_compiled):
+    assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4)) == "torch"
+    assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4), "native") == "torch"
+
+
+def test_compiled_kernels_where_they_can_serve(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: "a library")
+    for amx, dtype, rows, name in (
+        (False, torch.bfloat16, 8, "native"),
+        (False, torch.bfloat16, 9, "torch"),
+        (True, torch.bfloat16, 9, "native"),
+        (True, torch.float32, 8, "native"),
+        (True, torch.float32, 9, "torch"),
+        (True, torch.float16, 1, "torch"),
+    ):
+        monkeypatch.setattr(native, "has_amx", lambda amx=amx: amx)
+        assert choose("lowrank_linear", dispatch.Call(CPU, dtype, rows, 4)) == name
 
 
 @pytest.mark.parametrize("operator", dispatch.TABLE)
@@ -51,11 +73,11 @@ def test_override_where_it_can_serve():
 
 
 def test_unknown_override_is_refused():
-    with pytest.raises(ValueError, match="SIEVE_KERNELS=cublas is not one of torch, triton, triton_fused"):
+    with pytest.raises(ValueError, match="SIEVE_KERNELS=cublas is not one of native, torch, triton, triton_fused"):
         choose("gram_", dispatch.Call(GPU, torch.float32, 8), "cublas")
 
 
-def test_explain(monkeypatch):
+def test_explain(monkeypatch, without_compiled):
     x = torch.zeros(2, 5, 8, dtype=torch.bfloat16)
     text = dispatch.explain("lowrank_linear", x, rank=4)
     assert text == "lowrank_linear on cpu, bfloat16, 10 rows, rank 4: torch (two library products)"
@@ -65,7 +87,7 @@ def test_explain(monkeypatch):
 
 def test_every_entry_loads():
     for rules in dispatch.TABLE.values():
-        assert all(callable(rule.load()) for rule in rules)
+        assert all(callable(rule.load()) for rule in rules if rule.name != "native" or native.library())
 
 
 def run(code: str) -> str:
@@ -80,7 +102,7 @@ def test_importing_needs_neither_triton_nor_transformers():
         "from sieve_kernels import dispatch\n"
         "k.gram_(torch.zeros(2, 2), torch.ones(3, 2))\n"
         "k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1))\n"
-        "try: dispatch.TABLE['gram_'][1].load()\n"
+        "try: dispatch.TABLE['gram_'][-1].load()\n"
         "except ImportError as error: print(error)\n"
     )
     assert "pip install triton" in out

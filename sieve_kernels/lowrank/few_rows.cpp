@@ -1,0 +1,128 @@
+// Low-rank and dense layers for one to eight rows: bound by reading the weights, which each thread does in long runs,
+// several rows side by side. Sums and the r-wide intermediate are float32. One parallel region per call; its threads
+// meet once, between z and y.
+#include "../native/activations.h"
+#include "../native/layers.h"
+#include "../native/parallel.h"
+
+#include <atomic>
+#include <thread>
+
+namespace sieve {
+namespace {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float to_float(float v) { return v; }
+inline float to_float(int8_t v) { return v; }
+inline float to_float(bf16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+inline void store(float* to, float v) { *to = v; }
+inline void store(bf16* to, float v) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  to->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+struct Matrix {
+  const void* weights;
+  int64_t stride;
+  const float* scale;
+  int64_t n;
+};
+
+int64_t width_of(const Layer& layer, int64_t n) { return layer.A ? layer.r : n; }
+Matrix matrix_of(const Layer& layer, int64_t n) { return {layer.B, layer.B_stride, layer.B_scale, width_of(layer, n)}; }
+
+// Threads that wait for each other by looking, not sleeping: there are microseconds of work between two meetings.
+struct Team {
+  int64_t part, parts;
+  std::atomic<int64_t>* arrived;
+  Workspace* workspace;
+
+  int64_t first(int64_t count) const { return part * count / parts; }
+  int64_t end(int64_t count) const { return (part + 1) * count / parts; }
+  float* own(int64_t count) { return reinterpret_cast<float*>(workspace->get(count * sizeof(float))); }
+  void wait() {
+    if (parts == 1) return;
+    arrived->fetch_add(1, std::memory_order_acq_rel);
+    for (int looks = 0; arrived->load(std::memory_order_acquire) < parts; ++looks)
+      if (looks > 4000) std::this_thread::yield();  // more threads than free cores
+  }
+};
+
+void activate_all(int activation, float* v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) v[i] = activate(activation, v[i]);
+}
+
+}  // namespace
+}  // namespace sieve
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SIEVE_X86 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
+#define ISA avx512
+#define LANES 16
+#include "few_rows.inc"
+#undef ISA
+#undef LANES
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define ISA avx2
+#define LANES 8
+#include "few_rows.inc"
+#undef ISA
+#undef LANES
+#pragma GCC pop_options
+#endif
+#define ISA portable
+#define LANES 4
+#include "few_rows.inc"
+
+namespace sieve {
+
+constexpr int64_t WORTH_A_THREAD = 1 << 17;  // bytes of weights: less is read sooner than a thread is woken
+
+using Run = void (*)(const Problem&, float*, float*, Team&);
+
+static Run widest() {
+#ifdef SIEVE_X86
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return avx512::run;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::run;
+#endif
+  return portable::run;
+}
+
+void few_rows(const Problem& problem) {
+  static const Run run = widest();
+  int64_t weights = 0, ranks = 0;
+  for (int64_t i = 0; i < problem.count; ++i) {
+    const Layer& layer = problem.layers[i];
+    weights += layer.A ? layer.r * (problem.n + layer.m) : layer.m * problem.n;
+    ranks += layer.A ? layer.r : 0;
+  }
+  const int64_t useful = 1 + weights * bytes_of(problem.weights) / WORTH_A_THREAD;
+  const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), useful));
+  static thread_local Workspace shared;
+  float* z = reinterpret_cast<float*>(shared.get(problem.T * ranks * sizeof(float) + 64));
+  std::atomic<int64_t> arrived{0};
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    static thread_local Workspace inputs, outputs;
+    float* x = reinterpret_cast<float*>(inputs.get(problem.T * problem.n * sizeof(float)));
+    Team team{omp_get_thread_num(), omp_get_num_threads(), &arrived, &outputs};
+    run(problem, x, z, team);
+  }
+}
+
+}  // namespace sieve

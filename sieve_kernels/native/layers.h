@@ -1,0 +1,49 @@
+// The one description of what the compiled layers compute, shared by the paths for few rows and for many.
+#pragma once
+
+#include <cstdint>
+
+namespace sieve {
+
+enum Type : int { BF16 = 0, FLOAT32 = 1, INT8 = 2 };
+
+inline int64_t bytes_of(int type) { return type == BF16 ? 2 : type == FLOAT32 ? 4 : 1; }
+
+// y [T, m] = z Bᵀ + bias, z = x Aᵀ, with A [r, n] and B [m, r], or z = x and B [m, n] where A is nullptr. With a
+// permutation [m], B is [m - r, r] and y[permutation] = [z, z Bᵀ] + bias[permutation]. Strides are in numbers; numbers
+// of a row are adjacent. int8 factors have one float32 scale a row.
+struct Layer {
+  const void* A;
+  int64_t A_stride;
+  const float* A_scale;
+  int64_t r;
+  const void* B;
+  int64_t B_stride;
+  const float* B_scale;
+  int64_t m;
+  const void* bias;
+  const int64_t* permutation;
+  void* y;
+  int64_t y_stride;
+};
+static_assert(sizeof(Layer) == 12 * 8, "the caller passes twelve 64-bit numbers");
+
+// Several layers of one input x [T, n]. With an activation there are two, gate and up, and only the first one's y is
+// written: activation(gate) · up.
+struct Problem {
+  Type type;     // of x, biases and y
+  Type weights;  // of the factors
+  const void* x;
+  int64_t x_stride, T, n;
+  int64_t count;
+  const Layer* layers;
+  int activation;  // -1: none; see activations.h
+};
+
+// Few rows on any processor, for weights of any type.
+void few_rows(const Problem& problem);
+
+// More rows, bf16 throughout. Tells whether this processor can (AMX).
+bool many_rows(const Problem& problem);
+
+}  // namespace sieve

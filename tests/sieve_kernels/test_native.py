@@ -1,0 +1,93 @@
+"""The compiled CPU kernels: which instruction set and path serves is not visible in the results."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_accurate
+
+from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_group, lowrank_linear_pivoted, lowrank_swiglu, native
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
+
+
+def make(*shapes, dtype=torch.bfloat16):
+    return [(torch.randn(s) / s[-1] ** 0.5).to(dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [*range(1, 10), 31, 33, 129, 300])
+def test_every_number_of_rows(rows, dtype):
+    """Few rows, many, and blocks of them that end anywhere, on ranks and widths that no tile divides."""
+    x, A, B = make((rows, 83), (21, 83), (45, 21), dtype=dtype)
+    bias = torch.randn(45).to(dtype)
+    exact = F.linear(F.linear(x.double(), A.double()), B.double(), bias.double())
+    assert_accurate(lowrank_linear(x, A, B, bias), exact, F.linear(F.linear(x, A), B, bias))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_weights_long_enough_for_several_threads(rows):
+    x, A, B, C = make((rows, 1024), (300, 1024), (2000, 300), (1700, 300))
+    exact = F.linear(F.linear(x.double(), A.double()), B.double())
+    assert_accurate(lowrank_linear(x, A, B), exact, F.linear(F.linear(x, A), B))
+    permutation = torch.randperm(2000)
+    z, y = F.linear(x, A), torch.empty(rows, 2000).bfloat16()
+    y[:, permutation] = torch.cat([z, F.linear(z, C)], -1)
+    exact, z = torch.empty(rows, 2000).double(), F.linear(x.double(), A.double())
+    exact[:, permutation] = torch.cat([z, F.linear(z, C.double())], -1)
+    assert_accurate(lowrank_linear_pivoted(x, A, C, permutation), exact, y)
+
+
+def test_same_bits_for_any_number_of_threads():
+    x, A, B = make((40, 512), (200, 512), (900, 200))
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append([lowrank_linear(x[:rows], A, B) for rows in (1, 7, 40)])
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("rows", [1, 50])
+def test_activations_at_their_ends(activation, rows):
+    """Gates far from zero: where exponentials end, the activation is 0 or the gate itself."""
+    gates = torch.tensor([-1e4, -90.0, -20.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 20.0, 90.0, 1e4])
+    x = torch.ones(rows, 1).bfloat16()
+    one, B = torch.ones(1, 1).bfloat16(), gates[:, None].bfloat16()
+    y = lowrank_swiglu(x, one, B, one, torch.ones_like(B), activation)
+    functions = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"), "relu": F.relu}
+    torch.testing.assert_close(y[0].double(), functions[activation](B[:, 0].double()), rtol=1e-2, atol=1e-6)
+
+
+def test_nothing_to_sum():
+    bias = torch.randn(4)
+    x, As, Bs = torch.empty(3, 0), [torch.empty(2, 0)] * 2, [torch.ones(4, 2)] * 2
+    assert torch.equal(lowrank_linear(x, As[0], Bs[0], bias), bias.expand(3, 4))
+    assert all(y.count_nonzero() == 0 for y in lowrank_linear_group(x, As, Bs))
+
+
+def test_without_the_library(tmp_path):
+    """A package that could not be compiled works, and says what is missing."""
+    code = (
+        "import torch, sieve_kernels as k\n"
+        "from sieve_kernels import native, dispatch\n"
+        "native.EXTENSION_SUFFIXES.clear()\n"
+        "print(k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1)).sum().item())\n"
+        "print(native.status())\n"
+        "print(dispatch.explain('gram_', torch.ones(3, 2)))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out[0] == "24.0"
+    assert "install a C++ compiler" in out[1]
+    assert "torch" in out[2]
+
+
+def test_explain_names_it():
+    assert "native (compiled kernel" in dispatch.explain("lowrank_linear", torch.ones(1, 8), rank=2)
