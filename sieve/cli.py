@@ -32,7 +32,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Tokens = Annotated[int | None, typer.Option(help="Budget of the calibration pass, padding excluded. [default: 32768]")]
-Method = Annotated[str | None, typer.Option(help="Projection. [default: output_aligned]")]
+Method = Annotated[str | None, typer.Option(help="Projection: output_aligned or loss_aware. [default: output_aligned]")]
 Seed = Annotated[int | None, typer.Option(help="Of the task's splits and of the search. [default: 0]")]
 StatisticsFile = Annotated[
     Path | None,

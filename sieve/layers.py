@@ -37,9 +37,9 @@ class LowRankLinear(nn.Module):
 class PivotedLinear(nn.Module):
     """z = x Aᵀ, y[..., permutation] = [z, z Cᵀ], plus bias: a low-rank pair of which r outputs are z itself.
 
-    The same map as a `LowRankLinear` of its rank in r² fewer parameters. `A` (in → rank) and `C` (rank → out - rank) are
-    plain `nn.Linear` children without bias, under the rule of `LowRankLinear`: wrapped, quantised or hooked, they are
-    called as modules.
+    The same map as a `LowRankLinear` of its rank in r² fewer parameters. `A` (in → rank) and `C` (rank → out - rank)
+    are plain `nn.Linear` children without bias, under the rule of `LowRankLinear`: wrapped, quantised or hooked, they
+    are called as modules.
 
     Args: in_features n, out_features m, rank r with 1 ≤ r ≤ m. Weights: A.weight [r, n], C.weight [m - r, r], bias [m];
         permutation [m] int64, a buffer that is saved: where in y each of [z, z Cᵀ] goes.

@@ -66,7 +66,7 @@ def prune(recipe: Recipe, output: str | Path, statistics: str | Path | None = No
         apply_(model, factors, result.plan)
         size["pruned"] = _size(model)
         scores["pruned"]["test"] = evaluate(model, tokenizer, task, splits["test"])
-    report = build_report(recipe, result, scores, size, measured.tokens, stages.seconds)
+    report = build_report(recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge)
     save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
     return report
 

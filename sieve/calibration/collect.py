@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,17 +12,21 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
+from sieve.calibration.gradients import backward, column_basis, watching_gradients
 from sieve.calibration.statistics import Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import prunable
+from sieve.matrices import prunable, weight_of
 from sieve.models import context_length, evaluating, model_fingerprint
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
 from sieve_kernels import gram_
 
 # Which Gram matrices a method asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either.
-NEEDS = {"output_aligned": "cheapest"}
+NEEDS = {"output_aligned": "cheapest", "loss_aware": "cheapest"}
+# Which methods also ask for the loss's gradients at the outputs, and for examples to choose by.
+GRADIENTS = ("loss_aware",)
+HELD_BACK = 8  # one example in so many
 SUFFIX = ".safetensors"
 
 
@@ -42,7 +47,8 @@ def calibrate(
         task: a built-in task's name, a YAML file, or a `Task`.
         tokens: the budget; padding does not count, the right answers' tokens do.
         seed: of the task's splits.
-        batch_tokens: cells of one batch; memory is the Grams and the activations of one batch.
+        batch_tokens: cells of one batch; memory is the Grams and the activations of one batch. Where gradients are
+            asked for, a batch is a quarter of it, since the activations of all layers are kept at once.
         path: keep the statistics in this file; reuse it if it is there and of this model, data and method.
             A folder keeps the last calibration, under a name made of what it is of.
 
@@ -60,15 +66,25 @@ def calibrate(
     sequences = calibration_sequences(
         tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048
     )
-    identity = {"model": model_fingerprint(model), "data": fingerprint(sequences), "method": method}
+    learns = method in GRADIENTS
+    identity = {"model": model_fingerprint(model), "data": fingerprint(sequences, learns), "method": method}
     file = None if path is None else _file(Path(path), identity)
     if file is not None and file.exists():
         statistics = Statistics.load(file, model.device)
         statistics.require(identity, file)
         progress.say(f"  calibration: reused {file}")
         return statistics
-    grams, sources, counted = collect(model, batches(sequences, batch_tokens), NEEDS[method])
-    statistics = Statistics(grams, sources, counted, identity)
+    held_back = []
+    if learns:
+        if len(sequences) < 2:
+            raise InputError(
+                f"{method} chooses on held-back examples and there is only one: raise --calibration-tokens"
+            )
+        count = max(1, len(sequences) // HELD_BACK)
+        sequences, held_back = sequences[:-count], sequences[-count:]
+        batch_tokens //= 4
+    data = batches(sequences, batch_tokens)
+    statistics = Statistics(*collect(model, data, NEEDS[method], learns), identity, held_back)
     if file is not None:
         statistics.save(file)
         if file != Path(path):
@@ -84,17 +100,23 @@ def _file(path: Path, identity: dict[str, str]) -> Path:
     return path / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + SUFFIX)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def collect(
-    model: PreTrainedModel, data: list[Batch], needs: str = "cheapest"
+    model: PreTrainedModel, data: list[Batch], needs: str = "cheapest", gradients: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, Source], int]:
-    """Grams of all prunable matrices over `data`: (grams, sources, tokens counted). See `Statistics`."""
+    """Grams of all prunable matrices over `data`: (grams, sources, tokens counted). See `Statistics`.
+
+    With `gradients`, each batch also goes backward from its answers' loss.
+    """
     matrices = prunable(model)
     decoder = model.base_model  # the blocks without the output head, whose logits nobody asks for
     groups = _readers_of_one_input(model, decoder, matrices, data[0])
     sources = _choose_sides(groups, matrices, needs)
     width = {source.gram: matrices[name].n if source.side == "input" else matrices[name].m
              for name, source in sources.items()}  # fmt: skip
+    if gradients:
+        sources = {name: replace(source, gradient=f"{name}.gradient") for name, source in sources.items()}
+        width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
     tokens = 0
     with evaluating(model), ExitStack() as stack, progress.bar(
@@ -104,9 +126,15 @@ def collect(
         for name, source in sources.items():
             if source.gram in (name, f"{name}.output"):  # the one matrix of a group that watches for it
                 stack.enter_context(_watching(model.get_submodule(name), grams[source.gram], source.side, mask))
+            if gradients:
+                layer = model.get_submodule(name)
+                stack.enter_context(watching_gradients(layer, grams[source.gradient], _basis(layer)))
         for batch in data:
             mask.set(batch.mask.to(model.device))
-            decoder(input_ids=batch.ids.to(model.device), attention_mask=mask.mask, use_cache=False)
+            if gradients:
+                backward(model, batch)
+            else:
+                decoder(input_ids=batch.ids.to(model.device), attention_mask=mask.mask, use_cache=False)
             _check_finite(grams, sources)
             count = int(batch.mask.sum())
             tokens += count
@@ -177,7 +205,7 @@ def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> I
     """Add this layer's inputs or bias-free outputs to `gram` at every forward."""
 
     def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        rows = args[0] if side == "input" else output
+        rows = (args[0] if side == "input" else output).detach()
         if side == "output" and layer.bias is not None:
             rows = rows - layer.bias
         gram_(gram, rows.reshape(-1, rows.shape[-1]), mask.weight)
@@ -189,13 +217,23 @@ def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> I
         handle.remove()
 
 
+def _basis(layer: nn.Module) -> torch.Tensor | None:
+    """`column_basis` of a weight with more outputs than inputs, in its dtype: all that a gradient is asked about."""
+    W = weight_of(layer).detach()
+    if W.shape[0] <= W.shape[1]:
+        return None
+    wide = torch.float32 if W.device.type == "mps" else torch.float64
+    return column_basis(W.to(wide))[0].to(W.dtype)
+
+
 def _check_finite(grams: dict[str, torch.Tensor], sources: dict[str, Source]) -> None:
     """NumericsError naming the first layer, in the order of execution, whose statistics are not finite."""
-    sums = torch.stack([grams[source.gram].diagonal().sum() for source in sources.values()])
-    finite = torch.isfinite(sums)
+    watched = [(f"{source.side}s", name, source.gram) for name, source in sources.items()]
+    watched += [("gradients", name, source.gradient) for name, source in sources.items() if source.gradient]
+    finite = torch.isfinite(torch.stack([grams[key].diagonal().sum() for _, _, key in watched]))
     if not finite.all():
-        name, source = list(sources.items())[int((~finite).nonzero()[0])]
+        what, name, _ = watched[int((~finite).nonzero()[0])]
         raise NumericsError(
-            f"the {source.side}s of {name} hold NaN or infinity: check the model's weights before it, "
+            f"the {what} of {name} hold NaN or infinity: check the model's weights before it, "
             "or run in another --dtype (float16 overflows where bfloat16 does not)"
         )

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sieve.calibration.text import Text
 from sieve.errors import InputError, StorageError
 from sieve.files import atomic_file
 
@@ -17,10 +18,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """Where a matrix's statistics are: `gram` is the key of a Gram matrix of its inputs or bias-free outputs."""
+    """Where a matrix's statistics are: `gram` is the key of a Gram matrix of its inputs or bias-free outputs.
+
+    `gradient` is the key of that of the loss's gradients at its outputs, "" where the method asks for none.
+    """
 
     side: Literal["input", "output"]
     gram: str
+    gradient: str = ""
 
 
 @dataclass
@@ -28,16 +33,19 @@ class Statistics:
     """Sums over the calibration tokens.
 
     grams: key → Σ x xᵀ [d, d] float32 on the model's device, of inputs (shared by all matrices that read them)
-        or of bias-free outputs.
+        or of bias-free outputs; and Σ g gᵀ [k, k] of gradients g at outputs, k = min(m, n), where m > n in the
+        coordinates of `column_basis(W)`, beyond which they do not matter.
     sources: matrix name → which Gram serves it, and of which side.
     tokens: how many tokens were summed.
     identity: what these statistics are of: fingerprints of model and data, and the method they serve.
+    held_back: calibration examples that were left out of the sums, for a method that has something to choose.
     """
 
     grams: dict[str, torch.Tensor]
     sources: dict[str, Source]
     tokens: int
     identity: dict[str, str] = field(default_factory=dict)
+    held_back: list[Text] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         header = {
@@ -45,6 +53,7 @@ class Statistics:
             "tokens": self.tokens,
             "identity": self.identity,
             "sources": {name: asdict(source) for name, source in self.sources.items()},
+            "held_back": self.held_back,
         }
         tensors = {key: gram.contiguous().cpu() for key, gram in self.grams.items()}
         with atomic_file(path) as temporary:
@@ -64,7 +73,8 @@ class Statistics:
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise StorageError(f"{path} holds no calibration statistics ({error}): remove it and run again") from None
         sources = {name: Source(**source) for name, source in header["sources"].items()}
-        return cls(grams, sources, header["tokens"], header["identity"])
+        held_back = [Text(*text) for text in header.get("held_back", [])]
+        return cls(grams, sources, header["tokens"], header["identity"], held_back)
 
     def require(self, identity: dict[str, str], where: str | Path) -> None:
         """InputError unless these statistics are of exactly that model, data and method."""

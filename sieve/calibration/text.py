@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,17 +14,25 @@ from sieve.tasks import Example, Task, encode
 MINIMUM_TOKENS = 256
 
 
+class Text(NamedTuple):
+    """Token ids of an example, and where its right answer starts."""
+
+    ids: list[int]
+    start: int
+
+
 @dataclass(frozen=True)
 class Batch:
-    """ids [B, T] int64 and mask [B, T] int64, 1 on tokens and 0 on the padding to their right."""
+    """ids [B, T] int64; mask [B, T] int64, 1 on tokens and 0 on the padding to their right; starts [B] of answers."""
 
     ids: torch.Tensor
     mask: torch.Tensor
+    starts: torch.Tensor
 
 
 def calibration_sequences(
     tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], tokens: int, context: int
-) -> list[list[int]]:
+) -> list[Text]:
     """Prompt and right answer of each example, in the split's order, until `tokens` are reached.
 
     The last sequence is cut at the budget, longer ones at the model's `context`.
@@ -34,9 +43,9 @@ def calibration_sequences(
         raise InputError(f"--calibration-tokens {tokens} is too few: use at least {MINIMUM_TOKENS}, better 16,000")
     sequences, left = [], tokens
     for example in examples:
-        ids, _ = encode(tokenizer, task, example, example.target)
+        ids, start = encode(tokenizer, task, example, example.target)
         ids = ids[: min(left, context)]
-        sequences.append(ids)
+        sequences.append(Text(ids, start))
         left -= len(ids)
         if left <= 0:
             break
@@ -48,27 +57,29 @@ def calibration_sequences(
     return sequences
 
 
-def fingerprint(sequences: Sequence[Sequence[int]]) -> str:
-    """sha256 of the token ids, sequence boundaries included."""
+def fingerprint(sequences: Sequence[Text], answers: bool = False) -> str:
+    """sha256 of the token ids, sequence boundaries included; with `answers`, also of where those start."""
     digest = hashlib.sha256()
-    for ids in sequences:
-        digest.update(torch.tensor([len(ids), *ids], dtype=torch.int64).numpy().tobytes())
+    for ids, start in sequences:
+        numbers = [len(ids), *ids, *([start] if answers else [])]
+        digest.update(torch.tensor(numbers, dtype=torch.int64).numpy().tobytes())
     return digest.hexdigest()
 
 
-def batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:
+def batches(sequences: Sequence[Text], batch_tokens: int) -> list[Batch]:
     """Sequences of similar length together, padded on the right; at most `batch_tokens` cells each."""
     result, rows = [], []
-    for ids in sorted(sequences, key=len):
-        if rows and (len(rows) + 1) * len(ids) > batch_tokens:
+    for text in sorted(sequences, key=lambda text: len(text.ids)):
+        if rows and (len(rows) + 1) * len(text.ids) > batch_tokens:
             result.append(_pad(rows))
             rows = []
-        rows.append(ids)
+        rows.append(text)
     return [*result, _pad(rows)]
 
 
-def _pad(rows: list[Sequence[int]]) -> Batch:
-    longest = max(len(ids) for ids in rows)
-    ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows])
-    lengths = torch.tensor([len(ids) for ids in rows])
-    return Batch(ids, (torch.arange(longest) < lengths[:, None]).long())
+def _pad(rows: list[Text]) -> Batch:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids, _ in rows])
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    starts = torch.tensor([start for _, start in rows])
+    return Batch(ids, (torch.arange(longest) < lengths[:, None]).long(), starts)

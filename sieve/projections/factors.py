@@ -1,5 +1,6 @@
 """Nested factors: one pair (A, B) per matrix whose leading slices serve every rank."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,11 +39,14 @@ class FactorPair:
 
 
 class Factors(dict[str, FactorPair]):
-    """Matrix name → `FactorPair`, with the method that made them and whether their pairs are to be stored pivoted."""
+    """Matrix name → `FactorPair`, with the method that made them and whether their pairs are to be stored pivoted.
 
-    def __init__(self, pairs: Mapping[str, FactorPair], method: str, pivoted: bool = False):
+    `ridge` is what the loss-aware method chose (`sieve.projections.ridge`), infinite where gradients have no say.
+    """
+
+    def __init__(self, pairs: Mapping[str, FactorPair], method: str, pivoted: bool = False, ridge: float = math.inf):
         super().__init__(pairs)
-        self.method, self.pivoted = method, pivoted
+        self.method, self.pivoted, self.ridge = method, pivoted, ridge
 
     def check(self, matrices: Mapping[str, Matrix], plan: Mapping[str, int | str]) -> None:
         """InputError unless these factors fit the matrices and reach every rank of the plan."""

@@ -1,6 +1,6 @@
 """All factors of a model in one go."""
 
-from collections.abc import Callable
+import math
 
 import torch
 from transformers import PreTrainedModel
@@ -9,12 +9,12 @@ from sieve import progress
 from sieve.calibration import Statistics
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
+from sieve.plan import Matrix
 from sieve.projections.factors import FactorPair, Factors
-from sieve.projections.output_aligned import output_aligned
+from sieve.projections.loss_aware import loss_aware
+from sieve.projections.ridge import choose_ridge
 
-# A method solves one matrix: (W [m, n], gram, side, tokens), all float64 → A [k, n], B [m, k], energy [k], best first.
-Method = Callable[[torch.Tensor, torch.Tensor, str, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-METHODS: dict[str, Method] = {"output_aligned": output_aligned}
+METHODS = ("output_aligned", "loss_aware")
 
 
 @torch.no_grad()
@@ -30,6 +30,8 @@ def project(
     Args:
         model: the dense model that was calibrated; not changed.
         statistics: from `sieve.calibrate` with the same `method`.
+        method: "output_aligned", the least output error (DESIGN 2.1); "loss_aware", the least output error as the
+            task's loss weighs it (2.2), with the weighing chosen on held-back calibration examples.
         pivot: the pairs are to be stored pivoted (`sieve.projections.pivot`): the same maps in fewer parameters.
             Search and `apply_` follow it.
 
@@ -48,21 +50,42 @@ def project(
     unknown = [name for name in matrices if name not in statistics.sources]
     if unknown:
         raise InputError(f"the statistics know nothing of {unknown[0]}: calibrate this model first")
+    ranks = {name: matrix.max_rank for name, matrix in matrices.items()}
+    ridge = math.inf
+    if method == "loss_aware":
+        if not statistics.held_back:
+            raise InputError("the statistics hold no gradients: calibrate with method='loss_aware'")
+
+        def factors_at(ridge: float, ranks: dict[str, int]) -> Factors:
+            return Factors(_pairs(model, statistics, matrices, ridge, ranks), method, pivot)
+
+        ridge = choose_ridge(model, statistics, matrices, factors_at)
+    return Factors(_pairs(model, statistics, matrices, ridge, ranks), method, pivot, ridge)
+
+
+def _pairs(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    matrices: dict[str, Matrix],
+    ridge: float,
+    ranks: dict[str, int],
+) -> dict[str, FactorPair]:
+    """Factors of the matrices that `ranks` names, up to those ranks."""
     pairs = {}
-    with progress.bar("projection", len(matrices), "matrices") as advance:
-        for name, matrix in matrices.items():
+    with progress.bar("projection", len(ranks), "matrices") as advance:
+        for name, rank in ranks.items():
             weight = weight_of(model.get_submodule(name))
             source = statistics.sources[name]
             W, gram = _double(weight), _double(statistics.grams[source.gram])
-            if not (W.isfinite().all() and gram.isfinite().all()):
+            gradient = _double(statistics.grams[source.gradient]) if source.gradient else gram.new_zeros(1, 1)
+            if not all(tensor.isfinite().all() for tensor in (W, gram, gradient)):
                 raise NumericsError(f"the weights or statistics of {name} hold NaN or infinity: check the model")
-            A, B, energy = METHODS[method](W, gram, source.side, statistics.tokens)
-            rank = matrix.max_rank
+            A, B, energy = loss_aware(W, gram, source.side, statistics.tokens, gradient, ridge)
             pairs[name] = FactorPair(
                 A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True), energy.cpu()
             )  # fmt: skip
             advance(1)
-    return Factors(pairs, method, pivot)
+    return pairs
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:

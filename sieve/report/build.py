@@ -1,5 +1,6 @@
 """`report.json`: every number that a run measured. Fractions are in [0, 1], sizes in parameters or bytes."""
 
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,6 +21,7 @@ def build_report(
     size: dict[str, dict[str, int]],
     calibration_tokens: int,
     seconds: dict[str, float],
+    ridge: float = math.inf,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -28,6 +30,7 @@ def build_report(
         size: "dense" and "pruned" → {"parameters", "bytes"} of the whole model, tied weights counted once.
         calibration_tokens: tokens that were summed.
         seconds: wall-clock time by stage.
+        ridge: of the loss-aware projection; null in the report where gradients had no say.
     """
     prunable = sum(matrix.parameters for matrix in result.matrices.values())
     kept = result.plan.size(result.matrices)
@@ -67,7 +70,11 @@ def build_report(
             "sufficient": result.resolution.sufficient,
             "needed_n": result.resolution.needed_n,
         },
-        "calibration": {"tokens": calibration_tokens, "method": recipe.method},
+        "calibration": {
+            "tokens": calibration_tokens,
+            "method": recipe.method,
+            "ridge": ridge if math.isfinite(ridge) else None,
+        },
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "kept": result.plan.kept(result.matrices),
         "pivoted": result.plan.pivoted,

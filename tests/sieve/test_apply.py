@@ -6,7 +6,7 @@ import torch
 from sieve.apply import apply_, sliced
 from sieve.calibration import Statistics
 from sieve.calibration.collect import collect
-from sieve.calibration.text import batches
+from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.layers import LowRankLinear, PivotedLinear
 from sieve.matrices import check_finite, prunable, weight_of
@@ -14,7 +14,7 @@ from sieve.plan import DENSE, Plan
 from sieve.projections import project
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
-SEQUENCES = tiny_tokens(16, 24).tolist()
+SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 
 def factors_of(model, pivot=False):
@@ -99,7 +99,7 @@ def test_energy_lost_is_the_output_error_on_the_calibration_data():
     layer, kept = model.get_submodule(name), []
     handle = layer.register_forward_hook(lambda m, args, output: kept.append(args[0].reshape(-1, 72)))
     with torch.no_grad():
-        model(input_ids=torch.tensor(SEQUENCES))
+        model(input_ids=torch.tensor([ids for ids, _ in SEQUENCES]))
     handle.remove()
     y = kept[0] @ layer.weight.detach().T
     for rank in (1, 8, 20):

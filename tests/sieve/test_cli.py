@@ -89,6 +89,18 @@ def test_pairs_without_pivoting(run, world, tmp_path):
     assert "pivoted" not in run("info", tmp_path / "plain")[1]
 
 
+def test_loss_aware_projection(run, world, tmp_path):
+    code, out, err = run(*options(world, tmp_path / "m"), "--method", "loss_aware", "--json")
+    assert code == 0
+    calibration = json.loads(out)["calibration"]
+    assert calibration["method"] == "loss_aware"
+    assert calibration["ridge"] is None or calibration["ridge"] > 0
+    assert calibration["tokens"] < 1000  # some are held back
+    assert "ridge inf" in err
+    assert "held-back calibration examples" in err
+    assert "reused" not in run(*options(world, tmp_path / "other"))[2]  # other statistics
+
+
 def test_a_recipe_gives_the_same_model(run, world, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert run(*options(world, first), "--quiet")[0] == 0

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from sieve.calibration.collect import collect
-from sieve.calibration.text import batches
+from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
-SEQUENCES = [row[:length].tolist() for row, length in zip(tiny_tokens(6, 40), (40, 7, 22, 22, 3, 31), strict=True)]
+LENGTHS = (40, 7, 22, 22, 3, 31)
+SEQUENCES = [Text(row[:n].tolist(), n // 2) for row, n in zip(tiny_tokens(6, 40), LENGTHS, strict=True)]
 
 
 def stored_activations(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -25,7 +26,7 @@ def stored_activations(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
         handles.append(model.get_submodule(name).register_forward_hook(hook))
     with torch.inference_mode():
-        for ids in SEQUENCES:
+        for ids, _ in SEQUENCES:
             model(input_ids=torch.tensor([ids]))
     for handle in handles:
         handle.remove()
@@ -38,7 +39,7 @@ def test_grams_are_those_of_the_tokens_without_padding(name, needs):
     model = tiny_model(name)
     expected = stored_activations(model)
     grams, sources, tokens = collect(model, batches(SEQUENCES, batch_tokens=100), needs)
-    assert tokens == sum(map(len, SEQUENCES))
+    assert tokens == sum(LENGTHS)
     assert list(sources) == list(expected)
     for matrix, source in sources.items():
         rows = expected[matrix][0 if source.side == "input" else 1]
@@ -87,6 +88,6 @@ def test_nothing_to_prune():
 
 def test_batches_hold_every_sequence_within_the_limit():
     data = batches(SEQUENCES, batch_tokens=64)
-    assert sorted(int(n) for batch in data for n in batch.mask.sum(1)) == sorted(map(len, SEQUENCES))
+    assert sorted(int(n) for batch in data for n in batch.mask.sum(1)) == sorted(LENGTHS)
     assert all(batch.ids.numel() <= 64 for batch in data)
-    assert batches([[1] * 500], batch_tokens=64)[0].ids.shape == (1, 500)
+    assert batches([Text([1] * 500, 1)], batch_tokens=64)[0].ids.shape == (1, 500)

@@ -1,0 +1,72 @@
+"""The task's loss and what it sees of a matrix: gradients at the outputs, streamed into Gram matrices as they arise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sieve.calibration.text import Batch
+from sieve.fitness.likelihood import logits_at
+from sieve_kernels import gram_
+
+
+def answer_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Cross-entropy in nats of the tokens from each row's `start` on, summed over the batch; 0 where there are none."""
+    cells, targets = [], []
+    for row, (start, length) in enumerate(zip(batch.starts.tolist(), batch.mask.sum(1).tolist(), strict=True)):
+        cells += [(row, at - 1) for at in range(start, length)]
+        targets += batch.ids[row, start:length].tolist()
+    places = torch.tensor(cells or [(0, 0)], device=model.device)
+    logits = logits_at(model, batch.ids.to(model.device), places)[: len(cells)]
+    return nn.functional.cross_entropy(
+        logits.float(), torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="sum"
+    )
+
+
+def backward(model: PreTrainedModel, batch: Batch) -> None:
+    """One forward and backward pass of `answer_loss`: for its hooks. Parameters get no gradients, frozen or not."""
+    embedded: list[torch.Tensor] = []
+
+    def remember(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        embedded.append(output if output.requires_grad else output.requires_grad_())
+
+    handle = model.get_input_embeddings().register_forward_hook(remember)
+    try:
+        with torch.enable_grad():
+            torch.autograd.grad(answer_loss(model, batch), embedded)
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor | None) -> Iterator[None]:
+    """Add the gradients g at this layer's outputs to `gram` at every backward pass; with a basis [m, k], g basis.
+
+    Padding needs no mask: nothing behind the last token of an answer has a gradient.
+    """
+
+    def add(gradient: torch.Tensor) -> None:
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        gram_(gram, rows if basis is None else rows @ basis)
+
+    def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(add)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def column_basis(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """W = Q R for m > n: Q [m, n] with orthonormal columns, R [n, n] upper triangular with a diagonal ≥ 0.
+
+    The sign makes it unique, so that who measures gradients and who uses them mean the same Q.
+    """
+    Q, R = torch.linalg.qr(W)
+    sign = torch.where(R.diagonal() < 0, -1.0, 1.0).to(W.dtype)
+    return Q * sign, R * sign[:, None]
