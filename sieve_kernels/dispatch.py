@@ -1,7 +1,8 @@
 """Which implementation a call takes, and why: one readable table, first match wins.
 
 The environment variable SIEVE_KERNELS (`torch`, `native`, `triton`, `triton_fused`) overrides the preference where the
-named implementation can serve the call; `explain` says what a call would take.
+named implementation can serve the call. What `python -m sieve_kernels.tune` measured on this device (`tuned.py`) comes
+next, and then the table, which follows from the cost models. `explain` says what a call would take, and from where.
 """
 
 import math
@@ -14,7 +15,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from sieve_kernels import native
+from sieve_kernels import native, tuned
 
 VARIABLE = "SIEVE_KERNELS"
 
@@ -183,9 +184,7 @@ def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
 def explain(operator: str, x: Tensor, rank: int = 0) -> str:
     """One line: which implementation `operator` takes for an input x [..., n] of the given rank, and why."""
     call = Call(x.device, x.dtype, _rows(x), rank)
-    override = os.environ.get(VARIABLE)
-    rule = _choose(operator, call, override)
-    why = f"{VARIABLE}={override}" if rule.name == override else rule.why
+    rule, why = _choose(operator, call, os.environ.get(VARIABLE))
     rank_text = f", rank {rank}" if rank else ""
     dtype = str(x.dtype).removeprefix("torch.")
     return f"{operator} on {x.device}, {dtype}, {call.rows} rows{rank_text}: {rule.name} ({why})"
@@ -195,17 +194,25 @@ def explain(operator: str, x: Tensor, rank: int = 0) -> str:
 def _load(
     operator: str, device: torch.device, dtype: torch.dtype, rows: int, rank: int, override: str | None
 ) -> Callable:
-    return _choose(operator, Call(device, dtype, rows, rank), override).load()
+    rule, _ = _choose(operator, Call(device, dtype, rows, rank), override)
+    return rule.load()
 
 
 def _rows(x: Tensor) -> int:
     return x.numel() // max(1, x.shape[-1])
 
 
-def _choose(operator: str, call: Call, override: str | None) -> Rule:
+def _choose(operator: str, call: Call, override: str | None) -> tuple[Rule, str]:
+    """The rule that a call takes, and why."""
     rules = TABLE[operator]
     known = {rule.name for table in TABLE.values() for rule in table}
     if override and override not in known:
         raise ValueError(f"{VARIABLE}={override} is not one of {', '.join(sorted(known))}")
-    named = [rule for rule in rules if rule.name == override and rule.can(call)]
-    return named[0] if named else next(rule for rule in rules if rule.can(call) and rule.should(call))
+    able = {rule.name: rule for rule in rules if rule.can(call)}
+    if override in able:
+        return able[override], f"{VARIABLE}={override}"
+    fastest = tuned.choice(operator, call.dtype, call.rows, call.rank, call.device)
+    if fastest in able:
+        return able[fastest], f"measured fastest, {tuned.path(call.device)}"
+    rule = next(rule for rule in able.values() if rule.should(call))
+    return rule, rule.why

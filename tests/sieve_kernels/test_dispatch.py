@@ -17,7 +17,8 @@ def no_override(monkeypatch):
 
 
 def choose(operator, call, override=None):
-    return dispatch._choose(operator, call, override).name
+    rule, _ = dispatch._choose(operator, call, override)
+    return rule.name
 
 
 @pytest.fixture

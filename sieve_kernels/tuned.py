@@ -1,0 +1,100 @@
+"""Measured choices: which implementation was fastest on a device, as `python -m sieve_kernels.tune` wrote them.
+
+One JSON file per device name, in $SIEVE_KERNELS_TUNING (a file, a folder, or `off`), else in the user's cache:
+
+    {"version": 1, "device": "NVIDIA H100", "versions": {"torch": …}, "choices": [
+      {"operator": "lowrank_linear", "dtype": "bfloat16", "rows": 64, "rank": 128, "implementation": "triton",
+       "seconds": {"triton": …, "torch": …}}]}
+
+Rows and rank stand for all numbers up to them and above the half of them. Without a file, or where it says nothing,
+the rules of `dispatch.TABLE` hold, which come from the cost models. A file that cannot be read is left alone, with a
+warning. It is read once per process.
+"""
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+VARIABLE = "SIEVE_KERNELS_TUNING"
+VERSION = 1
+
+
+def choice(operator: str, dtype: torch.dtype, rows: int, rank: int, device: torch.device) -> str | None:
+    """The name of the implementation that was fastest for this class of shapes, None if none was measured."""
+    file = path(device)
+    if file is None:
+        return None
+    key = operator, str(dtype).removeprefix("torch."), shape_class(rows), shape_class(rank)
+    return _read(file, device_name(device)).get(key)
+
+
+def shape_class(size: int) -> int:
+    """The next power of two, which stands for the numbers above the one before; 0 for 0."""
+    return 1 << (size - 1).bit_length() if size > 0 else 0
+
+
+def path(device: torch.device) -> Path | None:
+    """The file for a device, whether it exists or not; None if tuning is off or the device is not there."""
+    name, place = device_name(device), os.environ.get(VARIABLE)
+    if name is None or place == "off":
+        return None
+    if place and place.endswith(".json"):
+        return Path(place).expanduser()
+    cache = os.environ.get("SIEVE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sieve"
+    folder = Path(place) if place else Path(cache) / "kernels"
+    return folder.expanduser() / (re.sub(r"\W+", "-", name).strip("-") + ".json")
+
+
+@lru_cache
+def device_name(device: torch.device) -> str | None:
+    """What a device calls itself; a CPU with its number of threads, on which its choices depend."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)", text, re.M)
+    return f"{model.group(1) if model else 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def write(file: Path, device: str, choices: list[dict]) -> None:
+    """Store choices, keeping those of an earlier run for the same device; the file is whole at every moment."""
+    kept = {_key(entry): entry for entry in (_entries(file, device) if file.exists() else [])}
+    kept |= {_key(entry): entry for entry in choices}
+    content = {"version": VERSION, "device": device, "versions": {"torch": torch.__version__}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
+        json.dump(content | {"choices": [kept[key] for key in sorted(kept)]}, temporary, indent=1)
+    Path(temporary.name).replace(file)
+
+
+@lru_cache
+def _read(file: Path, device: str) -> dict[tuple, str]:
+    return {_key(entry): entry["implementation"] for entry in _entries(file, device)} if file.exists() else {}
+
+
+def _key(entry: dict) -> tuple:
+    return entry["operator"], entry["dtype"], entry["rows"], entry["rank"]
+
+
+def _entries(file: Path, device: str) -> list[dict]:
+    """The choices in a file, none and a warning if they are not to be used."""
+    try:
+        content = json.loads(file.read_text())
+        if content["version"] != VERSION:
+            raise ValueError(f"it has version {content['version']}, this package reads {VERSION}")
+        if content["device"] != device:
+            raise ValueError(f"it was measured on {content['device']}, this is {device}")
+        for entry in content["choices"]:
+            _key(entry), entry["implementation"]
+        return content["choices"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        message = f"{file} is not used: {why}; `python -m sieve_kernels.tune` makes a new one"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return []

@@ -1,0 +1,157 @@
+"""Measured choices: found by device and shape class, below the override and above the table; never in the way."""
+
+import json
+import warnings
+
+import pytest
+import torch
+
+from sieve_kernels import dispatch, native, tune, tuned
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """An empty place for the file, read anew; a machine with a compiled library, as far as dispatch knows."""
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(native, "library", lambda: "a library")
+    for cached in (tuned._read, tuned.device_name, dispatch._load):
+        cached.cache_clear()
+    yield
+    for cached in (tuned._read, tuned.device_name, dispatch._load):
+        cached.cache_clear()
+
+
+def entry(**changes) -> dict:
+    call = {"operator": "lowrank_linear", "dtype": "bfloat16", "rows": 8, "rank": 4, "implementation": "torch"}
+    return call | {"seconds": {"torch": 1.0, "native": 2.0}} | changes
+
+
+def store(*entries: dict) -> None:
+    tuned.write(tuned.path(CPU), tuned.device_name(CPU), list(entries))
+
+
+def choose(rows=8, rank=4, dtype=torch.bfloat16, override=None) -> str:
+    rule, _ = dispatch._choose("lowrank_linear", dispatch.Call(CPU, dtype, rows, rank), override)
+    return rule.name
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, 0), (1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (4096, 4096)])
+def test_shape_class(size, expected):
+    assert tuned.shape_class(size) == expected
+
+
+def test_the_measured_choice_holds_for_its_class_only():
+    assert choose() == "native"
+    store(entry())
+    tuned._read.cache_clear()
+    assert choose() == choose(rows=5, rank=3) == "torch"
+    assert choose(rows=4) == choose(rank=5) == choose(dtype=torch.float32) == "native"
+
+
+def test_the_override_is_above():
+    store(entry())
+    assert choose(override="native") == "native"
+
+
+def test_explain_says_where_a_choice_comes_from(monkeypatch):
+    store(entry())
+    text = dispatch.explain("lowrank_linear", torch.zeros(8, 2, dtype=torch.bfloat16), rank=4)
+    assert text.endswith(f"torch (measured fastest, {tuned.path(CPU)})")
+    monkeypatch.setenv(tuned.VARIABLE, "off")
+    text = dispatch.explain("lowrank_linear", torch.zeros(8, 2, dtype=torch.bfloat16), rank=4)
+    assert "native (" in text
+    assert "measured" not in text
+
+
+def test_a_choice_that_cannot_serve_is_passed_over():
+    store(entry(implementation="triton_fused", rank=1024), entry(implementation="of another version"))
+    assert choose() == choose(rank=1000) == "native"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "list indices"),
+        ('{"version": 1}', "'device' is missing"),
+        ('{"version": 9}', "it has version 9, this package reads 1"),
+        ('{"version": 1, "device": "Abacus", "choices": []}', "it was measured on Abacus, this is"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_left_alone_with_one_warning(content, why):
+    tuned.path(CPU).write_text(content)
+    with pytest.warns(RuntimeWarning, match=why):
+        assert choose() == "native"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose() == "native"
+
+
+def test_writing_replaces_the_same_call_and_keeps_the_others():
+    store(entry(), entry(rows=16))
+    store(entry(implementation="native"))
+    stored = json.loads(tuned.path(CPU).read_text())
+    assert [(e["rows"], e["implementation"]) for e in stored["choices"]] == [(8, "native"), (16, "torch")]
+    assert stored["device"] == tuned.device_name(CPU)
+    assert list(tuned.path(CPU).parent.iterdir()) == [tuned.path(CPU)]
+
+
+def test_where_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path / "mine.json"))
+    assert tuned.path(CPU) == tmp_path / "mine.json"
+    monkeypatch.setenv(tuned.VARIABLE, "off")
+    assert tuned.path(CPU) is None
+    monkeypatch.delenv(tuned.VARIABLE)
+    monkeypatch.setenv("SIEVE_CACHE", str(tmp_path))
+    assert tuned.path(CPU).parent == tmp_path / "kernels"
+    if not torch.cuda.is_available():
+        assert tuned.path(torch.device("cuda", 0)) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_nothing_is_measured(capsys):
+    assert tune.main([]) == 2
+    assert "no GPU found" in capsys.readouterr().err
+    assert not tuned.path(CPU).exists()
+
+
+def test_the_slower_default_is_replaced(monkeypatch):
+    """Only beyond the margin, so that noise changes nothing."""
+    functions = {"native": lambda: None, "torch": lambda: None}
+    monkeypatch.setattr(tune, "candidates", lambda operator, call: {n: lambda *_: None for n in functions})
+    for native_time, torch_time, fastest in ((1.0, 0.9, "torch"), (1.0, 0.98, "native"), (1.0, 2.0, "native")):
+        monkeypatch.setattr(tune, "seconds", lambda *_, a=native_time, b=torch_time: {"native": a, "torch": b})
+        case = tune.CASES_BY_OPERATOR["lowrank_linear"]
+        made = tune.measure(case, tune.Problem(3, 8, 8, 4), CPU, 1)
+        assert (made["implementation"], made["rows"], made["rank"]) == (fastest, 4, 4)
+
+
+def test_tuning_a_cpu(capsys, monkeypatch):
+    """A whole run on two implementations of one operator, whose result dispatch then takes."""
+    rules = dispatch.TABLE["lowrank_linear"]
+    monkeypatch.setitem(
+        dispatch.TABLE,
+        "lowrank_linear",
+        (
+            dispatch.Rule("torch", "lowrank.cpu:linear", "first", lambda call: True),
+            dispatch.Rule("native", "lowrank.cpu:linear", "the same again", lambda call: True),
+            *(rule for rule in rules if rule.name.startswith("triton")),
+        ),
+    )
+    options = ["--device", "cpu", "--operators", "lowrank_linear", "--rows", "3", "--ranks", "4", "--size", "16"]
+    assert tune.main([*options, "--rounds", "3"]) == 0
+    stored = json.loads(tuned.path(CPU).read_text())["choices"]
+    assert [(e["operator"], e["rows"], e["rank"], set(e["seconds"])) for e in stored] == [
+        ("lowrank_linear", 4, 4, {"torch", "native"})
+    ]
+    assert "1 choices" in capsys.readouterr().out
+    assert choose(rows=3) == stored[0]["implementation"]
+
+
+def test_nothing_to_choose(capsys):
+    options = ["--device", "cpu", "--operators", "linear", "--dtypes", "float16", "--rows", "64", "--size", "16"]
+    assert tune.main(options) == 0
+    assert "nothing to choose" in capsys.readouterr().out
