@@ -155,6 +155,10 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:dense_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.dense:linear_backward", "one launch per product", _triton),
     ),
+    "lowrank_linear_quantized": (
+        Rule("torch", "lowrank.cpu:quantized", "library products, one factor at a time as floats", _anywhere, _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton),
+    ),
     "lowrank_swiglu": (
         _native("glu.native:swiglu"),
         Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _anywhere, _on_cpu),

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from sieve_kernels.dispatch import INTERPRETED
 
+TRITON_DTYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
 
 @triton.jit
 def load_tile(ptr, rows, cols, row_stride, col_stride, n_rows, n_cols, ROWS_FIT: tl.constexpr, COLS_FIT: tl.constexpr):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
+from sieve_kernels.lowrank.quantize import dequantize_rows
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
@@ -122,3 +123,9 @@ def dense_backward(grad: Tensor, x: Tensor, W: Tensor, needed: Sequence[bool]) -
     """Gradients of x [..., n] and W [m, n], those that are needed; grad [..., m]."""
     rows = as_rows(grad)
     return [*([(rows @ W).reshape(x.shape)] if needed[0] else []), *([rows.T @ as_rows(x)] if needed[1] else [])]
+
+
+def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """y [..., m] = (x Aᵀ) Bᵀ + bias; the factors as `quantize_rows` makes them, one at a time in x's dtype."""
+    z = F.linear(x, dequantize_rows(A_q, A_scale, x.shape[-1], x.dtype))
+    return F.linear(z, dequantize_rows(B_q, B_scale, A_q.shape[0], x.dtype), bias)

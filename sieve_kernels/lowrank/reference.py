@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
+from sieve_kernels.lowrank.quantize import dequantize_rows
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,3 +52,11 @@ def dense(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + bias; x [..., n], W [m, n], bias [m] → [..., m]."""
     y = x @ W.T
     return y if bias is None else y + bias
+
+
+def quantized(
+    x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """`linear` with the factors that integers and scales stand for; x [..., n] → [..., m]."""
+    A = dequantize_rows(A_q, A_scale, x.shape[-1], x.dtype)
+    return linear(x, A, dequantize_rows(B_q, B_scale, A_q.shape[0], x.dtype), bias)
