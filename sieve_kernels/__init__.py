@@ -10,6 +10,7 @@ from sieve_kernels.lowrank.ops.dense import linear
 from sieve_kernels.lowrank.ops.group import lowrank_linear_group
 from sieve_kernels.lowrank.ops.linear import lowrank_linear
 from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
+from sieve_kernels.lowrank.ops.population import lowrank_linear_population
 from sieve_kernels.lowrank.ops.quantized import lowrank_linear_quantized
 from sieve_kernels.lowrank.quantize import quantize_rows
 
@@ -20,6 +21,7 @@ __all__ = [
     "lowrank_linear",
     "lowrank_linear_group",
     "lowrank_linear_pivoted",
+    "lowrank_linear_population",
     "lowrank_linear_quantized",
     "lowrank_swiglu",
     "quantize_rows",

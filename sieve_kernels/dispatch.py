@@ -155,6 +155,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "lowrank.cpu:dense_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.dense:linear_backward", "one launch per product", _triton),
     ),
+    "lowrank_linear_population": (
+        Rule("torch", "lowrank.cpu:population", "library products, candidates of one rank together", _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.population:population", "all candidates in two launches", _triton),
+    ),
+    "lowrank_linear_population_backward": (
+        Rule("torch", "lowrank.cpu:population_backward", "library products, rank by rank", _on_cpu),
+        Rule("triton", "lowrank.triton_kernels.population:population_backward", "one launch per product", _triton),
+    ),
     "lowrank_linear_quantized": (
         Rule("torch", "lowrank.cpu:quantized", "library products, one factor at a time as floats", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton),

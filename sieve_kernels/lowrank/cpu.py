@@ -129,3 +129,41 @@ def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Ten
     """y [..., m] = (x Aᵀ) Bᵀ + bias; the factors as `quantize_rows` makes them, one at a time in x's dtype."""
     z = F.linear(x, dequantize_rows(A_q, A_scale, x.shape[-1], x.dtype))
     return F.linear(z, dequantize_rows(B_q, B_scale, A_q.shape[0], x.dtype), bias)
+
+
+FULL_ROWS = 64
+"""Rows of a candidate from which on its products gain nothing from those of others."""
+
+
+def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
+    """y[p] = (x[p] A[:r]ᵀ) B[:, :r]ᵀ, r = ranks[p]; x [P, T, n], A [R, n], B [m, R], ranks [P] → [P, T, m]."""
+    y = x.new_empty((*x.shape[:-1], B.shape[0]))
+    if x.shape[1] >= FULL_ROWS:
+        for rows, out, rank in zip(x, y, ranks.tolist(), strict=True):
+            product(rows @ A[:rank].T, B[:, :rank], None, out)
+    else:
+        for members, rank in _by_rank(ranks):
+            y[members] = linear(x[members], A[:rank], B[:, :rank], None)
+    return y
+
+
+def population_backward(
+    grad: Tensor, x: Tensor, A: Tensor, B: Tensor, ranks: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of x [P, T, n], A [R, n] and B [m, R], those that are needed; grad [P, T, m]. Zero beyond all ranks."""
+    totals = [torch.zeros_like(t) if wanted else None for t, wanted in zip((x, A, B), needed, strict=True)]
+    dx, dA, dB = totals
+    for members, rank in _by_rank(ranks):
+        found = iter(linear_backward(grad[members], x[members], A[:rank], B[:, :rank], needed))
+        if dx is not None:
+            dx[members] = next(found)
+        if dA is not None:
+            dA[:rank] += next(found)
+        if dB is not None:
+            dB[:, :rank] += next(found)
+    return [t for t in totals if t is not None]
+
+
+def _by_rank(ranks: Tensor) -> list[tuple[Tensor, int]]:
+    """Candidates that have a rank in common, and the rank: together they read the factors once."""
+    return [((ranks == rank).nonzero().flatten(), rank) for rank in ranks.unique().tolist()]

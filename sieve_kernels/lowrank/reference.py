@@ -60,3 +60,9 @@ def quantized(
     """`linear` with the factors that integers and scales stand for; x [..., n] → [..., m]."""
     A = dequantize_rows(A_q, A_scale, x.shape[-1], x.dtype)
     return linear(x, A, dequantize_rows(B_q, B_scale, A_q.shape[0], x.dtype), bias)
+
+
+def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
+    """y[p] = (x[p] A[:r]ᵀ) B[:, :r]ᵀ, r = ranks[p]; x [P, T, n], A [R, n], B [m, R], ranks [P] → [P, T, m]."""
+    within = torch.arange(A.shape[0], device=x.device) < ranks[:, None, None]
+    return torch.where(within, x @ A.T, 0) @ B.T
