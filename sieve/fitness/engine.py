@@ -72,7 +72,7 @@ class Engine:
         self._model, self._set, self._parts, self._memory = model, set_plan, list(parts), memory
         self._names = [matrix.name for matrix in sorted(matrices.values(), key=lambda matrix: matrix.block)]
         self._block_of = [matrices[name].block for name in self._names]
-        self._blocks = BlockWise(model)
+        self.blocks = BlockWise(model)
         self._journal = journal
         self._records: dict[str, tuple[Scores, Spent]] = {}  # what is known, from this process or an earlier one
         self._cells: dict[int, int] = {}  # per slice, cells of one block
@@ -80,25 +80,26 @@ class Engine:
         self.layers = layers and all(part.fixed_passes for part in parts)
         self.nominal = 0  # layer-tokens of what was asked for, as if no process had been interrupted
         self.peak_bytes = 0  # of stored states
-        head, block = model.get_output_embeddings(), self._blocks.parameters
+        head, block = model.get_output_embeddings(), self.blocks.parameters
         self.cost = Cost(
-            len(self._blocks),
+            len(self.blocks),
             head.weight.numel() / block if head is not None and block else 0.0,
             [part.plain_tokens for part in parts],
             [part.padded_tokens for part in parts],
         )
         if journal is not None:
-            self._records = {key: _from_record(record) for key, record in journal.records.items()}
+            evaluations = {key: record for key, record in journal.records.items() if "score" in record}
+            self._records = {key: _from_record(record) for key, record in evaluations.items()}
 
     @contextmanager
     def running(self) -> Iterator[Engine]:
         """Inside the block plans can be scored."""
-        with evaluating(self._model), torch.inference_mode(), self._blocks:
+        with evaluating(self._model), torch.inference_mode(), self.blocks:
             if self.layers:
                 self._set({})
                 with progress.shown(False):
-                    self.layers = self._blocks.works(lambda: self._parts[0].run(self._model), _same)
-                self.cost.probed(self._blocks.checked)
+                    self.layers = self.blocks.works(lambda: self._parts[0].run(self._model), _same)
+                self.cost.probed(self.blocks.checked)
                 if not self.layers:
                     progress.say("  note: this model's blocks cannot be run one by one: no states are shared")
             try:
@@ -138,7 +139,7 @@ class Engine:
             self.cost.evaluated(self.ranks(plan), part, self._records[key][1])
         if fresh:
             cells = self._cells[part] = self._records[keys[0]][1].cells
-            self.nominal += cells * sum(len(self._blocks) - step.start for step in self._walk(fresh, part))
+            self.nominal += cells * sum(len(self.blocks) - step.start for step in self._walk(fresh, part))
         return [self._records[key][0] for key in keys]
 
     def _evaluate(self, plans: Mapping[str, Mapping[str, int | str]], part: int) -> None:
@@ -148,7 +149,7 @@ class Engine:
             key = keys[step.index]
             self._set(plans[key])
             with progress.shown(False):
-                scores, run = self._blocks.run(
+                scores, run = self.blocks.run(
                     lambda: self._parts[part].run(self._model), step.start, stored.get(step.start, ()), step.keep
                 )
             stored |= run.states
@@ -165,7 +166,7 @@ class Engine:
         if not plans:
             return []
         if not self.layers:
-            return walk([(index,) + (0,) * (len(self._blocks) - 1) for index in range(len(plans))], 0)
+            return walk([(index,) + (0,) * (len(self.blocks) - 1) for index in range(len(plans))], 0)
         return walk([self._by_block(self.ranks(plan)) for plan in plans.values()], self._most(part))
 
     def _most(self, part: int) -> int:
@@ -178,7 +179,7 @@ class Engine:
         return config.hidden_size * self._model.dtype.itemsize
 
     def _by_block(self, ranks: Ranks) -> tuple[Ranks, ...]:
-        by_block: list[list[int]] = [[] for _ in range(len(self._blocks))]
+        by_block: list[list[int]] = [[] for _ in range(len(self.blocks))]
         for block, rank in zip(self._block_of, ranks, strict=True):
             by_block[block].append(rank)
         return tuple(map(tuple, by_block))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sieve import progress
+from sieve.fitness.likelihood import logits_at
 from sieve.models import evaluating
 from sieve.projections import Factors
 from sieve.tasks import Example, Task, encode
@@ -59,11 +60,10 @@ def sensitivity(
 
 def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
     """Σ d(r)² over the examples of one batch, by matrix."""
-    device, longest = model.device, max(map(_length, batch))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch], device=device)
-    scored = torch.tensor(
-        [[start <= place < len(row) for place in range(1, longest)] for row, start in batch], device=device
-    )
+    longest = max(map(_length, batch))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch], device=model.device)
+    cells = [(row, place - 1) for row, (tokens, start) in enumerate(batch) for place in range(start, len(tokens))]
+    rows, places = torch.tensor(cells, device=model.device).T
     inputs: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 
@@ -78,10 +78,10 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
     handles.append(model.get_input_embeddings().register_forward_hook(_require_gradient))
     try:
         with torch.enable_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            logprobs = logits_at(model, ids, torch.stack([rows, places], dim=1)).float().log_softmax(-1)
             # Rows are independent: the gradient of the sum is each example's own.
-            gradients = torch.autograd.grad(-(logprobs * scored).sum(), list(outputs.values()))
+            loss = -logprobs.gather(1, ids[rows, places + 1][:, None]).sum()
+            gradients = torch.autograd.grad(loss, list(outputs.values()))
     finally:
         for handle in handles:
             handle.remove()
@@ -89,8 +89,7 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
     for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
         pair, bias = factors[name], model.get_submodule(name).bias
         output = output.detach() if bias is None else output.detach() - bias
-        rows = (len(batch), -1)
-        whole = (gradient.float() * output.float()).reshape(rows).sum(1)
+        whole = (gradient.float() * output.float()).reshape(len(batch), -1).sum(1)
         directions = ((gradient @ pair.B).float() * (inputs[name] @ pair.A.T).float()).reshape(
             len(batch), -1, pair.max_rank
         )

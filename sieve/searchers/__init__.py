@@ -1,6 +1,7 @@
 """Which candidate next: from nested factors and a task to the smallest plan within the tolerance."""
 
+from sieve.searchers.options import Options
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.run import SEARCHERS, SearchResult, check_options, run_search, search
 
-__all__ = ["SEARCHERS", "Candidate", "Problem", "SearchResult", "check_options", "run_search", "search"]
+__all__ = ["SEARCHERS", "Candidate", "Options", "Problem", "SearchResult", "check_options", "run_search", "search"]

@@ -1,11 +1,16 @@
 """What a searcher is given: the matrices, a way to score a plan, and what counts as good enough."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from sieve.errors import InputError
 from sieve.fitness import Scores
+from sieve.fitness.engine import Engine
 from sieve.fitness.intervals import paired
 from sieve.plan import Matrix, Plan
+from sieve.searchers.options import Options
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Candidate:
 
 @dataclass
 class Problem:
-    """The smallest plan whose score stays within the tolerance of the dense model's.
+    """The smallest plan whose score stays within the tolerance of the dense model's, or the best of a given size.
 
     matrices: what may be pruned.
     score: plan → scores on the fitness split (per-example, so that candidates can be compared in pairs).
@@ -27,6 +32,9 @@ class Problem:
     confident: ask that of the lower end of the paired 95 % interval instead of the mean.
     rank_multiple: ranks are whole multiples of this.
     seed: for searchers that draw at random.
+    engine: for searchers that compare many candidates.
+    curves: predicted loss of each matrix at each rank (`sensitivity`); None where the surrogate is switched off.
+    rank_correlation: a searcher's own, of predicted and true losses, once it is known.
     """
 
     matrices: dict[str, Matrix]
@@ -36,18 +44,44 @@ class Problem:
     confident: bool = False
     rank_multiple: int = 8
     seed: int = 0
+    engine: Engine | None = None
+    curves: Mapping[str, np.ndarray] | None = None
+    options: Options = field(default_factory=Options)
     evaluated: list[Candidate] = field(default_factory=list)
+    rank_correlation: float | None = None
 
     def evaluate(self, plan: Plan) -> Candidate:
         """Score a plan; the same plan is never scored twice."""
         for candidate in self.evaluated:
             if candidate.plan == plan:
                 return candidate
-        self.evaluated.append(Candidate(plan, self.score(plan)))
+        return self.add(plan, self.score(plan))
+
+    def add(self, plan: Plan, scores: Scores) -> Candidate:
+        """Take in a plan that was scored elsewhere, on all of the fitness split."""
+        self.evaluated.append(Candidate(plan, scores))
         return self.evaluated[-1]
 
     def accepts(self, candidate: Candidate) -> bool:
+        """Whether the candidate is within the tolerance; where a size is asked for, whether it is that small."""
+        if self.options.kept is not None:
+            return candidate.plan.size(self.matrices) <= self.size_limit
         return within(candidate.scores, self.dense, self.tolerance, self.confident)
+
+    @property
+    def size_limit(self) -> int:
+        """The most parameters that the prunable matrices may have."""
+        total = sum(matrix.parameters for matrix in self.matrices.values())
+        return total if self.options.kept is None else int(self.options.kept * total)
+
+    def require_reachable(self, smallest: int) -> None:
+        """InputError where even the smallest plan is larger than what is asked for."""
+        if smallest > self.size_limit:
+            total = sum(matrix.parameters for matrix in self.matrices.values())
+            raise InputError(
+                f"no plan keeps {self.options.kept:.1%} of the prunable parameters; the smallest keeps "
+                f"{smallest / total:.1%}: raise --kept or lower --rank-multiple"
+            )
 
 
 def within(scores: Scores, dense: Scores, tolerance: float, confident: bool = False) -> bool:

@@ -1,25 +1,49 @@
 """A search from start to confirmed winner."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.apply import sliced
 from sieve.errors import InputError, ToleranceError
-from sieve.fitness import Scores, evaluate
+from sieve.fitness import Scores
+from sieve.fitness.engine import Engine, slices
+from sieve.fitness.evaluate import Prepared, prepare
 from sieve.fitness.intervals import Resolution, resolution
+from sieve.fitness.journal import Journal
+from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.matrices import prunable
+from sieve.models import model_fingerprint
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
+from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
+from sieve.searchers.budget import budget
+from sieve.searchers.ga import ga
+from sieve.searchers.options import Options
+from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.uniform import uniform
-from sieve.tasks import Task, load_task
+from sieve.tasks import Example, Task, load_task
 
 # A searcher yields candidates that the fitness split accepts, the one it would choose first.
-SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {"uniform": uniform}
+SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
+    "uniform": uniform,
+    "budget": budget,
+    "ga": ga,
+    "pareto": pareto,
+}
+_RACED = ("ga", "pareto")  # compare many candidates: their examples come in slices
+_BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
+
+# The user's own: (model, examples) → one number per example, larger is better.
+Fitness = Callable[[PreTrainedModel, Sequence[Example]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -27,9 +51,12 @@ class SearchResult:
     """The confirmed plan and how it was found.
 
     dense, pruned: scores by split ("fitness", "validation").
-    evaluated: every candidate the search scored, in order.
+    evaluated: every candidate the search scored on all fitness examples, in order.
     validation_attempts: how many candidates the validation split was asked about.
     resolution: how fine a difference the fitness split can tell.
+    cost: what the candidates cost and would have cost (`Cost.summary`), and the bytes that shared states took at most.
+    rank_correlation: Spearman's, of the surrogate's predictions (made before each evaluation) with the true losses.
+    bottlenecks: of the searches that vary matrices one by one, else None.
     """
 
     plan: Plan
@@ -39,6 +66,9 @@ class SearchResult:
     evaluated: list[Candidate]
     validation_attempts: int
     resolution: Resolution
+    cost: dict[str, Any]
+    rank_correlation: float | None = None
+    bottlenecks: list[Bottleneck] | None = None
 
 
 def search(
@@ -58,7 +88,7 @@ def search(
     Raises: InputError for bad arguments, ToleranceError when no pruned model is good enough.
 
     Example:
-        >>> plan = sieve.search(model, tokenizer, factors, "geography", tolerance=0.05)
+        >>> plan = sieve.search(model, tokenizer, factors, "geography", tolerance=0.05, search="ga")
         >>> plan["model.layers.0.mlp.down_proj"]
         96
     """
@@ -76,6 +106,10 @@ def run_search(
     confident: bool = False,
     rank_multiple: int | None = None,
     seed: int = 0,
+    matrices: Sequence[str] | None = None,
+    fitness: Fitness | None = None,
+    journal: str | Path | None = None,
+    **options,
 ) -> SearchResult:
     """`search`, with everything it learned.
 
@@ -85,55 +119,141 @@ def run_search(
         confident: demand the lower end of the paired 95 % interval instead of the mean.
         rank_multiple: ranks are rounded up to it; 8 on CPU and 32 on GPU unless given.
         seed: of the task's splits and of the search.
+        matrices: names of those that may be pruned; the others stay dense.
+        fitness: scores in the place of the task's own: (model, examples) → one number per example, larger is better.
+            The model is any candidate; the examples are those of the split that is asked about.
+        journal: file that keeps every evaluation; a search begun again with it goes on where it was.
+        options: fields of `Options`.
     """
     check_options(tolerance, search)
+    choices = Options(**options).check()
+    if search == "budget" and not choices.surrogate:
+        raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
     task = load_task(task)
     splits = task.splits(seed)
-    matrices = prunable(model, factors.pivoted)
-    factors.check(matrices, {})
+    every = prunable(model, factors.pivoted)
+    factors.check(every, {})
+    chosen = _chosen(every, matrices)
     multiple = rank_multiple or (8 if model.device.type == "cpu" else 32)
 
-    def score(split: str) -> Scores:
-        return evaluate(model, tokenizer, task, splits[split])
+    def ready(examples: Sequence[Example]) -> Prepared:
+        if fitness is not None:
+            return Prepared(lambda model: _own(fitness, model, examples), 0, 0, fixed_passes=False)
+        return prepare(model, tokenizer, task, examples)
 
-    progress.say("  the dense model")
-    dense = {"fitness": score("fitness")}
-    limits = resolution(dense["fitness"].score, tolerance)
-    if not limits.sufficient:
-        progress.say(f"  [yellow]note:[/] {limits}")
-    with sliced(model, factors) as slices:
+    parts = slices(splits["fitness"]) if search in _RACED else [splits["fitness"]]
+    identity = {} if journal is None else _identity(model, factors, splits["fitness"], {
+        "search": search, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple, "seed": seed,
+        "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
+    })  # fmt: skip
+    with ExitStack() as stack:
+        book = None if journal is None else stack.enter_context(Journal(journal, identity))
+        curves, probed = None, 0
+        if search != "uniform" and choices.surrogate:
+            originals = Factors({name: factors[name] for name in chosen}, factors.method, factors.pivoted)
+            asked = splits["calibration"][:EXAMPLES]
+            curves, probed = _curves(book, lambda: sensitivity(model, tokenizer, originals, task, asked))
+        turned = stack.enter_context(sliced(model, factors))
+        engine = Engine(
+            model, turned.set, chosen, list(map(ready, parts)),
+            layers=choices.layers, memory=choices.memory, journal=book,
+        )  # fmt: skip
+        engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
+        stack.enter_context(engine.running())
+        progress.say("  the dense model")
+        dense = {"fitness": engine.full({})}
+        limits = resolution(dense["fitness"].score, tolerance)
+        if not limits.sufficient and choices.kept is None:
+            progress.say(f"  [yellow]note:[/] {limits}")
 
-        def score_plan(plan: Plan) -> Scores:
-            slices.set(plan)
-            removed = plan.prunable_removed(matrices)
-            scores = score("fitness")
+        def score(plan: Plan) -> Scores:
+            scores = engine.full(plan)
             progress.say(
-                f"  {removed:6.1%} removed: accuracy {scores.accuracy:.3f}, dense {dense['fitness'].accuracy:.3f}"
+                f"  {plan.prunable_removed(every):6.1%} removed: accuracy {scores.accuracy:.3f}, "
+                f"dense {dense['fitness'].accuracy:.3f}"
             )
             return scores
 
         problem = Problem(
-            matrices, score_plan, dense["fitness"], tolerance, confident, rank_multiple=multiple, seed=seed
+            chosen, score, dense["fitness"], tolerance, confident, multiple, seed, engine, curves, choices
         )
+        validation = ready(splits["validation"])
+
+        def confirm(plan: Mapping[str, int | str]) -> Scores:
+            turned.set(plan)
+            return validation.run(model)
+
         attempts = 0
         for candidate in SEARCHERS[search](problem):
             attempts += 1
             if attempts == 1:
-                slices.set({})
-                dense["validation"] = score("validation")
-            slices.set(candidate.plan)
-            validation = score("validation")
-            removed = candidate.plan.prunable_removed(matrices)
-            accepted = within(validation, dense["validation"], tolerance, confident)
+                dense["validation"] = confirm({})
+            scores = confirm(candidate.plan)
+            accepted = choices.kept is not None or within(scores, dense["validation"], tolerance, confident)
             progress.say(
-                f"  {removed:6.1%} removed: validation accuracy {validation.accuracy:.3f}, "
+                f"  {candidate.plan.prunable_removed(every):6.1%} removed: validation accuracy {scores.accuracy:.3f}, "
                 f"dense {dense['validation'].accuracy:.3f}: {'confirmed' if accepted else 'not confirmed, next larger'}"
             )
             if accepted:
-                pruned = {"fitness": candidate.scores, "validation": validation}
-                plan = Plan(candidate.plan, pivoted=factors.pivoted)
-                return SearchResult(plan, matrices, dense, pruned, problem.evaluated, attempts, limits)
+                tested = bottlenecks(problem, candidate) if search != "uniform" and choices.bottlenecks else None
+                return SearchResult(
+                    Plan(candidate.plan, pivoted=factors.pivoted),
+                    every,
+                    dense,
+                    {"fitness": candidate.scores, "validation": scores},
+                    problem.evaluated,
+                    attempts,
+                    limits,
+                    engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes},
+                    problem.rank_correlation,
+                    tested,
+                )
     raise ToleranceError(_nearest(problem, attempts))
+
+
+def _curves(
+    book: Journal | None, measure: Callable[[], tuple[dict[str, np.ndarray], int]]
+) -> tuple[dict[str, np.ndarray], int]:
+    """Sensitivities and the tokens they took, from the journal if it has them: a resumed search sees the same bits."""
+    if book is not None and "curves" in book.records:
+        record = book.records["curves"]
+        return {name: np.array(curve) for name, curve in record["curves"].items()}, record["tokens"]
+    curves, tokens = measure()
+    if book is not None:
+        book.add("curves", {"tokens": tokens, "curves": {name: curve.tolist() for name, curve in curves.items()}})
+    return curves, tokens
+
+
+def _chosen(every: dict[str, Matrix], names: Sequence[str] | None) -> dict[str, Matrix]:
+    if names is None:
+        return every
+    unknown = [name for name in names if name not in every]
+    if unknown or not names:
+        raise InputError(
+            f"{unknown[0] if unknown else 'nothing'} is not a prunable matrix: see sieve.matrices.prunable"
+        )
+    return {name: every[name] for name in every if name in set(names)}
+
+
+def _own(fitness: Fitness, model: PreTrainedModel, examples: Sequence[Example]) -> Scores:
+    """The user's scores, checked; they stand for the log-likelihoods, too."""
+    values = np.asarray(fitness(model, examples), dtype=np.float64)
+    if values.shape != (len(examples),) or not np.isfinite(values).all():
+        raise InputError(
+            f"the fitness function must give one finite number for each of the {len(examples)} examples, got an array "
+            f"of shape {values.shape}"
+        )
+    return Scores(values, values, 0)
+
+
+def _identity(
+    model: PreTrainedModel, factors: Factors, examples: Sequence[Example], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that an evaluation depends on, by the names that a refusal gives."""
+    data = hashlib.sha256(repr(examples).encode()).hexdigest()
+    sums = [(name, pair.A.double().sum().item(), pair.B.double().sum().item()) for name, pair in factors.items()]
+    factored = hashlib.sha256(repr((factors.method, factors.pivoted, sums)).encode()).hexdigest()
+    return {"model": model_fingerprint(model), "data": data, "factors": factored, "recipe": dict(recipe)}
 
 
 def check_options(tolerance: float, search: str) -> None:

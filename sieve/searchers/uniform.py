@@ -1,6 +1,6 @@
 """Uniform pruning: bisection on one kept fraction for all matrices (the baseline of LLM-Sieve)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sieve import progress
 from sieve.plan import DENSE, Plan
@@ -12,10 +12,22 @@ STEPS = 50  # kept fractions 1/50, 2/50, … : finer than fitness data of a few 
 def uniform(problem: Problem) -> Iterator[Candidate]:
     """Yield acceptable candidates, the smallest first and then ever larger ones.
 
-    Bisection takes accuracy to grow with the kept fraction. Where noise breaks that, it still ends at a fraction
-    that is acceptable next to one that is not.
+    Where a size is asked for: the largest plan of that size, without any comparison.
     """
     plans = _plans(problem)
+    if problem.options.kept is not None:
+        problem.require_reachable(min((plan.size(problem.matrices) for plan in plans), default=0))
+        yield problem.evaluate([plan for plan in plans if plan.size(problem.matrices) <= problem.size_limit][-1])
+        return
+    yield from smallest(problem, plans)
+
+
+def smallest(problem: Problem, plans: Sequence[Plan]) -> Iterator[Candidate]:
+    """Acceptable candidates among plans that grow, the smallest first and then ever larger ones.
+
+    Bisection takes accuracy to grow with size. Where noise breaks that, it still ends at a plan that is acceptable next
+    to one that is not.
+    """
     progress.say(f"  bisection over {len(plans)} sizes: at most {len(plans).bit_length()} candidates")
     low, high = -1, len(plans)  # plans[low] is known too small, plans[high] known good (dense lies past the end)
     while high - low > 1:

@@ -1,0 +1,225 @@
+"""What the genetic searches have in common: judging, seeding, screening and racing candidates.
+
+pymoo selects and recombines (`ask`), we evaluate, and hand back those that stayed in the race (`tell`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from pymoo.algorithms.base.genetic import GeneticAlgorithm
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem as Space
+from pymoo.problems.static import StaticProblem
+
+from sieve import progress
+from sieve.fitness import Scores
+from sieve.fitness.race import race
+from sieve.fitness.surrogate import Surrogate, rank_correlation
+from sieve.plan import Plan
+from sieve.searchers.allocate import allocate
+from sieve.searchers.genome import LEVELS, Genome
+from sieve.searchers.problem import Candidate, Problem
+
+PROPOSALS = 4  # offspring that the surrogate chooses one from
+_STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
+
+
+class Evolution:
+    """The state of one genetic search: what was evaluated, and how candidates are judged.
+
+    A candidate's value is the mean over the examples of ½ (score + what its log-likelihood lets one expect, by a line
+    through the seeds): accuracies of a few hundred examples are noisy, and log-likelihoods tell more about the same.
+    """
+
+    def __init__(self, problem: Problem, kept: Sequence[float] = LEVELS, smooth: bool = True):
+        self.problem, self.options = problem, problem.options
+        self.genome = Genome(problem.matrices, kept, problem.rank_multiple, self.options.granularity)
+        problem.require_reachable(self.genome.size(self.genome.dense * 0))
+        self.surrogate = None if problem.curves is None else Surrogate(self.genome, problem.curves)
+        self.draw = np.random.default_rng(problem.seed)
+        self.scored: dict[bytes, tuple[np.ndarray, Scores]] = {}
+        self._smooth, self._line = smooth, None
+        self._predicted: list[float] = []
+        self._measured: list[float] = []
+
+    # Judging
+
+    def value(self, scores: Scores) -> np.ndarray:
+        """Per example [N]; the mean is on the scale of the task's score."""
+        if self._line is None:
+            return scores.score
+        offset, slope = self._line
+        return (scores.score + offset + slope * scores.loglik) / 2
+
+    def settle(self) -> None:
+        """Draw the line from log-likelihood to score through what is evaluated so far; once, so that values last."""
+        pairs = [(scores.mean_loglik, scores.accuracy) for _, scores in self.scored.values()]
+        pairs.append((self.problem.dense.mean_loglik, self.problem.dense.accuracy))
+        x, y = np.array(pairs).T
+        if self._smooth and len(set(x)) > 2:
+            slope = max(float(np.cov(x, y)[0, 1] / x.var(ddof=1)), 0.0)
+            self._line = float(y.mean() - slope * x.mean()), slope
+
+    def share(self, levels: np.ndarray) -> float:
+        """Size relative to the dense model's, in (0, 1]."""
+        return self.genome.size(levels) / self.genome.size(self.genome.dense)
+
+    def expected(self, levels: np.ndarray) -> float:
+        """The value that the surrogate expects."""
+        loglik = self.problem.dense.mean_loglik - self.surrogate.loss(levels)
+        if self._line is None:
+            return loglik
+        return self._line[0] + self._line[1] * loglik
+
+    # Evaluating
+
+    def evaluate(
+        self,
+        candidates: Sequence[np.ndarray],
+        merit: Callable[[np.ndarray, float], float] = lambda levels, mean: 1.0,
+        keep: int | None = None,
+    ) -> dict[int, Scores]:
+        """Full scores, by index, of the candidates that could not be ruled out (`race`)."""
+        plans = [self.genome.plan(levels) for levels in candidates]
+        guesses = [self.surrogate.loss(levels) if self.surrogate else 0.0 for levels in candidates]
+        known = [self.problem.dense, *(scores for _, scores in list(self.scored.values())[-64:])]
+        results = race(
+            self.problem.engine, plans, self.value, lambda index, mean: merit(candidates[index], mean), known, keep,
+            racing=self.options.racing and not self.options.paper,
+        )  # fmt: skip
+        for index, scores in results.items():
+            key = candidates[index].tobytes()
+            if key not in self.scored:
+                self.scored[key] = candidates[index], scores
+                self.problem.add(plans[index], scores)
+                self._predicted.append(guesses[index])
+                self._measured.append(self.problem.dense.mean_loglik - scores.mean_loglik)
+        if self.surrogate and self._measured:
+            self.problem.rank_correlation = rank_correlation(self._predicted, self._measured)
+            self.surrogate.fit([levels for levels, _ in self.scored.values()], self._losses())
+        return results
+
+    def screen(self, candidates: Sequence[np.ndarray], number: int, merit: Callable[[np.ndarray, float], float]):
+        """Indices of the `number` candidates that the surrogate expects most of."""
+        if self.surrogate is None or len(candidates) <= number:
+            return list(range(len(candidates)))[:number]
+        self.problem.engine.cost.screened += len(candidates) - number
+        order = sorted(range(len(candidates)), key=lambda i: (-merit(candidates[i], self.expected(candidates[i])), i))
+        return sorted(order[:number])
+
+    def _losses(self) -> list[float]:
+        return [self.problem.dense.mean_loglik - scores.mean_loglik for _, scores in self.scored.values()]
+
+    # Seeding
+
+    def sized(self, share: float) -> list[np.ndarray]:
+        """Candidates of one size: uniform levels, the allocation by predicted loss, and the mean of both."""
+        size = int(share * self.genome.size(self.genome.dense))
+        even = self.fit(self._even(share), size)
+        if self.surrogate is None:
+            return [even]
+        best = allocate(self.genome, self.surrogate, size)
+        return [best, even, self.fit((best + even + 1) // 2, size)]
+
+    def fit(self, levels: np.ndarray, size: int) -> np.ndarray:
+        """The levels, lowered where it is cheapest until they have at most `size` parameters."""
+        if self.genome.size(levels) <= size:
+            return levels
+        if self.surrogate is not None:
+            return allocate(self.genome, self.surrogate, size, levels)
+        levels = levels.copy()
+        while self.genome.size(levels) > size and levels.any():
+            levels[levels.argmax()] -= 1
+        return levels
+
+    def _even(self, share: float) -> np.ndarray:
+        return self.genome.nearest(Plan.uniform(self.problem.matrices.values(), share, self.problem.rank_multiple))
+
+    # Running
+
+    def run(
+        self,
+        algorithm: GeneticAlgorithm,
+        objectives: Callable[[np.ndarray, float], Sequence[float]],
+        merit: Callable[[np.ndarray, float], float],
+        offspring: int,
+        generations: int,
+        keep: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Evolve until generations or budget are spent.
+
+        Args:
+            objectives: (levels, mean value) → what pymoo minimises.
+            merit: (levels, mean value) → positive where a candidate can still be of use; larger is better.
+            keep: see `race`.
+        """
+        upper = self.genome.bounds - 1
+        algorithm.setup(
+            Space(n_var=len(self.genome), n_obj=len(objectives(self.genome.dense, 0.0)), xl=0, xu=upper, vtype=int),
+            termination=("n_gen", 10**9),
+            seed=self.problem.seed,
+        )
+        for generation in range(generations + 1):
+            engine = self.problem.engine
+            if generation and self.options.budget is not None and engine.nominal >= self.options.budget:
+                progress.say(f"  the budget of {self.options.budget:,} layer-tokens is spent")
+                break
+            asked = algorithm.ask()
+            if asked is None or not len(asked):
+                break
+            candidates = [np.asarray(levels, dtype=np.int64) for levels in asked.get("X")]
+            if generation:
+                chosen = self.screen(candidates, offspring, merit)
+                results = self.evaluate([candidates[index] for index in chosen], merit, keep)
+            else:
+                chosen = list(range(len(candidates)))
+                results = self.evaluate(candidates)
+            stayed = sorted(results)
+            if stayed:
+                told = Population.create(*[asked[chosen[index]] for index in stayed])
+                F = [objectives(candidates[chosen[index]], self.mean(results[index])) for index in stayed]
+                Evaluator().eval(StaticProblem(algorithm.problem, F=np.array(F, dtype=float)), told)
+                algorithm.tell(infills=told)
+            self._say(generation, len(chosen), len(stayed))
+            if stop():
+                break
+
+    def mean(self, scores: Scores) -> float:
+        return float(self.value(scores).mean())
+
+    def _say(self, generation: int, asked: int, stayed: int) -> None:
+        cost = self.problem.engine.cost
+        ratio = cost.plain_layer_tokens / max(cost.spent, 1)
+        correlation = self.problem.rank_correlation
+        guess = "" if correlation is None else f", surrogate ρ {correlation:.2f}"
+        progress.say(
+            f"  generation {generation}: {asked} candidates, {stayed} to the end; {len(cost.candidates)} in all at "
+            f"1/{ratio:.0f} of the plain cost{guess}"
+        )
+
+    # Results
+
+    def front(self) -> list[tuple[np.ndarray, Scores]]:
+        """Evaluated candidates that no other is both smaller and better than, the smallest first."""
+        found: list[tuple[np.ndarray, Scores]] = []
+        ordered = sorted(self.scored.values(), key=lambda pair: (self.genome.size(pair[0]), -self.mean(pair[1])))
+        for levels, scores in ordered:
+            if not found or self.mean(scores) > self.mean(found[-1][1]):
+                found.append((levels, scores))
+        return found
+
+    def winners(self) -> Iterator[Candidate]:
+        """Along the front, acceptable candidates: the smallest first, or the best of the size asked for."""
+        front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
+        if self.options.kept is not None:
+            yield from [candidate for _, candidate in front if self.problem.accepts(candidate)][-1:]
+            return
+        floor = (1 - self.problem.tolerance) * self.problem.dense.accuracy
+        least = 0.0
+        for levels, candidate in front:
+            good = self.problem.accepts(candidate) and self.mean(candidate.scores) >= floor
+            if good and self.share(levels) >= least:
+                least = self.share(levels) + _STEP_BACK
+                yield candidate

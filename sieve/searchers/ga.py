@@ -1,0 +1,135 @@
+"""The genetic algorithm of LLM-Sieve (arXiv 2505.18350), with operators and seeds of our own or, asked for, its own.
+
+Fitness, as publicly re-implemented (DESIGN 2.9, constants unverified): compression / (1 + exp(-50 (accuracy - a₀))),
+with the removed share as compression and a₀ the accuracy that the tolerance demands. Where a size is asked for, the
+value.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from pymoo.algorithms.soo.nonconvex.ga import GA, FitnessSurvival
+from pymoo.core.population import Population
+from pymoo.core.survival import Survival
+from pymoo.operators.selection.tournament import TournamentSelection
+
+from sieve import progress
+from sieve.searchers.evolution import PROPOSALS, Evolution
+from sieve.searchers.genome import PAPER_LEVELS
+from sieve.searchers.operators import BlockCrossover, FitSize, PaperCrossover, PaperMutation, RunMutation
+from sieve.searchers.problem import Candidate, Problem, within
+
+POPULATION, OFFSPRING, GENERATIONS = 12, 40, 16
+PAPER_POPULATION, PAPER_GENERATIONS = 100, 30
+_STEEPNESS = 50
+_PATIENCE, _PROGRESS = 10, 0.05  # the paper's: stop after so many generations without this improvement
+_SIZES = 32  # grid of the bisection that finds where to begin
+
+
+def ga(problem: Problem) -> Iterator[Candidate]:
+    """Yield acceptable candidates along the front, the smallest first."""
+    options = problem.options
+    evolution = Evolution(problem, PAPER_LEVELS, smooth=False) if options.paper else Evolution(problem)
+    floor = (1 - problem.tolerance) * problem.dense.accuracy
+
+    def fitness(levels: np.ndarray, mean: float) -> float:
+        if options.kept is not None:
+            return mean
+        return (1 - evolution.share(levels)) / (1 + np.exp(-_STEEPNESS * (mean - floor)))
+
+    population = options.population or (PAPER_POPULATION if options.paper else POPULATION)
+    offspring = options.offspring or (population if options.paper else OFFSPRING)
+    if options.paper:
+        seeds, survival = _paper_seeds(evolution, population), Generational()
+        crossover, mutation, pressure = PaperCrossover(0.5), PaperMutation(evolution.genome, 0.2), 5
+    else:
+        seeds, survival = _seeds(evolution, population), FitnessSurvival()
+        crossover, mutation, pressure = BlockCrossover(evolution.genome, 0.3), RunMutation(evolution.genome), 2
+        evolution.settle()
+    limit = problem.size_limit
+    algorithm = GA(
+        pop_size=population,
+        n_offsprings=offspring * (PROPOSALS if evolution.surrogate and not options.paper else 1),
+        sampling=np.array([evolution.fit(levels, limit) for levels in seeds]),
+        selection=TournamentSelection(func_comp=_best, pressure=pressure),
+        crossover=crossover,
+        mutation=mutation,
+        survival=survival,
+        repair=FitSize(lambda levels: evolution.fit(levels, limit)),
+        eliminate_duplicates=True,
+    )
+
+    def merit(levels: np.ndarray, mean: float) -> float:
+        """By how much a candidate would enter the population."""
+        bar = float(algorithm.pop.get("F").max()) if len(algorithm.pop) >= population else np.inf
+        return fitness(levels, mean) + bar
+
+    generations = options.generations or (PAPER_GENERATIONS if options.paper else GENERATIONS)
+    best: list[float] = []
+
+    def stalled() -> bool:
+        best.append(-float(algorithm.pop.get("F").min()))
+        return options.paper and len(best) > _PATIENCE and best[-1] < (1 + _PROGRESS) * best[-1 - _PATIENCE]
+
+    evolution.run(
+        algorithm, lambda levels, mean: [-fitness(levels, mean)], merit, offspring, generations, population, stalled
+    )
+    yield from evolution.winners()
+
+
+def _seeds(evolution: Evolution, population: int) -> list[np.ndarray]:
+    """Candidates about the smallest size that seems good enough, or of the size that is asked for."""
+    problem = evolution.problem
+    share = problem.options.kept or _start(evolution)
+    seeds = [levels for scale in (1.0, 0.94, 1.06) for levels in evolution.sized(min(share * scale, 0.98))]
+    mutate = RunMutation(evolution.genome)
+    while len(seeds) < population:
+        parent = seeds[int(evolution.draw.integers(3))]
+        seeds.append(mutate._mutated(parent, evolution.draw))
+    unique = {levels.tobytes(): levels for levels in seeds}
+    return list(unique.values())[:population]
+
+
+def _start(evolution: Evolution) -> float:
+    """The smallest share at which an allocated candidate is within the tolerance, by bisection."""
+    problem = evolution.problem
+    low, high = 0, _SIZES
+    while high - low > 1:
+        middle = (low + high) // 2
+        levels = evolution.sized(middle / _SIZES)[0]
+        (scores,) = evolution.evaluate([levels]).values()
+        if within(scores, problem.dense, problem.tolerance, problem.confident):
+            high = middle
+        else:
+            low = middle
+    progress.say(f"  allocation by predicted loss is within the tolerance at {high / _SIZES:.0%} of the parameters")
+    return high / _SIZES
+
+
+def _paper_seeds(evolution: Evolution, population: int) -> list[np.ndarray]:
+    """Every level uniformly, then random ones."""
+    genome = evolution.genome
+    seeds = [np.minimum(level, genome.bounds - 1) for level in range(int(genome.bounds.max()))]
+    while len(seeds) < population:
+        seeds.append(evolution.draw.integers(genome.bounds))
+    return seeds[:population]
+
+
+class Generational(Survival):
+    """The paper's: offspring replace their parents, all but the best one."""
+
+    def __init__(self):
+        super().__init__(filter_infeasible=False)
+
+    def _do(self, problem, pop, *args, n_survive=None, algorithm=None, **kwargs):
+        children = set(map(id, algorithm.off))
+        parents = [one for one in pop if id(one) not in children]
+        elite = min(parents, key=lambda one: one.F[0], default=None)
+        kept = [*([elite] if elite is not None else []), *sorted(algorithm.off, key=lambda one: one.F[0])]
+        return Population.create(*kept[:n_survive])
+
+
+def _best(pop: Population, P: np.ndarray, **kwargs) -> np.ndarray:
+    """Of each row of competitors the fittest."""
+    F = pop.get("F")[:, 0]
+    return P[np.arange(len(P)), F[P].argmin(axis=1)][:, None].astype(int)

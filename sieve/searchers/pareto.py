@@ -1,0 +1,53 @@
+"""The whole curve of size against score: NSGA-II (Deb et al. 2002), from pymoo."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+
+from sieve.searchers.evolution import PROPOSALS, Evolution
+from sieve.searchers.operators import BlockCrossover, FitSize, RunMutation
+from sieve.searchers.problem import Candidate, Problem
+
+POPULATION, OFFSPRING, GENERATIONS = 24, 40, 16
+SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)  # where the curve is begun
+
+
+def pareto(problem: Problem) -> Iterator[Candidate]:
+    """Yield acceptable candidates along the front, the smallest first. Tolerance or size only pick among them."""
+    options = problem.options
+    evolution = Evolution(problem)
+    population = options.population or POPULATION
+    limit = problem.size_limit
+    every = [levels for share in SHARES for levels in evolution.sized(share)]
+    seeds = list({levels.tobytes(): levels for levels in (evolution.fit(levels, limit) for levels in every)}.values())
+    evolution.evaluate(seeds)
+    evolution.settle()
+
+    @lru_cache(maxsize=1)
+    def front(evaluated: int) -> list[tuple[float, float]]:
+        return [(evolution.share(levels), evolution.mean(scores)) for levels, scores in evolution.front()]
+
+    def merit(levels: np.ndarray, mean: float) -> float:
+        """By how much a candidate would be better than all that are no larger."""
+        share = evolution.share(levels)
+        return min((mean - value for other, value in front(len(evolution.scored)) if other <= share), default=1.0)
+
+    algorithm = NSGA2(
+        pop_size=population,
+        n_offsprings=(options.offspring or OFFSPRING) * (PROPOSALS if evolution.surrogate else 1),
+        sampling=np.array(seeds),
+        crossover=BlockCrossover(evolution.genome, 0.3),
+        mutation=RunMutation(evolution.genome),
+        repair=FitSize(lambda levels: evolution.fit(levels, limit)),
+        eliminate_duplicates=True,
+    )
+    evolution.run(
+        algorithm,
+        lambda levels, mean: [evolution.share(levels), -mean],
+        merit,
+        options.offspring or OFFSPRING,
+        options.generations or GENERATIONS,
+    )
+    yield from evolution.winners()
