@@ -1,15 +1,18 @@
 """The task's loss and what it sees of a matrix: gradients at the outputs, streamed into Gram matrices as they arise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from sieve.calibration.text import Batch
 from sieve.fitness.likelihood import logits_at
 from sieve_kernels import gram_
+
+_SHORT = 256  # tokens a row: what attention scores of all layers may take in memory
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -33,8 +36,10 @@ def backward(model: PreTrainedModel, batch: Batch) -> None:
         embedded.append(output if output.requires_grad else output.requires_grad_())
 
     handle = model.get_input_embeddings().register_forward_hook(remember)
+    # Torch's fused attention is slow backward on CPU: several times the plain one, as long as rows are short.
+    plain = model.device.type == "cpu" and batch.ids.shape[1] <= _SHORT
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             torch.autograd.grad(answer_loss(model, batch), embedded)
     finally:
         handle.remove()
