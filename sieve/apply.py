@@ -11,7 +11,7 @@ from sieve.checkpoint import mark
 from sieve.layers import SlicedLinear
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
-from sieve.projections import Factors, pivot
+from sieve.projections import Factors, pivoted
 
 
 def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | str]) -> PreTrainedModel:
@@ -37,14 +37,14 @@ def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | st
     for name, rank in plan.ranks().items():
         layer = model.get_submodule(name)
         pair = low_rank(layer, rank, pivoted=plan.pivoted)
-        A, B = factors[name].slice(rank)
         with torch.no_grad():
             if plan.pivoted:
-                A, C, permutation = pivot(A, B)
+                A, C, permutation = pivoted(factors[name], rank)
                 pair.C.weight.copy_(C)
                 pair.permutation.copy_(permutation)
                 bias = pair.bias
             else:
+                A, B = factors[name].slice(rank)
                 pair.B.weight.copy_(B)
                 bias = pair.B.bias
             pair.A.weight.copy_(A)

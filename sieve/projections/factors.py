@@ -18,11 +18,13 @@ class FactorPair:
     (`Matrix.max_rank`).
     energy: [min(m, n)] float64 on the CPU, output energy of each direction on the calibration tokens, descending
     within the rank of the data.
+    gram: [n, n], that of the inputs, as calibration left it (shared, not a copy), or None where outputs were watched.
     """
 
     A: torch.Tensor
     B: torch.Tensor
     energy: torch.Tensor
+    gram: torch.Tensor | None = None
 
     @property
     def max_rank(self) -> int:

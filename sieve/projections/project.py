@@ -81,8 +81,9 @@ def _pairs(
             if not all(tensor.isfinite().all() for tensor in (W, gram, gradient)):
                 raise NumericsError(f"the weights or statistics of {name} hold NaN or infinity: check the model")
             A, B, energy = loss_aware(W, gram, source.side, statistics.tokens, gradient, ridge)
+            shared = statistics.grams[source.gram] if source.side == "input" else None
             pairs[name] = FactorPair(
-                A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True), energy.cpu()
+                A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True), energy.cpu(), shared
             )  # fmt: skip
             advance(1)
     return pairs

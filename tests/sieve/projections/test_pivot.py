@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sieve.projections import pivot
+from sieve.projections import FactorPair, pivot, pivoted
+from sieve.projections.output_aligned import output_aligned
 from sieve_kernels.lowrank import reference
 
 
@@ -55,3 +56,46 @@ def test_sixteen_bits_in():
     assert based.dtype == C.dtype == torch.float64
     x = torch.randn(4, 9, dtype=torch.float64)
     torch.testing.assert_close(reference.pivoted(x, based, C, permutation), x @ A.double().T @ B.double().T)
+
+
+def fitted(dtype: torch.dtype, side: str = "input") -> tuple[torch.Tensor, FactorPair]:
+    """Inputs X [n, tokens] with much in common, as activations have it, and the factors of a matrix for them."""
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(48, 600, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 48)[:, None]
+    X += 3 * torch.randn(48, 1, generator=generator, dtype=torch.float64)
+    W = torch.randn(96, 48, generator=generator, dtype=torch.float64)
+    A, B, energy = output_aligned(W, X @ X.T, "input", 600)
+    return X, FactorPair(A.to(dtype), B.to(dtype), energy, (X @ X.T).float() if side == "input" else None)
+
+
+def error(pair: FactorPair, X: torch.Tensor, based: torch.Tensor, C: torch.Tensor, permutation: torch.Tensor) -> float:
+    y = X.T @ pair.A[: len(based)].double().T @ pair.B[:, : len(based)].double().T
+    return float((reference.pivoted(X.T, based.double(), C.double(), permutation) - y).norm() / y.norm())
+
+
+@pytest.mark.parametrize(("side", "gain"), [("input", 2), ("output", 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_errors_are_made_good(dtype, side, gain):
+    """Far less output error than rounding A' and C alone; all that inputs tell is used where they were watched."""
+    X, pair = fitted(dtype, side)
+    for rank in (12, 30, 44):
+        exact = pivot(*pair.slice(rank))
+        ours = pivoted(pair, rank)
+        assert ours[0].dtype == ours[1].dtype == dtype
+        assert torch.equal(ours[2], exact[2])
+        naive = error(pair, X, exact[0].to(dtype), exact[1].to(dtype), exact[2])
+        assert error(pair, X, *ours) < naive / gain
+
+
+def test_wide_dtypes_are_the_map_itself():
+    X, pair = fitted(torch.float32)
+    based, C, permutation = pivoted(pair, 20)
+    assert based.dtype == C.dtype == torch.float32
+    assert error(pair, X, based, C, permutation) < 1e-6
+
+
+def test_without_data_only_rounding_remains():
+    _, pair = fitted(torch.bfloat16)
+    silent = FactorPair(pair.A, pair.B, torch.zeros_like(pair.energy), pair.gram * 0)
+    exact, ours = pivot(*silent.slice(20)), pivoted(silent, 20)
+    assert torch.equal(ours[1], exact[1].bfloat16())
