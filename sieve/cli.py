@@ -51,7 +51,9 @@ def prune(
     tolerance: Annotated[
         float | None, typer.Option(help="ε in [0, 1), relative to the dense accuracy. [default: 0.05]")
     ] = None,
-    search: Annotated[str | None, typer.Option(help="Searcher. [default: uniform]")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Searcher: uniform, budget, ga or pareto. [default: uniform]")
+    ] = None,
     confident: Annotated[
         bool | None,
         typer.Option("--confident", help="Demand the lower end of the paired 95 % interval, not the mean."),
@@ -65,6 +67,29 @@ def prune(
     rank_multiple: Annotated[
         int | None, typer.Option(help="Ranks are rounded up to it. [default: 8 on CPU, 32 on GPU]")
     ] = None,
+    kept: Annotated[
+        float | None,
+        typer.Option(help="Best at this fraction of the prunable parameters, in the place of the tolerance."),
+    ] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="What a search varies: matrix, group or block. [default: matrix]")
+    ] = None,
+    paper: Annotated[bool | None, typer.Option("--paper", help="The paper's constants for --search ga.")] = None,
+    population: Annotated[int | None, typer.Option(help="Of a genetic search.")] = None,
+    offspring: Annotated[int | None, typer.Option(help="Evaluated in each generation.")] = None,
+    generations: Annotated[int | None, typer.Option(help="Of a genetic search.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Layer-tokens after which no new generation begins. [default: no limit]")
+    ] = None,
+    layers: Annotated[bool | None, typer.Option(help="Share blocks that candidates have in common.")] = None,
+    racing: Annotated[bool | None, typer.Option(help="Drop candidates that cannot win early.")] = None,
+    surrogate: Annotated[bool | None, typer.Option(help="Seed and screen by predicted loss.")] = None,
+    bottlenecks: Annotated[
+        int | None, typer.Option(help="Matrices of the result to test for being one. [default: 16]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the search that was interrupted on its way to this folder.")
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     seed: Seed = None,
@@ -77,6 +102,7 @@ def prune(
 ) -> None:
     """Prune MODEL for a task: the smallest model whose accuracy stays within the tolerance."""
     from sieve.recipe import Recipe
+    from sieve.unfinished import unfinished_recipe
 
     options = {
         "model": model,
@@ -88,14 +114,29 @@ def prune(
         "method": method,
         "pivot": pivot,
         "rank_multiple": rank_multiple,
+        "kept": kept,
+        "granularity": granularity,
+        "paper": paper,
+        "population": population,
+        "offspring": offspring,
+        "generations": generations,
+        "budget": budget,
+        "layers": layers,
+        "racing": racing,
+        "surrogate": surrogate,
+        "bottlenecks": bottlenecks,
         "dtype": dtype,
         "device": device,
         "seed": seed,
     }
+    if resume is not None:
+        if output is not None or config is not None:
+            raise InputError("--resume names the folder and brings its recipe: leave --output and --config out")
+        output, config = resume, unfinished_recipe(resume)
     if output is None:
         raise InputError("no output given: name the folder to make with --output DIR")
     recipe = Recipe.load(config, **options) if config else Recipe.from_dict({}, **options)
-    _prune(recipe, output, statistics, as_json, quiet)
+    _prune(recipe, output, statistics, as_json, quiet, resume is not None)
 
 
 @app.command()
@@ -117,12 +158,14 @@ def demo(
     _prune(Recipe(EMBEDDED_MODEL, "geography"), output, None, as_json, quiet)
 
 
-def _prune(recipe: Any, output: Path, statistics: Path | None, as_json: bool, quiet: bool) -> None:
+def _prune(
+    recipe: Any, output: Path, statistics: Path | None, as_json: bool, quiet: bool, resume: bool = False
+) -> None:
     from sieve import pipeline
     from sieve.report import show_report
 
     with progress.shown(not quiet):
-        report = pipeline.prune(recipe, output, statistics or pipeline.calibration_cache())
+        report = pipeline.prune(recipe, output, statistics or pipeline.calibration_cache(), resume)
     if as_json:
         _print_json(report)
     else:

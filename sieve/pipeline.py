@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,28 @@ from sieve.projections import project
 from sieve.recipe import Recipe
 from sieve.report import build_report
 from sieve.searchers import run_search
+from sieve.searchers.problem import within
 from sieve.tasks import load_task
+from sieve.unfinished import Unfinished
 
 
-def prune(recipe: Recipe, output: str | Path, statistics: str | Path | None = None) -> dict[str, Any]:
+def prune(
+    recipe: Recipe, output: str | Path, statistics: str | Path | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Calibrate, project, search, confirm, test and save; returns the report that `output/report.json` holds.
 
     Args:
         recipe: what to do; checked before any work starts.
         output: folder to make; it must not exist, and appears only when complete.
         statistics: file or folder that keeps the calibration (see `sieve.calibrate`).
+        resume: go on with the search that was interrupted on its way to `output`.
 
-    Raises: every error of the stages; nothing is left behind then but the calibration.
+    Raises: every error of the stages; nothing is left behind then but the calibration and, of a search that was
+        interrupted or ran out of disk, what it needs to be resumed.
     """
     recipe.check()
     output = require_new(output)
+    unfinished = Unfinished(output, recipe, resume)
     stages = Stages()
     with stages("load"):
         task = load_task(recipe.task)
@@ -47,7 +55,7 @@ def prune(recipe: Recipe, output: str | Path, statistics: str | Path | None = No
         )
     with stages("project"):
         factors = project(model, measured, recipe.method, recipe.pivot)
-    with stages("search"):
+    with stages("search"), unfinished.search() as journal:
         result = run_search(
             model,
             tokenizer,
@@ -58,6 +66,8 @@ def prune(recipe: Recipe, output: str | Path, statistics: str | Path | None = No
             confident=recipe.confident,
             rank_multiple=recipe.rank_multiple,
             seed=recipe.seed,
+            journal=journal,
+            **asdict(recipe.options()),
         )
     with stages("test"):
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
@@ -65,9 +75,15 @@ def prune(recipe: Recipe, output: str | Path, statistics: str | Path | None = No
         scores["dense"]["test"] = evaluate(model, tokenizer, task, splits["test"])
         apply_(model, factors, result.plan)
         size["pruned"] = _size(model)
-        scores["pruned"]["test"] = evaluate(model, tokenizer, task, splits["test"])
+        # Pivoted, the stored weights are rounded otherwise than the slices that were searched: report what is stored.
+        stored = ("fitness", "validation", "test") if result.plan.pivoted else ("test",)
+        scores["pruned"] |= {split: evaluate(model, tokenizer, task, splits[split]) for split in stored}
+        validation = (scores[which]["validation"] for which in ("pruned", "dense"))
+        if not within(*validation, recipe.tolerance, recipe.confident):
+            progress.say("  [yellow]note:[/] rounding the stored weights brought validation below the tolerance")
     report = build_report(recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge)
     save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
+    unfinished.remove()
     return report
 
 

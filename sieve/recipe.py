@@ -8,7 +8,8 @@ import yaml
 
 from sieve.calibration import NEEDS
 from sieve.errors import InputError
-from sieve.searchers import check_options
+from sieve.fitness.engine import MEMORY
+from sieve.searchers import Options, check_options
 
 VERSION = 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -26,6 +27,8 @@ class Recipe:
     confident: demand the lower end of the paired 95 % interval, not the mean.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
+    kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
+        bottlenecks: of the search, as in `sieve.searchers.Options`.
     dtype, device: of the model while it is pruned; the result is stored in that dtype.
     seed: of the task's splits and of the search.
     """
@@ -39,6 +42,18 @@ class Recipe:
     confident: bool = False
     calibration_tokens: int = 32_768
     rank_multiple: int | None = None
+    kept: float | None = None
+    granularity: str = "matrix"
+    paper: bool = False
+    population: int | None = None
+    offspring: int | None = None
+    generations: int | None = None
+    budget: int | None = None
+    layers: bool = True
+    racing: bool = True
+    surrogate: bool = True
+    memory: int = MEMORY
+    bottlenecks: int = 16
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
@@ -53,7 +68,7 @@ class Recipe:
                 raise InputError(f"recipe: {field.name} must be of type {field.type}, got {value!r}")
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
-        check_options(self.tolerance, self.search)
+        check_options(self.tolerance, self.search, self.options())
         if self.method not in NEEDS:
             raise InputError(f"unknown method {self.method!r}: choose one of {', '.join(NEEDS)}")
         if self.dtype not in DTYPES:
@@ -61,6 +76,10 @@ class Recipe:
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
         return self
+
+    def options(self) -> Options:
+        """Those of the search."""
+        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,6 +2,7 @@
 
 import math
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -80,9 +81,11 @@ def build_report(
         "pivoted": result.plan.pivoted,
         "search": {
             "search": recipe.search,
-            "evaluations": len(result.evaluated),
+            **result.cost,
+            "seconds": round(seconds["search"], 3),
+            "surrogate_rank_correlation": result.rank_correlation,
             "validation_attempts": result.validation_attempts,
-            "candidates": [
+            "evaluated": [
                 {
                     "prunable_removed": candidate.plan.prunable_removed(result.matrices),
                     "accuracy": candidate.scores.accuracy,
@@ -91,7 +94,8 @@ def build_report(
                 for candidate in result.evaluated
             ],
         },
-        "bottlenecks": None,  # a uniform search varies all matrices together: it cannot tell
+        # A uniform search varies all matrices together: it cannot tell.
+        "bottlenecks": None if result.bottlenecks is None else [asdict(one) for one in result.bottlenecks],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 

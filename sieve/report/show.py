@@ -36,8 +36,21 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print("Pairs are stored pivoted: r (m + n - r) parameters at rank r.")
     if not report["resolution"]["sufficient"]:
         console.print(_noise(report["resolution"]), soft_wrap=True)
+    search = report["search"]
+    if search["layer_tokens_spent"]:
+        console.print(
+            f"{search['candidates']} candidates for {search['layer_tokens_spent']:,} layer-tokens; plainly "
+            f"{search['layer_tokens_plain']:,} ({search['cost_ratio']:.1f} ×)"
+        )
+    found = [one for one in report["bottlenecks"] or [] if one["breaks"]]
+    if found:
+        console.print(f"bottlenecks (one level less breaks the tolerance): {', '.join(_names(found))}", soft_wrap=True)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())
     console.print(f"{sum(report['seconds'].values()):.0f} s in all: {stages}")
+
+
+def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:
+    return [name for one in bottlenecks for name in one["names"]]
 
 
 def _noise(resolution: dict[str, Any]) -> str:

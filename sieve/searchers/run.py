@@ -39,7 +39,6 @@ SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
     "ga": ga,
     "pareto": pareto,
 }
-_RACED = ("ga", "pareto")  # compare many candidates: their examples come in slices
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
 
 # The user's own: (model, examples) → one number per example, larger is better.
@@ -125,10 +124,8 @@ def run_search(
         journal: file that keeps every evaluation; a search begun again with it goes on where it was.
         options: fields of `Options`.
     """
-    check_options(tolerance, search)
-    choices = Options(**options).check()
-    if search == "budget" and not choices.surrogate:
-        raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
+    choices = Options(**options)
+    check_options(tolerance, search, choices)
     task = load_task(task)
     splits = task.splits(seed)
     every = prunable(model, factors.pivoted)
@@ -141,7 +138,8 @@ def run_search(
             return Prepared(lambda model: _own(fitness, model, examples), 0, 0, fixed_passes=False)
         return prepare(model, tokenizer, task, examples)
 
-    parts = slices(splits["fitness"]) if search in _RACED else [splits["fitness"]]
+    few = search == "uniform"  # candidates, none like another: slices and shared blocks would only cost
+    parts = [splits["fitness"]] if few else slices(splits["fitness"])
     identity = {} if journal is None else _identity(model, factors, splits["fitness"], {
         "search": search, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple, "seed": seed,
         "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
@@ -149,14 +147,14 @@ def run_search(
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, identity))
         curves, probed = None, 0
-        if search != "uniform" and choices.surrogate:
+        if choices.surrogate and not few:
             originals = Factors({name: factors[name] for name in chosen}, factors.method, factors.pivoted)
             asked = splits["calibration"][:EXAMPLES]
             curves, probed = _curves(book, lambda: sensitivity(model, tokenizer, originals, task, asked))
         turned = stack.enter_context(sliced(model, factors))
         engine = Engine(
             model, turned.set, chosen, list(map(ready, parts)),
-            layers=choices.layers, memory=choices.memory, journal=book,
+            layers=choices.layers and not few, memory=choices.memory, journal=book,
         )  # fmt: skip
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
         stack.enter_context(engine.running())
@@ -195,7 +193,7 @@ def run_search(
                 f"dense {dense['validation'].accuracy:.3f}: {'confirmed' if accepted else 'not confirmed, next larger'}"
             )
             if accepted:
-                tested = bottlenecks(problem, candidate) if search != "uniform" and choices.bottlenecks else None
+                tested = bottlenecks(problem, candidate) if choices.bottlenecks and not few else None
                 return SearchResult(
                     Plan(candidate.plan, pivoted=factors.pivoted),
                     every,
@@ -256,12 +254,17 @@ def _identity(
     return {"model": model_fingerprint(model), "data": data, "factors": factored, "recipe": dict(recipe)}
 
 
-def check_options(tolerance: float, search: str) -> None:
-    """InputError for a tolerance outside [0, 1) or an unknown searcher."""
+def check_options(tolerance: float, search: str, options: Options) -> None:
+    """InputError for a tolerance outside [0, 1), an unknown searcher or an option that it cannot use."""
     if not 0 <= tolerance < 1:
         raise InputError(f"the tolerance must be in [0, 1), got {tolerance}: 0.05 means 5 % of the dense accuracy")
     if search not in SEARCHERS:
         raise InputError(f"unknown search {search!r}: choose one of {', '.join(SEARCHERS)}")
+    options.check()
+    if search == "budget" and not options.surrogate:
+        raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
+    if options.paper and search != "ga":
+        raise InputError("--paper names the constants of the genetic algorithm: use it with --search ga")
 
 
 def _nearest(problem: Problem, attempts: int) -> str:

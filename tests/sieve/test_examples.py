@@ -14,6 +14,12 @@ def test_prune(world, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "config.json").is_file()
 
 
+def test_own_fitness(world, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["own_fitness.py", world.model, world.task])
+    runpy.run_path(str(EXAMPLES / "own_fitness.py"), run_name="__main__")
+    assert "of the prunable parameters removed" in capsys.readouterr().out
+
+
 def test_own_layer(capsys):
     runpy.run_path(str(EXAMPLES / "own_layer.py"), run_name="__main__")
     errors = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]

@@ -1,0 +1,37 @@
+"""A search by your own fitness and over your own matrices: the answer's margin, MLPs only.
+
+python examples/own_fitness.py [MODEL] [TASK] [SEARCH]
+"""
+
+import sys
+
+import torch
+
+import sieve
+from sieve.matrices import prunable
+
+source, task = sys.argv[1:3] if len(sys.argv) > 2 else ("smollm2", "geography")
+search = sys.argv[3] if len(sys.argv) > 3 else "budget"
+model, tokenizer = sieve.load_model(source)
+
+
+def fitness(model, examples):
+    """Per example, the probability of the right choice's first token among the choices' first tokens."""
+    scores = []
+    for example in examples:
+        ids = tokenizer(example.prompt, return_tensors="pt").input_ids
+        first = [tokenizer(choice, add_special_tokens=False).input_ids[0] for choice in example.choices]
+        with torch.inference_mode():
+            logits = model(ids).logits[0, -1, first].float()
+        scores.append(float(logits.softmax(-1)[example.answer]))
+    return scores
+
+
+statistics = sieve.calibrate(model, tokenizer, task, tokens=4096)
+factors = sieve.project(model, statistics)
+plan = sieve.search(
+    model, tokenizer, factors, task, tolerance=0.1, search=search, fitness=fitness,
+    matrices=[name for name in prunable(model) if ".mlp." in name],
+)  # fmt: skip
+removed = plan.prunable_removed(prunable(model, plan.pivoted))
+print(f"{len(plan)} matrices pruned, {removed:.1%} of the prunable parameters removed")
