@@ -8,6 +8,9 @@ from sieve.projections.factors import FactorPair
 _RIDGE = 1e-4
 """Of the mean energy of z: how far C may move from the exact one in directions that the data do not show."""
 
+_BLOCK = 32
+"""Columns of C that are rounded one by one; those behind hear of their errors at once, in one product."""
+
 
 def pivot(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The map B A as (A', C, permutation): y[permutation] = [z, C z] with z = A' x, in r² fewer numbers.
@@ -71,9 +74,15 @@ def pivoted(pair: FactorPair, rank: int) -> tuple[torch.Tensor, torch.Tensor, to
 def _round(C: torch.Tensor, H: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """C [k, r] in `dtype` with tr((C - rounded) H (C - rounded)ᵀ) small: each column's error goes to the later ones."""
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
-    left, result = C.clone(), torch.empty_like(C, dtype=dtype)
-    for column in range(C.shape[1]):
-        result[:, column] = left[:, column].to(dtype)
-        error = (left[:, column] - result[:, column].double()) / upper[column, column]
-        left[:, column + 1 :].addr_(error, upper[column, column + 1 :], alpha=-1)
-    return result
+    left, r = C.T.clone(), C.shape[1]
+    result = torch.empty_like(left, dtype=dtype)
+    for start in range(0, r, _BLOCK):
+        end = min(start + _BLOCK, r)
+        errors = left.new_empty(end - start, left.shape[1])
+        for column in range(start, end):
+            result[column] = left[column].to(dtype)
+            error = (left[column] - result[column].double()) / upper[column, column]
+            left[column + 1 : end].addr_(upper[column, column + 1 : end], error, alpha=-1)
+            errors[column - start] = error
+        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    return result.T.contiguous()
