@@ -194,4 +194,6 @@ def _blocks(T: int, dtype: torch.dtype, wide: bool) -> tuple[int, int, int]:
     block_m = 64 if T > 16 else 16
     if dtype == torch.float32:
         return block_m, 32, 32 if wide else 16
-    return 128 if T > 64 else block_m, 64, 64 if wide else 32
+    if not wide:
+        return block_m, 32, 32
+    return 128 if T > 64 else block_m, 64, 64

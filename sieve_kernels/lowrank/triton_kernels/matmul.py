@@ -254,9 +254,10 @@ def matmuls(
         out = [torch.empty((shares, M, N), dtype=tiles.accumulator(dtype), device=device) for N in Ns]
     else:
         out = [torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=device) for N in Ns]
-    block_m, block_n, block_k = blocks(M, max(Ns), dtype, wide(*a, *b))
+    tma = all(tiles.has_descriptor(t) for t in (*a, *b))
+    block_m, block_n, block_k = blocks(M, max(Ns), dtype, tma or wide(*a, *b))
     across = sum(triton.cdiv(N, block_n) for N in Ns)
-    tma = block_m >= 64 and all(tiles.has_descriptor(t) for t in (*a, *b))
+    tma = tma and block_m >= 64
     if M > 0 and across > 0:
         with tiles.on_device(b[0]):
             matmul_kernel[(triton.cdiv(M, block_m) * across, shares)](
@@ -344,22 +345,20 @@ def share_count(M: int, Ns: Sequence[int], K: int, dtype: torch.dtype, device: t
 def blocks(M: int, N: int, dtype: torch.dtype, wide: bool = True) -> tuple[int, int, int]:
     """Tile of out and step along K: tiles no taller than the rows there are, and few rows spread over many tiles.
 
-    Without `wide` loads every number has an address of its own, in registers: steps are half as long.
+    Without `wide` loads every number has an address of its own, in registers: steps are half as long, and in float32
+    tiles half as wide.
     """
     if dtype == torch.float64:
         return 32, 64, 16
     block_m = 64 if M > 16 else 16
     if dtype == torch.float32:  # three products each: registers are the limit
-        return block_m, 64, 32 if wide else 16
+        return (block_m, 64, 32) if wide else (block_m, 32, 16)
     return 128 if M > 64 else block_m, 128 if M > 64 and N > 64 else 64, 64 if wide else 32
 
 
 def wide(*matrices: Tensor) -> bool:
-    """Whether all lines of all matrices begin at multiples of 16 bytes, so that loads can be that wide."""
-    return all(
-        t.data_ptr() % 16 == 0 and 1 in t.stride()[-2:] and max(t.stride()[-2:]) * t.itemsize % 16 == 0
-        for t in matrices
-    )
+    """Whether loads can be 16 bytes wide, as far as Triton sees: it looks for strides that are multiples of 16."""
+    return all(t.data_ptr() % 16 == 0 and 1 in t.stride()[-2:] and max(t.stride()[-2:]) % 16 == 0 for t in matrices)
 
 
 def fits(M: int, Ns: Sequence[int], Ks: Sequence[int], block: tuple[int, int, int]) -> dict[str, object]:

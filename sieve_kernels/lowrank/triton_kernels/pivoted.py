@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sieve_kernels import tiles
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.lowrank.triton_kernels.matmul import blocks, fits, launch, matmul, tile_of
+from sieve_kernels.lowrank.triton_kernels.matmul import blocks, fits, launch, matmul, tile_of, wide
 
 
 @triton.jit
@@ -84,7 +84,9 @@ def _scatter(a: Tensor, b: Tensor, columns: Tensor, bias: Tensor | None, out: Te
     (M, K), N = a.shape, b.shape[0]
     if M * N == 0:
         return
-    block = blocks(M, N, a.dtype)
+    block = blocks(M, N, a.dtype, wide(a, b))
+    if not wide(a, b, out, *([] if kept is None else [kept])):  # numbers are stored one by one, twice: fewer at a time
+        block = min(block[0], 64), 64, min(block[2], 32)
     with tiles.on_device(a):
         scatter_matmul_kernel[(triton.cdiv(M, block[0]) * triton.cdiv(N, block[1]),)](
             a,
