@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.lowrank.cpu import BLOCK_ROWS, group_backward
+from sieve_kernels.lowrank.cpu import group_backward, token_blocks
 
 _aten = torch.ops.aten
 
@@ -32,22 +33,20 @@ def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor
 
     The gate becomes the output in place; `up` is never longer than a block of tokens.
     """
-    rows, factors = as_rows(x), (A_gate, B_gate, A_up, B_up)
-    T, m = rows.shape[0], B_gate.shape[0]
-    if T <= BLOCK_ROWS:
-        y = _block(rows, *factors, activation)
-    else:
-        y = x.new_empty((T, m))
-        for start in range(0, T, BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            _block(rows[block], *factors, activation, y[block])
-    return y.reshape(*x.shape[:-1], m)
+    rows = as_rows(x)
+    blocks = token_blocks(rows.shape[0])
+    if len(blocks) == 1:
+        return _activated(F.linear(F.linear(x, A_gate), B_gate), x, A_up, B_up, activation)
+    y = x.new_empty((rows.shape[0], B_gate.shape[0]))
+    for block in blocks:
+        torch.mm(rows[block] @ A_gate.T, B_gate.T, out=y[block])
+        _activated(y[block], rows[block], A_up, B_up, activation)
+    return y.reshape(*x.shape[:-1], B_gate.shape[0])
 
 
-def _block(x, A_gate, B_gate, A_up, B_up, activation, out=None):
-    """y [T, m] for rows x [T, n], written to `out` if given."""
-    y = IN_PLACE[activation](torch.mm(torch.mm(x, A_gate.T), B_gate.T, out=out))
-    return y.mul_(torch.mm(torch.mm(x, A_up.T), B_up.T))
+def _activated(gate, x, A_up, B_up, activation):
+    """act(gate) · up in the place of gate."""
+    return IN_PLACE[activation](gate).mul_(F.linear(F.linear(x, A_up), B_up))
 
 
 def swiglu_backward(

@@ -68,8 +68,14 @@ def pivoted_backward(
 
 
 BLOCK_ROWS = 512
-"""Tokens that go through a group or a gated layer together: enough for the library's best speed, few enough that what
-lies between the products is small and still in cache."""
+"""Tokens that go through a group or a gated layer together, at least: enough for the library's best speed, few enough
+that what lies between the products is small and still in cache."""
+
+
+def token_blocks(T: int) -> list[slice]:
+    """T tokens in blocks of nearly one size, BLOCK_ROWS or up to twice as many."""
+    count = max(1, T // BLOCK_ROWS)
+    return [slice(T * i // count, T * (i + 1) // count) for i in range(count)]
 
 
 def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
@@ -78,12 +84,11 @@ def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequenc
     Blocks of tokens go through all layers, so that x is read once and an intermediate is never longer than a block.
     """
     biases = biases or [None] * len(As)
-    if x.numel() <= BLOCK_ROWS * x.shape[-1]:
+    if x.numel() < 2 * BLOCK_ROWS * x.shape[-1]:
         return [linear(x, *factors) for factors in zip(As, Bs, biases, strict=True)]
     rows = as_rows(x)
     ys = [x.new_empty((rows.shape[0], B.shape[0])) for B in Bs]
-    for start in range(0, rows.shape[0], BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
+    for block in token_blocks(rows.shape[0]):
         for y, A, B, bias in zip(ys, As, Bs, biases, strict=True):
             product(rows[block] @ A.T, B, bias, y[block])
     return [y.reshape(*x.shape[:-1], y.shape[1]) for y in ys]

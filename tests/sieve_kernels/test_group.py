@@ -85,6 +85,7 @@ def test_strided_arguments(implementation, device):
 
 
 def test_blocks_of_tokens_join(monkeypatch):
+    monkeypatch.setenv("SIEVE_KERNELS", "torch")
     monkeypatch.setattr(cpu, "BLOCK_ROWS", 10)
     for dtype in (torch.bfloat16, torch.float32):
         check(make((3, 7), 12, dtype=dtype))
@@ -166,8 +167,9 @@ def test_offsets_beyond_32_bits(implementation):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_less_memory_than_separate_layers(dtype):
+def test_less_memory_than_separate_layers(dtype, monkeypatch):
     """Outputs, and the intermediate of one block; separate layers hold an intermediate of all tokens."""
+    monkeypatch.setenv("SIEVE_KERNELS", "torch")
     rows, sizes = 3 * cpu.BLOCK_ROWS, ((48, 24), (16, 8), (16, 24))
     tensors = [*make((rows,), 64, sizes, dtype)[:-3], None, None, None]
     intermediate = 24 * dtype.itemsize

@@ -98,7 +98,8 @@ def test_strided_arguments(implementation, device):
 
 
 def test_blocks_of_tokens_join(monkeypatch):
-    monkeypatch.setattr("sieve_kernels.glu.cpu.BLOCK_ROWS", 10)
+    monkeypatch.setenv("SIEVE_KERNELS", "torch")
+    monkeypatch.setattr(cpu, "BLOCK_ROWS", 10)
     for dtype in (torch.bfloat16, torch.float32):
         check(make((3, 7), 12, 9, (4, 3), dtype))
 
@@ -164,8 +165,9 @@ def test_offsets_beyond_32_bits(implementation):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_less_memory_than_separate_layers(dtype, blocks):
+def test_less_memory_than_separate_layers(dtype, blocks, monkeypatch):
     """y and, per block, up and an intermediate; separate layers hold gate, up and their product at one time."""
+    monkeypatch.setenv("SIEVE_KERNELS", "torch")
     rows, m, rank = blocks * cpu.BLOCK_ROWS, 48, 8
     tensors = make((rows,), 64, m, (rank, rank), dtype)
     with torch.no_grad():
