@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.checkpoint import mark
+from sieve.fusion import fuse_
 from sieve.layers import SlicedLinear
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
@@ -53,6 +54,7 @@ def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | st
         pair.train(layer.training)
         pair.requires_grad_(layer.weight.requires_grad)
         replace(model, name, pair)
+    fuse_(model)
     mark(model)
     return model
 

@@ -26,7 +26,7 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., n] → y [..., m]."""
-        if _is_plain(self.A) and _is_plain(self.B):
+        if is_plain(self.A) and is_plain(self.B):
             return lowrank_linear(x, self.A.weight, self.B.weight, self.B.bias)
         return self.B(self.A(x))
 
@@ -57,7 +57,7 @@ class PivotedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., n] → y [..., m]."""
-        if _is_plain(self.A) and _is_plain(self.C):
+        if is_plain(self.A) and is_plain(self.C):
             return lowrank_linear_pivoted(x, self.A.weight, self.C.weight, self.permutation, self.bias)
         z = self.A(x)
         y = torch.cat([z, self.C(z)], -1).index_select(-1, torch.argsort(self.permutation))
@@ -92,13 +92,17 @@ class SlicedLinear(nn.Module):
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether `layer` is an untouched nn.Linear: no subclass, wrapper, tensor subclass, hook or patched forward."""
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
         and type(layer.weight.data) is torch.Tensor
         and (layer.bias is None or type(layer.bias) is nn.Parameter)
-        and "forward" not in layer.__dict__
-        and not any(getattr(layer, hooks) for hooks in _HOOKS)
+        and is_untouched(layer)
     )
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling `module` runs its class's forward and nothing else: no hook, no patched forward."""
+    return "forward" not in module.__dict__ and not any(getattr(module, hooks) for hooks in _HOOKS)

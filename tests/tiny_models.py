@@ -27,6 +27,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from sieve.fusion import fuse_
 from sieve.matrices import low_rank, prunable, replace
 
 VOCABULARY = 128
@@ -109,7 +110,7 @@ def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, pi
                 if layer.bias is not None:
                     (pair if pivoted else pair.B).bias.data.copy_(layer.bias)
                 replace(model, matrix, pair)
-    return _cast(model, dtype)
+    return fuse_(_cast(model, dtype))
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

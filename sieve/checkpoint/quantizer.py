@@ -82,10 +82,12 @@ class SieveQuantizer(HfQuantizer):
                 ) from None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        from sieve.fusion import fuse_
+
         self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
         del model.config._is_quantized
         model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
-        return model
+        return fuse_(model)
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
         return True

@@ -1,0 +1,51 @@
+"""Gated MLPs whose gate and up matrices are pairs, computed in one go: the wide activations are never stored twice.
+
+Only how a module runs changes, not what it is: children, parameters and checkpoints stay as they are, and as soon as
+one of the layers is wrapped, quantised or hooked the module runs its own forward again.
+"""
+
+from types import MethodType
+
+import torch
+from torch import nn
+
+from sieve.layers import LowRankLinear, is_plain, is_untouched
+from sieve_kernels import lowrank_swiglu
+
+ACTIVATIONS = {
+    "SiLUActivation": "silu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "ReLU": "relu",
+}
+"""The operator's name of an activation, by the class that transformers has for it."""
+
+_STANDARD = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP", "SmolLM3MLP")
+"""Modules whose forward is down_proj(act_fn(gate_proj(x)) * up_proj(x)) and nothing else."""
+
+
+def fuse_(model: nn.Module) -> nn.Module:
+    """Let every gated MLP of `model` that can use `lowrank_swiglu` do so, in place; returns the model.
+
+    `apply_` and loading a pruned model do this already. Results differ from the unfused ones by rounding.
+    """
+    for module in model.modules():
+        if type(module).__name__ in _STANDARD and _pairs(module) and "forward" not in module.__dict__:
+            module.forward = MethodType(_forward, module)
+    return model
+
+
+def _pairs(mlp: nn.Module) -> bool:
+    pairs = mlp.gate_proj, mlp.up_proj
+    plain = all(type(pair) is LowRankLinear and pair.B.bias is None for pair in pairs)
+    return plain and type(mlp.act_fn).__name__ in ACTIVATIONS
+
+
+def _forward(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x [..., n] → [..., n]."""
+    gate, up = mlp.gate_proj, mlp.up_proj
+    if not (_pairs(mlp) and all(is_untouched(pair) and is_plain(pair.A) and is_plain(pair.B) for pair in (gate, up))):
+        return type(mlp).forward(mlp, x)
+    activation = ACTIVATIONS[type(mlp.act_fn).__name__]
+    return mlp.down_proj(lowrank_swiglu(x, gate.A.weight, gate.B.weight, up.A.weight, up.B.weight, activation))

@@ -1,0 +1,100 @@
+"""Fused gated MLPs: the same outputs, used where they can be and never where something would be skipped."""
+
+import copy
+
+import pytest
+import torch
+
+import sieve.fusion
+from sieve.fusion import fuse_
+from sieve.matrices import low_rank, prunable, replace
+from tests.tiny_models import tiny_model, tiny_tokens
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the fused operator ran."""
+    made = []
+    operator = sieve.fusion.lowrank_swiglu
+    monkeypatch.setattr(sieve.fusion, "lowrank_swiglu", lambda *arguments: made.append(1) or operator(*arguments))
+    return made
+
+
+def pruned(name, dense=()):
+    """A tiny model whose matrices are random pairs, but those whose name ends in one of `dense`."""
+    model = tiny_model(name)
+    for matrix in prunable(model):
+        if not matrix.endswith(tuple(dense)):
+            replace(model, matrix, low_rank(model.get_submodule(matrix), 5))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(tiny_tokens()).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma"])
+def test_fused_model_gives_the_same_logits_and_gradients(name, calls):
+    model = pruned(name)
+    fused = fuse_(copy.deepcopy(model))
+    torch.testing.assert_close(logits(fused), logits(model), rtol=1e-4, atol=1e-4)
+    assert len(calls) == 2
+    for one in (model, fused):
+        one(tiny_tokens()).logits.square().mean().backward()
+    for (key, ours), theirs in zip(fused.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "opt", "gpt_neox"])
+def test_other_mlps_are_left_alone(name, calls):
+    model = pruned(name)
+    before = logits(model)
+    assert torch.equal(logits(fuse_(model)), before)
+    assert not calls
+
+
+@pytest.mark.parametrize("dense", ["gate_proj", "up_proj"])
+def test_a_dense_half_keeps_its_own_forward(dense, calls):
+    model = pruned("llama", dense=[dense])
+    before = logits(model)
+    assert torch.equal(logits(fuse_(model)), before)
+    assert not calls
+
+
+@pytest.mark.parametrize("where", ["gate_proj", "up_proj.A", "gate_proj.B"])
+def test_hooks_set_later_are_called(where, calls):
+    model = fuse_(pruned("llama"))
+    seen = []
+    hook = model.model.layers[0].mlp.get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
+    logits(model)
+    assert seen == [1]
+    assert len(calls) == 1  # the other block's MLP
+    hook.remove()
+    logits(model)
+    assert len(calls) == 3
+
+
+def test_copies_run_their_own_weights():
+    model = fuse_(pruned("llama"))
+    other = copy.deepcopy(model)
+    before = logits(model)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert logits(other).count_nonzero() == 0
+    assert torch.equal(logits(model), before)
+
+
+def test_pruned_models_come_fused(calls):
+    """`apply_` and loading a saved model both do it: see also the checkpoint's tests of equal logits."""
+    from sieve.apply import apply_
+    from tests.sieve.test_apply import factors_of
+
+    model = tiny_model("llama")
+    factors = factors_of(model)
+    plan = {name: 4 for name in prunable(model)}
+    logits(apply_(model, factors, plan))
+    assert len(calls) == 2
