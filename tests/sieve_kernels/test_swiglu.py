@@ -64,12 +64,12 @@ def test_shapes(implementation, rows, n, m, ranks, device):
     n=st.integers(1, 60),
     m=st.integers(1, 60),
     ranks=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    dtype=st.sampled_from([torch.float32, torch.float64]),  # of 16-bit numbers a few may be right by luck
     activation=st.sampled_from(list(reference.ACTIVATIONS)),
 )
 @settings(max_examples=30, deadline=None)
-def test_any_shape_on_cpu(rows, n, m, ranks, dtype, activation):
-    check(make(rows, n, m, ranks, dtype), activation)
+def test_any_shape_on_cpu(rows, n, m, ranks, activation):
+    """In float64, where the rule leaves room for the luck that one or two rounded numbers have."""
+    check(make(rows, n, m, ranks, torch.float64), activation)
 
 
 @both
