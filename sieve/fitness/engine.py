@@ -22,7 +22,8 @@ from sieve.errors import InputError
 from sieve.fitness.blocks import BlockWise, States
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.evaluate import Prepared, Scores
-from sieve.fitness.walk import walk
+from sieve.fitness.store import StateStore, size_of
+from sieve.fitness.walk import Step, walk
 from sieve.models import evaluating
 from sieve.plan import DENSE, Matrix
 
@@ -76,9 +77,11 @@ class Engine:
         self._journal = journal
         self._records: dict[str, tuple[Scores, Spent]] = {}  # what is known, from this process or an earlier one
         self._cells: dict[int, int] = {}  # per slice, cells of one block
+        self._store = StateStore(len(self.blocks), memory // 2)
         self._charged: set[str] = set()  # what this process asked for
         self.layers = layers and all(part.fixed_passes for part in parts)
-        self.nominal = 0  # layer-tokens of what was asked for, as if no process had been interrupted
+        # Layer-tokens of what was asked for, each call for itself: the same whatever was interrupted in between.
+        self.nominal = 0
         self.peak_bytes = 0  # of stored states
         head, block = model.get_output_embeddings(), self.blocks.parameters
         self.cost = Cost(
@@ -144,35 +147,49 @@ class Engine:
 
     def _evaluate(self, plans: Mapping[str, Mapping[str, int | str]], part: int) -> None:
         keys = list(plans)
+        prefixes = [self._by_block(self.ranks(plan)) for plan in plans.values()]
         stored: dict[int, States] = {}
-        for step in self._walk(plans, part):
-            key = keys[step.index]
+        for step in self._walk(plans, part, [self._store.deepest(part, prefix) for prefix in prefixes]):
+            key, prefix = keys[step.index], prefixes[step.index]
+            anchors = [block for block in self._store.anchors if block > step.start] if self.layers else []
             self._set(plans[key])
             with progress.shown(False):
                 scores, run = self.blocks.run(
-                    lambda: self._parts[part].run(self._model), step.start, stored.get(step.start, ()), step.keep
+                    lambda: self._parts[part].run(self._model),
+                    step.start,
+                    stored[step.start] if step.start in stored else self._stored(part, prefix[: step.start]),
+                    {*step.keep, *anchors},
                 )
-            stored |= run.states
-            self.peak_bytes = max(self.peak_bytes, sum(map(_bytes, stored.values())))
+            for block in anchors:
+                self._store.put(part, prefix[:block], run.states[block])
+            stored |= {block: run.states[block] for block in step.keep}
+            self.peak_bytes = max(self.peak_bytes, self._store.bytes + sum(map(size_of, stored.values())))
             for block in step.drop:
-                del stored[block]
+                stored.pop(block)
             spent = Spent(run.layer_tokens, run.cells, run.head_rows)
             self._cells[part] = run.cells
             self._records[key] = (scores, spent)
             if self._journal is not None:
                 self._journal.add(key, _to_record(scores, spent))
 
-    def _walk(self, plans: Mapping[str, Mapping[str, int | str]], part: int) -> list:
-        if not plans:
-            return []
+    def retain(self, plans: Sequence[Mapping[str, int | str]]) -> None:
+        """Of states kept between calls, only those that these plans' descendants may share are still of use."""
+        self._store.retain([self._by_block(self.ranks(plan)) for plan in plans])
+
+    def _stored(self, part: int, prefix: tuple) -> States:
+        return self._store.get(part, prefix) if prefix else []
+
+    def _walk(
+        self, plans: Mapping[str, Mapping[str, int | str]], part: int, known: Sequence[int] | None = None
+    ) -> list[Step]:
         if not self.layers:
-            return walk([(index,) + (0,) * (len(self.blocks) - 1) for index in range(len(plans))], 0)
-        return walk([self._by_block(self.ranks(plan)) for plan in plans.values()], self._most(part))
+            return [Step(index, 0, (), ()) for index in range(len(plans))]
+        return walk([self._by_block(self.ranks(plan)) for plan in plans.values()], self._most(part), known)
 
     def _most(self, part: int) -> int:
-        """How many blocks' states the memory has room for, those that are about to be dropped included."""
+        """How many blocks' states half the memory has room for; the other half is the store's."""
         cells = self._cells.get(part, 2 * self._parts[part].padded_tokens)  # until it is known: never more
-        return self._memory // max(cells * self._width(), 1) // 2
+        return self._memory // 2 // max(cells * self._width(), 1)
 
     def _width(self) -> int:
         config = self._model.config.get_text_config(decoder=True)
@@ -199,10 +216,6 @@ def concatenated(parts: Sequence[Scores]) -> Scores:
 
 def _same(one: Scores, two: Scores) -> bool:
     return np.array_equal(one.score, two.score) and np.allclose(one.loglik, two.loglik, rtol=0, atol=1e-4)
-
-
-def _bytes(states: States) -> int:
-    return sum(state.numel() * state.element_size() for state in states)
 
 
 def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:

@@ -23,20 +23,23 @@ class Step:
     drop: tuple[int, ...]
 
 
-def walk(keys: Sequence[tuple[Hashable, ...]], most: int) -> list[Step]:
+def walk(keys: Sequence[tuple[Hashable, ...]], most: int, known: Sequence[int] | None = None) -> list[Step]:
     """The steps that evaluate all candidates, of which no two are equal.
 
     Args:
         keys: per candidate, one entry per block: equal entries mean an equal block.
         most: how many blocks' states can be stored at a time. Where that is too few, the deepest are: they save most.
+        known: per candidate, a block whose states are at hand from elsewhere; 0 for none.
 
-    Returns: steps in order. Their blocks that run, Σ (L - start), are the edges of the tree if `most` allows it.
+    Returns: steps in order. Their blocks that run, Σ (L - start), are the edges of the tree if `most` allows it and
+        nothing is `known`. A step starts from what was stored on the walk unless what is known lies deeper.
     """
     order = sorted(range(len(keys)), key=lambda index: tuple(map(repr, keys[index])))
     shared = [0] + [_common(keys[one], keys[two]) for one, two in pairwise(order)]
     steps, stored = [], set()
     for place, index in enumerate(order):
         start = max((block for block in stored if block <= shared[place]), default=0)
+        start = max(start, known[index] if known else 0)
         wanted = _branches(shared[place + 1 :])
         kept = set(sorted(wanted, reverse=True)[:most])
         # A branch above the start cannot be stored now unless it is already: its states are not computed again.

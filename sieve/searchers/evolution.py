@@ -182,6 +182,7 @@ class Evolution:
                 F = [objectives(candidates[chosen[index]], self.mean(results[index])) for index in stayed]
                 Evaluator().eval(StaticProblem(algorithm.problem, F=np.array(F, dtype=float)), told)
                 algorithm.tell(infills=told)
+                engine.retain([self.genome.plan(one.X) for one in algorithm.pop])
             self._say(generation, len(chosen), len(stayed))
             if stop():
                 break

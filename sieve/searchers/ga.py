@@ -19,7 +19,7 @@ from sieve.searchers.genome import PAPER_LEVELS
 from sieve.searchers.operators import BlockCrossover, FitSize, PaperCrossover, PaperMutation, RunMutation
 from sieve.searchers.problem import Candidate, Problem, within
 
-POPULATION, OFFSPRING, GENERATIONS = 12, 40, 16
+POPULATION, OFFSPRING, GENERATIONS = 8, 60, 10
 PAPER_POPULATION, PAPER_GENERATIONS = 100, 30
 _STEEPNESS = 50
 _PATIENCE, _PROGRESS = 10, 0.05  # the paper's: stop after so many generations without this improvement

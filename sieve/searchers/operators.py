@@ -13,8 +13,8 @@ from pymoo.core.repair import Repair
 
 from sieve.searchers.genome import Genome
 
-EARLY = 0.2  # share of changes that may begin at any block
-LATE = 0.15  # the others begin this share of the blocks before the end, on average
+EARLY = 0.12  # share of changes that may begin at any block
+LATE = 0.12  # the others begin this share of the blocks before the end, on average
 GENES = 6  # the most genes that one mutation changes
 
 

@@ -10,7 +10,7 @@ from sieve.searchers.evolution import PROPOSALS, Evolution
 from sieve.searchers.operators import BlockCrossover, FitSize, RunMutation
 from sieve.searchers.problem import Candidate, Problem
 
-POPULATION, OFFSPRING, GENERATIONS = 24, 40, 16
+POPULATION, OFFSPRING, GENERATIONS = 24, 60, 10
 SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)  # where the curve is begun
 
 

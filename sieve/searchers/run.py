@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,11 @@ def _identity(
     data = hashlib.sha256(repr(examples).encode()).hexdigest()
     sums = [(name, pair.A.double().sum().item(), pair.B.double().sum().item()) for name, pair in factors.items()]
     factored = hashlib.sha256(repr((factors.method, factors.pivoted, sums)).encode()).hexdigest()
-    return {"model": model_fingerprint(model), "data": data, "factors": factored, "recipe": dict(recipe)}
+    version = metadata.version("sieve-pruning")
+    return {
+        "version of Sieve": version, "model": model_fingerprint(model), "data": data, "factors": factored,
+        "recipe": dict(recipe),
+    }  # fmt: skip
 
 
 def check_options(tolerance: float, search: str, options: Options) -> None:

@@ -69,7 +69,7 @@ def test_bounds_hold_as_often_as_they_say():
     inside = []
     for seed in range(300):
         reference, candidate = rows([0, 0.1], noise=0.5, seed=seed)
-        bound = estimate(candidate[:50], [reference])
+        bound = estimate(candidate[:50], [reference], z=1.64)
         inside.append(bound.low <= candidate.mean() <= bound.high)
     assert 0.87 <= np.mean(inside) <= 0.98
 

@@ -56,6 +56,19 @@ def test_with_little_room(most):
         assert ran < sum(map(len, keys))
 
 
+def test_starts_from_what_is_known_elsewhere():
+    keys = drawn(40)
+    known = [0] * len(keys)
+    known[3] = 5
+    steps = {step.index: step for step in walk(keys, 6, known)}
+    assert steps[3].start == 5
+    assert all(block > 5 for block in steps[3].keep)
+    none = walk(keys, 6)
+    assert sum(step.start for step in steps.values()) >= sum(step.start for step in none)
+    everything = walk(keys, 6, [5] * len(keys))
+    assert all((step.start, step.keep) == (5, ()) for step in everything)
+
+
 def test_keys_of_any_hashable():
     keys = [((8, "dense"), (4,)), ((8, "dense"), ("dense",)), (("dense", 8), (4,))]
     assert carried_out(keys, 2) == edges(keys) == 5

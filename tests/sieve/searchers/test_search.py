@@ -54,6 +54,9 @@ class Landscape:
                 self.cost.evaluated(str(plan), part, Spent(end - first, end - first, 0))
         return results
 
+    def retain(self, plans):
+        pass
+
     def full(self, plan):
         parts = [self.scores([plan], part)[0] for part in range(3)]
         return Scores(np.concatenate([p.score for p in parts]), np.concatenate([p.loglik for p in parts]), 3)
