@@ -1,36 +1,31 @@
-"""Low-rank layers on this machine's CPU against the dense layer and against two calls, taking turns in one run.
+"""Every operator of the registry on this machine, beside the library, taking turns in one run.
 
-python -m pytest bench/test_lowrank.py --benchmark-only -s
+python -m pytest bench/test_lowrank.py --benchmark-only -s; `python -m bench` measures more shapes and writes a table.
 """
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from bench.interleaved import compare
-from sieve_kernels import lowrank_linear
+from bench.__main__ import measure
+from bench.operators import OPERATORS
+from bench.shapes import Cell
 
-SHAPES = [(576, 576), (576, 1536), (4096, 14336)]
-"""Inputs n and outputs m: SmolLM2's query and gate, and the gate of Llama-3-8B."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LAYERS = [("smollm2-135m", "q"), ("smollm2-135m", "gate"), ("llama-3-8b", "gate")]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [1, 512])
-@pytest.mark.parametrize(("n", "m"), SHAPES)
-def test_half_the_parameters(benchmark, n, m, rows, capsys):
-    """y = (x Aᵀ) Bᵀ in bfloat16 at half of the dense layer's parameters."""
-    rank = n * m // (2 * (n + m))
-    x, W, A, B = (torch.randn(s, dtype=torch.bfloat16) for s in ((rows, n), (m, n), (rank, n), (m, rank)))
-
-    def ours():
-        return lowrank_linear(x, A, B)
-
-    lines = {
-        "dense": compare(ours, lambda: F.linear(x, W)),
-        "two calls": compare(ours, lambda: F.linear(F.linear(x, A), B)),
-    }
+@pytest.mark.parametrize(("model", "matrix"), LAYERS)
+@pytest.mark.parametrize("operator", ["lowrank_linear", "lowrank_swiglu"])
+def test_half_the_parameters(benchmark, operator, model, matrix, rows, capsys):
+    """In bfloat16 at half of the dense layer's parameters: times relative to each of the others."""
+    cell = Cell(model, matrix, rows, 0.5, torch.bfloat16)
+    ours, *others = measure(operator, cell, DEVICE, 15, compiled=False)
     with capsys.disabled():
-        for name, result in lines.items():
-            benchmark.extra_info[f"ours / {name}"] = result.ratio
-            print(f"\nlowrank_linear / {name}, {n} → {rank} → {m}, {rows} rows: {result}", end="")
-    benchmark(ours)
+        for other in (row for row in others if row["mode"] == ours["mode"]):
+            ratio = ours["ms"] / other["ms"]
+            benchmark.extra_info[f"ours / {other['contender']}"] = ratio
+            layer = f"{model} {matrix}, {rows} rows"
+            print(f"\n{operator} / {other['contender']}, {layer}: {ours['ms']:.3f} ms, {ratio:.3f} ×", end="")
+    benchmark(OPERATORS[operator](cell, DEVICE)[0].run)

@@ -111,6 +111,11 @@ def _qkv(p: Problem) -> tuple[int, int, int]:
     return p.m, p.m // 4, p.m // 4
 
 
+def _packed(t: Make, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """A factor of 4 bits and its scales."""
+    return t(rows, -(-columns // 2), dtype=torch.uint8), t(rows, -(-columns // 64), dtype=torch.float32)
+
+
 def _factors(t: Make, p: Problem, *sizes: int) -> list[Tensor]:
     return [t(*sizes) for _ in _qkv(p)]
 
@@ -186,7 +191,7 @@ CASES = (
     ),
     Case(
         "linear",
-        "lowrank.triton_kernels.dense:dense",
+        "lowrank.triton_kernels.dense:linear",
         lambda t, p: (t(p.T, p.n), t(p.m, p.n), t(p.m)),
         lambda p: p.size * (_products((p.T, p.n, p.m)) + p.m),
         ("aligned", "few", "one"),
@@ -210,5 +215,34 @@ CASES = (
         lambda t, p: (t(p.T, p.n), t(p.r, p.n), t(p.m - p.r, p.r), t(p.m, dtype=torch.int64), t(p.m)),
         lambda p: p.size * (_products((p.T, p.n, p.r), (p.T, p.r, p.m - p.r)) + p.T * p.r + p.m) + 8 * p.m,
     ),
+    Case(
+        "lowrank_linear_population",
+        "lowrank.triton_kernels.population:population",
+        lambda t, p: (t(8, -(-p.T // 8), p.n), t(p.r, p.n), t(p.m, p.r), t(8, dtype=torch.int32) * p.r),
+        lambda p: p.size * _products((-(-p.T // 8) * 8, p.n, p.r), (-(-p.T // 8) * 8, p.r, p.m)) + 4 * 8,
+        ("aligned", "ragged", "small", "few"),
+    ),
+    Case(
+        "lowrank_linear_quantized",
+        "lowrank.triton_kernels.quantized:quantized",
+        lambda t, p: (
+            t(p.T, p.n),
+            *(t(p.r, p.n, dtype=torch.int8), t(p.r, dtype=torch.float32)),
+            *(t(p.m, p.r, dtype=torch.int8), t(p.m, dtype=torch.float32)),
+            None,
+        ),
+        lambda p: p.size * p.T * (p.n + 2 * p.r + p.m) + p.r * (p.n + p.m) + 4 * (p.r + p.m),
+        dtypes=(torch.bfloat16, torch.float16, torch.float32),
+    ),
+    Case(
+        "lowrank_linear_quantized 4 bits",
+        "lowrank.triton_kernels.quantized:quantized",
+        lambda t, p: (t(p.T, p.n), *_packed(t, p.r, p.n), *_packed(t, p.m, p.r), None),
+        lambda p: (
+            p.size * p.T * (p.n + 2 * p.r + p.m)
+            + sum(rows * (-(-columns // 2) + 4 * -(-columns // 64)) for rows, columns in ((p.r, p.n), (p.m, p.r)))
+        ),
+        dtypes=(torch.bfloat16, torch.float16, torch.float32),
+    ),
 )
-"""The backward pass of the pivoted pair launches nothing of its own: it is made of `matmul`."""
+"""Backward passes that are not here launch nothing of their own: they are made of `matmul`."""

@@ -34,25 +34,27 @@ def candidates(operator: str, call: dispatch.Call) -> dict[str, Callable]:
     return {rule.name: rule.load() for rule in rules}
 
 
-def seconds(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each of `works`, which take turns, after two rounds to warm up."""
-    timed = _gpu_seconds if device.type == "cuda" else _cpu_seconds
-    times: dict[str, list[float]] = {name: [] for name in works}
+def medians(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each of `works`, which take turns, after two rounds to warm up; each round another begins."""
+    clock = _gpu_clock if device.type == "cuda" else cpu_clock
+    names, times = list(works), {name: [] for name in works}
     for turn in range(rounds + 2):
-        for name, work in works.items():
-            taken = timed(work)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            taken = clock(works[name])
             if turn >= 2:
                 times[name].append(taken)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
+def cpu_clock(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def _gpu_seconds(work: Callable[[], object]) -> float:
+def _gpu_clock(work: Callable[[], object]) -> float:
+    """Seconds that the GPU is busy with a call, its operands not in the cache."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.empty(FLUSH, dtype=torch.int8, device="cuda").zero_()
     begin.record()
@@ -78,7 +80,7 @@ def measure(case: Case, problem: Problem, device: torch.device, rounds: int) -> 
     if len(functions) < 2:
         return None
     arguments = case.arguments(make, problem)
-    taken = seconds({name: lambda f=f: f(*arguments) for name, f in functions.items()}, device, rounds)
+    taken = medians({name: lambda f=f: f(*arguments) for name, f in functions.items()}, device, rounds)
     preferred, fastest = next(iter(taken)), min(taken, key=taken.get)
     return {
         "operator": case.name,

@@ -123,7 +123,7 @@ def test_the_slower_default_is_replaced(monkeypatch):
     functions = {"native": lambda: None, "torch": lambda: None}
     monkeypatch.setattr(tune, "candidates", lambda operator, call: {n: lambda *_: None for n in functions})
     for native_time, torch_time, fastest in ((1.0, 0.9, "torch"), (1.0, 0.98, "native"), (1.0, 2.0, "native")):
-        monkeypatch.setattr(tune, "seconds", lambda *_, a=native_time, b=torch_time: {"native": a, "torch": b})
+        monkeypatch.setattr(tune, "medians", lambda *_, a=native_time, b=torch_time: {"native": a, "torch": b})
         case = tune.CASES_BY_OPERATOR["lowrank_linear"]
         made = tune.measure(case, tune.Problem(3, 8, 8, 4), CPU, 1)
         assert (made["implementation"], made["rows"], made["rank"]) == (fastest, 4, 4)
