@@ -143,5 +143,5 @@ def _blocks(M: int, dtype: torch.dtype, wide: bool) -> tuple[int, int, int]:
     if dtype == torch.float64:
         return 32, 32, 16
     if dtype == torch.float32:
-        return block_m, 32, 32 if wide else 16
+        return block_m, 32 if block_m > 16 else 64, 32 if wide else 16
     return block_m, 64, 64 if wide else 32
