@@ -69,7 +69,10 @@ def prune(
     ] = None,
     kept: Annotated[
         float | None,
-        typer.Option(help="Best at this fraction of the prunable parameters, in the place of the tolerance."),
+        typer.Option(help="Best at this fraction of the objective, in the place of the tolerance."),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What is to become small: parameters, bytes or latency. [default: parameters]")
     ] = None,
     granularity: Annotated[
         str | None, typer.Option(help="What a search varies: matrix, group or block. [default: matrix]")
@@ -114,6 +117,7 @@ def prune(
         "method": method,
         "pivot": pivot,
         "rank_multiple": rank_multiple,
+        "objective": objective,
         "kept": kept,
         "granularity": granularity,
         "paper": paper,

@@ -27,7 +27,7 @@ class Recipe:
     confident: demand the lower end of the paired 95 % interval, not the mean.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
-    kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
+    objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
         bottlenecks: of the search, as in `sieve.searchers.Options`.
     dtype, device: of the model while it is pruned; the result is stored in that dtype.
     seed: of the task's splits and of the search.
@@ -42,6 +42,7 @@ class Recipe:
     confident: bool = False
     calibration_tokens: int = 32_768
     rank_multiple: int | None = None
+    objective: str = "parameters"
     kept: float | None = None
     granularity: str = "matrix"
     paper: bool = False

@@ -12,8 +12,8 @@ from sieve.fitness.surrogate import Surrogate
 from sieve.searchers.genome import Genome
 
 
-def allocate(genome: Genome, surrogate: Surrogate, size: int, levels: np.ndarray | None = None) -> np.ndarray:
-    """Levels [G] of at most `size` parameters, reached from `levels` (default: dense) by the cheapest steps.
+def allocate(genome: Genome, surrogate: Surrogate, size: float, levels: np.ndarray | None = None) -> np.ndarray:
+    """Levels [G] of at most `size`, reached from `levels` (default: dense) by the cheapest steps.
 
     Where even the smallest levels are larger, those.
     """
@@ -31,7 +31,7 @@ def allocate(genome: Genome, surrogate: Surrogate, size: int, levels: np.ndarray
     while total > size and steps:
         _, gene, level = heapq.heappop(steps)
         sizes = genome.sizes[gene]
-        total -= int(sizes[levels[gene]] - sizes[level])
+        total -= (sizes[levels[gene]] - sizes[level]).item()
         levels[gene] = level
         push(gene)
     return levels

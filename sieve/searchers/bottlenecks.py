@@ -16,7 +16,7 @@ from sieve.searchers.problem import Candidate, Problem
 class Bottleneck:
     """One gene's ablation.
 
-    names: its matrices. kept, lower: their kept fraction in the winner and with one level less.
+    names: its matrices. kept, lower: their size in the winner, relative to dense, and with one level less.
     accuracy, loglik: change of the means on the fitness split when only this gene loses that level.
     breaks: whether the winner is then no longer within the tolerance: only such a gene is a bottleneck.
     """
@@ -34,7 +34,7 @@ def bottlenecks(problem: Problem, winner: Candidate) -> list[Bottleneck]:
 
     Only as many genes as asked for are tested: those whose next level the surrogate takes to cost most per gene.
     """
-    genome = Genome(problem.matrices, multiple=problem.rank_multiple, granularity=problem.options.granularity)
+    genome = problem.genome()
     nearest, lower = genome.nearest(winner.plan), {}
     for gene, sizes in enumerate(genome.sizes):
         smaller = np.flatnonzero(sizes < _size(genome, gene, winner.plan))  # ranks need not be levels of this genome
@@ -70,5 +70,5 @@ def bottlenecks(problem: Problem, winner: Candidate) -> list[Bottleneck]:
     return sorted(found, key=lambda one: (one.loglik, one.names))
 
 
-def _size(genome: Genome, gene: int, plan: Plan) -> int:
+def _size(genome: Genome, gene: int, plan: Plan) -> float:
     return sum(genome.size_of(name, plan.get(name, DENSE)) for name in genome.genes[gene].names)

@@ -12,7 +12,7 @@ from sieve.searchers.uniform import STEPS, smallest
 
 def budget(problem: Problem) -> Iterator[Candidate]:
     """For a given size its allocation, scored once; for a tolerance, bisection over the sizes 1/50, 2/50, …"""
-    genome = Genome(problem.matrices, multiple=problem.rank_multiple, granularity=problem.options.granularity)
+    genome = problem.genome()
     surrogate = Surrogate(genome, problem.curves)
     if problem.options.kept is not None:
         problem.require_reachable(genome.size(genome.dense * 0))
@@ -26,7 +26,7 @@ def allocations(genome: Genome, surrogate: Surrogate) -> list[Plan]:
     plans: list[Plan] = []
     levels = genome.dense
     for step in range(STEPS - 1, 0, -1):  # each goes on where the larger one stopped
-        levels = allocate(genome, surrogate, genome.size(genome.dense) * step // STEPS, levels)
+        levels = allocate(genome, surrogate, genome.size(genome.dense) * step / STEPS, levels)
         plan = genome.plan(levels)
         if plan and (not plans or plan != plans[-1]):
             plans.append(plan)

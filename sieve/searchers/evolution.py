@@ -18,7 +18,7 @@ from sieve.fitness.race import race
 from sieve.fitness.surrogate import Surrogate, rank_correlation
 from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
-from sieve.searchers.genome import LEVELS, Genome
+from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
@@ -34,7 +34,7 @@ class Evolution:
 
     def __init__(self, problem: Problem, kept: Sequence[float] = LEVELS, smooth: bool = True):
         self.problem, self.options = problem, problem.options
-        self.genome = Genome(problem.matrices, kept, problem.rank_multiple, self.options.granularity)
+        self.genome = problem.genome(kept)
         problem.require_reachable(self.genome.size(self.genome.dense * 0))
         self.surrogate = None if problem.curves is None else Surrogate(self.genome, problem.curves)
         self.draw = np.random.default_rng(problem.seed)
@@ -115,15 +115,15 @@ class Evolution:
 
     def sized(self, share: float) -> list[np.ndarray]:
         """Candidates of one size: uniform levels, the allocation by predicted loss, and the mean of both."""
-        size = int(share * self.genome.size(self.genome.dense))
+        size = share * self.genome.size(self.genome.dense)
         even = self.fit(self._even(share), size)
         if self.surrogate is None:
             return [even]
         best = allocate(self.genome, self.surrogate, size)
         return [best, even, self.fit((best + even + 1) // 2, size)]
 
-    def fit(self, levels: np.ndarray, size: int) -> np.ndarray:
-        """The levels, lowered where it is cheapest until they have at most `size` parameters."""
+    def fit(self, levels: np.ndarray, size: float) -> np.ndarray:
+        """The levels, lowered where it is cheapest until they have the size."""
         if self.genome.size(levels) <= size:
             return levels
         if self.surrogate is not None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from sieve.errors import InputError
 from sieve.plan import DENSE, Matrix, Plan
+from sieve.searchers.objective import SizeOf
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 PAPER_LEVELS = (0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 0.9, 1.0)  # DESIGN 2.9
@@ -30,10 +31,12 @@ class Genome:
     """Genes in the order of the blocks that hold them, and what a vector of levels [G] stands for.
 
     A vector is int64 [G] with 0 ≤ level < `bounds`; one matrix's ranks grow with its gene's level. `sizes` holds, per
-    gene, the parameters at each of its levels.
+    gene, the size at each of its levels: parameters, unless another objective was chosen.
 
     Args:
-        matrices: what may be pruned; sizes are asked of them alone, so that they may be stored in any way.
+        matrices: what may be pruned.
+        size_of: (matrix, rank) → what it costs, by whatever objective; a level that is no smaller than the next larger
+            one is dropped.
         kept: the levels' kept fractions. Ranks are rounded up to `multiple`, equal ones dropped, and dense where the
             pair would not be smaller; dense is always a level.
         granularity: "matrix", "group" (q/k/v; gate/up) or "block".
@@ -47,12 +50,16 @@ class Genome:
         kept: Sequence[float] = LEVELS,
         multiple: int = 8,
         granularity: str = "matrix",
+        size_of: SizeOf = Matrix.size,
     ):
         self.matrices = dict(matrices)
         self.pivoted = any(matrix.pivoted for matrix in matrices.values())
-        self.genes = [_gene(members, kept, multiple) for members in _members(matrices.values(), granularity)]
+        self._size_of = size_of
+        self.genes = [_gene(members, kept, multiple, size_of) for members in _members(matrices.values(), granularity)]
         if all(len(gene.levels) == 1 for gene in self.genes):
-            raise InputError("every level of every matrix is dense at this --rank-multiple: choose a smaller one")
+            raise InputError(
+                "no level of any matrix is smaller than dense: choose a smaller --rank-multiple or another --objective"
+            )
         self.blocks = np.array([gene.block for gene in self.genes])
         self.bounds = np.array([len(gene.levels) for gene in self.genes])
         self.sizes = [
@@ -67,13 +74,13 @@ class Genome:
         """The levels of the dense model."""
         return self.bounds - 1
 
-    def size_of(self, name: str, rank: int | str) -> int:
-        """Parameters that one matrix has at a rank."""
-        return self.matrices[name].size(rank)
+    def size_of(self, name: str, rank: int | str) -> float:
+        """Size of one matrix at a rank."""
+        return self._size_of(self.matrices[name], rank)
 
-    def size(self, levels: np.ndarray) -> int:
-        """Parameters that the prunable matrices have at these levels."""
-        return int(sum(sizes[level] for sizes, level in zip(self.sizes, levels, strict=True)))
+    def size(self, levels: np.ndarray) -> float:
+        """Size of the prunable matrices at these levels."""
+        return sum(sizes[level].item() for sizes, level in zip(self.sizes, levels, strict=True))
 
     def plan(self, levels: np.ndarray) -> Plan:
         """The plan that these levels stand for; dense matrices are left out."""
@@ -104,8 +111,13 @@ def _members(matrices: Iterable[Matrix], granularity: str) -> list[list[Matrix]]
     return list(genes.values())
 
 
-def _gene(members: list[Matrix], kept: Sequence[float], multiple: int) -> Gene:
+def _gene(members: list[Matrix], kept: Sequence[float], multiple: int, size_of: SizeOf) -> Gene:
     levels = {tuple(matrix.rank_at(fraction, multiple) for matrix in members): None for fraction in sorted(kept)}
     dense = (DENSE,) * len(members)
     levels.pop(dense, None)
-    return Gene(tuple(matrix.name for matrix in members), members[0].block, (*levels, dense))
+    smaller = [dense]
+    for ranks in reversed(levels):
+        sizes = [sum(map(size_of, members, level)) for level in (ranks, smaller[0])]
+        if sizes[0] < sizes[1]:
+            smaller.insert(0, ranks)
+    return Gene(tuple(matrix.name for matrix in members), members[0].block, tuple(smaller))

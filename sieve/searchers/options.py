@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from sieve.errors import InputError
 from sieve.fitness.engine import MEMORY
 from sieve.searchers.genome import GRANULARITIES
+from sieve.searchers.objective import OBJECTIVES
 
 
 @dataclass(frozen=True)
 class Options:
     """Of `ga`, `pareto` and `budget`; `uniform` knows `kept` alone.
 
-    kept: fraction of the prunable parameters that may stay: "best at this size" in the place of "smallest within the
+    objective: what is to become small: "parameters", "bytes" or "latency" (seconds per layer, measured on this
+        machine; pairs that are not faster than their matrix stay dense).
+    kept: fraction of it that may stay: "best at this size" in the place of "smallest within the
         tolerance". None: the latter.
     granularity: what one gene is: "matrix", "group" (q/k/v; gate/up) or "block".
     paper: the constants of DESIGN 2.9 in the place of ours (`ga` only).
@@ -22,6 +25,7 @@ class Options:
     bottlenecks: of the winner's matrices, how many are tested for being one; 0 tests none.
     """
 
+    objective: str = "parameters"
     kept: float | None = None
     granularity: str = "matrix"
     paper: bool = False
@@ -39,6 +43,8 @@ class Options:
         """InputError for a value that could not work; returns the options themselves."""
         if self.kept is not None and not 0 < self.kept < 1:
             raise InputError(f"--kept must be between 0 and 1, got {self.kept}: 0.5 keeps half the prunable parameters")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"unknown objective {self.objective!r}: choose one of {', '.join(OBJECTIVES)}")
         if self.granularity not in GRANULARITIES:
             raise InputError(f"unknown granularity {self.granularity!r}: choose one of {', '.join(GRANULARITIES)}")
         for name in ("population", "offspring", "generations", "budget"):

@@ -1,6 +1,6 @@
 """What a searcher is given: the matrices, a way to score a plan, and what counts as good enough."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,9 @@ from sieve.errors import InputError
 from sieve.fitness import Scores
 from sieve.fitness.engine import Engine
 from sieve.fitness.intervals import paired
-from sieve.plan import Matrix, Plan
+from sieve.plan import DENSE, Matrix, Plan
+from sieve.searchers.genome import LEVELS, Genome
+from sieve.searchers.objective import SizeOf
 from sieve.searchers.options import Options
 
 
@@ -34,6 +36,7 @@ class Problem:
     seed: for searchers that draw at random.
     engine: for searchers that compare many candidates.
     curves: predicted loss of each matrix at each rank (`sensitivity`); None where the surrogate is switched off.
+    size_of: (matrix, rank) → what the search is to make small; parameters by default.
     rank_correlation: a searcher's own, of predicted and true losses, once it is known.
     """
 
@@ -47,6 +50,7 @@ class Problem:
     engine: Engine | None = None
     curves: Mapping[str, np.ndarray] | None = None
     options: Options = field(default_factory=Options)
+    size_of: SizeOf = Matrix.size
     evaluated: list[Candidate] = field(default_factory=list)
     rank_correlation: float | None = None
 
@@ -65,22 +69,28 @@ class Problem:
     def accepts(self, candidate: Candidate) -> bool:
         """Whether the candidate is within the tolerance; where a size is asked for, whether it is that small."""
         if self.options.kept is not None:
-            return candidate.plan.size(self.matrices) <= self.size_limit
+            return self.size(candidate.plan) <= self.size_limit * (1 + 1e-9)  # seconds are sums of rounded numbers
         return within(candidate.scores, self.dense, self.tolerance, self.confident)
 
-    @property
-    def size_limit(self) -> int:
-        """The most parameters that the prunable matrices may have."""
-        total = sum(matrix.parameters for matrix in self.matrices.values())
-        return total if self.options.kept is None else int(self.options.kept * total)
+    def genome(self, kept: Sequence[float] = LEVELS) -> Genome:
+        """What is varied, at levels of these kept fractions."""
+        return Genome(self.matrices, kept, self.rank_multiple, self.options.granularity, self.size_of)
 
-    def require_reachable(self, smallest: int) -> None:
+    def size(self, plan: Mapping[str, int | str]) -> float:
+        """Of the prunable matrices under a plan."""
+        return sum(self.size_of(matrix, plan.get(name, DENSE)) for name, matrix in self.matrices.items())
+
+    @property
+    def size_limit(self) -> float:
+        """The largest size that a plan may have."""
+        return self.size({}) * (1 if self.options.kept is None else self.options.kept)
+
+    def require_reachable(self, smallest: float) -> None:
         """InputError where even the smallest plan is larger than what is asked for."""
         if smallest > self.size_limit:
-            total = sum(matrix.parameters for matrix in self.matrices.values())
             raise InputError(
-                f"no plan keeps {self.options.kept:.1%} of the prunable parameters; the smallest keeps "
-                f"{smallest / total:.1%}: raise --kept or lower --rank-multiple"
+                f"no plan keeps {self.options.kept:.1%} of the prunable {self.options.objective}; the smallest keeps "
+                f"{smallest / self.size({}):.1%}: raise --kept or lower --rank-multiple"
             )
 
 

@@ -27,6 +27,7 @@ from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.budget import budget
 from sieve.searchers.ga import ga
+from sieve.searchers.objective import measure, size_of
 from sieve.searchers.options import Options
 from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
@@ -152,6 +153,7 @@ def run_search(
             originals = Factors({name: factors[name] for name in chosen}, factors.method, factors.pivoted)
             asked = splits["calibration"][:EXAMPLES]
             curves, probed = _curves(book, lambda: sensitivity(model, tokenizer, originals, task, asked))
+        sizes = size_of(choices.objective, model.dtype, _latencies(book, model, chosen, choices.objective))
         turned = stack.enter_context(sliced(model, factors))
         engine = Engine(
             model, turned.set, chosen, list(map(ready, parts)),
@@ -174,7 +176,7 @@ def run_search(
             return scores
 
         problem = Problem(
-            chosen, score, dense["fitness"], tolerance, confident, multiple, seed, engine, curves, choices
+            chosen, score, dense["fitness"], tolerance, confident, multiple, seed, engine, curves, choices, sizes
         )
         validation = ready(splits["validation"])
 
@@ -221,6 +223,17 @@ def _curves(
     if book is not None:
         book.add("curves", {"tokens": tokens, "curves": {name: curve.tolist() for name, curve in curves.items()}})
     return curves, tokens
+
+
+def _latencies(book: Journal | None, model: PreTrainedModel, matrices: dict[str, Matrix], objective: str):
+    """Layers' times, from the journal if it has them: they never come out the same twice."""
+    if objective != "latency":
+        return None
+    if book is None:
+        return measure(model, matrices)
+    if "latency" not in book.records:
+        book.add("latency", {"table": measure(model, matrices)})
+    return book.records["latency"]["table"]
 
 
 def _chosen(every: dict[str, Matrix], names: Sequence[str] | None) -> dict[str, Matrix]:

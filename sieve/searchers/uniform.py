@@ -16,8 +16,8 @@ def uniform(problem: Problem) -> Iterator[Candidate]:
     """
     plans = _plans(problem)
     if problem.options.kept is not None:
-        problem.require_reachable(min((plan.size(problem.matrices) for plan in plans), default=0))
-        yield problem.evaluate([plan for plan in plans if plan.size(problem.matrices) <= problem.size_limit][-1])
+        problem.require_reachable(min(map(problem.size, plans), default=0))
+        yield problem.evaluate([plan for plan in plans if problem.size(plan) <= problem.size_limit][-1])
         return
     yield from smallest(problem, plans)
 

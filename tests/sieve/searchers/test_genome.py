@@ -59,7 +59,7 @@ def test_dense_prunes_nothing():
 
 
 def test_nothing_to_choose():
-    with pytest.raises(InputError, match="rank-multiple"):
+    with pytest.raises(InputError, match="--objective"):
         Genome(llama(), multiple=64)
 
 

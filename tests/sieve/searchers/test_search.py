@@ -130,6 +130,16 @@ def test_same_seed_same_search():
     assert first("ga", generations=4, seed=1)[0].engine.asked != runs[0][0].engine.asked
 
 
+def test_the_objective_decides_what_is_small():
+    """A matrix that a pair makes no faster stays dense, and the others make up for it."""
+    problem = landscape_problem(kept=0.6)
+    problem.size_of = lambda matrix, rank: 1.0 if matrix.name == "w3" else matrix.size(rank) / matrix.parameters
+    problem.curves["w3"] *= 0
+    winner = next(SEARCHERS["ga"](problem))
+    assert "w3" not in winner.plan.ranks()
+    assert 0.5 < problem.size(winner.plan) / 16 <= 0.6
+
+
 def test_budget_of_layer_tokens_ends_the_search():
     short, long = (first("ga", budget=budget)[0].engine.nominal for budget in (1, 10**9))
     assert short < long / 3
@@ -150,7 +160,15 @@ def test_an_impossible_size_names_the_smallest(searcher):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kept": 0}, {"kept": 1.5}, {"granularity": "head"}, {"population": 1}, {"population": 0}, {"budget": 0}],
+    [
+        {"kept": 0},
+        {"objective": "beauty"},
+        {"kept": 1.5},
+        {"granularity": "head"},
+        {"population": 1},
+        {"population": 0},
+        {"budget": 0},
+    ],
 )
 def test_bad_options(options):
     with pytest.raises(InputError):
@@ -206,6 +224,30 @@ def test_bottlenecks_are_what_an_ablation_says(small):
         scores.append(evaluate(pruned, small.tokenizer, sieve.load_task(small.task), splits["fitness"]))
     assert worst.loglik == pytest.approx(scores[1].mean_loglik - scores[0].mean_loglik, abs=1e-4)
     assert worst.accuracy == pytest.approx(scores[1].accuracy - scores[0].accuracy)
+
+
+@pytest.mark.parametrize("objective", ["bytes", "latency"])
+def test_objectives(small, objective, tmp_path, monkeypatch):
+    """A layer's time is asked once: here one that says that only MLPs gain from pairs."""
+    measured = []
+
+    def measure(model, matrices):
+        measured.append(1)
+        return {
+            f"{one.m} x {one.n}": [(0, one.parameters), *([(4, 900), (20, 2000)] if "mlp" in name else [])]
+            for name, one in matrices.items()
+        }
+
+    monkeypatch.setattr("sieve.searchers.run.measure", measure)
+    result = searched(small, "budget", objective=objective, kept=0.97, journal=tmp_path / "journal")
+    again = searched(small, "budget", objective=objective, kept=0.97, journal=tmp_path / "journal")
+    assert result.plan == again.plan
+    if objective == "bytes":
+        assert 0.03 <= result.plan.prunable_removed(result.matrices) < 0.2
+    else:
+        assert len(measured) == 1
+        assert result.plan
+        assert all(".mlp." in name for name in result.plan)
 
 
 def test_only_the_named_matrices_are_pruned(small):

@@ -1,0 +1,87 @@
+"""What "small" means: parameters, bytes on disk, or seconds on this machine."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from sieve.layers import LowRankLinear, PivotedLinear
+from sieve.matrices import weight_of
+from sieve.plan import DENSE, Matrix
+
+OBJECTIVES = ("parameters", "bytes", "latency")
+SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"
+
+ROWS = 32  # tokens at a time: a short prompt
+_RANKS, _REPEATS = 10, 7
+Table = dict[str, list[tuple[int, float]]]  # "m x n" → (rank, seconds), ascending; rank 0 stands for dense
+
+
+def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> SizeOf:
+    """The size of a matrix at a rank by an objective.
+
+    Args:
+        dtype: that the model is stored in.
+        table: of `measure`, for "latency". Between the ranks measured, times are interpolated.
+    """
+    if objective == "parameters":
+        return Matrix.size
+    if objective == "bytes":
+        return lambda matrix, rank: matrix.size(rank) * dtype.itemsize + _permutation(matrix, rank)
+
+    def seconds(matrix: Matrix, rank: int | str) -> float:
+        (_, dense), *pairs = table[_shape(matrix)]
+        if rank == DENSE or not pairs:
+            return dense
+        ranks, times = zip(*pairs, strict=True)
+        # A larger rank is never faster: what measures so is noise.
+        return float(np.interp(rank, ranks, np.maximum.accumulate(times)))
+
+    return seconds
+
+
+def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
+    """Seconds of one layer by shape and rank: medians of calls that take turns, so that a slow moment hits all."""
+    table: Table = {}
+    for matrix in matrices.values():
+        if _shape(matrix) not in table:
+            table[_shape(matrix)] = _times(model.get_submodule(matrix.name), matrix)
+    return table
+
+
+@torch.inference_mode()
+def _times(layer: nn.Module, matrix: Matrix) -> list[tuple[int, float]]:
+    weight = weight_of(layer)
+    x = torch.randn(ROWS, matrix.n, device=weight.device).to(weight.dtype)
+    kind = PivotedLinear if matrix.pivoted else LowRankLinear
+    layers: dict[int, nn.Module] = {0: layer}
+    for rank in sorted({max(1, matrix.max_rank * step // _RANKS) for step in range(1, _RANKS + 1)}):
+        if rank <= matrix.max_rank:
+            layers[rank] = kind(matrix.n, matrix.m, rank, bias=False, device=weight.device, dtype=weight.dtype)
+    taken: dict[int, list[float]] = {rank: [] for rank in layers}
+    for _ in range(_REPEATS):
+        for rank, module in layers.items():
+            module(x)  # its weights into the cache, as far as they fit
+            _wait(x)
+            started = time.perf_counter()
+            module(x)
+            _wait(x)
+            taken[rank].append(time.perf_counter() - started)
+    return [(rank, statistics.median(times)) for rank, times in taken.items()]
+
+
+def _wait(x: torch.Tensor) -> None:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+
+
+def _permutation(matrix: Matrix, rank: int | str) -> int:
+    """Bytes that say where a pivoted pair's outputs go."""
+    return 8 * matrix.m if matrix.pivoted and rank != DENSE else 0
+
+
+def _shape(matrix: Matrix) -> str:
+    return f"{matrix.m} x {matrix.n}{' pivoted' if matrix.pivoted else ''}"
