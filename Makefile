@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench aot clean
 
 setup: $(VENV)/ready
 
@@ -30,6 +30,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
+
+aot: setup
+	$(BIN)/python -m sieve_kernels.aot
 
 clean:
 	rm -rf $(VENV) build *.egg-info
