@@ -46,9 +46,10 @@ def population_kernel(
     ranks = tl.load(ranks_ptr + rows // T * stride_ranks, mask=rows < M, other=1).to(tl.int32)
     ranks = tl.maximum(ranks, 1)
     most = tl.max(ranks, 0)
-    depth = tl.minimum(most, K)
     if NARROW:
-        depth = tl.where(col * BLOCK_N < most, K, 0)  # nothing to sum where all is zero
+        end = tl.where(col * BLOCK_N < most, K, 0)  # nothing to sum where all is zero
+    else:
+        end = tl.minimum(tl.cdiv(most, BLOCK_K) * BLOCK_K, K)  # whole steps: a is zero there, and loads stay wide
     acc = sum_product(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
         a_ptr,
@@ -57,16 +58,16 @@ def population_kernel(
         col * BLOCK_N,
         M,
         N,
-        depth,
+        K,
         0,
-        depth,
+        end,
         stride_a,
         stride_b,
         1,
         False,
         M_FITS,
         N_FITS,
-        K_FITS and NARROW,
+        K_FITS,
         PRECISION,
         UPCAST,
         BLOCK_M,
