@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <thread>
+#include <type_traits>
 
 namespace sieve {
 namespace {
@@ -67,6 +68,17 @@ void activate_all(int activation, float* v, int64_t count) {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SIEVE_X86 1
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")
+#define ISA avx512bf16
+#define LANES 16
+#define DOT_BF16
+#include "few_rows.inc"
+#undef ISA
+#undef LANES
+#undef DOT_BF16
+#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
 #define ISA avx512
@@ -90,15 +102,20 @@ void activate_all(int activation, float* v, int64_t count) {
 
 namespace sieve {
 
-constexpr int64_t WORTH_A_THREAD = 1 << 17;  // bytes of weights: less is read sooner than a thread is woken
+constexpr int64_t WORTH_A_THREAD = 1 << 18;  // bytes of weights: less is read sooner than a thread is woken
 
-using Run = void (*)(const Problem&, float*, float*, Team&);
+using Run = void (*)(const Problem&, void*, void*, Team&);
 
+// The widest instruction set there is, or the one that SIEVE_KERNELS_ISA names, if the processor has it.
 static Run widest() {
+  const char* wanted = std::getenv("SIEVE_KERNELS_ISA");
+  const auto take = [&](const char* name) { return wanted == nullptr || std::strcmp(wanted, name) == 0; };
 #ifdef SIEVE_X86
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return avx512::run;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::run;
+  const bool avx512 =
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && take("avx512bf16")) return avx512bf16::run;
+  if (avx512 && take("avx512")) return avx512::run;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && take("avx2")) return avx2::run;
 #endif
   return portable::run;
 }
@@ -114,12 +131,12 @@ void few_rows(const Problem& problem) {
   const int64_t useful = 1 + weights * bytes_of(problem.weights) / WORTH_A_THREAD;
   const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), useful));
   static thread_local Workspace shared;
-  float* z = reinterpret_cast<float*>(shared.get(problem.T * ranks * sizeof(float) + 64));
+  char* z = shared.get(problem.T * ranks * sizeof(float) + 64);
   std::atomic<int64_t> arrived{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     static thread_local Workspace inputs, outputs;
-    float* x = reinterpret_cast<float*>(inputs.get(problem.T * problem.n * sizeof(float)));
+    char* x = inputs.get(problem.T * problem.n * sizeof(float));
     Team team{omp_get_thread_num(), omp_get_num_threads(), &arrived, &outputs};
     run(problem, x, z, team);
   }

@@ -1,5 +1,6 @@
 """The compiled CPU kernels: which instruction set and path serves is not visible in the results."""
 
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,22 @@ def test_weights_long_enough_for_several_threads(rows):
     exact, z = torch.empty(rows, 2000).double(), F.linear(x.double(), A.double())
     exact[:, permutation] = torch.cat([z, F.linear(z, C.double())], -1)
     assert_accurate(lowrank_linear_pivoted(x, A, C, permutation), exact, y)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_every_instruction_set(isa):
+    """What an older processor would run. The choice is made once a process."""
+    code = (
+        "import torch, torch.nn.functional as F, sieve_kernels as k\n"
+        "from sieve_kernels.lowrank import native\n"
+        "for dtype, allowed in ((torch.bfloat16, 1e-2), (torch.float32, 1e-6)):\n"
+        "    for rows, n in ((1, 83), (2, 5), (2, 64), (1, 1)):\n"
+        "        x, A, B = (torch.randn(s).to(dtype) for s in ((rows, n), (21, n), (45, 21)))\n"
+        "        exact = F.linear(F.linear(x.double(), A.double()), B.double())\n"
+        "        error = (native.linear(x, A, B, None).double() - exact).norm() / exact.norm()\n"
+        "        assert error < allowed, (dtype, rows, n, error)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"SIEVE_KERNELS_ISA": isa})
 
 
 def test_same_bits_for_any_number_of_threads():
