@@ -148,6 +148,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
     ),
     "linear": (
+        _native("lowrank.native:dense", most=64),
         Rule("torch", "lowrank.cpu:dense", "library product", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.dense:linear", "sums in shares where rows are few", _triton),
     ),
@@ -164,6 +165,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "lowrank.triton_kernels.population:population_backward", "one launch per product", _triton),
     ),
     "lowrank_linear_quantized": (
+        _native("lowrank.native:quantized", most=FEW_ROWS),
         Rule("torch", "lowrank.cpu:quantized", "library products, one factor at a time as floats", _anywhere, _on_cpu),
         Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton),
     ),

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sieve_kernels import native
 from sieve_kernels.arguments import as_rows
+from sieve_kernels.dispatch import FEW_ROWS
+from sieve_kernels.lowrank import cpu
 
 _BF16, _FLOAT32, _INT8 = 0, 1, 2
 _TYPES = {torch.bfloat16: _BF16, torch.float32: _FLOAT32}
@@ -65,14 +67,13 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
     return y
 
 
-def quantized(x: Tensor, A: Tensor, A_scale: Tensor, B: Tensor, B_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """y [..., m] for int8 factors A [r, n] and B [m, r], each with one float32 scale a row; x [..., n], bias [m]."""
-    y = x.new_empty((*x.shape[:-1], B.shape[0]))
-    run(
-        x,
-        [(rows_in_one_piece(A), A_scale.contiguous(), rows_in_one_piece(B), B_scale.contiguous(), bias, None, y)],
-        weights=_INT8,
-    )
+def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """y [..., m] = (x Aᵀ) Bᵀ + bias; the factors as `quantize_rows` makes them, compiled for 8 bits."""
+    if A_q.dtype != torch.int8 or B_q.dtype != torch.int8 or as_rows(x).shape[0] > FEW_ROWS:
+        return cpu.quantized(x, A_q, A_scale, B_q, B_scale, bias)
+    y = x.new_empty((*x.shape[:-1], B_q.shape[0]))
+    A_scale, B_scale = (scale.to(torch.float32).contiguous() for scale in (A_scale, B_scale))
+    run(x, [(rows_in_one_piece(A_q), A_scale, rows_in_one_piece(B_q), B_scale, bias, None, y)], weights=_INT8)
     return y
 
 
