@@ -94,12 +94,15 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether `layer` is an untouched nn.Linear: no subclass, wrapper, tensor subclass, hook or patched forward."""
+    return type(layer) is nn.Linear and holds_plain_tensors(layer) and is_untouched(layer)
+
+
+def holds_plain_tensors(layer: nn.Linear) -> bool:
+    """Whether weight and bias are ordinary parameters, not a quantiser's or a wrapper's tensors."""
     return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
+        type(layer.weight) is nn.Parameter
         and type(layer.weight.data) is torch.Tensor
         and (layer.bias is None or type(layer.bias) is nn.Parameter)
-        and is_untouched(layer)
     )
 
 
