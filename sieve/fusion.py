@@ -28,15 +28,15 @@ _STANDARD = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemm
 def fuse_(model: nn.Module) -> nn.Module:
     """Let the modules of `model` use the operators that serve them, in place; returns the model.
 
-    A gated MLP whose gate and up matrices are pairs never stores both of its wide activations. A layer that stayed
-    dense, the output head among them, reads its weight faster on a CPU where there are few rows. `apply_` and loading a
-    pruned model do this already. Results differ from the unfused ones by rounding.
+    A gated MLP whose gate and up matrices are pairs never stores both of its wide activations; any other multiplies them
+    in place. A layer that stayed dense, the output head among them, reads its weight faster on a CPU where there are few
+    rows. `apply_` and loading a pruned model do this already. Results differ from the unfused ones by rounding.
     """
     inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
     for module in model.modules():
         if not is_untouched(module):
             continue
-        if type(module).__name__ in _STANDARD and _pairs(module):
+        if type(module).__name__ in _STANDARD:
             module.forward = MethodType(_gated, module)
         elif type(module) is nn.Linear and module not in inside_pairs:
             module.forward = MethodType(_dense, module)
@@ -53,7 +53,9 @@ def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → [..., n]."""
     gate, up = mlp.gate_proj, mlp.up_proj
     if not (_pairs(mlp) and all(is_untouched(pair) and is_plain(pair.A) and is_plain(pair.B) for pair in (gate, up))):
-        return type(mlp).forward(mlp, x)
+        if torch.is_grad_enabled():
+            return type(mlp).forward(mlp, x)
+        return mlp.down_proj(mlp.act_fn(gate(x)).mul_(up(x)))
     activation = ACTIVATIONS[type(mlp.act_fn).__name__]
     return mlp.down_proj(lowrank_swiglu(x, gate.A.weight, gate.B.weight, up.A.weight, up.B.weight, activation))
 
