@@ -28,9 +28,9 @@ _STANDARD = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemm
 def fuse_(model: nn.Module) -> nn.Module:
     """Let the modules of `model` use the operators that serve them, in place; returns the model.
 
-    A gated MLP whose gate and up matrices are pairs never stores both of its wide activations; any other multiplies them
-    in place. A layer that stayed dense, the output head among them, reads its weight faster on a CPU where there are few
-    rows. `apply_` and loading a pruned model do this already. Results differ from the unfused ones by rounding.
+    A gated MLP whose gate and up matrices are pairs never stores both of its wide activations; any other multiplies
+    them in place. A layer that stayed dense, the output head among them, reads its weight faster on a CPU where there
+    are few rows. `apply_` and loading a pruned model do this already. Results differ from the unfused ones by rounding.
     """
     inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
     for module in model.modules():
