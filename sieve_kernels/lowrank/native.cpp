@@ -1,22 +1,23 @@
 // The compiled layers' one entry.
 #include "../native/layers.h"
 
-// type of x, biases and outputs, and of the weights: 0 bf16, 1 float32, 2 int8 (weights only); x [T, n]; `layers` as in
-// layers.h. Returns whether it could: up to eight rows always, more need bf16 and AMX, which are also faster from three
-// on.
-extern "C" int sieve_layers(int type, int weights, const void* x, int64_t x_stride, int64_t T, int64_t n, int64_t count,
-                            const void* layers, int activation) {
-  const sieve::Problem problem{static_cast<sieve::Type>(type),
-                               static_cast<sieve::Type>(weights),
-                               x,
-                               x_stride,
-                               T,
-                               n,
-                               count,
-                               static_cast<const sieve::Layer*>(layers),
-                               activation};
-  if (T > 2 && sieve::many_rows(problem)) return 1;
-  if (T > 8) return 0;
+// `call`: type of x, biases and outputs; type of the weights (0 bf16, 1 float32, 2 int8, for weights only); address and
+// stride of x [T, n], T, n; number of layers; activation or -1; then the layers, as in layers.h. One block of numbers,
+// because that is what a caller from Python fills soonest. Returns whether it could: up to eight rows always, more need
+// bf16 and AMX, which are also faster from three on.
+extern "C" int sieve_layers(const int64_t* call) {
+  sieve::Problem problem;
+  problem.type = static_cast<sieve::Type>(call[0]);
+  problem.weights = static_cast<sieve::Type>(call[1]);
+  problem.x = reinterpret_cast<const void*>(call[2]);
+  problem.x_stride = call[3];
+  problem.T = call[4];
+  problem.n = call[5];
+  problem.count = call[6];
+  problem.activation = static_cast<int>(call[7]);
+  problem.layers = reinterpret_cast<const sieve::Layer*>(call + 8);
+  if (problem.T > 2 && sieve::many_rows(problem)) return 1;
+  if (problem.T > 8) return 0;
   sieve::few_rows(problem);
   return 1;
 }

@@ -1,6 +1,7 @@
 """Compiled CPU path of the low-rank family (few_rows.cpp, many_rows.cpp), for inputs that `dispatch` finds fit."""
 
 import ctypes
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -18,11 +19,7 @@ _PLAIN = -1
 
 def _function():
     function = native.library().sieve_layers
-    function.argtypes = [
-        *(ctypes.c_int, ctypes.c_int, ctypes.c_void_p),
-        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
-        *(ctypes.c_void_p, ctypes.c_int),
-    ]
+    function.argtypes = [ctypes.c_char_p]
     return function
 
 
@@ -88,28 +85,19 @@ def run(x: Tensor, layers: Sequence[Layer], activation: int = _PLAIN, weights: i
             y.zero_() if bias is None else y.copy_(bias)
         return
     tokens = rows_in_one_piece(x if x.dim() == 2 else as_rows(x))
-    numbers, kept = [], []
+    kind = _TYPES[x.dtype]
+    numbers = [kind, kind if weights is None else weights, tokens.data_ptr(), tokens.stride()[0], *tokens.shape]
+    numbers += (len(layers), activation)
+    kept = []
     for A, A_scale, B, B_scale, bias, permutation, y in layers:
         if bias is not None and bias.stride(0) != 1:
             bias = bias.contiguous()
             kept.append(bias)  # its memory must outlive the call
         width = y.shape[-1]
-        numbers += (0, 0, 0, 0) if A is None else (A.data_ptr(), A.stride(0), _address(A_scale), A.shape[0])
-        numbers += (B.data_ptr(), B.stride(0), _address(B_scale), width)
+        numbers += (0, 0, 0, 0) if A is None else (A.data_ptr(), A.stride()[0], _address(A_scale), A.shape[0])
+        numbers += (B.data_ptr(), B.stride()[0], _address(B_scale), width)
         numbers += (_address(bias), _address(permutation), y.data_ptr(), width)
-    kind = _TYPES[x.dtype]
-    done = _sieve_layers(
-        kind,
-        kind if weights is None else weights,
-        tokens.data_ptr(),
-        tokens.stride(0),
-        tokens.shape[0],
-        tokens.shape[1],
-        len(layers),
-        (ctypes.c_int64 * len(numbers))(*numbers),
-        activation,
-    )
-    if not done:
+    if not _sieve_layers(struct.pack(f"{len(numbers)}q", *numbers)):
         raise RuntimeError(f"the compiled kernel does not serve {tokens.shape[0]} rows of {x.dtype}: {native.status()}")
 
 
@@ -119,4 +107,4 @@ def _address(tensor: Tensor | None) -> int:
 
 def rows_in_one_piece(matrix: Tensor) -> Tensor:
     """The matrix itself where the numbers of a row are adjacent, else a copy."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+    return matrix if matrix.stride()[1] == 1 else matrix.contiguous()
