@@ -88,6 +88,8 @@ class Case:
 
 GRAM = ("aligned", "ragged", "small")
 BACKWARD = ("aligned", "ragged")
+COMMON = (torch.bfloat16, torch.float32)
+"""Dtypes of cases whose kernels other cases launch in all dtypes."""
 
 
 def _products(*sizes: tuple[int, int, int]) -> int:
@@ -134,6 +136,7 @@ CASES = (
         lambda t, p: (t(p.n, p.n, dtype=p.sums), t(p.T, p.n), t(p.T, dtype=torch.bool)),
         lambda p: p.size * p.T * p.n + p.T + p.sums.itemsize * (p.n * (p.n + 1) // 2 + p.n**2),
         GRAM,
+        dtypes=COMMON,
     ),
     Case(
         "gram_ weighted",
@@ -141,6 +144,7 @@ CASES = (
         lambda t, p: (t(p.n, p.n, dtype=p.sums), t(p.T, p.n), t(p.T, dtype=p.sums)),
         lambda p: p.size * p.T * p.n + p.sums.itemsize * (p.T + p.n * (p.n + 1) // 2 + p.n**2),
         GRAM,
+        dtypes=COMMON,
     ),
     Case(
         "cross_gram_",
@@ -148,6 +152,7 @@ CASES = (
         lambda t, p: (t(p.n, p.m, dtype=p.sums), t(p.T, p.n), t(p.T, p.m), None),
         lambda p: p.size * p.T * (p.n + p.m) + p.sums.itemsize * 2 * p.n * p.m,
         GRAM,
+        dtypes=COMMON,
     ),
     Case(
         "lowrank_linear",
@@ -169,12 +174,14 @@ CASES = (
         lambda t, p: (t(p.T, p.m), t(p.T, p.n), t(p.r, p.n), t(p.m, p.r), [True] * 3),
         lambda p: p.size * _backward(p, (p.m,)),
         BACKWARD,
+        dtypes=COMMON,
     ),
     Case(
         "lowrank_linear_group",
         "lowrank.triton_kernels.group:group",
         lambda t, p: (t(p.T, p.n), _factors(t, p, p.r, p.n), [t(m, p.r) for m in _qkv(p)], [t(m) for m in _qkv(p)]),
         lambda p: p.size * (_shared(p, 3) + sum(_products((p.T, p.r, m)) + m for m in _qkv(p))),
+        dtypes=COMMON,
     ),
     Case(
         "lowrank_linear_group backward",
@@ -195,6 +202,7 @@ CASES = (
         lambda t, p: (t(p.T, p.n), t(p.m, p.n), t(p.m)),
         lambda p: p.size * (_products((p.T, p.n, p.m)) + p.m),
         ("aligned", "few", "one"),
+        dtypes=COMMON,
     ),
     Case(
         "lowrank_swiglu",
@@ -208,6 +216,7 @@ CASES = (
         lambda t, p: (t(p.T, p.m), t(p.T, p.n), *(t(p.r, p.n), t(p.m, p.r)) * 2, "silu", [True] * 5),
         lambda p: p.size * (_shared(p, 2) + 2 * (p.T * p.r + p.r * p.m) + 3 * p.T * p.m + _backward(p, (p.m, p.m))),
         BACKWARD,
+        dtypes=COMMON,
     ),
     Case(
         "lowrank_linear_pivoted",

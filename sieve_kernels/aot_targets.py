@@ -42,11 +42,6 @@ TILES = {"sm_80": "HMMA LDGSTS", "sm_90": "HGMMA LDGSTS", "sm_100": "UTCMMA LDGS
 WARPS = {"sm_80": "HMMA LDGSTS", "sm_90": "HMMA LDGSTS", "sm_100": "HMMA LDGSTS", "gfx942": "MFMA"}
 """Tiles of 16 rows, and float64: a single warp's instructions, as the wider ones need 64 rows and have no float64."""
 
-MASKED, MASKED_WARPS = (
-    {target: names.removesuffix(" LDGSTS") for target, names in table.items()} for table in (TILES, WARPS)
-)
-"""The same, where 16-bit loads end at a rank that only the GPU knows: number by number, and so not asynchronous."""
-
 ADDS = dict.fromkeys(TARGETS, "")
 """Kernels that only add."""
 
@@ -61,8 +56,8 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "scatter_matmul_kernel M16": {16: WARPS, 32: WARPS},
     "swiglu_kernel": {16: TILES, 32: TILES, 64: WARPS},
     "swiglu_kernel M16": {16: WARPS, 32: WARPS},
-    "population_kernel": {16: MASKED, 32: TILES, 64: WARPS},
-    "population_kernel M16": {16: MASKED_WARPS, 32: WARPS},
+    "population_kernel": {16: TILES, 32: TILES, 64: WARPS},
+    "population_kernel M16": {16: WARPS, 32: WARPS},
     "quantized_kernel": {16: TILES, 32: TILES},
     "quantized_kernel M16": {16: WARPS, 32: WARPS},
     "fused_kernel": {16: TILES, 32: TILES},
