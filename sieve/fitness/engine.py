@@ -151,21 +151,21 @@ class Engine:
         stored: dict[int, States] = {}
         for step in self._walk(plans, part, [self._store.deepest(part, prefix) for prefix in prefixes]):
             key, prefix = keys[step.index], prefixes[step.index]
-            anchors = [block for block in self._store.anchors if block > step.start] if self.layers else []
+            # The store is not what it was when the walk was planned: states have come, or had to leave.
+            start = max([0, *stored, self._store.deepest(part, prefix)]) if self.layers else 0
+            states = stored[start] if start in stored else self._store.get(part, prefix[:start])
+            anchors = [block for block in self._store.anchors if block > start] if self.layers else []
             self._set(plans[key])
             with progress.shown(False):
                 scores, run = self.blocks.run(
-                    lambda: self._parts[part].run(self._model),
-                    step.start,
-                    stored[step.start] if step.start in stored else self._stored(part, prefix[: step.start]),
-                    {*step.keep, *anchors},
+                    lambda: self._parts[part].run(self._model), start, states, {*step.keep, *anchors}
                 )
             for block in anchors:
                 self._store.put(part, prefix[:block], run.states[block])
-            stored |= {block: run.states[block] for block in step.keep}
+            stored |= {block: run.states[block] for block in step.keep if block > start}
             self.peak_bytes = max(self.peak_bytes, self._store.bytes + sum(map(size_of, stored.values())))
             for block in step.drop:
-                stored.pop(block)
+                stored.pop(block, None)
             spent = Spent(run.layer_tokens, run.cells, run.head_rows)
             self._cells[part] = run.cells
             self._records[key] = (scores, spent)
@@ -175,9 +175,6 @@ class Engine:
     def retain(self, plans: Sequence[Mapping[str, int | str]]) -> None:
         """Of states kept between calls, only those that these plans' descendants may share are still of use."""
         self._store.retain([self._by_block(self.ranks(plan)) for plan in plans])
-
-    def _stored(self, part: int, prefix: tuple) -> States:
-        return self._store.get(part, prefix) if prefix else []
 
     def _walk(
         self, plans: Mapping[str, Mapping[str, int | str]], part: int, known: Sequence[int] | None = None

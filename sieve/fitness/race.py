@@ -30,14 +30,15 @@ class Estimate:
 def estimate(seen: np.ndarray, known: Sequence[np.ndarray], z: float = Z) -> Estimate:
     """The mean of N values of which the first n are `seen`, from K known rows [N] of like values.
 
-    Sampling without replacement: the error of the mean of n of N differences is s √((1 - n/N) / n). One
-    pseudo-observation of the known values' own spread keeps s from being 0 where all differences so far are.
+    Sampling without replacement: the error of the mean of n of N differences is s √((1 - n/N) / n). Where all
+    differences so far are equal, one in n is taken to be as large as the known values' own spread.
     """
     n = len(seen)
     best = Estimate(float(seen.mean()), -math.inf, math.inf)
     for row in known:
         difference = seen - row[:n]
-        variance = (((difference - difference.mean()) ** 2).sum() + row.var()) / n
+        variance = difference.var(ddof=1) if n > 1 else 0.0
+        variance = variance or row.var() / n
         error = z * math.sqrt(variance * max(1 - n / len(row), 0) / n)
         if 2 * error < best.high - best.low:
             mean = float(row.mean() + difference.mean())

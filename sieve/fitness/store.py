@@ -29,6 +29,9 @@ class StateStore:
         return next((block for block in reversed(self.anchors) if (part, key[:block]) in self._states), 0)
 
     def get(self, part: int, prefix: Prefix) -> States:
+        """States that are here; none before the first block."""
+        if not prefix:
+            return []
         self._states.move_to_end((part, prefix))
         return self._states[part, prefix]
 

@@ -19,17 +19,19 @@ from sieve.fitness.surrogate import Surrogate, rank_correlation
 from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import LEVELS
-from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.problem import Candidate, Problem, within
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
+_NEAR = 0.85  # of the dense score: where the line from log-likelihood to score has to be right
 _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
 
 
 class Evolution:
     """The state of one genetic search: what was evaluated, and how candidates are judged.
 
-    A candidate's value is the mean over the examples of ½ (score + what its log-likelihood lets one expect, by a line
-    through the seeds): accuracies of a few hundred examples are noisy, and log-likelihoods tell more about the same.
+    A candidate's value is the score that its log-likelihoods let one expect, by a line through the seeds: of two
+    similar candidates, a few hundred right and wrong answers cannot tell the better one, their likelihoods can. What
+    counts as good enough in the end is the score itself.
     """
 
     def __init__(self, problem: Problem, kept: Sequence[float] = LEVELS, smooth: bool = True):
@@ -50,13 +52,15 @@ class Evolution:
         if self._line is None:
             return scores.score
         offset, slope = self._line
-        return (scores.score + offset + slope * scores.loglik) / 2
+        return offset + slope * scores.loglik
 
     def settle(self) -> None:
         """Draw the line from log-likelihood to score through what is evaluated so far; once, so that values last."""
-        pairs = [(scores.mean_loglik, scores.accuracy) for _, scores in self.scored.values()]
-        pairs.append((self.problem.dense.mean_loglik, self.problem.dense.accuracy))
-        x, y = np.array(pairs).T
+        dense = self.problem.dense
+        pairs = [(dense.mean_loglik, dense.accuracy)]
+        pairs += [(scores.mean_loglik, scores.accuracy) for _, scores in self.scored.values()]
+        near = [pair for pair in pairs if pair[1] >= _NEAR * dense.accuracy]
+        x, y = np.array(near if len(near) > 2 else pairs).T
         if self._smooth and len(set(x)) > 2:
             slope = max(float(np.cov(x, y)[0, 1] / x.var(ddof=1)), 0.0)
             self._line = float(y.mean() - slope * x.mean()), slope
@@ -211,16 +215,24 @@ class Evolution:
                 found.append((levels, scores))
         return found
 
+    def good(self, scores: Scores) -> bool:
+        """Whether the tolerance holds for the score, and for its mean with what the log-likelihoods let one expect.
+
+        The latter because of hundreds of scores some are high by luck.
+        """
+        problem = self.problem
+        fair = (scores.accuracy + self.mean(scores)) / 2
+        lucky = fair < (1 - problem.tolerance) * problem.dense.accuracy - 1e-12
+        return within(scores, problem.dense, problem.tolerance, problem.confident) and not lucky
+
     def winners(self) -> Iterator[Candidate]:
         """Along the front, acceptable candidates: the smallest first, or the best of the size asked for."""
         front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
         if self.options.kept is not None:
             yield from [candidate for _, candidate in front if self.problem.accepts(candidate)][-1:]
             return
-        floor = (1 - self.problem.tolerance) * self.problem.dense.accuracy
         least = 0.0
         for levels, candidate in front:
-            good = self.problem.accepts(candidate) and self.mean(candidate.scores) >= floor
-            if good and self.share(levels) >= least:
+            if self.good(candidate.scores) and self.share(levels) >= least:
                 least = self.share(levels) + _STEP_BACK
                 yield candidate

@@ -17,12 +17,13 @@ from sieve import progress
 from sieve.searchers.evolution import PROPOSALS, Evolution
 from sieve.searchers.genome import PAPER_LEVELS
 from sieve.searchers.operators import BlockCrossover, FitSize, PaperCrossover, PaperMutation, RunMutation
-from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.problem import Candidate, Problem
 
 POPULATION, OFFSPRING, GENERATIONS = 8, 60, 10
 PAPER_POPULATION, PAPER_GENERATIONS = 100, 30
 _STEEPNESS = 50
 _PATIENCE, _PROGRESS = 10, 0.05  # the paper's: stop after so many generations without this improvement
+_HALVINGS = 5
 _SIZES = 32  # grid of the bisection that finds where to begin
 
 
@@ -74,7 +75,30 @@ def ga(problem: Problem) -> Iterator[Candidate]:
     evolution.run(
         algorithm, lambda levels, mean: [-fitness(levels, mean)], merit, offspring, generations, population, stalled
     )
+    if options.kept is None and not options.paper:
+        best = max(evolution.scored.values(), key=lambda pair: fitness(pair[0], evolution.mean(pair[1])))[0]
+        for start in (best, evolution.genome.dense):
+            _squeeze(evolution, start)
     yield from evolution.winners()
+
+
+def _squeeze(evolution: Evolution, start: np.ndarray) -> None:
+    """Evaluate ever smaller candidates between `start` and the smallest that is still good enough, by bisection.
+
+    The fitness wants some distance from the tolerance's edge; what is asked for is the edge.
+    """
+    smallest = min((evolution.share(levels) for levels, scores in evolution.scored.values() if evolution.good(scores)),
+                   default=1.0)  # fmt: skip
+    low, high = 0.8 * smallest, min(evolution.share(start), 1.05 * smallest)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        (scores,) = evolution.evaluate(
+            [evolution.fit(start, middle * evolution.genome.size(evolution.genome.dense))]
+        ).values()
+        if evolution.good(scores):
+            high = middle
+        else:
+            low = middle
 
 
 def _seeds(evolution: Evolution, population: int) -> list[np.ndarray]:
@@ -92,13 +116,12 @@ def _seeds(evolution: Evolution, population: int) -> list[np.ndarray]:
 
 def _start(evolution: Evolution) -> float:
     """The smallest share at which an allocated candidate is within the tolerance, by bisection."""
-    problem = evolution.problem
     low, high = 0, _SIZES
     while high - low > 1:
         middle = (low + high) // 2
         levels = evolution.sized(middle / _SIZES)[0]
         (scores,) = evolution.evaluate([levels]).values()
-        if within(scores, problem.dense, problem.tolerance, problem.confident):
+        if evolution.good(scores):
             high = middle
         else:
             low = middle

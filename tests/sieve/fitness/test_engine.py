@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from sieve.apply import sliced
 from sieve.errors import InputError
@@ -142,18 +143,28 @@ def test_a_journal_answers_for_an_earlier_process(tmp_path):
         assert np.array_equal(one.loglik, two.loglik)
 
 
+def deep_model(blocks=6):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = TINY["llama"]()
+        config.num_hidden_layers = blocks
+        config.layer_types = None
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
 def test_states_stay_within_their_memory():
-    model = tiny_model("llama")
-    plans = drawn_plans(model, 10)
+    model = deep_model()
+    plans = drawn_plans(model, 16)
     with engine_of(model) as engine:
         whole = engine.scores(plans, 0)
         assert 0 < engine.peak_bytes <= 2 << 30
         peak = engine.peak_bytes
-    for memory in (peak // 2, peak // 8, 0):
+    for memory in (peak // 2, peak // 3, peak // 5, peak // 8, 0):
         with engine_of(model, memory=memory) as engine:
             got = [engine.scores(plans, part) for part in range(2)]
             assert engine.peak_bytes <= memory
-            assert np.array_equal(got[0][0].loglik, whole[0].loglik)
+            assert all(np.array_equal(one.loglik, two.loglik) for one, two in zip(got[0], whole, strict=True))
+            assert engine.cost.layers >= 0
 
 
 def test_children_start_where_their_parents_were():

@@ -1,0 +1,78 @@
+"""What a genetic search costs against plain evaluation of the same candidates, and whether both come to the same.
+
+python -m bench.search_cost [--generations 10] [--replay 60] [--journal FILE]
+
+Prints the table of layer-tokens, then replays candidates (the best third of them, the others drawn) with every shortcut
+off: each prompt with each choice a sequence of its own. With a journal, a run that was stopped goes on.
+"""
+
+import argparse
+import random
+import time
+
+import torch
+
+import sieve
+from sieve import progress
+from sieve.apply import sliced
+from sieve.fitness.evaluate import prepare
+from sieve.fitness.likelihood import Sharing
+from sieve.fitness.surrogate import rank_correlation
+from sieve.models import evaluating
+from sieve.searchers import run_search
+from sieve.tasks import load_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", default="geography")
+    parser.add_argument("--search", default="ga")
+    parser.add_argument("--tolerance", type=float, default=0.05)
+    parser.add_argument("--tokens", type=int, default=32_768, help="of the calibration pass")
+    parser.add_argument("--statistics", help="file that keeps the calibration")
+    parser.add_argument("--journal", help="file that keeps the evaluations")
+    parser.add_argument("--generations", type=int)
+    parser.add_argument("--replay", type=int, default=60, help="candidates to evaluate plainly")
+    chosen = parser.parse_args()
+    model, tokenizer = sieve.load_model(chosen.model)
+    task = load_task(chosen.task)
+    statistics = sieve.calibrate(model, tokenizer, task, chosen.tokens, path=chosen.statistics)
+    factors = sieve.project(model, statistics)
+    started = time.perf_counter()
+    with progress.shown():
+        result = run_search(
+            model, tokenizer, factors, task, chosen.tolerance, chosen.search,
+            generations=chosen.generations, journal=chosen.journal, bottlenecks=0,
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    cost = result.cost
+    print(f"{cost['candidates']} candidates, {len(result.evaluated)} on all examples, {seconds:.0f} s in this process")
+    print(f"layer-tokens: plain {cost['layer_tokens_plain']:,}, spent {cost['layer_tokens_spent']:,}, ", end="")
+    print(f"ratio {cost['cost_ratio']:.1f}; surrogate's rank correlation {result.rank_correlation}")
+    for name, saved in cost["saved_by"].items():
+        print(f"  {name:10} {saved:15,}")
+    best = sorted(result.evaluated, key=lambda one: -one.scores.mean_loglik)
+    top = best[: chosen.replay // 3]
+    replayed = top + random.Random(0).sample(best[len(top) :], min(chosen.replay, len(best)) - len(top))
+    prepared = prepare(model, tokenizer, task, task.splits()["fitness"], sharing=Sharing(False, False, False))
+    plain, taken = [], []
+    with evaluating(model), torch.inference_mode(), sliced(model, factors) as turned:
+        for candidate in replayed:
+            started = time.perf_counter()
+            turned.set(candidate.plan)
+            plain.append(prepared.run(model))
+            taken.append(time.perf_counter() - started)
+            print(
+                f"  plain {plain[-1].accuracy:.4f} {plain[-1].mean_loglik:.4f}, search "
+                f"{candidate.scores.accuracy:.4f} {candidate.scores.mean_loglik:.4f}, {taken[-1]:.1f} s", flush=True,
+            )  # fmt: skip
+    if replayed:
+        logliks = [[scores.mean_loglik for scores in side] for side in (plain, [one.scores for one in replayed])]
+        first = [max(range(len(side)), key=side.__getitem__) for side in logliks]
+        print(f"rank correlation of log-likelihoods: {rank_correlation(*logliks)}; same best: {first[0] == first[1]}")
+        print(f"seconds per candidate: plain {sum(taken) / len(taken):.1f}, search {seconds / cost['candidates']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
