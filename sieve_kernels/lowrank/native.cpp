@@ -4,7 +4,7 @@
 // `call`: type of x, biases and outputs; type of the weights (0 bf16, 1 float32, 2 int8, for weights only); address and
 // stride of x [T, n], T, n; number of layers; activation or -1; then the layers, as in layers.h. One block of numbers,
 // because that is what a caller from Python fills soonest. Returns whether it could: up to eight rows always, more need
-// bf16 and AMX, which are also faster from three on.
+// bf16 and AMX, which are also faster from two on.
 extern "C" int sieve_layers(const int64_t* call) {
   sieve::Problem problem;
   problem.type = static_cast<sieve::Type>(call[0]);
@@ -16,7 +16,7 @@ extern "C" int sieve_layers(const int64_t* call) {
   problem.count = call[6];
   problem.activation = static_cast<int>(call[7]);
   problem.layers = reinterpret_cast<const sieve::Layer*>(call + 8);
-  if (problem.T > 2 && sieve::many_rows(problem)) return 1;
+  if (problem.T > 1 && sieve::many_rows(problem)) return 1;
   if (problem.T > 8) return 0;
   sieve::few_rows(problem);
   return 1;
