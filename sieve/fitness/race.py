@@ -54,8 +54,8 @@ def race(
     known: Sequence[Scores],
     keep: int | None = None,
     racing: bool = True,
-) -> dict[int, Scores]:
-    """Full scores of the plans that stayed to the end, by their index.
+) -> tuple[dict[int, Scores], list[Scores]]:
+    """Full scores of the plans that stayed to the end, by their index; and all plans' scores on the first slice.
 
     Args:
         value: what of the scores is averaged, per example [N].
@@ -81,4 +81,4 @@ def race(
                 bar = min(merit(index, bounds[index].low) for index in order[:keep])
                 leaving |= {index for index in order[first:] if merit(index, bounds[index].high) < bar}
         alive = [index for index in alive if index not in leaving]
-    return {index: concatenated(seen[index]) for index in alive}
+    return {index: concatenated(seen[index]) for index in alive}, [parts[0] for parts in seen.values()]

@@ -22,6 +22,7 @@ from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
+_ENOUGH = 4  # candidates of one call that have a rank correlation
 _NEAR = 0.85  # of the dense score: where the line from log-likelihood to score has to be right
 _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
 
@@ -42,8 +43,7 @@ class Evolution:
         self.draw = np.random.default_rng(problem.seed)
         self.scored: dict[bytes, tuple[np.ndarray, Scores]] = {}
         self._smooth, self._line = smooth, None
-        self._predicted: list[float] = []
-        self._measured: list[float] = []
+        self._correlations: list[tuple[int, float]] = []
 
     # Judging
 
@@ -88,7 +88,7 @@ class Evolution:
         plans = [self.genome.plan(levels) for levels in candidates]
         guesses = [self.surrogate.loss(levels) if self.surrogate else 0.0 for levels in candidates]
         known = [self.problem.dense, *(scores for _, scores in list(self.scored.values())[-64:])]
-        results = race(
+        results, begun = race(
             self.problem.engine, plans, self.value, lambda index, mean: merit(candidates[index], mean), known, keep,
             racing=self.options.racing and not self.options.paper,
         )  # fmt: skip
@@ -97,10 +97,14 @@ class Evolution:
             if key not in self.scored:
                 self.scored[key] = candidates[index], scores
                 self.problem.add(plans[index], scores)
-                self._predicted.append(guesses[index])
-                self._measured.append(self.problem.dense.mean_loglik - scores.mean_loglik)
-        if self.surrogate and self._measured:
-            self.problem.rank_correlation = rank_correlation(self._predicted, self._measured)
+        if self.surrogate and self.scored:
+            # On the first slice, which all were asked: those that stayed on differ too little to be told apart. And
+            # among candidates of one call: other calls' guesses were made with other weights.
+            found = rank_correlation(guesses, [-scores.mean_loglik for scores in begun])
+            if found is not None and len(guesses) >= _ENOUGH:
+                self._correlations.append((len(guesses), found))
+                total = sum(number for number, _ in self._correlations)
+                self.problem.rank_correlation = sum(number * rho for number, rho in self._correlations) / total
             self.surrogate.fit([levels for levels, _ in self.scored.values()], self._losses())
         return results
 

@@ -56,7 +56,8 @@ class SearchResult:
     validation_attempts: how many candidates the validation split was asked about.
     resolution: how fine a difference the fitness split can tell.
     cost: what the candidates cost and would have cost (`Cost.summary`), and the bytes that shared states took at most.
-    rank_correlation: Spearman's, of the surrogate's predictions (made before each evaluation) with the true losses.
+    rank_correlation: Spearman's, of the surrogate's predictions (made before each evaluation) with the losses that were
+        measured on the first slice of the fitness examples; a mean over generations.
     bottlenecks: of the searches that vary matrices one by one, else None.
     """
 
