@@ -63,19 +63,30 @@ void pack_tokens(const Problem& problem, int64_t first, int64_t tokens, const Pa
     }
 }
 
-// Weight rows row … row + 31 as left tiles: in place, or a copy where the edge is ragged (padded with zeros) or the
-// layer is pivoted: `sources` tells which row of [identity; weights] makes each output.
+// Weight rows row … row + 31 as left tiles. They are read where they lie; only the last numbers of rows whose length is
+// no multiple of a tile's are copied, beside zeros. All of it is copied where rows are missing, or where the layer is
+// pivoted: `sources` tells which row of [identity; weights] makes each output.
 struct Strip {
   const bf16* data;
   int64_t stride;
+  int64_t whole;     // steps that `data` holds
+  const bf16* rest;  // the last step, if one is left
 };
 
 Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, const int64_t* sources, int64_t row,
                  char* scratch) {
   const bf16* from = static_cast<const bf16*>(weights);
-  if (!sources && row + STRIP <= rows && n % DEPTH == 0) return {from + row * stride, stride};
-  const int64_t width = up(n, DEPTH);
   bf16* copy = reinterpret_cast<bf16*>(scratch);
+  const int64_t whole = n / DEPTH, left = n % DEPTH;
+  if (!sources && row + STRIP <= rows) {
+    from += row * stride;
+    for (int64_t i = 0; left > 0 && i < STRIP; ++i) {
+      const __m512i last = _mm512_maskz_loadu_epi16((__mmask32{1} << left) - 1, from + i * stride + whole * DEPTH);
+      _mm512_store_si512(copy + i * DEPTH, last);
+    }
+    return {from, stride, whole, copy};
+  }
+  const int64_t width = up(n, DEPTH);
   std::memset(copy, 0, STRIP * width * sizeof(bf16));
   for (int64_t i = 0; i < std::min(STRIP, rows - row); ++i) {
     const int64_t source = sources ? sources[row + i] - n : row + i;
@@ -85,74 +96,78 @@ Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, c
     else
       std::memcpy(copy + i * width, from + source * stride, n * sizeof(bf16));
   }
-  return {copy, width};
+  return {copy, width, width / DEPTH, nullptr};
+}
+
+inline void multiply_step(const bf16* left, int64_t stride, const char* right) {
+  _tile_loadd(4, left, stride * sizeof(bf16));
+  _tile_loadd(6, right, 64);
+  _tile_loadd(7, right + TILE_BYTES, 64);
+  _tile_loadd(5, left + TILE * stride, stride * sizeof(bf16));
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
 }
 
 // sums [2 × 2 tiles of 16 rows × 16 tokens] = strip × 32 tokens.
 void multiply(const Strip& strip, const Packed& packed, int64_t token_strip, float* sums) {
-  const bf16 *upper = strip.data, *lower = upper + TILE * strip.stride;
   const char* right = packed.at(token_strip, 0);
-  const int64_t bytes = strip.stride * sizeof(bf16);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < packed.steps; ++step) {
-    _tile_loadd(4, upper, bytes);
-    _tile_loadd(6, right, 64);
-    _tile_loadd(7, right + TILE_BYTES, 64);
-    _tile_loadd(5, lower, bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    upper += DEPTH;
-    lower += DEPTH;
-    right += 2 * TILE_BYTES;
-  }
+  for (int64_t step = 0; step < strip.whole; ++step, right += 2 * TILE_BYTES)
+    multiply_step(strip.data + step * DEPTH, strip.stride, right);
+  if (strip.whole < packed.steps) multiply_step(strip.rest, DEPTH, right);
   _tile_stored(0, sums, 64);
   _tile_stored(1, sums + 256, 64);
   _tile_stored(2, sums + 512, 64);
   _tile_stored(3, sums + 768, 64);
 }
 
-// Sums of 32 rows of zᵀ, rounded, as one step of the next product.
+// Rows 2p and 2p + 1 of 32 rows of sums, rounded, as pairs: one register for the tokens of a tile.
+inline __m512i round_pair(const float* sums, int p, int tile) {
+  alignas(64) static constexpr uint16_t ALTERNATE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const float* pair = sums + (p / 8 * 2 + tile) * 256 + p % 8 * 2 * TILE;
+  const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(pair + TILE), _mm512_load_ps(pair));
+  return _mm512_permutexvar_epi16(_mm512_load_si512(ALTERNATE), reinterpret_cast<__m512i>(both));
+}
+
+// 32 rows of zᵀ as one step of the next product.
 void pack_sums(const float* sums, char* to) {
   for (int tile = 0; tile < 2; ++tile)
-    for (int p = 0; p < 16; ++p) {  // rows 2p and 2p + 1
-      const float* pair = sums + (p / 8 * 2 + tile) * 256 + p % 8 * 2 * TILE;
-      const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(pair + TILE), _mm512_loadu_ps(pair));
-      const __m512i halves = reinterpret_cast<__m512i>(both);
-      const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(halves));
-      const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(halves, 1));
-      _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    for (int p = 0; p < 16; ++p) _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, round_pair(sums, p, tile));
+}
+
+// sums += bias of rows row … row + 31.
+void add_bias(float* sums, const void* bias, int64_t row, int64_t rows) {
+  for (int64_t i = 0; i < std::min(STRIP, rows - row); ++i) {
+    const uint32_t bits = static_cast<uint32_t>(static_cast<const bf16*>(bias)[row + i]) << 16;
+    const __m512 value = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)));
+    for (int tile = 0; tile < 2; ++tile) {
+      float* at = sums + (i / TILE * 2 + tile) * 256 + i % TILE * TILE;
+      _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), value));
     }
+  }
 }
 
-inline __m512 wide_bias(const void* bias, int64_t at, __mmask16 mask) {
-  if (bias == nullptr) return _mm512_setzero_ps();
-  const __m256i narrow = _mm256_maskz_loadu_epi16(mask, static_cast<const bf16*>(bias) + at);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-}
-
-// y [tokens, rows row … row + 31] = transposed sums + bias.
+// y [tokens, rows row … row + 31] = transposed sums.
 void store_sums(const float* sums, const Layer& layer, int64_t row, int64_t token, int64_t end) {
   const int64_t rows = std::min<int64_t>(STRIP, layer.m - row);
   const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << rows) - 1);
-  const __m512 bias[2] = {wide_bias(layer.bias, row, first_lanes(rows)),
-                          wide_bias(layer.bias, row + TILE, first_lanes(rows - TILE))};
   for (int tile = 0; tile < 2; ++tile) {
-    __m512i half[2][16];
-    for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < 16; ++j) half[i][j] = _mm512_loadu_si512(sums + (i * 2 + tile) * 256 + j * TILE);
-      transpose(half[i]);
-    }
+    __m512i v[16];
+    for (int p = 0; p < 16; ++p) v[p] = round_pair(sums, p, tile);
+    transpose(v);
     bf16* y = static_cast<bf16*>(layer.y) + (token + tile * TILE) * layer.y_stride + row;
-    for (int64_t t = 0; t < std::min<int64_t>(TILE, end - token - tile * TILE); ++t, y += layer.y_stride) {
-      const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(half[0][t]), bias[0]);
-      const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(half[1][t]), bias[1]);
-      _mm512_mask_storeu_epi16(y, mask, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+    const int64_t tokens = std::clamp<int64_t>(end - token - tile * TILE, 0, TILE);
+    if (tokens == TILE && rows == STRIP) {
+      for (int t = 0; t < TILE; ++t) _mm512_storeu_si512(y + t * layer.y_stride, v[t]);
+      continue;
     }
+    for (int64_t t = 0; t < tokens; ++t) _mm512_mask_storeu_epi16(y + t * layer.y_stride, mask, v[t]);
   }
 }
 
@@ -163,11 +178,11 @@ void activate_sums(int activation, float* gate, const float* up_) {
   };
   switch (activation) {
     case SILU:
-      return apply(silu);
+      return apply([](float v) { return silu(v); });
     case GELU:
-      return apply(gelu);
+      return apply([](float v) { return gelu(v); });
     case GELU_TANH:
-      return apply(gelu_tanh);
+      return apply([](float v) { return gelu_tanh(v); });
     default:
       return apply([](float v) { return v < 0.0f ? 0.0f : v; });
   }
@@ -216,6 +231,7 @@ void block(const Problem& problem, const Sources& sources, int64_t first, int64_
       for (int64_t s = 0; s < strips; ++s) {
         for (int64_t i = 0; i < together; ++i) multiply(weights[i], inputs[i], s, sums[i]);
         if (together == 2) activate_sums(problem.activation, sums[0], sums[1]);
+        if (problem.layers[at].bias) add_bias(sums[0], problem.layers[at].bias, row, problem.layers[at].m);
         store_sums(sums[0], problem.layers[at], row, first + s * STRIP, first + tokens);
       }
     }

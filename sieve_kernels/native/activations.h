@@ -5,12 +5,18 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__GNUC__)
+#define SIEVE_INLINE inline __attribute__((always_inline))  // else loops that call them stay scalar
+#else
+#define SIEVE_INLINE inline
+#endif
+
 namespace sieve {
 
 enum Activation : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
 // e^x to 2 ulp: 2^k · p(f) with k + f = x / ln 2 and |f| ≤ 1/2. NaN stays NaN; ends at 0 and near 2^127.
-inline float exponential(float x) {
+SIEVE_INLINE float exponential(float x) {
   x = x > 88.0f ? 88.0f : x;
   x = x < -87.0f ? -87.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 · 2^23 rounds to a whole number
@@ -31,15 +37,15 @@ inline float exponential(float x) {
   return p * power;
 }
 
-inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+SIEVE_INLINE float silu(float x) { return x / (1.0f + exponential(-x)); }
 
-inline float gelu_tanh(float x) {
+SIEVE_INLINE float gelu_tanh(float x) {
   const float u = 1.5957691216f * (x + 0.044715f * x * x * x);  // 2 √(2/π) (x + …): ½(1 + tanh(u/2)) = 1/(1 + e^-u)
   return x / (1.0f + exponential(-u));
 }
 
 // ½ x (1 + erf(x/√2)), erf by Abramowitz and Stegun 7.1.26: within 1.5e-7.
-inline float gelu(float x) {
+SIEVE_INLINE float gelu(float x) {
   const float a = std::fabs(x) * 0.70710678f;
   const float t = 1.0f / (1.0f + 0.3275911f * a);
   float p = 1.061405429f;
@@ -51,7 +57,7 @@ inline float gelu(float x) {
   return x * (x >= 0.0f ? 1.0f - tail : tail);
 }
 
-inline float activate(int activation, float x) {
+SIEVE_INLINE float activate(int activation, float x) {
   switch (activation) {
     case SILU:
       return silu(x);
