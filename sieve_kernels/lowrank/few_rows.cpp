@@ -102,8 +102,6 @@ void activate_all(int activation, float* v, int64_t count) {
 
 namespace sieve {
 
-constexpr int64_t WORTH_A_THREAD = 1 << 18;  // bytes of weights: less is read sooner than a thread is woken
-
 using Run = void (*)(const Problem&, void*, void*, Team&);
 
 // The widest instruction set there is, or the one that SIEVE_KERNELS_ISA names, if the processor has it.
@@ -128,8 +126,7 @@ void few_rows(const Problem& problem) {
     weights += layer.A ? layer.r * (problem.n + layer.m) : layer.m * problem.n;
     ranks += layer.A ? layer.r : 0;
   }
-  const int64_t useful = 1 + weights * bytes_of(problem.weights) / WORTH_A_THREAD;
-  const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), useful));
+  const int threads = useful_threads(weights * bytes_of(problem.weights), 0);
   static thread_local Workspace shared;
   char* z = shared.get(problem.T * ranks * sizeof(float) + 64);
   std::atomic<int64_t> arrived{0};

@@ -243,7 +243,7 @@ void block(const Problem& problem, const Sources& sources, int64_t first, int64_
 
 bool many_rows(const Problem& problem) {
   if (problem.type != BF16 || problem.weights != BF16 || !amx_usable()) return false;
-  int64_t widest = problem.n, ranks = 0;
+  int64_t widest = problem.n, ranks = 0, weights = 0;
   Sources sources(problem.count);
   for (int64_t i = 0; i < problem.count; ++i) {
     if (problem.layers[i].permutation) {
@@ -252,9 +252,11 @@ bool many_rows(const Problem& problem) {
     }
     widest = std::max(widest, problem.layers[i].r);
     ranks += problem.layers[i].r + DEPTH;
+    weights +=
+        problem.layers[i].A ? problem.layers[i].r * (problem.n + problem.layers[i].m) : problem.layers[i].m * problem.n;
   }
-  const int64_t threads = omp_get_max_threads();
-  const int64_t tokens = std::clamp(up(up(problem.T, threads) / threads, STRIP), STRIP, BLOCK);
+  const int threads = useful_threads(weights * sizeof(bf16), 2.0 * weights * up(problem.T, STRIP));
+  const int64_t tokens = std::clamp<int64_t>(up(up(problem.T, threads) / threads, STRIP), STRIP, BLOCK);
   const int64_t blocks = up(problem.T, tokens) / tokens;
   const bool shared = blocks < threads;
   const int64_t packed = packed_bytes(tokens, problem.n + DEPTH + ranks);
@@ -262,7 +264,7 @@ bool many_rows(const Problem& problem) {
   static thread_local Workspace together;
   char* memory = shared ? together.get(packed) : nullptr;
 
-#pragma omp parallel
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     static thread_local Workspace own;
     const Team team = shared ? Team{omp_get_thread_num(), omp_get_num_threads()} : Team{0, 1};
