@@ -157,6 +157,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "lowrank.triton_kernels.dense:linear_backward", "one launch per product", _triton),
     ),
     "lowrank_linear_population": (
+        _native("lowrank.native:population"),
         Rule("torch", "lowrank.cpu:population", "library products, candidates of one rank together", _on_cpu),
         Rule("triton", "lowrank.triton_kernels.population:population", "all candidates in two launches", _triton),
     ),

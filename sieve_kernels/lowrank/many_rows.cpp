@@ -243,6 +243,15 @@ void block(const Problem& problem, const Sources& sources, int64_t first, int64_
 
 bool many_rows(const Problem& problem) {
   if (problem.type != BF16 || problem.weights != BF16 || !amx_usable()) return false;
+  if (problem.count > 1 && problem.activation < 0 && problem.T > BLOCK * omp_get_max_threads()) {
+    for (int64_t i = 0; i < problem.count; ++i) {  // so many tokens that one layer's weights should stay in cache
+      Problem one = problem;
+      one.count = 1;
+      one.layers = problem.layers + i;
+      many_rows(one);
+    }
+    return true;
+  }
   int64_t widest = problem.n, ranks = 0, weights = 0;
   Sources sources(problem.count);
   for (int64_t i = 0; i < problem.count; ++i) {

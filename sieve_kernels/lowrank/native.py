@@ -64,6 +64,15 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
     return y
 
 
+def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
+    """y [P, T, m], candidate p at rank ranks[p] of one pair of factors; x [P, T, n], A [R, n], B [m, R], ranks [P]."""
+    y = x.new_empty((*x.shape[:2], B.shape[0]))
+    A, B = rows_in_one_piece(A), rows_in_one_piece(B)
+    for tokens, out, rank in zip(x, y, ranks.tolist(), strict=True):
+        run(tokens, [(A[:rank], None, B[:, :rank], None, None, None, out)])
+    return y
+
+
 def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias; the factors as `quantize_rows` makes them, compiled for 8 bits."""
     if A_q.dtype != torch.int8 or B_q.dtype != torch.int8 or as_rows(x).shape[0] > FEW_ROWS:

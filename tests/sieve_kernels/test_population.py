@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sieve_kernels import dispatch, lowrank_linear_population
 from sieve_kernels.lowrank import cpu, reference
 
-both = pytest.mark.parametrize("implementation", ["torch", "triton"], indirect=True)
+both = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 
