@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from sieve.calibration import NEEDS
 from sieve.errors import InputError
 from sieve.fitness.engine import MEMORY
+from sieve.methods import NESTED
 from sieve.searchers import Options, check_options
 
 VERSION = 1
@@ -70,8 +70,8 @@ class Recipe:
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
         check_options(self.tolerance, self.search, self.options())
-        if self.method not in NEEDS:
-            raise InputError(f"unknown method {self.method!r}: choose one of {', '.join(NEEDS)}")
+        if self.method not in NESTED:
+            raise InputError(f"unknown method {self.method!r}: choose one of {', '.join(NESTED)}")
         if self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.rank_multiple is not None and self.rank_multiple < 1:

@@ -1,6 +1,6 @@
 """One pass over task data: which statistics a method needs, collecting them, keeping them."""
 
-from sieve.calibration.collect import NEEDS, calibrate
+from sieve.calibration.collect import calibrate
 from sieve.calibration.statistics import Source, Statistics
 
-__all__ = ["NEEDS", "Source", "Statistics", "calibrate"]
+__all__ = ["Source", "Statistics", "calibrate"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,19 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.calibration.gradients import backward, column_basis, watching_gradients
-from sieve.calibration.statistics import Source, Statistics
+from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
+from sieve.methods import method_named
 from sieve.models import context_length, evaluating, model_fingerprint
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
 from sieve_kernels import gram_
 
-# Which Gram matrices a method asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either.
-NEEDS = {"output_aligned": "cheapest", "loss_aware": "cheapest"}
-# Which methods also ask for the loss's gradients at the outputs, and for examples to choose by.
-GRADIENTS = ("loss_aware",)
 HELD_BACK = 8  # one example in so many
 SUFFIX = ".safetensors"
 
@@ -45,6 +43,8 @@ def calibrate(
     Args:
         model: any `AutoModelForCausalLM`; left as it was.
         task: a built-in task's name, a YAML file, or a `Task`.
+        method: a name in `sieve.methods.METHODS`; what it asks for is collected, and serves every method that asks for
+            no more. "output_aligned" asks for the least.
         tokens: the budget; padding does not count, the right answers' tokens do.
         seed: of the task's splits.
         batch_tokens: cells of one batch; memory is the Grams and the activations of one batch. Where gradients are
@@ -60,14 +60,13 @@ def calibrate(
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
     """
-    if method not in NEEDS:
-        raise InputError(f"unknown method {method!r}: choose one of {', '.join(NEEDS)}")
+    wanted = method_named(method)
     task = load_task(task)
     sequences = calibration_sequences(
         tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048
     )
-    learns = method in GRADIENTS
-    identity = {"model": model_fingerprint(model), "data": fingerprint(sequences, learns), "method": method}
+    learns = wanted.gradients
+    identity = {"model": model_fingerprint(model), "data": fingerprint(sequences, learns), "kind": wanted.kind}
     file = None if path is None else _file(Path(path), identity)
     if file is not None and file.exists():
         statistics = Statistics.load(file, model.device)
@@ -83,8 +82,8 @@ def calibrate(
         count = max(1, len(sequences) // HELD_BACK)
         sequences, held_back = sequences[:-count], sequences[-count:]
         batch_tokens //= 4
-    data = batches(sequences, batch_tokens)
-    statistics = Statistics(*collect(model, data, NEEDS[method], learns), identity, held_back)
+    measured = collect(model, batches(sequences, batch_tokens), wanted.side, learns)
+    statistics = replace(measured, identity=identity, texts=sequences, held_back=held_back)
     if file is not None:
         statistics.save(file)
         if file != Path(path):
@@ -102,9 +101,12 @@ def _file(path: Path, identity: dict[str, str]) -> Path:
 
 @torch.no_grad()
 def collect(
-    model: PreTrainedModel, data: list[Batch], needs: str = "cheapest", gradients: bool = False
-) -> tuple[dict[str, torch.Tensor], dict[str, Source], int]:
-    """Grams of all prunable matrices over `data`: (grams, sources, tokens counted). See `Statistics`.
+    model: PreTrainedModel,
+    data: list[Batch],
+    needs: Literal["cheapest", "input", "none"] = "cheapest",
+    gradients: bool = False,
+) -> Statistics:
+    """Sums of all prunable matrices over `data`, which method's needs see `sieve.methods.Method.side`.
 
     With `gradients`, each batch also goes backward from its answers' loss.
     """
@@ -112,22 +114,25 @@ def collect(
     decoder = model.base_model  # the blocks without the output head, whose logits nobody asks for
     groups = _readers_of_one_input(model, decoder, matrices, data[0])
     sources = _choose_sides(groups, matrices, needs)
+    tokens = sum(int(batch.mask.sum()) for batch in data)
+    if needs == "none" and not gradients:
+        return Statistics({}, sources, tokens)
     width = {source.gram: matrices[name].n if source.side == "input" else matrices[name].m
-             for name, source in sources.items()}  # fmt: skip
+             for name, source in sources.items() if source.gram}  # fmt: skip
     if gradients:
         sources = {name: replace(source, gradient=f"{name}.gradient") for name, source in sources.items()}
         width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
-    tokens = 0
-    with evaluating(model), ExitStack() as stack, progress.bar(
-        "calibration", sum(int(batch.mask.sum()) for batch in data), "tokens"
-    ) as advance:  # fmt: skip
+    sums = {group[0]: torch.zeros(len(SUMS), matrices[group[0]].n, device=model.device) for group in groups}
+    with evaluating(model), ExitStack() as stack, progress.bar("calibration", tokens, "tokens") as advance:
         mask = _Mask()
         for name, source in sources.items():
+            layer = model.get_submodule(name)
             if source.gram in (name, f"{name}.output"):  # the one matrix of a group that watches for it
-                stack.enter_context(_watching(model.get_submodule(name), grams[source.gram], source.side, mask))
+                stack.enter_context(_watching(layer, grams[source.gram], source.side, mask))
+            if source.inputs == name:
+                stack.enter_context(_summing(layer, sums[name], mask))
             if gradients:
-                layer = model.get_submodule(name)
                 stack.enter_context(watching_gradients(layer, grams[source.gradient], _basis(layer)))
         for batch in data:
             mask.set(batch.mask.to(model.device))
@@ -136,10 +141,8 @@ def collect(
             else:
                 decoder(input_ids=batch.ids.to(model.device), attention_mask=mask.mask, use_cache=False)
             _check_finite(grams, sources)
-            count = int(batch.mask.sum())
-            tokens += count
-            advance(count)
-    return grams, sources, tokens
+            advance(int(batch.mask.sum()))
+    return Statistics(grams, sources, tokens, sums)
 
 
 def _readers_of_one_input(
@@ -184,11 +187,13 @@ def _choose_sides(groups: list[list[str]], matrices: dict[str, Matrix], needs: s
     """The Grams with the fewest operations: one n×n for the shared input, or an m×m for each output (DESIGN 2.1)."""
     sources = {}
     for group in groups:
-        shared = matrices[group[0]].n ** 2
-        if needs == "input" or shared <= sum(matrices[name].m ** 2 for name in group):
-            sources |= {name: Source("input", group[0]) for name in group}
+        first = group[0]
+        if needs == "none":
+            sources |= {name: Source("input", "", inputs=first) for name in group}
+        elif needs == "input" or matrices[first].n ** 2 <= sum(matrices[name].m ** 2 for name in group):
+            sources |= {name: Source("input", first, inputs=first) for name in group}
         else:
-            sources |= {name: Source("output", f"{name}.output") for name in group}
+            sources |= {name: Source("output", f"{name}.output", inputs=first) for name in group}
     return {name: sources[name] for name in matrices}
 
 
@@ -217,6 +222,24 @@ def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> I
         handle.remove()
 
 
+@contextmanager
+def _summing(layer: nn.Module, sums: torch.Tensor, mask: _Mask) -> Iterator[None]:
+    """Add Σ x, Σ |x| and Σ x² of this layer's inputs, channel by channel, to the rows of `sums` at every forward."""
+
+    def hook(layer: nn.Module, args: tuple) -> None:
+        x = args[0].detach().reshape(-1, args[0].shape[-1])
+        x = x if mask.weight is None else x[mask.weight]
+        sums[0] += x.sum(0, dtype=torch.float32)
+        sums[1] += torch.linalg.vector_norm(x, 1, dim=0, dtype=torch.float32)
+        sums[2] += torch.linalg.vector_norm(x, 2, dim=0, dtype=torch.float32).square()
+
+    handle = layer.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _basis(layer: nn.Module) -> torch.Tensor | None:
     """`column_basis` of a weight with more outputs than inputs, in its dtype: all that a gradient is asked about."""
     W = weight_of(layer).detach()
@@ -228,7 +251,7 @@ def _basis(layer: nn.Module) -> torch.Tensor | None:
 
 def _check_finite(grams: dict[str, torch.Tensor], sources: dict[str, Source]) -> None:
     """NumericsError naming the first layer, in the order of execution, whose statistics are not finite."""
-    watched = [(f"{source.side}s", name, source.gram) for name, source in sources.items()]
+    watched = [(f"{source.side}s", name, source.gram) for name, source in sources.items() if source.gram]
     watched += [("gradients", name, source.gradient) for name, source in sources.items() if source.gradient]
     finite = torch.isfinite(torch.stack([grams[key].diagonal().sum() for _, _, key in watched]))
     if not finite.all():

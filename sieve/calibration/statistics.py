@@ -13,19 +13,23 @@ from sieve.calibration.text import Text
 from sieve.errors import InputError, StorageError
 from sieve.files import atomic_file
 
-VERSION = 1
+VERSION = 2
+SUMS = ("x", "|x|", "x²")  # what is summed of every input channel, in the order of the rows
+_SUMS = "sums of "  # prefix of their keys in a file
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a matrix's statistics are: `gram` is the key of a Gram matrix of its inputs or bias-free outputs.
 
-    `gradient` is the key of that of the loss's gradients at its outputs, "" where the method asks for none.
+    `gradient` is the key of that of the loss's gradients at its outputs; `inputs` the key of the sums over its inputs.
+    "" where the method asks for none.
     """
 
     side: Literal["input", "output"]
     gram: str
     gradient: str = ""
+    inputs: str = ""
 
 
 @dataclass
@@ -37,14 +41,18 @@ class Statistics:
         coordinates of `column_basis(W)`, beyond which they do not matter.
     sources: matrix name → which Gram serves it, and of which side.
     tokens: how many tokens were summed.
-    identity: what these statistics are of: fingerprints of model and data, and the method they serve.
+    sums: key → [3, n] float32 on the model's device: Σ x, Σ |x| and Σ x² of each input channel (`SUMS`).
+    identity: what these statistics are of: fingerprints of model and data, and what kind of statistics they are.
+    texts: the calibration examples that were summed, for methods that look at them again.
     held_back: calibration examples that were left out of the sums, for a method that has something to choose.
     """
 
     grams: dict[str, torch.Tensor]
     sources: dict[str, Source]
     tokens: int
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
+    texts: list[Text] = field(default_factory=list)
     held_back: list[Text] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
@@ -53,9 +61,11 @@ class Statistics:
             "tokens": self.tokens,
             "identity": self.identity,
             "sources": {name: asdict(source) for name, source in self.sources.items()},
+            "texts": self.texts,
             "held_back": self.held_back,
         }
-        tensors = {key: gram.contiguous().cpu() for key, gram in self.grams.items()}
+        tensors = self.grams | {f"{_SUMS}{key}": value for key, value in self.sums.items()}
+        tensors = {key: value.contiguous().cpu() for key, value in tensors.items()}
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, metadata={"sieve_statistics": json.dumps(header)})
 
@@ -69,15 +79,17 @@ class Statistics:
                     raise StorageError(
                         f"{path} is of format {header['version']}, this Sieve reads {VERSION}: remove it"
                     )
-                grams = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise StorageError(f"{path} holds no calibration statistics ({error}): remove it and run again") from None
         sources = {name: Source(**source) for name, source in header["sources"].items()}
-        held_back = [Text(*text) for text in header.get("held_back", [])]
-        return cls(grams, sources, header["tokens"], header["identity"], held_back)
+        texts, held_back = ([Text(*text) for text in header[which]] for which in ("texts", "held_back"))
+        sums = {key.removeprefix(_SUMS): value for key, value in tensors.items() if key.startswith(_SUMS)}
+        grams = {key: value for key, value in tensors.items() if not key.startswith(_SUMS)}
+        return cls(grams, sources, header["tokens"], sums, header["identity"], texts, held_back)
 
     def require(self, identity: dict[str, str], where: str | Path) -> None:
-        """InputError unless these statistics are of exactly that model, data and method."""
+        """InputError unless these statistics are of exactly that model, data and kind."""
         different = [key for key, value in identity.items() if self.identity.get(key) != value]
         if different:
             raise InputError(

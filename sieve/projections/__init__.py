@@ -2,6 +2,6 @@
 
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.pivot import pivot, pivoted
-from sieve.projections.project import METHODS, project
+from sieve.projections.project import project
 
-__all__ = ["METHODS", "FactorPair", "Factors", "pivot", "pivoted", "project"]
+__all__ = ["FactorPair", "Factors", "pivot", "pivoted", "project"]

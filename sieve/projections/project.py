@@ -9,12 +9,11 @@ from sieve import progress
 from sieve.calibration import Statistics
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
+from sieve.methods import method_named
 from sieve.plan import Matrix
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.loss_aware import loss_aware
 from sieve.projections.ridge import choose_ridge
-
-METHODS = ("output_aligned", "loss_aware")
 
 
 @torch.no_grad()
@@ -44,8 +43,7 @@ def project(
         >>> factors = sieve.project(model, statistics)
         >>> factors["model.layers.0.mlp.down_proj"].lost(96)  # share of output energy lost at rank 96
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    method_named(method)
     matrices = prunable(model, pivot)
     unknown = [name for name in matrices if name not in statistics.sources]
     if unknown:

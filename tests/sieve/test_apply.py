@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sieve.apply import apply_, sliced
-from sieve.calibration import Statistics
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
@@ -18,8 +17,7 @@ SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 
 def factors_of(model, pivot=False):
-    grams, sources, tokens = collect(model, batches(SEQUENCES, 512))
-    return project(model, Statistics(grams, sources, tokens), pivot=pivot)
+    return project(model, collect(model, batches(SEQUENCES, 512)), pivot=pivot)
 
 
 @torch.inference_mode()

@@ -38,25 +38,64 @@ def stored_activations(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 def test_grams_are_those_of_the_tokens_without_padding(name, needs):
     model = tiny_model(name)
     expected = stored_activations(model)
-    grams, sources, tokens = collect(model, batches(SEQUENCES, batch_tokens=100), needs)
-    assert tokens == sum(LENGTHS)
-    assert list(sources) == list(expected)
-    for matrix, source in sources.items():
-        rows = expected[matrix][0 if source.side == "input" else 1]
+    measured = collect(model, batches(SEQUENCES, batch_tokens=100), needs)
+    assert measured.tokens == sum(LENGTHS)
+    assert list(measured.sources) == list(expected)
+    for matrix, source in measured.sources.items():
+        inputs, outputs = expected[matrix]
+        rows = inputs if source.side == "input" else outputs
         assert needs == "cheapest" or source.side == "input"
-        assert torch.allclose(grams[source.gram].double(), rows.T @ rows, rtol=1e-4, atol=1e-4), (matrix, source)
+        gram = measured.grams[source.gram].double()
+        assert torch.allclose(gram, rows.T @ rows, rtol=1e-4, atol=1e-4), (matrix, source)
+        sums = torch.stack([inputs.sum(0), inputs.abs().sum(0), inputs.square().sum(0)])
+        assert torch.allclose(measured.sums[source.inputs].double(), sums, rtol=1e-4, atol=1e-4), (matrix, source)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
 
 
 def test_inputs_are_shared_and_the_cheaper_side_is_taken():
     """Llama: q, k, v share one input Gram; gate, up another; down_proj's outputs are narrower than its inputs."""
-    grams, sources, _ = collect(tiny_model("llama"), batches(SEQUENCES, 100))
-    block = {name.split(".", 3)[3]: source for name, source in sources.items() if ".layers.0." in name}
+    measured = collect(tiny_model("llama"), batches(SEQUENCES, 100))
+    block = {name.split(".", 3)[3]: source for name, source in measured.sources.items() if ".layers.0." in name}
     assert block["self_attn.q_proj"] == block["self_attn.k_proj"] == block["self_attn.v_proj"]
     assert block["mlp.gate_proj"] == block["mlp.up_proj"]
     assert block["mlp.down_proj"].side == "output"
-    assert len(grams) == 2 * 4
-    assert all(gram.shape == (32, 32) for gram in grams.values())
+    assert len(measured.grams) == len(measured.sums) == 2 * 4
+    assert all(gram.shape == (32, 32) for gram in measured.grams.values())
+
+
+def test_input_grams_of_every_matrix_where_a_method_needs_them():
+    measured = collect(tiny_model("llama"), batches(SEQUENCES, 100), "input")
+    assert len(measured.grams) == 2 * 4
+    down = measured.sources["model.layers.1.mlp.down_proj"]
+    assert (down.side, measured.grams[down.gram].shape) == ("input", (72, 72))
+    for source in measured.sources.values():
+        squares = measured.sums[source.inputs][2]
+        assert torch.allclose(measured.grams[source.gram].diagonal(), squares, rtol=1e-4)
+
+
+def test_padding_does_not_count_whatever_it_holds():
+    """NaN on padding, as attention without a token to look at leaves it."""
+    model = tiny_model("llama")
+    layer = model.get_submodule("model.layers.1.mlp.down_proj")
+    expected = collect(model, batches(SEQUENCES, 100), "input")
+    masks = iter([batch.mask for batch in batches(SEQUENCES, 100)])
+
+    def spoil(layer, args):
+        if args[0].shape[1] > 8:  # not when the readers of inputs are looked for
+            return (args[0].masked_fill(next(masks)[..., None] == 0, float("nan")),)
+
+    handle = layer.register_forward_pre_hook(spoil)
+    measured = collect(model, batches(SEQUENCES, 100), "input")
+    handle.remove()
+    key = "model.layers.1.mlp.down_proj"
+    assert torch.allclose(measured.grams[key], expected.grams[key], rtol=1e-5)
+    assert torch.allclose(measured.sums[key], expected.sums[key], rtol=1e-5)
+
+
+def test_texts_alone_need_no_pass():
+    measured = collect(tiny_model("llama"), batches(SEQUENCES, 100), "none")
+    assert (measured.grams, measured.sums, measured.tokens) == ({}, {}, sum(LENGTHS))
+    assert list(measured.sources) == list(prunable(tiny_model("llama")))
 
 
 def test_fused_matrices_count_as_one():
@@ -66,10 +105,9 @@ def test_fused_matrices_count_as_one():
 
 def test_dropout_is_off_while_calibrating_and_the_mode_is_restored():
     model = tiny_model("gpt2").train()
-    first, sources, _ = collect(model, batches(SEQUENCES, 100))
-    second, _, _ = collect(model, batches(SEQUENCES, 100))
+    first, second = (collect(model, batches(SEQUENCES, 100)).grams for _ in range(2))
     assert model.training
-    assert all(torch.equal(first[source.gram], second[source.gram]) for source in sources.values())
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_nan_weights_name_the_first_layer_that_sees_them():

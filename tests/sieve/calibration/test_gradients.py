@@ -46,17 +46,20 @@ def test_grams_are_those_of_the_answers_gradients(name, frozen):
     expected = kept_gradients(model)
     model.requires_grad_(not frozen)
     data = batches(SEQUENCES, batch_tokens=100)
-    grams, sources, tokens = collect(model, data, gradients=True)
-    assert tokens == sum(LENGTHS)
-    for matrix, source in sources.items():
+    measured = collect(model, data, gradients=True)
+    assert measured.tokens == sum(LENGTHS)
+    grams = measured.grams
+    for matrix, source in measured.sources.items():
         W, g = weight_of(model.get_submodule(matrix)).detach().double(), expected[matrix]
         if W.shape[0] > W.shape[1]:
             g = g @ column_basis(W)[0]
         G = g.T @ g
         assert torch.allclose(grams[source.gradient].double(), G, rtol=1e-3, atol=1e-4 * float(G.abs().max())), matrix
-    plain, _, _ = collect(model, data)
-    for key, gram in plain.items():
+    plain = collect(model, data)
+    for key, gram in plain.grams.items():
         assert torch.allclose(grams[key], gram, rtol=1e-4, atol=1e-4)
+    for key, sums in plain.sums.items():
+        assert torch.allclose(measured.sums[key], sums, rtol=1e-4, atol=1e-4)
     assert all(parameter.grad is None and parameter.requires_grad != frozen for parameter in model.parameters())
     assert not any(layer._forward_hooks for layer in model.modules())
 
@@ -76,8 +79,8 @@ def test_answers_that_the_budget_cut_off_have_no_loss():
     batch = batches([Text([5, 6, 7], 3), Text([5, 6], 4)], 100)[0]
     with torch.no_grad():
         assert float(answer_loss(tiny_model("llama"), batch)) == 0
-    grams, sources, _ = collect(tiny_model("llama"), [batch], gradients=True)
-    assert not any(grams[source.gradient].any() for source in sources.values())
+    measured = collect(tiny_model("llama"), [batch], gradients=True)
+    assert not any(measured.grams[source.gradient].any() for source in measured.sources.values())
 
 
 def test_column_basis_is_unique():
@@ -106,6 +109,12 @@ def test_calibrate_holds_examples_back_and_stores_them(world, tmp_path):
     assert 0.05 < held / 1000 < 0.2
     again = Statistics.load(file)
     assert again.held_back == statistics.held_back
+    assert again.texts == statistics.texts
+    assert sum(len(ids) for ids, _ in again.texts) == again.tokens
     assert again.sources == statistics.sources
-    with pytest.raises(InputError, match="another"):
+    for which in ("grams", "sums"):
+        stored, kept = getattr(again, which), getattr(statistics, which)
+        assert stored.keys() == kept.keys()
+        assert all(torch.equal(stored[key], kept[key]) for key in kept)
+    with pytest.raises(InputError, match="of another data and kind"):
         sieve.calibrate(model, tokenizer, world.task, tokens=1000, path=file)
