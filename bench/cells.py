@@ -1,0 +1,87 @@
+"""Results of long measurements as data: a JSON line per finished cell, so that a run that was stopped goes on."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import devices
+from sieve.fitness import Scores
+from sieve.fitness.intervals import Interval, paired
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Results:
+    """Rows of a file, by the values of `key`. A line that a crash has torn is left out and written over by its cell."""
+
+    def __init__(self, path: str | Path, key: Iterable[str]):
+        self.path, self.key = Path(path), tuple(key)
+        self._rows: dict[tuple, dict] = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                self._rows[self.name(row)] = row
+
+    def name(self, cell: Mapping[str, Any]) -> tuple:
+        return tuple(cell[field] for field in self.key)
+
+    def __contains__(self, cell: Mapping[str, Any]) -> bool:
+        return self.name(cell) in self._rows
+
+    def __iter__(self):
+        return iter(self._rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def find(self, **values: Any) -> list[dict]:
+        """Rows with these values, in the order of the file."""
+        return [row for row in self if all(row.get(name) == value for name, value in values.items())]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it is on the disk when this returns."""
+        self._rows[self.name(row)] = dict(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" * bool(torn) + json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def versions() -> dict[str, str]:
+    """What a row must be read with."""
+    found = devices.identity(torch.device("cpu"))
+    packages = {name: metadata.version(name) for name in ("transformers", "sieve-pruning")}
+    return {"commit": found["commit"], "device": found["device"], "torch": found["torch"], **packages}
+
+
+def packed(scores: Scores) -> dict[str, Any]:
+    """Scores of a multiple-choice task, small: right and wrong as a text of 1 and 0, nats to three decimals."""
+    right = "".join("01"[int(value)] for value in scores.score)
+    return {"right": right, "loglik": [round(float(value), 3) for value in scores.loglik]}
+
+
+def unpacked(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(right or wrong [N], log-likelihoods [N]) of a row with `packed` scores."""
+    scores = row["scores"]
+    return np.array(list(scores["right"]), dtype=float), np.array(scores["loglik"], dtype=float)
+
+
+def differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[Interval, Interval]:
+    """Paired differences (accuracy, log-likelihood) of rows to their references, over the examples of all of them."""
+    found = []
+    for side in (0, 1):
+        mine = np.concatenate([unpacked(row)[side] for row in rows])
+        theirs = np.concatenate([unpacked(row)[side] for row in references])
+        found.append(paired(mine, theirs))
+    return found[0], found[1]

@@ -1,0 +1,179 @@
+"""What the searches find: how much they remove at a tolerance, and how good they are at one size.
+
+python -m bench.search_quality run      # appends to bench/results/search_quality.jsonl; run again, it goes on
+python -m bench.search_quality table
+python -m bench.search_quality plot --task geography --output curve.png
+
+A cell is one search: a task, a seed of its splits, a goal (ε = 5 %, or a kept fraction), a searcher. All searchers of
+a task and seed use the same factors, as the command line makes them (pivoted). What a search returns is stored as
+`sieve prune` would store it and scored on the test split, so that a table can compare any two cells in pairs.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import sieve
+from bench.cells import RESULTS, Results, packed, versions
+from bench.quality_shown import plot, table
+from sieve import progress
+from sieve.apply import sliced
+from sieve.errors import ToleranceError
+from sieve.fitness import Scores, evaluate
+from sieve.fitness.sensitivity import sensitivity
+from sieve.matrices import prunable
+from sieve.searchers import SearchResult, run, run_search
+from sieve.tasks import load_task
+
+KEY = ("task", "seed", "goal", "search")
+TASKS = ("geography", "piqa", "imdb", "capitals")
+SEARCHES = ("uniform", "budget", "ga")
+KEPT = (0.6, 0.4, 0.8)
+TOLERANCE = 0.05
+TOKENS = 32_768  # of the calibration pass: the command line's
+BUDGETS = {"epsilon": 6_000_000, "kept": 4_000_000, "front": 12_000_000}  # layer-tokens of a genetic search
+OFFSPRING = 30  # a generation of the command line's 60 would be most of the budget
+POINTS = 10  # of a front, to be tested
+
+
+def cells(tasks: list[str], seeds: list[int], searches: list[str]) -> Iterator[dict[str, Any]]:
+    """All there is to do, the most telling first: the first seed before the others, tolerance before sizes."""
+    goals = [[f"epsilon {TOLERANCE}"], [f"kept {kept}" for kept in KEPT]]
+    for seed in seeds:
+        for part in goals:
+            for task in tasks:
+                if part is goals[0]:
+                    yield {"task": task, "seed": seed, "goal": "dense", "search": "dense"}
+                for goal in part:
+                    for search in searches:
+                        yield {"task": task, "seed": seed, "goal": goal, "search": search}
+                if part is goals[1] and seed == seeds[0] and task == tasks[0]:
+                    yield {"task": task, "seed": seed, "goal": "front", "search": "pareto"}
+
+
+class Bench:
+    """A model, and for the task and seed at hand what all their cells have in common."""
+
+    def __init__(self, model: str, cache: Path, tokens: int, share: float):
+        self.model, self.tokenizer = sieve.load_model(model)
+        self.cache, self.tokens, self.share = cache, tokens, share
+        self.factors = lru_cache(maxsize=1)(self._factors)
+        self._curves: dict[tuple[str, int], Any] = {}
+
+    def _factors(self, task: str, seed: int) -> sieve.Factors:
+        path = self.cache / f"{task}-{seed}.safetensors"
+        statistics = sieve.calibrate(self.model, self.tokenizer, task, self.tokens, seed=seed, path=path)
+        return sieve.project(self.model, statistics, pivot=True)
+
+    def measure(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """The row of a cell."""
+        task, seed, (kind, *value) = load_task(cell["task"]), cell["seed"], cell["goal"].split()
+        if kind == "dense":
+            return self._scored(self._test(self.model, task, seed))
+        factors = self.factors(cell["task"], seed)
+        options = {"kept": float(value[0])} if kind == "kept" else {}
+        if cell["search"] in ("ga", "pareto"):
+            options |= {"budget": int(self.share * BUDGETS[kind]), "offspring": OFFSPRING, "generations": 100}
+        started = time.perf_counter()
+        try:
+            with patch.object(run, "sensitivity", self._remembered(cell["task"], seed)):
+                result = run_search(
+                    self.model, self.tokenizer, factors, task, TOLERANCE, cell["search"],
+                    seed=seed, bottlenecks=0, **options,
+                )  # fmt: skip
+        except ToleranceError as error:
+            return {"failure": str(error), "removed": 0.0, "options": options}
+        row = {
+            "removed": result.plan.prunable_removed(result.matrices),
+            "options": options,
+            "search_seconds": round(time.perf_counter() - started, 1),
+            "layer_tokens": result.cost["layer_tokens_spent"],
+            "candidates": result.cost["candidates"],
+            "validation_attempts": result.validation_attempts,
+            "fitness": result.pruned["fitness"].accuracy,
+            "validation": result.pruned["validation"].accuracy,
+            "dense": {split: scores.accuracy for split, scores in result.dense.items()},
+        }
+        if kind == "front":
+            return row | {"front": self._front(factors, result, task, seed)}
+        pruned = sieve.apply_(copy.deepcopy(self.model), factors, result.plan)
+        return row | self._scored(self._test(pruned, task, seed))
+
+    def _remembered(self, task: str, seed: int) -> Callable:
+        """`sensitivity`, asked once: every search would go backward through the same examples for the same numbers."""
+
+        def measure(*arguments: Any) -> tuple[dict[str, Any], int]:
+            if (task, seed) not in self._curves:
+                self._curves[task, seed] = sensitivity(*arguments)
+            return self._curves[task, seed]
+
+        return measure
+
+    def _test(self, model: torch.nn.Module, task: sieve.Task, seed: int) -> Scores:
+        return evaluate(model, self.tokenizer, task, task.splits(seed)["test"])
+
+    def _scored(self, scores: Scores) -> dict[str, Any]:
+        return {"accuracy": scores.accuracy, "loglik": scores.mean_loglik, "scores": packed(scores)}
+
+    def _front(
+        self, factors: sieve.Factors, result: SearchResult, task: sieve.Task, seed: int
+    ) -> list[dict[str, float]]:
+        """Test scores along the front of size against log-likelihood, of the slices that were searched."""
+        matrices, front = prunable(self.model, factors.pivoted), []
+        for one in sorted(result.evaluated, key=lambda one: one.plan.size(matrices)):
+            if not front or one.scores.mean_loglik > front[-1].scores.mean_loglik:
+                front.append(one)
+        step = max(1, -(-len(front) // POINTS))
+        points = []
+        with sliced(self.model, factors) as turned:
+            for one in front[::step]:
+                turned.set(one.plan)
+                scores = self._test(self.model, task, seed)
+                removed = one.plan.prunable_removed(matrices)
+                points.append({"removed": removed, "accuracy": scores.accuracy, "loglik": scores.mean_loglik})
+        return points
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.search_quality", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "table", "plot"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "search_quality.jsonl")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", dest="tasks", action="append", help="default: " + ", ".join(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--searches", nargs="+", default=list(SEARCHES))
+    parser.add_argument("--cache", type=Path, default=Path("runs/search_quality"), help="folder of calibrations")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of the calibration pass")
+    parser.add_argument("--share", type=float, default=1.0, help="of the searches' budgets")
+    parser.add_argument("--output", type=Path, default=RESULTS / "search_quality.png")
+    chosen = parser.parse_args(arguments)
+    results, tasks = Results(chosen.results, KEY), chosen.tasks or list(TASKS)
+    if chosen.what == "table":
+        print(table(results))
+        return
+    if chosen.what == "plot":
+        plot(results, tasks[0], chosen.output)
+        print(f"plot in {chosen.output}")
+        return
+    about, bench = versions(), Bench(chosen.model, chosen.cache, chosen.tokens, chosen.share)
+    for cell in cells(tasks, chosen.seeds, chosen.searches):
+        if cell in results:
+            continue
+        started = time.perf_counter()
+        print(*cell.values(), flush=True)
+        with progress.shown():
+            row = bench.measure(cell)
+        seconds = round(time.perf_counter() - started, 1)
+        results.add(cell | {"model": chosen.model, "tokens": chosen.tokens, **row, "seconds": seconds, **about})
+        print(f"  removed {row.get('removed', 0):.1%}, accuracy {row.get('accuracy')}, {seconds} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
