@@ -1,10 +1,12 @@
 """The methods by name: what each asks of calibration, where it is, and what it can do.
 
-The one table that calibration, projection, recipes, the command line and benchmarks read. It imports nothing, so that
-the earliest stage can know of the latest.
+The one table that calibration, projection, recipes, the command line and benchmarks read. It imports no stage, so that
+the earliest can know of the latest.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal
 
 from sieve.errors import InputError
@@ -14,17 +16,25 @@ from sieve.errors import InputError
 class Method:
     """One way to prune.
 
-    solver: "module:function". Of a projection: (W, `Problem`) → A, B, energy (`sieve.projections.problem`).
+    home: "module:function". A projection maps a `sieve.projections.problem.Problem` to factors, matrix by matrix; where
+        no Gram matrices are asked for, (model, statistics, rank by matrix) to pairs.
+    source: the publication.
     side: which Gram matrices it asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either;
-        "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration texts alone.
+        "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration examples alone.
     gradients: it also asks for the loss's gradients at the outputs, and for examples to choose by.
     nested: one pair of factors serves every rank, so that a search can use it.
     """
 
-    solver: str
+    home: str
+    source: str = ""
     side: Literal["cheapest", "input", "none"] = "cheapest"
     gradients: bool = False
     nested: bool = True
+
+    def function(self) -> Callable:
+        """What `home` names, imported now."""
+        module, _, function = self.home.partition(":")
+        return getattr(import_module(module), function)
 
     @property
     def kind(self) -> str:
@@ -33,16 +43,29 @@ class Method:
 
 
 METHODS = {
-    "output_aligned": Method("sieve.projections.output_aligned:solve"),
-    "loss_aware": Method("sieve.projections.loss_aware:solve", gradients=True),
+    "output_aligned": Method("sieve.projections.output_aligned:solve", "DESIGN 2.1"),
+    "loss_aware": Method("sieve.projections.loss_aware:solve", "DESIGN 2.2", gradients=True),
+    "svd": Method("sieve.projections.baselines:svd", "arXiv 2312.13558", side="input"),
+    "pca": Method("sieve.projections.baselines:pca", "arXiv 2401.15024", side="input"),
+    "asvd": Method("sieve.projections.baselines:asvd", "arXiv 2312.05821", side="input"),
+    "svd_llm": Method("sieve.projections.baselines:svd_llm", "arXiv 2403.07378", side="input"),
+    "llm_sieve_sgd": Method("sieve.projections.llm_sieve_sgd:train", "arXiv 2505.18350", side="none", nested=False),
 }
+
+MASKS = {
+    "magnitude": Method("sieve.masks.mask:mask", "arXiv 1506.02626", side="none"),
+    "wanda": Method("sieve.masks.mask:mask", "arXiv 2306.11695", side="input"),
+    "sparsegpt": Method("sieve.masks.mask:mask", "arXiv 2301.00774", side="input"),
+    "ria": Method("sieve.masks.mask:mask", "arXiv 2402.18004", side="input"),
+}
+"""Those that set weights to zero (`sieve.mask`), where the others make low-rank pairs (`sieve.project`)."""
 
 NESTED = tuple(name for name, method in METHODS.items() if method.nested)
 """Those that `sieve prune` can search with."""
 
 
-def method_named(name: str) -> Method:
+def method_named(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """InputError for a name that is not in the table."""
-    if name not in METHODS:
-        raise InputError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    if name not in among:
+        raise InputError(f"unknown method {name!r}: choose one of {', '.join(among)}")
+    return among[name]

@@ -18,7 +18,7 @@ from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
-from sieve.methods import method_named
+from sieve.methods import MASKS, METHODS, method_named
 from sieve.models import context_length, evaluating, model_fingerprint
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
@@ -60,7 +60,7 @@ def calibrate(
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
     """
-    wanted = method_named(method)
+    wanted = method_named(method, METHODS | MASKS)
     task = load_task(task)
     sequences = calibration_sequences(
         tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048

@@ -6,6 +6,7 @@ import torch
 
 from sieve.calibration.gradients import column_basis
 from sieve.projections.output_aligned import output_aligned
+from sieve.projections.problem import Problem, Solution
 
 
 def loss_aware(
@@ -43,3 +44,9 @@ def loss_aware(
     A, B, energy = output_aligned(L.T @ W, gram if side == "input" else L.T @ gram @ L, side, tokens)
     B = torch.linalg.solve_triangular(L.T, B, upper=True)
     return A, B if Q is None else Q @ B, energy
+
+
+def solve(problem: Problem) -> Solution:
+    """`loss_aware` of a problem; `output_aligned` where nothing is known of gradients."""
+    gradient = problem.gram.new_zeros(1, 1) if problem.gradient is None else problem.gradient
+    return loss_aware(problem.W, problem.gram, problem.side, problem.tokens, gradient, problem.ridge)

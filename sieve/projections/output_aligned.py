@@ -2,6 +2,8 @@
 
 import torch
 
+from sieve.projections.problem import Problem, Solution
+
 
 def output_aligned(
     W: torch.Tensor, gram: torch.Tensor, side: str, tokens: int
@@ -44,3 +46,8 @@ def output_aligned(
         _, order = torch.linalg.eigh(held @ held.T)
         U = torch.cat([U[:, :rank], rest @ order.flip(1)], dim=1)
     return U.T @ W, U if Q is None else Q @ U, energy
+
+
+def solve(problem: Problem) -> Solution:
+    """`output_aligned` of a problem."""
+    return output_aligned(problem.W, problem.gram, problem.side, problem.tokens)

@@ -1,0 +1,81 @@
+"""One matrix and what calibration knows of it: what a projection is given."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sieve.calibration import Statistics
+from sieve.errors import InputError, NumericsError
+
+Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""A [k, n], B [m, k] best first, energy [k] of the outputs in each direction, k = min(m, n); float64."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """In float64.
+
+    W: [m, n]. gram: C [n, n] of the inputs (side "input") or C_y [m, m] of the bias-free outputs (side "output").
+    tokens: how many rows were summed.
+    magnitude: [n], mean |x| of each input channel.
+    gradient: [k, k] of the loss's gradients, k = min(m, n), in the coordinates of `column_basis(W)` where m > n; None
+        where none were measured.
+    ridge: of the loss-aware projection.
+    """
+
+    W: torch.Tensor
+    gram: torch.Tensor
+    side: Literal["input", "output"]
+    tokens: int
+    magnitude: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None
+    ridge: float = math.inf
+
+    @property
+    def output_gram(self) -> torch.Tensor:
+        """C_y = W C Wᵀ [m, m]."""
+        return self.W @ self.gram @ self.W.T if self.side == "input" else self.gram
+
+
+def problem_of(
+    name: str, weight: torch.Tensor, statistics: Statistics, ridge: float = math.inf, shrinkage: float = 0.0
+) -> Problem:
+    """The problem of one matrix.
+
+    shrinkage: share of the prior in the Gram matrix, see `sieve.projections.shrinkage`.
+
+    Raises: NumericsError naming the matrix whose weights or statistics are not finite.
+    """
+    source = statistics.sources[name]
+    W, gram = double(weight), double(statistics.grams[source.gram])
+    sums = double(statistics.sums[source.inputs]) if source.inputs else None
+    gradient = double(statistics.grams[source.gradient]) if source.gradient else None
+    if not all(tensor.isfinite().all() for tensor in (W, gram, sums, gradient) if tensor is not None):
+        raise NumericsError(f"the weights or statistics of {name} hold NaN or infinity: check the model")
+    if shrinkage:
+        gram = shrunk(W, gram, source.side, sums, shrinkage)
+    magnitude = None if sums is None else sums[1] / max(statistics.tokens, 1)
+    return Problem(W, gram, source.side, statistics.tokens, magnitude, gradient, ridge)
+
+
+def shrunk(W: torch.Tensor, gram: torch.Tensor, side: str, sums: torch.Tensor | None, share: float) -> torch.Tensor:
+    """(1 - share) C + share diag(C): channels as large as they are, less of what they seem to have in common.
+
+    Of outputs: the same, seen through W.
+    """
+    if side == "input":
+        prior = torch.diag(gram.diagonal())
+    elif sums is None:
+        raise InputError("statistics of outputs can only be shrunk with the sums of inputs: calibrate again")
+    else:
+        prior = W * sums[2] @ W.T
+    return (1 - share) * gram + share * prior
+
+
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 where it can be had: Apple's GPUs have none, so there it is the CPU's."""
+    if tensor.device.type == "mps":
+        tensor = tensor.cpu()
+    return tensor.detach().to(torch.float64)
