@@ -1,0 +1,103 @@
+"""Removing whole decoder blocks: those that change the hidden states least on the calibration data."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sieve.calibration import Statistics
+from sieve.calibration.text import batches
+from sieve.errors import InputError
+from sieve.matrices import decoder_blocks, replace
+from sieve.models import evaluating
+
+MEASURES = ("influence", "angular")
+_BATCH_TOKENS = 2048  # cells of a batch: the states between all blocks are kept at once
+
+
+@torch.no_grad()
+def drop_blocks_(model: PreTrainedModel, statistics: Statistics, kept: float, measure: str = "influence") -> list[int]:
+    """Remove blocks until at most the fraction `kept` of them is left, at least one; in place.
+
+    The result is a plain transformers model with fewer layers: it saves and loads like any other.
+
+    Args:
+        statistics: of any method; their texts are run once.
+        kept: in (0, 1].
+        measure: as in `choose_blocks`.
+
+    Returns: the indices of the blocks that went, ascending.
+    """
+    name, blocks = decoder_blocks(model)
+    if not 0 < kept <= 1:
+        raise InputError(f"the kept fraction must be in (0, 1], got {kept}")
+    count = len(blocks) - max(1, int(kept * len(blocks) + 1e-9))
+    gone = choose_blocks(model, statistics, count, measure)
+    left = [index for index in range(len(blocks)) if index not in gone]
+    for place, index in enumerate(left):
+        for module in blocks[index].modules():
+            if hasattr(module, "layer_idx"):  # the layer of the KV cache
+                module.layer_idx = place
+    replace(model, name, nn.ModuleList(blocks[index] for index in left))
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in left]
+    config.num_hidden_layers = len(left)
+    return gone
+
+
+@torch.no_grad()
+def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, measure: str = "influence") -> list[int]:
+    """The `count` blocks that matter least, ascending.
+
+    measure:
+        "influence": the blocks of least 1 - E cos(h_i, h_{i+1}) over all tokens, h_i entering block i: the block
+            influence of ShortGPT (arXiv 2403.03853).
+        "angular": the `count` blocks in a row of least E arccos(cos(h_i, h_{i+count})) / π over the last tokens of the
+            examples: Gromov et al. (arXiv 2403.17887).
+    """
+    if measure not in MEASURES:
+        raise InputError(f"unknown measure {measure!r}: choose one of {', '.join(MEASURES)}")
+    if not statistics.texts:
+        raise InputError("the statistics hold no calibration examples: calibrate again")
+    if not count:
+        return []
+    _, blocks = decoder_blocks(model)
+    starts = range(len(blocks) if measure == "influence" else len(blocks) - count + 1)
+    step = 1 if measure == "influence" else count
+    total = torch.zeros(len(starts), dtype=torch.float64)
+    for batch in batches(statistics.texts, _BATCH_TOKENS):
+        states = _states(model, blocks, batch.ids.to(model.device), batch.mask.to(model.device))
+        for start in starts:
+            if measure == "influence":
+                rows = batch.mask.bool()
+            else:
+                rows = torch.arange(batch.mask.shape[1]) == batch.mask.sum(1, keepdim=True) - 1
+            one, other = (states[at][rows.to(states[at].device)].double() for at in (start, start + step))
+            cosine = nn.functional.cosine_similarity(one, other, dim=-1)
+            distance = 1 - cosine if measure == "influence" else cosine.clamp(-1, 1).arccos() / torch.pi
+            total[start] += distance.sum().cpu()
+    if measure == "influence":
+        return sorted(total.argsort(stable=True)[:count].tolist())
+    first = int(total.argmin())
+    return list(range(first, first + count))
+
+
+def _states(model: PreTrainedModel, blocks: nn.ModuleList, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states [B, T, d] entering block 0 and leaving every block."""
+    states: list[torch.Tensor] = []
+
+    def entering(block: nn.Module, args: tuple, kwargs: dict) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def leaving(block: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
+    handles += [block.register_forward_hook(leaving) for block in blocks]
+    try:
+        with evaluating(model):
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return states
