@@ -1,16 +1,19 @@
-"""How a pruned model runs faster without being another: gated MLPs in one go, dense layers through our `linear`.
+"""How a pruned model runs faster without being another: gated MLPs in one go, dense layers through our `linear`,
+normalisation and rotary positions in one pass each.
 
 Only how a module runs changes, not what it is: children, parameters and checkpoints stay as they are, and as soon as
 one of the layers is wrapped, quantised or hooked the module runs its own forward again.
 """
 
-from types import MethodType
+import inspect
+from functools import cache
+from types import FunctionType, MethodType
 
 import torch
 from torch import nn
 
 from sieve.layers import PAIRS, LowRankLinear, holds_plain_tensors, is_plain, is_untouched
-from sieve_kernels import linear, lowrank_swiglu
+from sieve_kernels import linear, lowrank_swiglu, rms_norm, rotary
 
 ACTIVATIONS = {
     "SiLUActivation": "silu",
@@ -24,13 +27,18 @@ ACTIVATIONS = {
 _STANDARD = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP", "SmolLM3MLP")
 """Modules whose forward is down_proj(act_fn(gate_proj(x)) * up_proj(x)) and nothing else."""
 
+_FAMILIES = ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
+_NORMS = tuple(f"{family}RMSNorm" for family in _FAMILIES)  # weight · (x / √(mean x² + variance_epsilon))
+_ATTENTION = tuple(f"{family}Attention" for family in _FAMILIES)  # they call apply_rotary_pos_emb of their module
+
 
 def fuse_(model: nn.Module) -> nn.Module:
     """Let the modules of `model` use the operators that serve them, in place; returns the model.
 
     A gated MLP whose gate and up matrices are pairs never stores both of its wide activations; any other multiplies
-    them in place. A layer that stayed dense, the output head among them, reads its weight faster on a CPU where there
-    are few rows. `apply_` and loading a pruned model do this already. Results differ from the unfused ones by rounding.
+    them in place. On a CPU, normalisation and rotary positions are one pass each, and a layer that stayed dense, the
+    output head among them, reads its weight faster where there are few rows. `apply_` and loading a pruned model do
+    this already. Results differ from the unfused ones by rounding.
     """
     inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
     for module in model.modules():
@@ -38,6 +46,10 @@ def fuse_(model: nn.Module) -> nn.Module:
             continue
         if type(module).__name__ in _STANDARD:
             module.forward = MethodType(_gated, module)
+        elif type(module).__name__ in _NORMS:
+            module.forward = MethodType(_norm, module)
+        elif type(module).__name__ in _ATTENTION:
+            module.forward = MethodType(_turning(type(module)), module)
         elif type(module) is nn.Linear and module not in inside_pairs:
             module.forward = MethodType(_dense, module)
     return model
@@ -65,3 +77,30 @@ def _dense(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if x.device.type == "cpu" and holds_plain_tensors(layer):
         return linear(x, layer.weight, layer.bias)
     return nn.Linear.forward(layer, x)
+
+
+def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x [..., n] → [..., n]."""
+    if _serves(x, module.weight):
+        return rms_norm(x, module.weight, module.variance_epsilon)
+    return type(module).forward(module, x)
+
+
+def _serves(x: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether the pointwise operators are for these tensors. Gradients are torch's own: so they stay as they were."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and all(x.dtype == other.dtype for other in others)
+
+
+@cache
+def _turning(attention: type[nn.Module]) -> FunctionType:
+    """The class's own forward, which finds our rotary positions where its module's stand."""
+    forward = inspect.unwrap(attention.forward)
+    theirs = forward.__globals__["apply_rotary_pos_emb"]
+
+    def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+        if unsqueeze_dim == 1 and cos.shape[-1] == q.shape[-1] and _serves(q, k, cos, sin):
+            return rotary(q, k, cos, sin)
+        return theirs(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+    ours = {**forward.__globals__, "apply_rotary_pos_emb": apply_rotary_pos_emb}
+    return FunctionType(forward.__code__, ours, forward.__name__, forward.__defaults__, forward.__closure__)

@@ -13,6 +13,7 @@ from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
 from sieve_kernels.lowrank.ops.population import lowrank_linear_population
 from sieve_kernels.lowrank.ops.quantized import lowrank_linear_quantized
 from sieve_kernels.lowrank.quantize import quantize_rows
+from sieve_kernels.pointwise.ops import rms_norm, rotary
 
 __all__ = [
     "cross_gram_",
@@ -25,4 +26,6 @@ __all__ = [
     "lowrank_linear_quantized",
     "lowrank_swiglu",
     "quantize_rows",
+    "rms_norm",
+    "rotary",
 ]

@@ -96,6 +96,10 @@ def _compiled(call: Call) -> bool:
     return call.dtype in (torch.bfloat16, torch.float32)
 
 
+def _vectorised(call: Call) -> bool:
+    return _on_cpu(call) and native.library() is not None and call.dtype in (torch.bfloat16, torch.float32)
+
+
 def _fits_on_chip(call: Call) -> bool:
     most = {2: 128, 4: 64}.get(call.dtype.itemsize, 0)  # a tile of 64 rows in the registers of one program, unspilled
     return _triton(call) and call.rank <= most
@@ -113,6 +117,13 @@ def _gram(name: str) -> tuple[Rule, ...]:
     )
 
 
+def _pointwise(name: str) -> tuple[Rule, ...]:
+    return (
+        Rule("native", f"pointwise.native:{name}", "compiled kernel: one pass", _vectorised),
+        Rule("torch", f"pointwise.reference:{name}", "torch's operators, which torch.compile fuses", _anywhere),
+    )
+
+
 def _native(function: str, most: float = math.inf) -> Rule:
     """The compiled layers, where they are faster than library products: up to `most` rows."""
     why = "compiled kernel: reads the factors once" + (f", up to {most} rows" if most < math.inf else "")
@@ -122,6 +133,8 @@ def _native(function: str, most: float = math.inf) -> Rule:
 TABLE: dict[str, tuple[Rule, ...]] = {
     "gram_": _gram("gram_"),
     "cross_gram_": _gram("cross_gram_"),
+    "rms_norm": _pointwise("rms_norm"),
+    "rotary": _pointwise("rotary"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _on_cpu),

@@ -57,11 +57,47 @@ def test_other_mlps_are_left_alone(name, calls):
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("name", "norms", "turns"),
+    [
+        ("llama", 5, 2),
+        ("qwen2", 5, 2),
+        ("mistral", 5, 2),
+        ("qwen3", 9, 2),
+        ("phi3", 5, 2),
+        ("gemma", 0, 0),
+        ("gpt2", 0, 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_and_positions_are_one_pass_each(name, norms, turns, dtype, monkeypatch):
+    made = []
+    for operator in ("rms_norm", "rotary"):
+        function = getattr(sieve.fusion, operator)
+        monkeypatch.setattr(
+            sieve.fusion, operator, lambda *a, function=function, name=operator: made.append(name) or function(*a)
+        )
+    model = tiny_model(name).to(dtype)
+    fused = fuse_(copy.deepcopy(model))
+    torch.testing.assert_close(logits(fused), logits(model))
+    assert (made.count("rms_norm"), made.count("rotary")) == (norms, turns)
+    made.clear()
+    fused(tiny_tokens()).logits.sum().backward()
+    assert not made  # gradients are torch's own
+
+
+def test_generation_with_a_cache_is_the_same():
+    model = pruned("llama")
+    options = {"max_new_tokens": 6, "do_sample": False, "use_cache": True}
+    before = model.generate(tiny_tokens(), **options)
+    assert torch.equal(fuse_(model).generate(tiny_tokens(), **options), before)
+
+
 @pytest.mark.parametrize("dense", ["gate_proj", "up_proj"])
 def test_a_dense_half_keeps_its_own_forward(dense, calls):
     model = pruned("llama", dense=[dense])
     before = logits(model)
-    assert torch.equal(logits(fuse_(model)), before)
+    torch.testing.assert_close(logits(fuse_(model)), before)
     assert not calls
 
 

@@ -48,7 +48,7 @@ def test_compiled_kernels_where_they_can_serve(monkeypatch):
         assert choose("lowrank_linear", dispatch.Call(CPU, dtype, rows, 4)) == name
 
 
-@pytest.mark.parametrize("operator", dispatch.TABLE)
+@pytest.mark.parametrize("operator", set(dispatch.TABLE) - {"rms_norm", "rotary"})
 def test_gpu_tensors_take_triton(operator):
     assert choose(operator, dispatch.Call(GPU, torch.bfloat16, 8, 4)) == "triton"
 

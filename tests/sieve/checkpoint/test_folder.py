@@ -99,6 +99,7 @@ def test_a_new_process_needs_only_import_sieve(folder, tmp_path):
 import sys, torch
 import sieve
 assert "transformers" not in sys.modules
+torch.set_grad_enabled(False)
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])

@@ -1,0 +1,1 @@
+"""What lies between the matrices of a decoder block: normalisation and rotary positions."""

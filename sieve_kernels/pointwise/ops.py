@@ -1,0 +1,130 @@
+"""`rms_norm` and `rotary`: the functions users call, their checks, and the registration of operators and gradients."""
+
+import torch
+from torch import Tensor
+
+from sieve_kernels import dispatch
+from sieve_kernels.arguments import describe, require_alike, require_float
+from sieve_kernels.pointwise import reference
+from sieve_kernels.registration import differentiable_gradients, register
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """y = weight · x / √(mean x² + ε) over the last dimension (arXiv 1910.07467), rounded as transformers rounds it.
+
+    Differentiable in x and weight, twice if need be, by torch's own operators.
+
+    Args:
+        x: inputs [..., n].
+        weight: [n].
+        epsilon: what keeps a row of zeros from a division by zero.
+
+    Returns:
+        y [..., n] in x's dtype (float16, bfloat16, float32 or float64, the same for both).
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: dtypes differ or are not floats.
+
+    Example:
+        >>> rms_norm(torch.randn(5, 64), torch.ones(64)).shape
+        torch.Size([5, 64])
+    """
+    if x.dim() == 0 or weight.shape != x.shape[-1:]:
+        raise ValueError(f"need x [..., n] and weight [n], got x {describe(x)}, weight {describe(weight)}")
+    require_float("x", x)
+    require_alike("x", x, "weight", weight)
+    return _rms_norm_op(x, weight, epsilon)
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary positions (arXiv 2104.09864) on queries and keys, number i of a head paired with number i + d/2.
+
+    Differentiable in all four tensors, twice if need be, by torch's own operators.
+
+    Args:
+        q: queries [b, h, t, d], d even.
+        k: keys [b, g, t, d].
+        cos, sin: of the angles, [b, t, d], or [1, t, d] for all of a batch.
+
+    Returns:
+        q and k turned, with the shapes, strides and dtype (float16, bfloat16, float32 or float64) that they came with.
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: dtypes differ or are not floats.
+
+    Example:
+        >>> q, k, angles = torch.randn(2, 4, 7, 8), torch.randn(2, 1, 7, 8), torch.rand(1, 7, 8)
+        >>> rotary(q, k, angles.cos(), angles.sin())[1].shape
+        torch.Size([2, 1, 7, 8])
+    """
+    fits = q.dim() == k.dim() == 4 and q.shape[3] % 2 == 0 and (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
+    if not fits or cos.shape != sin.shape or cos.shape not in (q.shape[:1] + q.shape[2:], (1, *q.shape[2:])):
+        given = ", ".join(f"{name} {describe(x)}" for name, x in {"q": q, "k": k, "cos": cos, "sin": sin}.items())
+        raise ValueError(
+            f"need q [b, h, t, d], k [b, g, t, d], cos and sin [b, t, d] or [1, t, d] with d even, got {given}"
+        )
+    require_float("q", q)
+    for name, x in (("k", k), ("cos", cos), ("sin", sin)):
+        require_alike("q", q, name, x)
+    return _rotary_op(q, k, cos, sin)
+
+
+def _rms_norm(x, weight, epsilon):
+    return dispatch.implementation("rms_norm", x)(x, weight, epsilon)
+
+
+def _rms_norm_fake(x, weight, epsilon):
+    return x.new_empty(x.shape)
+
+
+def _rms_norm_gradients(ctx, grad):
+    with torch.enable_grad():
+        found = differentiable_gradients(
+            lambda x, weight: reference.rms_norm(x, weight, ctx.epsilon),
+            ctx.saved_tensors,
+            ctx.needs_input_grad[:2],
+            grad,
+        )
+    return *found, None
+
+
+def _rms_norm_save(ctx, inputs, output):
+    *tensors, ctx.epsilon = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _rotary(q, k, cos, sin):
+    return dispatch.implementation("rotary", q)(q, k, cos, sin)
+
+
+def _rotary_fake(q, k, cos, sin):
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+def _rotary_gradients(ctx, of_q, of_k):
+    with torch.enable_grad():
+        return tuple(differentiable_gradients(reference.rotary, ctx.saved_tensors, ctx.needs_input_grad, (of_q, of_k)))
+
+
+def _rotary_save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+_rms_norm_op = register(
+    "rms_norm",
+    "(Tensor x, Tensor weight, float epsilon) -> Tensor",
+    _rms_norm,
+    _rms_norm_fake,
+    backward=_rms_norm_gradients,
+    save=_rms_norm_save,
+)
+_rotary_op = register(
+    "rotary",
+    "(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)",
+    _rotary,
+    _rotary_fake,
+    backward=_rotary_gradients,
+    save=_rotary_save,
+)

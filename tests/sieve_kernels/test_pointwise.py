@@ -1,0 +1,146 @@
+"""rms_norm and rotary: values and gradients against float64, transformers' own rounding, and behaviour inside torch."""
+
+import pytest
+import torch
+from gradients import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from sieve_kernels import rms_norm, rotary
+from sieve_kernels.pointwise import reference
+
+both = pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+
+
+def norm_inputs(rows, n, dtype=torch.float32):
+    return [torch.randn(*rows, n).to(dtype), torch.rand(n).to(dtype)]
+
+
+def rotary_inputs(b, h, g, t, d, dtype=torch.float32, angles=1):
+    """q and k as attention has them: heads behind tokens in memory."""
+    q, k = (torch.randn(b, t, heads, d).to(dtype).transpose(1, 2) for heads in (h, g))
+    return [q, k, *(turn(torch.randn(angles, t, d)).to(dtype) for turn in (torch.cos, torch.sin))]
+
+
+def check_norm(tensors):
+    check_gradients(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: reference.rms_norm(x, w, 1e-5), tensors)
+
+
+@both
+@dtypes
+@pytest.mark.parametrize(("rows", "n"), [((2, 17), 50), ((1,), 576), ((), 33), ((0,), 4), ((5,), 1)])
+def test_norm(implementation, dtype, rows, n):
+    check_norm(norm_inputs(rows, n, dtype))
+
+
+@both
+@dtypes
+@pytest.mark.parametrize(("shape", "angles"), [((2, 4, 2, 5, 16), 2), ((3, 2, 1, 70, 6), 1), ((1, 1, 1, 1, 2), 1)])
+def test_rotary(implementation, dtype, shape, angles):
+    check_gradients(rotary, reference.rotary, rotary_inputs(*shape, dtype=dtype, angles=angles))
+
+
+@given(rows=st.lists(st.integers(0, 5), max_size=3), n=st.integers(1, 90))
+@settings(max_examples=30, deadline=None)
+def test_norm_of_any_shape(rows, n):
+    check_norm(norm_inputs(rows, n, torch.float64))
+
+
+@both
+def test_many_rows_in_threads(implementation):
+    check_norm(norm_inputs((3000,), 400))
+    check_gradients(rotary, reference.rotary, rotary_inputs(4, 9, 3, 300, 64))
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_values_are_those_of_transformers(implementation, dtype):
+    """Bit for bit where a rounding to 16 bits follows each step."""
+    norm = LlamaRMSNorm(64, eps=1e-5).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(40, 64).to(dtype)
+    tolerance = {"rtol": 0, "atol": 0} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(rms_norm(x, norm.weight, 1e-5), norm(x), **tolerance)
+    q, k, cos, sin = rotary_inputs(2, 4, 2, 9, 16, dtype)
+    for ours, theirs in zip(rotary(q, k, cos, sin), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+        assert ours.stride() == theirs.stride()
+
+
+@both
+def test_strided_arguments(implementation):
+    x, weight = norm_inputs((30, 4), 40)
+    check_norm([x.transpose(0, 1), torch.stack([weight, weight], 1)[:, 0]])
+    check_norm([x[::2, :, ::2], weight[::2]])
+    q, k, cos, sin = rotary_inputs(2, 4, 2, 10, 16)
+    check_gradients(
+        rotary,
+        reference.rotary,
+        [q[:, ::2], k[..., ::2, :].repeat(1, 1, 2, 1), cos.expand(2, -1, -1), sin.repeat(2, 1, 1)],
+    )
+    check_gradients(rotary, reference.rotary, [q[..., ::2], k[..., ::2], cos[..., ::2], sin[..., ::2].contiguous()])
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nan_and_infinity_propagate(implementation, dtype):
+    x, weight = norm_inputs((4,), 8, dtype)
+    x[1, 2], x[2, 3] = torch.nan, torch.inf
+    y, theirs = rms_norm(x, weight), reference.rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(y, theirs, equal_nan=True)
+    assert y[1].isnan().all()
+    q, k, cos, sin = rotary_inputs(1, 2, 1, 4, 8, dtype)
+    q[0, 0, 1, 2] = torch.nan
+    turned, _ = rotary(q, k, cos, sin)
+    assert turned.isnan().nonzero().tolist() == [[0, 0, 1, 2], [0, 0, 1, 6]]
+
+
+def test_gradients_twice():
+    tensors = [t.requires_grad_() for t in norm_inputs((2, 3), 5, torch.float64)]
+    assert torch.autograd.gradcheck(rms_norm, tensors)
+    assert torch.autograd.gradgradcheck(rms_norm, tensors)
+    tensors = [t.requires_grad_() for t in rotary_inputs(1, 2, 1, 3, 4, torch.float64)]
+    assert torch.autograd.gradcheck(rotary, tensors)
+    assert torch.autograd.gradgradcheck(rotary, tensors)
+
+
+def test_opcheck():
+    operators = torch.ops.sieve_kernels
+    torch.library.opcheck(operators.rms_norm, (*(t.requires_grad_() for t in norm_inputs((2, 5), 8)), 1e-5))
+    torch.library.opcheck(operators.rotary, tuple(t.requires_grad_() for t in rotary_inputs(2, 2, 1, 3, 8)))
+
+
+def test_compiles_without_graph_breaks():
+    def layer(x, weight, q, k, cos, sin):
+        q, k = rotary(q, k, cos, sin)
+        return rms_norm(x.relu(), weight).sum() + (q * 2).sum() + k.square().sum()
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for t in (4, 7):
+        tensors = [x.requires_grad_() for x in norm_inputs((t,), 10) + rotary_inputs(2, 2, 1, t, 8)]
+        expected, result = layer(*tensors), compiled(*tensors)
+        torch.testing.assert_close(result, expected)
+        for one, other in zip(*(torch.autograd.grad(value, tensors) for value in (result, expected)), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@both
+@pytest.mark.parametrize(
+    ("error", "call", "text"),
+    [
+        (ValueError, lambda: rms_norm(torch.zeros(4, 9), torch.ones(8)), r"\[4, 9\].*weight \[8\]"),
+        (ValueError, lambda: rms_norm(torch.zeros(()), torch.ones(1)), r"x \[\]"),
+        (ValueError, lambda: rms_norm(torch.zeros(8), torch.ones(8, device="meta")), "meta"),
+        (TypeError, lambda: rms_norm(torch.zeros(8), torch.ones(8).double()), r"float32.*float64"),
+        (TypeError, lambda: rms_norm(torch.zeros(8).int(), torch.ones(8).int()), "int32"),
+        (ValueError, lambda: rotary(*rotary_inputs(1, 2, 1, 3, 5)), r"d even"),
+        (ValueError, lambda: rotary(*rotary_inputs(3, 2, 1, 3, 4, angles=2)), r"cos \[2, 3, 4\]"),
+        (ValueError, lambda: rotary(*rotary_inputs(1, 2, 1, 3, 4)[:3], torch.zeros(3, 4)), r"sin \[3, 4\]"),
+        (TypeError, lambda: rotary(*rotary_inputs(1, 2, 1, 3, 4)[:3], torch.zeros(1, 3, 4).half()), "float16"),
+    ],
+)
+def test_bad_arguments(implementation, error, call, text):
+    with pytest.raises(error, match=text):
+        call()
