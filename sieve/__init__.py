@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from sieve.checkpoint import load, save
     from sieve.fitness import evaluate
     from sieve.layers import LowRankLinear, PivotedLinear
+    from sieve.masks import MaskOptions, Masks, mask
     from sieve.models import load_model
     from sieve.pipeline import prune
     from sieve.plan import Plan
-    from sieve.projections import Factors, project
+    from sieve.projections import Factors, project, refit
     from sieve.recipe import Recipe
     from sieve.searchers import search
     from sieve.tasks import Task, load_task
@@ -29,6 +30,8 @@ _HOME = {
     "Factors": "projections",
     "LowRankLinear": "layers",
     "PivotedLinear": "layers",
+    "MaskOptions": "masks",
+    "Masks": "masks",
     "Plan": "plan",
     "Recipe": "recipe",
     "Statistics": "calibration",
@@ -39,8 +42,10 @@ _HOME = {
     "load": "checkpoint",
     "load_model": "models",
     "load_task": "tasks",
+    "mask": "masks",
     "project": "projections",
     "prune": "pipeline",
+    "refit": "projections",
     "save": "checkpoint",
     "search": "searchers",
 }
@@ -48,6 +53,8 @@ _HOME = {
 __all__ = [
     "Factors",
     "LowRankLinear",
+    "MaskOptions",
+    "Masks",
     "PivotedLinear",
     "Plan",
     "Recipe",
@@ -59,8 +66,10 @@ __all__ = [
     "load",
     "load_model",
     "load_task",
+    "mask",
     "project",
     "prune",
+    "refit",
     "save",
     "search",
 ]

@@ -112,7 +112,7 @@ def collect(
     """
     matrices = prunable(model)
     decoder = model.base_model  # the blocks without the output head, whose logits nobody asks for
-    groups = _readers_of_one_input(model, decoder, matrices, data[0])
+    groups = readers_of_one_input(model, matrices, data[0])
     sources = _choose_sides(groups, matrices, needs)
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if needs == "none" and not gradients:
@@ -145,9 +145,7 @@ def collect(
     return Statistics(grams, sources, tokens, sums)
 
 
-def _readers_of_one_input(
-    model: nn.Module, decoder: nn.Module, matrices: dict[str, Matrix], batch: Batch
-) -> list[list[str]]:
+def readers_of_one_input(model: PreTrainedModel, matrices: dict[str, Matrix], batch: Batch) -> list[list[str]]:
     """Matrices grouped by the tensor they read (q, k, v; gate, up), as seen on the first tokens of a batch.
 
     Watching is surer than knowing names: it holds for every architecture.
@@ -165,7 +163,7 @@ def _readers_of_one_input(
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in matrices]
     try:
         with evaluating(model):
-            decoder(
+            model.base_model(
                 input_ids=batch.ids[:1, :8].to(model.device),
                 attention_mask=batch.mask[:1, :8].to(model.device),
                 use_cache=False,

@@ -3,5 +3,6 @@
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.pivot import pivot, pivoted
 from sieve.projections.project import project
+from sieve.projections.refit import refit
 
-__all__ = ["FactorPair", "Factors", "pivot", "pivoted", "project"]
+__all__ = ["FactorPair", "Factors", "pivot", "pivoted", "project", "refit"]

@@ -54,8 +54,8 @@ def svd_llm(problem: Problem) -> Solution:
 
     With the Cholesky factor of C = S Sᵀ and the SVD of W S = U Σ Vᵀ, M_r = U_r Σ_r V_rᵀ S⁻¹. Where C is regular this is
     the map of `output_aligned`, and so the optimum. Where it is singular, of fewer tokens than channels or with a
-    channel that is always zero, there is no S. Then C + δ I has one, and δ is raised until it can be computed; S⁻¹ still
-    multiplies rounding errors by up to 1/√δ.
+    channel that is always zero, there is no S. Then C + δ I has one, and δ is raised until it can be computed; S⁻¹
+    still multiplies rounding errors by up to 1/√δ.
     """
     C = _input_gram(problem, "svd_llm")
     C = (C + C.T) / 2

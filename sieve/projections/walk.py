@@ -1,0 +1,108 @@
+"""Two models through the same tokens, block by block: the dense one and what it is being turned into.
+
+Both are one model whose layers `turn` from one to the other. Their hidden states of all tokens are kept between
+blocks, and what else a block is called with (masks, positions) is noted once, from a pass in which no block works.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sieve.calibration.text import Batch
+from sieve.matrices import decoder_blocks
+
+Turn = Callable[[bool], None]
+"""True: the layers of the block at hand are pruned; False: they are dense."""
+
+
+class _Reached(Exception):
+    """A layer has been given its inputs: the rest of the block is not needed."""
+
+
+class Walk:
+    """Hidden states entering one block of the dense and the pruned model, for every batch.
+
+    Args: model: dense, in eval mode; it is left as it is. data: what is run through it.
+    """
+
+    def __init__(self, model: PreTrainedModel, data: Sequence[Batch]):
+        _, self._blocks = decoder_blocks(model)
+        self._weights = [None if bool(mask.all()) else mask.bool() for mask in (b.mask.to(model.device) for b in data)]
+        self._calls: list[list[tuple[tuple, dict]]] = []  # batch → block → what it is called with, but for the states
+        self._dense: list[torch.Tensor] = []
+        self._returned: list[int | None] = []  # by block, the length of the tuple it returns; None: a tensor
+        for batch in data:
+            self._record(model, batch)
+        self._pruned = list(self._dense)
+
+    def inputs(
+        self, index: int, layer: nn.Module, turn: Turn
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """What `layer` in block `index` reads, batch by batch: [tokens, n] in the dense and in the pruned model, and
+        which tokens count (None: all)."""
+        found = []
+
+        def reach(layer: nn.Module, args: tuple) -> None:
+            found.append(args[0].reshape(-1, args[0].shape[-1]))
+            raise _Reached
+
+        for batch, weight in enumerate(self._weights):
+            handle = layer.register_forward_pre_hook(reach)
+            try:
+                for pruned, states in ((False, self._dense), (True, self._pruned)):
+                    turn(pruned)
+                    with suppress(_Reached):
+                        self._run(index, batch, states[batch])
+            finally:
+                handle.remove()
+            yield found[0], found[1], None if weight is None else weight.flatten()
+            found.clear()
+
+    def leave(self, index: int, turn: Turn) -> None:
+        """Move on to the block after `index`."""
+        for pruned, states in ((False, self._dense), (True, self._pruned)):
+            turn(pruned)
+            for batch in range(len(self._weights)):
+                states[batch] = self._run(index, batch, states[batch])
+
+    def _run(self, index: int, batch: int, states: torch.Tensor) -> torch.Tensor:
+        args, kwargs = self._calls[batch][index]
+        output = self._blocks[index](states, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _record(self, model: PreTrainedModel, batch: Batch) -> None:
+        """One pass that notes what every block is called with. None works, but for the first time they are called."""
+        own = [block.__dict__.get("forward") for block in self._blocks]
+        calls: list[tuple[tuple, dict]] = []
+
+        def idle(index: int, forward: Callable):
+            def block(*args, **kwargs):
+                states, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
+                if index == 0:
+                    self._dense.append(states)
+                calls.append((rest, {key: value for key, value in kwargs.items() if key != "hidden_states"}))
+                if len(self._returned) == index:  # whether a block returns a tuple, only its call can tell
+                    output = forward(*args, **kwargs)
+                    self._returned.append(len(output) if isinstance(output, tuple) else None)
+                    return output
+                length = self._returned[index]
+                return states if length is None else (states, *[None] * (length - 1))
+
+            return block
+
+        try:
+            for index, block in enumerate(self._blocks):
+                block.forward = idle(index, block.forward)
+            model.base_model(
+                input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), use_cache=False
+            )
+        finally:
+            for block, forward in zip(self._blocks, own, strict=True):
+                if forward is None:
+                    del block.forward  # the class's shows again
+                else:
+                    block.forward = forward
+        self._calls.append(calls)
