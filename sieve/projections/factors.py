@@ -1,12 +1,15 @@
 """Nested factors: one pair (A, B) per matrix whose leading slices serve every rank."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from sieve.errors import InputError
+from sieve.matrices import prunable
 from sieve.plan import DENSE, Matrix
 
 
@@ -43,12 +46,29 @@ class FactorPair:
 class Factors(dict[str, FactorPair]):
     """Matrix name → `FactorPair`, with the method that made them and whether their pairs are to be stored pivoted.
 
-    `ridge` is what the loss-aware method chose (`sieve.projections.ridge`), infinite where gradients have no say.
+    `ridge` is what the loss-aware method chose (`sieve.projections.ridge`), infinite where gradients have no say;
+    `shrinkage` the share of a prior in the Gram matrices (`sieve.projections.shrinkage`).
     """
 
-    def __init__(self, pairs: Mapping[str, FactorPair], method: str, pivoted: bool = False, ridge: float = math.inf):
+    def __init__(
+        self,
+        pairs: Mapping[str, FactorPair],
+        method: str,
+        pivoted: bool = False,
+        ridge: float = math.inf,
+        shrinkage: float = 0.0,
+    ):
         super().__init__(pairs)
-        self.method, self.pivoted, self.ridge = method, pivoted, ridge
+        self.method, self.pivoted, self.ridge, self.shrinkage = method, pivoted, ridge, shrinkage
+
+    def matrices(self, model: nn.Module) -> dict[str, Matrix]:
+        """The model's prunable matrices, as these factors store them."""
+        return prunable(model, self.pivoted)
+
+    def fingerprint(self) -> str:
+        """sha256 of the method and what the factors add up to."""
+        sums = [(name, pair.A.double().sum().item(), pair.B.double().sum().item()) for name, pair in self.items()]
+        return hashlib.sha256(repr((self.method, self.pivoted, sums)).encode()).hexdigest()
 
     def check(self, matrices: Mapping[str, Matrix], plan: Mapping[str, int | str]) -> None:
         """InputError unless these factors fit the matrices and reach every rank of the plan."""

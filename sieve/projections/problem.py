@@ -40,38 +40,55 @@ class Problem:
 
 
 def problem_of(
-    name: str, weight: torch.Tensor, statistics: Statistics, ridge: float = math.inf, shrinkage: float = 0.0
+    name: str,
+    weight: torch.Tensor,
+    statistics: Statistics,
+    ridge: float = math.inf,
+    shrinkage: float = 0.0,
+    prior: Statistics | None = None,
 ) -> Problem:
     """The problem of one matrix.
 
-    shrinkage: share of the prior in the Gram matrix, see `sieve.projections.shrinkage`.
+    shrinkage: share of the prior in the Gram matrix. prior: statistics of other data, the same in kind; None means
+        diag(C). See `sieve.projections.shrinkage`.
 
     Raises: NumericsError naming the matrix whose weights or statistics are not finite.
     """
     source = statistics.sources[name]
     W, gram = double(weight), double(statistics.grams[source.gram])
-    sums = double(statistics.sums[source.inputs]) if source.inputs else None
+    sums = double(statistics.sums[source.inputs]) if source.inputs in statistics.sums else None
     gradient = double(statistics.grams[source.gradient]) if source.gradient else None
     if not all(tensor.isfinite().all() for tensor in (W, gram, sums, gradient) if tensor is not None):
         raise NumericsError(f"the weights or statistics of {name} hold NaN or infinity: check the model")
     if shrinkage:
-        gram = shrunk(W, gram, source.side, sums, shrinkage)
+        gram = (1 - shrinkage) * gram + shrinkage * _prior(name, W, gram, sums, statistics, prior)
     magnitude = None if sums is None else sums[1] / max(statistics.tokens, 1)
     return Problem(W, gram, source.side, statistics.tokens, magnitude, gradient, ridge)
 
 
-def shrunk(W: torch.Tensor, gram: torch.Tensor, side: str, sums: torch.Tensor | None, share: float) -> torch.Tensor:
-    """(1 - share) C + share diag(C): channels as large as they are, less of what they seem to have in common.
-
-    Of outputs: the same, seen through W.
-    """
-    if side == "input":
-        prior = torch.diag(gram.diagonal())
-    elif sums is None:
+def _prior(
+    name: str,
+    W: torch.Tensor,
+    gram: torch.Tensor,
+    sums: torch.Tensor | None,
+    statistics: Statistics,
+    prior: Statistics | None,
+) -> torch.Tensor:
+    """What the Gram matrix is shrunk toward, of its size."""
+    source = statistics.sources[name]
+    if prior is not None:
+        other = prior.sources.get(name)
+        if other is None or (other.side, other.gram) != (source.side, source.gram):
+            raise InputError(f"the prior holds no Gram matrix of the {source.side}s of {name}: calibrate it alike")
+        general = double(prior.grams[other.gram])
+        if not general.isfinite().all():
+            raise NumericsError(f"the prior's statistics of {name} hold NaN or infinity: check the model")
+        return general * (statistics.tokens / max(prior.tokens, 1))
+    if source.side == "input":
+        return torch.diag(gram.diagonal())
+    if sums is None:
         raise InputError("statistics of outputs can only be shrunk with the sums of inputs: calibrate again")
-    else:
-        prior = W * sums[2] @ W.T
-    return (1 - share) * gram + share * prior
+    return W * sums[2] @ W.T
 
 
 def double(tensor: torch.Tensor) -> torch.Tensor:

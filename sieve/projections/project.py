@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.problem import problem_of
 from sieve.projections.ridge import choose_ridge
+from sieve.projections.shrinkage import choose_shrinkage
 
 
 @torch.no_grad()
@@ -24,6 +26,8 @@ def project(
     method: str = "output_aligned",
     pivot: bool = False,
     plan: Mapping[str, int | str] | None = None,
+    shrinkage: float | Literal["auto"] | None = None,
+    prior: Statistics | None = None,
 ) -> Factors:
     """Low-rank factors of every prunable matrix, nested where the method can.
 
@@ -39,6 +43,9 @@ def project(
             one, to compare: docs/methods.md.
         pivot: the pairs are to be stored pivoted (`sieve.projections.pivot`): the same maps in fewer parameters.
             Search and `apply_` follow it.
+        shrinkage: share in [0, 1] of a prior in the Gram matrices, which few tokens overstate; "auto" chooses it on
+            held-back calibration examples. None: no prior.
+        prior: statistics of general text, collected alike; without them the prior is the Gram matrix's own diagonal.
         plan: project only the matrices that it prunes, to its ranks. Methods that are not nested cannot do without.
 
     Returns: `Factors`, matrix name → `FactorPair`.
@@ -53,19 +60,27 @@ def project(
     wanted = method_named(method)
     matrices = prunable(model, pivot)
     _check(statistics, matrices, method, wanted)
+    _check_shrinkage(shrinkage)
     ranks = _ranks(matrices, plan)
     if wanted.side == "none":
         if plan is None:
             raise InputError(f"{method} learns one rank at a time: give the plan whose ranks it is to learn")
         return Factors(wanted.function()(model, statistics, ranks), method, pivot)
-    ridge = math.inf
+    ridge, share = math.inf, 0.0 if shrinkage in (None, "auto") else shrinkage
+    if shrinkage == "auto":
+
+        def pairs_at(share: float, known: Statistics, ranks: dict[str, int]) -> dict[str, FactorPair]:
+            return _pairs(model, known, wanted, ranks, math.inf, share, prior)
+
+        share = choose_shrinkage(model, statistics, pairs_at)
     if wanted.gradients:
 
         def factors_at(ridge: float, ranks: dict[str, int]) -> Factors:
-            return Factors(_pairs(model, statistics, wanted, ranks, ridge), method, pivot)
+            return Factors(_pairs(model, statistics, wanted, ranks, ridge, share, prior), method, pivot)
 
         ridge = choose_ridge(model, statistics, matrices, factors_at)
-    return Factors(_pairs(model, statistics, wanted, ranks, ridge), method, pivot, ridge)
+    pairs = _pairs(model, statistics, wanted, ranks, ridge, share, prior)
+    return Factors(pairs, method, pivot, ridge, share)
 
 
 def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, wanted: Method) -> None:
@@ -85,6 +100,13 @@ def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, 
         raise InputError(f"the statistics hold no {lacking}: calibrate with method={method!r}")
 
 
+def _check_shrinkage(shrinkage: float | str | None) -> None:
+    if shrinkage is None or shrinkage == "auto":
+        return
+    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
+        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shrinkage!r}")
+
+
 def _ranks(matrices: Mapping[str, Matrix], plan: Mapping[str, int | str] | None) -> dict[str, int]:
     """How far each matrix is to be projected."""
     if plan is None:
@@ -95,7 +117,13 @@ def _ranks(matrices: Mapping[str, Matrix], plan: Mapping[str, int | str] | None)
 
 
 def _pairs(
-    model: PreTrainedModel, statistics: Statistics, method: Method, ranks: Mapping[str, int], ridge: float
+    model: PreTrainedModel,
+    statistics: Statistics,
+    method: Method,
+    ranks: Mapping[str, int],
+    ridge: float,
+    shrinkage: float,
+    prior: Statistics | None,
 ) -> dict[str, FactorPair]:
     """Factors of the matrices that `ranks` names, up to those ranks."""
     solve = method.function()
@@ -103,7 +131,7 @@ def _pairs(
     with progress.bar("projection", len(ranks), "matrices") as advance:
         for name, rank in ranks.items():
             weight = weight_of(model.get_submodule(name))
-            A, B, energy = solve(problem_of(name, weight, statistics, ridge))
+            A, B, energy = solve(problem_of(name, weight, statistics, ridge, shrinkage, prior))
             source = statistics.sources[name]
             shared = statistics.grams[source.gram] if source.side == "input" else None
             pairs[name] = FactorPair(

@@ -6,8 +6,8 @@ carry the errors of all earlier pairs. With the dense outputs W x as targets (DE
     Σ_t |W x_t - M x'_t|² + λ |W - M|²
 
 is least over all maps at B* = W S, S = (C_xx' + λ I) (C_x'x' + λ I)⁻¹, and over those of rank r at the best map of that
-rank to B* on inputs of Gram matrix C_x'x' + λ I. The ridge pulls to W and not to zero: what the data do not show stays as
-it is. x' depends on all ranks upstream, so this is no database for a search: it follows one.
+rank to B* on inputs of Gram matrix C_x'x' + λ I. The ridge pulls to W and not to zero: what the data do not show stays
+as it is. x' depends on all ranks upstream, so this is no database for a search: it follows one.
 """
 
 import math
@@ -81,7 +81,7 @@ def refit(
     pairs: dict[str, FactorPair] = {}
     with evaluating(model), progress.bar("refit", len(ranks), "matrices") as advance:
         walk = Walk(model, data)
-        for index, block in enumerate(decoder_blocks(model)[1]):
+        for index in range(len(decoder_blocks(model)[1])):
             inside = {name: rank for name, rank in ranks.items() if matrices[name].block == index}
             layers = {name: model.get_submodule(name) for name in inside}
             turned = {name: SlicedLinear(layer, *factors[name].slice(inside[name])) for name, layer in layers.items()}
@@ -107,7 +107,7 @@ def refit(
             finally:
                 for name, layer in layers.items():
                     replace(model, name, layer)
-    return Factors(pairs, factors.method, factors.pivoted, factors.ridge)
+    return Factors(pairs, factors.method, factors.pivoted, factors.ridge, factors.shrinkage)
 
 
 def _grams(walk: Walk, index: int, layer: nn.Module, turn: Turn) -> tuple[torch.Tensor, torch.Tensor]:
