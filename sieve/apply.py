@@ -7,22 +7,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.checkpoint import mark
+from sieve.checkpoint import mark, mark_masked
 from sieve.fusion import fuse_
 from sieve.layers import SlicedLinear
+from sieve.masks import Masks, mask_, masked
+from sieve.masks.apply import MaskSlices
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
 from sieve.projections import Factors, pivoted
 
 
-def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | str]) -> PreTrainedModel:
-    """Replace the planned matrices by their low-rank pairs, in place.
+def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, int | str]) -> PreTrainedModel:
+    """Replace the planned matrices by their low-rank pairs, or mask their weights, in place.
 
     Args:
         model: the dense model that `factors` were projected from.
-        factors: nested factors of every prunable matrix (`sieve.project`).
+        factors: nested factors of every prunable matrix (`sieve.project`), or its masks (`sieve.mask`).
         plan: matrix name → rank or "dense" (`sieve.search`, or your own dict); absent means dense. If it is a
-            pivoted `Plan`, the pairs are `PivotedLinear`: the same maps in fewer parameters.
+            pivoted `Plan`, the pairs are `PivotedLinear`: the same maps in fewer parameters. Of masks, the rank is
+            how many weights a row keeps; modules stay what they are.
 
     Returns: the same model object.
 
@@ -32,9 +35,14 @@ def apply_(model: PreTrainedModel, factors: Factors, plan: Mapping[str, int | st
         >>> pruned = sieve.apply_(model, factors, {"model.layers.0.mlp.down_proj": 96})
     """
     plan = Plan(plan)
-    matrices = prunable(model, plan.pivoted)
+    matrices = factors.matrices(model) if isinstance(factors, Masks) else prunable(model, plan.pivoted)
     plan.check(matrices)
     factors.check(matrices, plan)
+    if isinstance(factors, Masks):
+        kept = mask_(model, factors, plan)
+        fuse_(model)
+        mark_masked(model, kept, factors.options.pattern)
+        return model
     for name, rank in plan.ranks().items():
         layer = model.get_submodule(name)
         pair = low_rank(layer, rank, pivoted=plan.pivoted)
@@ -72,8 +80,12 @@ class Slices:
 
 
 @contextmanager
-def sliced(model: nn.Module, factors: Factors) -> Iterator[Slices]:
+def sliced(model: nn.Module, factors: Factors | Masks) -> Iterator[Slices | MaskSlices]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
+    if isinstance(factors, Masks):
+        with masked(model, factors) as turned:
+            yield turned
+        return
     originals = {name: model.get_submodule(name) for name in factors}
     layers = {name: SlicedLinear(layer, factors[name].A, factors[name].B) for name, layer in originals.items()}
     try:

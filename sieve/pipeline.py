@@ -7,22 +7,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.apply import apply_
-from sieve.calibration import calibrate
-from sieve.checkpoint import model_bytes, save
+from sieve.calibration import Statistics, calibrate
+from sieve.checkpoint import model_bytes, model_parameters, save
 from sieve.files import cache_dir, require_new
 from sieve.fitness import evaluate
+from sieve.masks import mask
 from sieve.matrices import prunable
+from sieve.methods import MASKS
 from sieve.models import load_model
-from sieve.projections import project
+from sieve.projections import project, refit
 from sieve.recipe import Recipe
-from sieve.report import build_report
+from sieve.report import build_report, mask_report
 from sieve.searchers import run_search
 from sieve.searchers.problem import within
 from sieve.tasks import load_task
+from sieve.tasks.general import GENERAL, general_text
 from sieve.unfinished import Unfinished
 
 
@@ -53,8 +56,12 @@ def prune(
         measured = calibrate(
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
         )
-    with stages("project"):
-        factors = project(model, measured, recipe.method, recipe.pivot)
+        general = _general(recipe, model, tokenizer, statistics) if recipe.task_aware else None
+    with stages("score" if recipe.method in MASKS else "project"):
+        if recipe.method in MASKS:
+            factors = mask(model, measured, recipe.method, general, recipe.mask_options())
+        else:
+            factors = project(model, measured, recipe.method, recipe.pivot, shrinkage=recipe.shrinkage)
     with stages("search"), unfinished.search() as journal:
         result = run_search(
             model,
@@ -69,19 +76,26 @@ def prune(
             journal=journal,
             **asdict(recipe.options()),
         )
+    chosen = factors
+    if recipe.refit:
+        with stages("refit"):
+            chosen = refit(model, factors, result.plan, measured)
     with stages("test"):
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
         scores["dense"]["test"] = evaluate(model, tokenizer, task, splits["test"])
-        apply_(model, factors, result.plan)
+        apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
-        # Pivoted, the stored weights are rounded otherwise than the slices that were searched: report what is stored.
-        stored = ("fitness", "validation", "test") if result.plan.pivoted else ("test",)
+        # Report what is stored: other weights than the slices that were searched if refitted, rounded otherwise if pivoted.
+        changed = result.plan.pivoted or recipe.refit
+        stored = ("fitness", "validation", "test") if changed else ("test",)
         scores["pruned"] |= {split: evaluate(model, tokenizer, task, splits[split]) for split in stored}
         validation = (scores[which]["validation"] for which in ("pruned", "dense"))
         if not within(*validation, recipe.tolerance, recipe.confident):
-            progress.say("  [yellow]note:[/] rounding the stored weights brought validation below the tolerance")
-    report = build_report(recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge)
+            progress.say("  [yellow]note:[/] stored, the weights are others than were searched: below the tolerance")
+    masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
+    share = 0.0 if recipe.method in MASKS else factors.shrinkage
+    report = build_report(recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share)
     save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
     unfinished.remove()
     return report
@@ -107,5 +121,16 @@ class Stages:
         progress.say(f"  {self.seconds[name]:.1f} s")
 
 
+def _general(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statistics: str | Path | None
+) -> Statistics:
+    """The same statistics of general text, kept beside the task's: each place keeps one calibration."""
+    if statistics is not None:
+        path = Path(statistics)
+        statistics = path.with_name(f"{path.stem}.general{path.suffix}") if path.suffix else path / GENERAL
+    text = general_text(recipe.general)
+    return calibrate(model, tokenizer, text, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics)
+
+
 def _size(model: PreTrainedModel) -> dict[str, int]:
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "bytes": model_bytes(model)}
+    return {"parameters": model_parameters(model), "bytes": model_bytes(model)}

@@ -30,6 +30,11 @@ class Matrix:
         return self.m * self.n
 
     @property
+    def limit(self) -> int:
+        """The largest number that a plan may give this matrix."""
+        return min(self.m, self.n)
+
+    @property
     def max_rank(self) -> int:
         """The largest rank whose pair is smaller than W: r (m + n) < m n (the break-even of DESIGN 2.1).
 
@@ -101,9 +106,10 @@ class Plan(dict[str, "int | Literal['dense']"]):
             if name not in matrices:
                 raise InputError(f"the plan names {name!r}, which is not a prunable matrix of this model")
             matrix = matrices[name]
-            if rank != DENSE and not (type(rank) is int and 1 <= rank <= min(matrix.m, matrix.n)):
-                limit = min(matrix.m, matrix.n)
-                raise InputError(f"the plan gives {name} the rank {rank!r}: use 'dense' or a whole number in 1…{limit}")
+            if rank != DENSE and not (type(rank) is int and 1 <= rank <= matrix.limit):
+                raise InputError(
+                    f"the plan gives {name} the rank {rank!r}: use 'dense' or a whole number in 1…{matrix.limit}"
+                )
 
     def ranks(self) -> dict[str, int]:
         """The matrices that become pairs."""

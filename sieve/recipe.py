@@ -8,8 +8,10 @@ import yaml
 
 from sieve.errors import InputError
 from sieve.fitness.engine import MEMORY
-from sieve.methods import NESTED
-from sieve.searchers import Options, check_options
+from sieve.masks import MaskOptions
+from sieve.methods import MASKS, NESTED
+from sieve.projections import check_shrinkage
+from sieve.searchers import Options, check_mask_search, check_options
 
 VERSION = 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -25,8 +27,12 @@ class Recipe:
     search, method: names of a searcher and a projection.
     pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
     confident: demand the lower end of the paired 95 % interval, not the mean.
+    shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
+    refit: fit the pairs of the result anew, to inputs as the pruned model has them.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
+    pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.masks.MaskOptions`.
+    general: for task-aware masks, the general text: "general" or a task file of type perplexity.
     objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
         bottlenecks: of the search, as in `sieve.searchers.Options`.
     dtype, device: of the model while it is pruned; the result is stored in that dtype.
@@ -39,9 +45,20 @@ class Recipe:
     search: str = "uniform"
     method: str = "output_aligned"
     pivot: bool = True
+    shrinkage: float | str | None = None
+    refit: bool = False
     confident: bool = False
     calibration_tokens: int = 32_768
     rank_multiple: int | None = None
+    pattern: str = "unstructured"
+    compare: str = "row"
+    task_aware: bool = False
+    tau: float = 0.2
+    fusion: str = "mean"
+    task_share: float = 0.5
+    ramp: float = 0.0
+    damping: float = 0.01
+    general: str = "general"
     objective: str = "parameters"
     kept: float | None = None
     granularity: str = "matrix"
@@ -64,14 +81,23 @@ class Recipe:
         """InputError for any value that could not work; returns the recipe itself."""
         for field in fields(self):
             value = getattr(self, field.name)
-            kind = int | float if field.type is float else field.type
+            kind = int | field.type if field.type in (float, float | str | None) else field.type
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"recipe: {field.name} must be of type {field.type}, got {value!r}")
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
         check_options(self.tolerance, self.search, self.options())
-        if self.method not in NESTED:
-            raise InputError(f"unknown method {self.method!r}: choose one of {', '.join(NESTED)}")
+        if self.method in MASKS:
+            self.mask_options().check(self.method)
+            check_mask_search(self.search, self.options())
+            if self.refit or self.shrinkage is not None:
+                option = "--refit" if self.refit else "--shrinkage"
+                raise InputError(f"{option} is of low-rank pairs and {self.method} makes none: leave it out")
+        elif self.method not in NESTED:
+            raise InputError(f"unknown method {self.method!r}: choose one of {', '.join((*NESTED, *MASKS))}")
+        else:
+            self._check_without_masks()
+        check_shrinkage(self.shrinkage)
         if self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.rank_multiple is not None and self.rank_multiple < 1:
@@ -81,6 +107,16 @@ class Recipe:
     def options(self) -> Options:
         """Those of the search."""
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
+
+    def mask_options(self) -> MaskOptions:
+        """Those of masks."""
+        return MaskOptions(**{field.name: getattr(self, field.name) for field in fields(MaskOptions)})
+
+    def _check_without_masks(self) -> None:
+        for field in (*fields(MaskOptions), *(field for field in fields(self) if field.name == "general")):
+            if getattr(self, field.name) != field.default:
+                option = f"--{field.name.replace('_', '-')}"
+                raise InputError(f"{option} is of masks and {self.method} makes none: leave it, or use --method wanda")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

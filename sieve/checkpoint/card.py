@@ -21,17 +21,29 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 `sieve.load("path/to/this/folder")` returns both, and checks that every weight was found."""
 
 
-def model_card(ranks: Mapping[str, int], report: Mapping[str, Any] | None = None, pivoted: bool = False) -> str:
+def model_card(
+    ranks: Mapping[str, int],
+    report: Mapping[str, Any] | None = None,
+    pivoted: bool = False,
+    masks: Mapping[str, float] | None = None,
+) -> str:
     """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy."""
     report = report or {}
     parts = [WARNING] if ranks else []
-    parts.append("# A causal language model pruned for one task" if ranks else "# A causal language model, not pruned")
+    pruned = ranks or masks
+    parts.append("# A causal language model pruned for one task" if pruned else "# A causal language model, not pruned")
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
         parts.append(f"Made by Sieve from `{report['model']}` for the task `{report['task']}`{tolerance}.")
     if ranks:
         pairs = "pairs, stored pivoted" if pivoted else "pairs"
         parts.append(f"{len(ranks)} of its weight matrices are low-rank {pairs}; `config.json` holds their ranks.")
+    if masks:
+        zeros = 1 - sum(masks.values()) / len(masks)
+        parts.append(
+            f"{len(masks)} of its weight matrices are masked: {zeros:.1%} of their weights on average are zeros, kept "
+            "like any other; `config.json` says what each matrix keeps. Training and merged adapters fill zeros."
+        )
     parts += ["## Use", _USE]
     if size := _size(report):
         parts += ["## Size", size]

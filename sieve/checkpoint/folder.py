@@ -48,8 +48,9 @@ def save(
     with atomic_folder(path) as folder, quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        pivoted = bool(ranks) and model.config.quantization_config.pivoted
-        write_text(folder / "README.md", model_card(ranks, report, pivoted))
+        marked = getattr(model.config, "quantization_config", None)
+        pivoted, masks = (marked.pivoted, marked.masks) if marked else (False, {})
+        write_text(folder / "README.md", model_card(ranks, report, pivoted, masks))
         if report is not None:
             write_json(folder / "report.json", report)
         if recipe is not None:
@@ -81,7 +82,10 @@ def load(
 def mark(model: PreTrainedModel) -> dict[str, int]:
     """Write the ranks of the model's pairs into `model.config`, as `save_pretrained` needs them; returns them.
 
-    A model without pairs loses the mark: it is a plain transformers model.
+    Masks that are marked already stay so, but for matrices that are pairs now. A model without pairs and masks loses
+    the mark: it is a plain transformers model.
+
+    Raises: InputError where a marked matrix has more weights than its mask left it.
     """
     from sieve.checkpoint.quantizer import SieveConfig
 
@@ -93,11 +97,41 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     present = getattr(model.config, "quantization_config", None)
     if present is not None and not isinstance(present, SieveConfig):
         raise InputError("the model is quantised: prune and save the original model, and quantise the result")
-    if ranks:
-        model.config.quantization_config = SieveConfig(ranks, pivoted.pop())
+    kept = {name: share for name, share in (present.masks if present else {}).items() if name not in ranks}
+    _check_masked(model, kept)
+    if ranks or kept:
+        pattern = present.pattern if kept else "unstructured"
+        model.config.quantization_config = SieveConfig(
+            ranks, pivoted.pop() if pivoted else False, masks=kept, pattern=pattern
+        )
     elif present is not None:
         del model.config.quantization_config
     return ranks
+
+
+def mark_masked(model: PreTrainedModel, kept: Mapping[str, float], pattern: str) -> None:
+    """Write into `model.config` which matrices are masked and what fraction of their weights they keep."""
+    from sieve.checkpoint.quantizer import SieveConfig
+
+    present = getattr(model.config, "quantization_config", None)
+    if present is not None and not isinstance(present, SieveConfig):
+        raise InputError("the model is quantised: mask and save the original model, and quantise the result")
+    before = present.masks if present else {}
+    if before and present.pattern != pattern:
+        pattern = "unstructured"  # that is what two patterns side by side are
+    model.config.quantization_config = SieveConfig({}, masks={**before, **kept}, pattern=pattern)
+    mark(model)
+
+
+def _check_masked(model: PreTrainedModel, kept: Mapping[str, float]) -> None:
+    """Training or a merged adapter fills zeros without a word; what is saved must be what it says it is."""
+    for name, share in kept.items():
+        weight = model.get_submodule(name).weight.detach()
+        if type(weight) is torch.Tensor and int(weight.count_nonzero()) > round(share * weight.numel()):
+            raise InputError(
+                f"{name} was masked to {share:.1%} of its weights and now has more: training or a merged adapter has "
+                "filled the zeros. Mask it again, or `del model.config.quantization_config` to save it as a dense model"
+            )
 
 
 def _check_plain(model: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METHOD = "sieve"
+_OF_MASKS = ("masks", "pattern")
 VERSION = 1
 
 
@@ -32,13 +33,23 @@ class SieveConfig(QuantizationConfigMixin):
     Args:
         ranks: dotted name of each matrix that is a low-rank pair → its rank; a matrix that is absent is dense.
         pivoted: the pairs are stored pivoted; absent where they are not.
+        masks: dotted name of each matrix that is masked → the fraction of its weights that are kept, the others being
+            stored as zeros; absent where there are none.
+        pattern: of the masks: "unstructured", "2:4" or "4:8".
         version: of this format.
     """
 
     pivoted = False
+    pattern = "unstructured"
 
     def __init__(
-        self, ranks: dict[str, int], pivoted: bool = False, version: int = VERSION, quant_method: str = METHOD
+        self,
+        ranks: dict[str, int],
+        pivoted: bool = False,
+        version: int = VERSION,
+        quant_method: str = METHOD,
+        masks: dict[str, float] | None = None,
+        pattern: str = "unstructured",
     ):
         if version != VERSION:
             raise InputError(
@@ -51,11 +62,21 @@ class SieveConfig(QuantizationConfigMixin):
             raise InputError(
                 f"config.json is damaged: quantization_config.pivoted must be true or false, got {pivoted!r}"
             )
+        for name, kept in (masks or {}).items():
+            if not isinstance(kept, float) or not 0 < kept < 1:
+                raise InputError(f"config.json is damaged: it says that {name} keeps {kept!r} of its weights")
         self.quant_method = quant_method
         self.version = version
         self.ranks = ranks
         if pivoted:
             self.pivoted = True
+        self.masks = dict(masks or {})
+        self.pattern = pattern
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `config.json`, without what would say nothing."""
+        written = super().to_dict()
+        return written if self.masks else {key: value for key, value in written.items() if key not in _OF_MASKS}
 
 
 @register_quantizer(METHOD)

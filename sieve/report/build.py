@@ -23,6 +23,8 @@ def build_report(
     calibration_tokens: int,
     seconds: dict[str, float],
     ridge: float = math.inf,
+    masks: dict[str, Any] | None = None,
+    shrinkage: float = 0.0,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -32,6 +34,8 @@ def build_report(
         calibration_tokens: tokens that were summed.
         seconds: wall-clock time by stage.
         ridge: of the loss-aware projection; null in the report where gradients had no say.
+        shrinkage: share of a prior in the Gram matrices.
+        masks: of `mask_report`, where weights were masked.
     """
     prunable = sum(matrix.parameters for matrix in result.matrices.values())
     kept = result.plan.size(result.matrices)
@@ -75,10 +79,13 @@ def build_report(
             "tokens": calibration_tokens,
             "method": recipe.method,
             "ridge": ridge if math.isfinite(ridge) else None,
+            "shrinkage": shrinkage,
+            "refit": recipe.refit,
         },
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "kept": result.plan.kept(result.matrices),
         "pivoted": result.plan.pivoted,
+        "masks": masks,
         "search": {
             "search": recipe.search,
             **result.cost,

@@ -34,6 +34,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     if report.get("pivoted"):
         console.print("Pairs are stored pivoted: r (m + n - r) parameters at rank r.")
+    if report.get("masks"):
+        console.print(_masks(report["masks"]), soft_wrap=True)
     if not report["resolution"]["sufficient"]:
         console.print(_noise(report["resolution"]), soft_wrap=True)
     search = report["search"]
@@ -51,6 +53,11 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:
     return [name for one in bottlenecks for name in one["names"]]
+
+
+def _masks(masks: dict[str, Any]) -> str:
+    saved = "2:4 weights run compressed here" if masks["runs_sparse"] else "and here no time"
+    return f"Removed parameters are zeros ({masks['pattern']}): masks save no bytes on disk, {saved}."
 
 
 def _noise(resolution: dict[str, Any]) -> str:

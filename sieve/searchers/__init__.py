@@ -2,6 +2,16 @@
 
 from sieve.searchers.options import Options
 from sieve.searchers.problem import Candidate, Problem
-from sieve.searchers.run import SEARCHERS, SearchResult, check_options, run_search, search
+from sieve.searchers.run import SEARCHERS, SearchResult, check_mask_search, check_options, run_search, search
 
-__all__ = ["SEARCHERS", "Candidate", "Options", "Problem", "SearchResult", "check_options", "run_search", "search"]
+__all__ = [
+    "SEARCHERS",
+    "Candidate",
+    "Options",
+    "Problem",
+    "SearchResult",
+    "check_mask_search",
+    "check_options",
+    "run_search",
+    "search",
+]

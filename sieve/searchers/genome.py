@@ -7,7 +7,7 @@ import numpy as np
 
 from sieve.errors import InputError
 from sieve.plan import DENSE, Matrix, Plan
-from sieve.searchers.objective import SizeOf
+from sieve.searchers.objective import SizeOf, parameters
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 PAPER_LEVELS = (0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 0.9, 1.0)  # DESIGN 2.9
@@ -50,7 +50,7 @@ class Genome:
         kept: Sequence[float] = LEVELS,
         multiple: int = 8,
         granularity: str = "matrix",
-        size_of: SizeOf = Matrix.size,
+        size_of: SizeOf = parameters,
     ):
         self.matrices = dict(matrices)
         self.pivoted = any(matrix.pivoted for matrix in matrices.values())

@@ -20,6 +20,11 @@ _RANKS, _REPEATS = 10, 7
 Table = dict[str, list[tuple[int, float]]]  # "m x n" → (rank, seconds), ascending; rank 0 stands for dense
 
 
+def parameters(matrix: Matrix, rank: int | str) -> float:
+    """Weights that are stored at this rank or, of masks, that are not zero."""
+    return matrix.size(rank)
+
+
 def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> SizeOf:
     """The size of a matrix at a rank by an objective.
 
@@ -28,7 +33,7 @@ def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> S
         table: of `measure`, for "latency". Between the ranks measured, times are interpolated.
     """
     if objective == "parameters":
-        return Matrix.size
+        return parameters
     if objective == "bytes":
         return lambda matrix, rank: matrix.size(rank) * dtype.itemsize + _permutation(matrix, rank)
 

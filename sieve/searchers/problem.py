@@ -11,7 +11,7 @@ from sieve.fitness.engine import Engine
 from sieve.fitness.intervals import paired
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.genome import LEVELS, Genome
-from sieve.searchers.objective import SizeOf
+from sieve.searchers.objective import SizeOf, parameters
 from sieve.searchers.options import Options
 
 
@@ -50,7 +50,7 @@ class Problem:
     engine: Engine | None = None
     curves: Mapping[str, np.ndarray] | None = None
     options: Options = field(default_factory=Options)
-    size_of: SizeOf = Matrix.size
+    size_of: SizeOf = parameters
     evaluated: list[Candidate] = field(default_factory=list)
     rank_correlation: float | None = None
 

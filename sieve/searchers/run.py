@@ -20,7 +20,7 @@ from sieve.fitness.evaluate import Prepared, prepare
 from sieve.fitness.intervals import Resolution, resolution
 from sieve.fitness.journal import Journal
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
-from sieve.matrices import prunable
+from sieve.masks import Masks
 from sieve.models import model_fingerprint
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
@@ -76,7 +76,7 @@ class SearchResult:
 def search(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    factors: Factors,
+    factors: Factors | Masks,
     task: str | Path | Task,
     tolerance: float = 0.05,
     search: str = "uniform",
@@ -100,7 +100,7 @@ def search(
 def run_search(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    factors: Factors,
+    factors: Factors | Masks,
     task: str | Path | Task,
     tolerance: float = 0.05,
     search: str = "uniform",
@@ -131,8 +131,10 @@ def run_search(
     check_options(tolerance, search, choices)
     task = load_task(task)
     splits = task.splits(seed)
-    every = prunable(model, factors.pivoted)
+    every = factors.matrices(model)
     factors.check(every, {})
+    if isinstance(factors, Masks):
+        check_mask_search(search, choices)
     chosen = _chosen(every, matrices)
     multiple = rank_multiple or (8 if model.device.type == "cpu" else 32)
 
@@ -150,7 +152,7 @@ def run_search(
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, identity))
         curves, probed = None, 0
-        if choices.surrogate and not few:
+        if choices.surrogate and not few and isinstance(factors, Factors):  # masks have no directions to cut one by one
             originals = Factors({name: factors[name] for name in chosen}, factors.method, factors.pivoted)
             asked = splits["calibration"][:EXAMPLES]
             curves, probed = _curves(book, lambda: sensitivity(model, tokenizer, originals, task, asked))
@@ -260,15 +262,13 @@ def _own(fitness: Fitness, model: PreTrainedModel, examples: Sequence[Example]) 
 
 
 def _identity(
-    model: PreTrainedModel, factors: Factors, examples: Sequence[Example], recipe: Mapping[str, Any]
+    model: PreTrainedModel, factors: Factors | Masks, examples: Sequence[Example], recipe: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that an evaluation depends on, by the names that a refusal gives."""
     data = hashlib.sha256(repr(examples).encode()).hexdigest()
-    sums = [(name, pair.A.double().sum().item(), pair.B.double().sum().item()) for name, pair in factors.items()]
-    factored = hashlib.sha256(repr((factors.method, factors.pivoted, sums)).encode()).hexdigest()
     version = metadata.version("sieve-pruning")
     return {
-        "version of Sieve": version, "model": model_fingerprint(model), "data": data, "factors": factored,
+        "version of Sieve": version, "model": model_fingerprint(model), "data": data, "factors": factors.fingerprint(),
         "recipe": dict(recipe),
     }  # fmt: skip
 
@@ -284,6 +284,14 @@ def check_options(tolerance: float, search: str, options: Options) -> None:
         raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
     if options.paper and search != "ga":
         raise InputError("--paper names the constants of the genetic algorithm: use it with --search ga")
+
+
+def check_mask_search(search: str, options: Options) -> None:
+    """InputError for what a search cannot do with masks."""
+    if search == "budget":
+        raise InputError("the budget search goes by predicted loss of ranks, and masks have none: use uniform or ga")
+    if options.objective != "parameters":
+        raise InputError(f"masks leave {options.objective} as they are: leave --objective out, or use a projection")
 
 
 def _nearest(problem: Problem, attempts: int) -> str:

@@ -1,0 +1,55 @@
+"""How much a weight matters: the base scores, each a function of the weight times one of its input channel.
+
+    magnitude   |W_ij|                                                Han et al. 2015, arXiv 1506.02626
+    wanda       W_ij² H_jj, the square of |W_ij| ‖x_j‖                 Sun et al. 2023, arXiv 2306.11695
+    sparsegpt   W_ij² / R_jj², H⁻¹ = Rᵀ R, R upper triangular          Frantar and Alistarh 2023, arXiv 2301.00774
+    ria         (|W_ij| / Σ_k |W_ik| + |W_ij| / Σ_k |W_kj|) ‖x_j‖^½    Zhang et al. 2024, arXiv 2402.18004
+
+H is the Gram matrix of the inputs per token, so that calibration sets of different length weigh the same. As the
+channel's factor is all that depends on data, two calibration sets are fused factor by factor (`task_aware`).
+"""
+
+import torch
+
+SCORES = ("magnitude", "wanda", "sparsegpt", "ria")
+
+FLOOR = 1e-12
+"""Of the mean: what a channel that was never excited counts. Its weights go first, and among them the smallest."""
+
+
+def of_weights(W: torch.Tensor, method: str) -> torch.Tensor:
+    """The part of the score that depends on the weights, [m, n] ≥ 0."""
+    size = W.abs()
+    if method == "magnitude":
+        return size
+    if method == "ria":
+        rows, columns = size.sum(1, keepdim=True), size.sum(0, keepdim=True)
+        tiny = torch.finfo(size.dtype).tiny  # a row of zeros has scores of zero
+        return size / rows.clamp(min=tiny) + size / columns.clamp(min=tiny)
+    return size.square()
+
+
+def of_channels(H: torch.Tensor, method: str, damping: float) -> torch.Tensor:
+    """The part that depends on the inputs, [n] > 0. H [n, n] float64; all ones where H is zero."""
+    energy = H.diagonal().clamp(min=0)
+    mean = energy.mean()
+    if method == "magnitude" or not mean > 0:
+        return torch.ones_like(energy)
+    if method == "sparsegpt":
+        return inverse_root(H, damping).diagonal().square().reciprocal()
+    energy = energy.clamp(min=FLOOR * mean)
+    return energy.sqrt().sqrt() if method == "ria" else energy
+
+
+def inverse_root(H: torch.Tensor, damping: float) -> torch.Tensor:
+    """R [n, n], upper triangular with Rᵀ R = (H + λ I)⁻¹, λ = `damping` of H's mean diagonal: no H is singular then.
+
+    H = 0 knows nothing: R is the identity.
+    """
+    mean = H.diagonal().mean()
+    if not mean > 0:
+        return torch.eye(H.shape[0], dtype=H.dtype, device=H.device)
+    damped = (H + H.T) / 2
+    # No less than what sums in float32 resolve, or rounding could make H indefinite.
+    damped.diagonal().add_(max(damping, H.shape[0] * torch.finfo(torch.float32).eps) * mean)
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
