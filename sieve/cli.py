@@ -69,7 +69,8 @@ def prune(
         typer.Option("--pivot/--no-pivot", help="Store pairs in fewer parameters, by the same maps. [default: pivot]"),
     ] = None,
     shrinkage: Annotated[
-        str | None, typer.Option(help="Share of a prior in the statistics, or auto: chosen on held-back calibration data.")
+        str | None,
+        typer.Option(help="Share of a prior in the statistics, or auto: chosen on held-back calibration data."),
     ] = None,
     refit: Annotated[
         bool | None, typer.Option("--refit", help="Fit the pairs found to inputs as the pruned model has them.")

@@ -86,7 +86,7 @@ def prune(
         scores["dense"]["test"] = evaluate(model, tokenizer, task, splits["test"])
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
-        # Report what is stored: other weights than the slices that were searched if refitted, rounded otherwise if pivoted.
+        # Report what is stored: refitted or pivoted, that is not quite the slices that were searched.
         changed = result.plan.pivoted or recipe.refit
         stored = ("fitness", "validation", "test") if changed else ("test",)
         scores["pruned"] |= {split: evaluate(model, tokenizer, task, splits[split]) for split in stored}

@@ -4,5 +4,6 @@ from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.pivot import pivot, pivoted
 from sieve.projections.project import project
 from sieve.projections.refit import refit
+from sieve.projections.shrinkage import check_shrinkage
 
-__all__ = ["FactorPair", "Factors", "pivot", "pivoted", "project", "refit"]
+__all__ = ["FactorPair", "Factors", "check_shrinkage", "pivot", "pivoted", "project", "refit"]

@@ -16,7 +16,7 @@ from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.problem import problem_of
 from sieve.projections.ridge import choose_ridge
-from sieve.projections.shrinkage import choose_shrinkage
+from sieve.projections.shrinkage import check_shrinkage, choose_shrinkage
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def project(
     wanted = method_named(method)
     matrices = prunable(model, pivot)
     _check(statistics, matrices, method, wanted)
-    _check_shrinkage(shrinkage)
+    check_shrinkage(shrinkage)
     ranks = _ranks(matrices, plan)
     if wanted.side == "none":
         if plan is None:
@@ -98,13 +98,6 @@ def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, 
         lacking = "Gram matrices"
     if lacking:
         raise InputError(f"the statistics hold no {lacking}: calibrate with method={method!r}")
-
-
-def _check_shrinkage(shrinkage: float | str | None) -> None:
-    if shrinkage is None or shrinkage == "auto":
-        return
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shrinkage!r}")
 
 
 def _ranks(matrices: Mapping[str, Matrix], plan: Mapping[str, int | str] | None) -> dict[str, int]:

@@ -34,6 +34,14 @@ _BATCH_TOKENS = 4096
 Pairs = Mapping[str, FactorPair]
 
 
+def check_shrinkage(shrinkage: float | str | None) -> None:
+    """InputError unless `sieve.project` can use it."""
+    if shrinkage is None or shrinkage == "auto":
+        return
+    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
+        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shrinkage!r}")
+
+
 def choose_shrinkage(
     model: PreTrainedModel, statistics: Statistics, pairs_at: Callable[[float, Statistics, dict[str, int]], Pairs]
 ) -> float:

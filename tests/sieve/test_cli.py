@@ -101,6 +101,29 @@ def test_loss_aware_projection(run, world, tmp_path):
     assert "reused" not in run(*options(world, tmp_path / "other"))[2]  # other statistics
 
 
+def test_refit_and_shrinkage(run, world, tmp_path):
+    """Other weights than were searched: all splits are scored again, and a recipe brings them back."""
+    output = tmp_path / "refitted"
+    code, out, err = run(*options(world, output), "--refit", "--shrinkage", "auto", "--json")
+    assert code == 0
+    assert "refit\n" in err
+    assert "shrinkage 0.1" in err
+    report = json.loads(out)
+    assert report["calibration"]["refit"] is True
+    assert 0 <= report["calibration"]["shrinkage"] <= 0.3
+    assert report["seconds"]["refit"] > 0
+    result = json.loads(run("eval", output, "--split", "fitness", "--json")[1])
+    assert result["loglik"] == report["loglik"]["pruned"]["fitness"]
+    plain = tmp_path / "plain"
+    assert run(*options(world, plain), "--shrinkage", "auto", "--no-pivot")[0] == 0
+    recipe = sieve.Recipe.load(output / "recipe.yaml")
+    assert (recipe.refit, recipe.shrinkage) == (True, "auto")
+    assert run("prune", "--config", plain / "recipe.yaml", "--refit", "--output", tmp_path / "again")[0] == 0
+    one, other = (load_file(folder / "model.safetensors") for folder in (plain, tmp_path / "again"))
+    assert one.keys() == other.keys()
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_recipe_gives_the_same_model(run, world, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert run(*options(world, first), "--quiet")[0] == 0
@@ -146,6 +169,10 @@ def test_the_cache_keeps_the_last_calibration_only(run, world, tmp_path):
         (("--tolerance", -0.1), 2, r"[0, 1)"),
         (("--search", "magic"), 2, "uniform"),
         (("--method", "magic"), 2, "output_aligned"),
+        (("--method", "llm_sieve_sgd"), 2, "svd_llm"),
+        (("--shrinkage", "2"), 2, "[0, 1]"),
+        (("--shrinkage", "some"), 2, "[0, 1]"),
+        (("--method", "wanda", "--refit"), 2, "--refit is of low-rank pairs"),
         (("--dtype", "int8"), 2, "bfloat16"),
         (("--device", "cuda:99"), 2, "cpu"),
         (("--rank-multiple", 0), 2, "at least 1"),
