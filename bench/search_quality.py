@@ -54,7 +54,7 @@ def cells(tasks: list[str], seeds: list[int], searches: list[str]) -> Iterator[d
                 for goal in part:
                     for search in searches:
                         yield {"task": task, "seed": seed, "goal": goal, "search": search}
-                if part is goals[1] and seed == seeds[0] and task == tasks[0]:
+                if part is goals[1] and seed == 0 and task == tasks[0]:
                     yield {"task": task, "seed": seed, "goal": "front", "search": "pareto"}
 
 
@@ -68,7 +68,7 @@ class Bench:
         self._curves: dict[tuple[str, int], Any] = {}
 
     def _factors(self, task: str, seed: int) -> sieve.Factors:
-        path = self.cache / f"{task}-{seed}.safetensors"
+        path = self.cache / f"{load_task(task).name}-{seed}.safetensors"
         statistics = sieve.calibrate(self.model, self.tokenizer, task, self.tokens, seed=seed, path=path)
         return sieve.project(self.model, statistics, pivot=True)
 

@@ -1,0 +1,69 @@
+"""Every method side by side, on the embedded model; results are data in bench/results.
+
+python -m bench.methods run      # the grid; appends to bench/results/methods.jsonl; run again, it goes on
+python -m bench.methods cross    # pruned for one task, tested on all: bench/results/cross.jsonl
+python -m bench.methods table    # Markdown
+python -m bench.methods plot     # PNGs beside the data
+python -m bench.methods docs     # all tables into docs/results.md
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from bench.cells import RESULTS, Results, versions
+from bench.methods import cross, grid, shown
+from bench.methods.setting import TOKENS
+from sieve import progress
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "cross", "table", "plot", "docs"))
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="of results")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tasks", nargs="+", help="of the grid, or to prune for")
+    parser.add_argument("--contenders", nargs="+")
+    parser.add_argument("--cache", type=Path, default=Path("runs/methods"), help="folder of calibrations")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a calibration pass")
+    chosen = parser.parse_args(arguments)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    measured = Results(chosen.folder / "methods.jsonl", grid.KEY)
+    crossed = Results(chosen.folder / "cross.jsonl", cross.KEY)
+    if chosen.what == "table":
+        print(shown.table(measured, crossed))
+    elif chosen.what == "plot":
+        for path in shown.plots(measured, crossed, chosen.folder):
+            print(f"plot in {path}")
+    elif chosen.what == "docs":
+        print(f"tables in {shown.write_docs(chosen.folder)}")
+    else:
+        results, cells, kind = (
+            (measured, grid.cells(chosen.tasks, chosen.contenders), grid.Grid)
+            if chosen.what == "run"
+            else (crossed, cross.cells(chosen.tasks), cross.Cross)
+        )
+        run(results, cells, lambda: kind(chosen.model, chosen.cache, chosen.tokens), chosen)
+
+
+def run(results: Results, cells, bench, chosen: argparse.Namespace) -> None:
+    """Measure what is not there yet, a row at a time."""
+    about, ready = versions(), None
+    for cell in cells:
+        if cell in results:
+            continue
+        ready = ready or bench()
+        print(*cell.values(), flush=True)
+        started = time.perf_counter()
+        with progress.shown():
+            row = ready.measure(cell)
+        seconds = round(time.perf_counter() - started, 1)
+        results.add(cell | {"model": chosen.model, "tokens": chosen.tokens, **row, "seconds": seconds,
+                            "threads": torch.get_num_threads(), **about})  # fmt: skip
+        print(f"  accuracy {row['accuracy']:.3f}, {row['loglik']:.3f} nats, {seconds} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

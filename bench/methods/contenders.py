@@ -1,0 +1,121 @@
+"""The methods that are compared: adding one is a line."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+import sieve
+from bench.methods.setting import Setting
+from sieve.baselines import MEASURES, drop_blocks_, drop_channels_
+from sieve.masks import MaskOptions, Masks, mask
+from sieve.methods import MASKS, METHODS
+from sieve.projections import Factors
+from sieve.projections.refit import refit
+
+KEPT = (0.5, 0.9, 0.8, 0.7, 0.6, 0.4)
+BOTH = ("task", "general")
+Made = Factors | Masks | PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to prune a model.
+
+    make: setting, kept fraction and what `base` made → what `sieve.apply_` takes, or a pruned copy of the model.
+    calibration: the method whose statistics it needs, None for none. data: of which texts, "task" or "general".
+    nested: what it makes serves every kept fraction, and is made once.
+    base: the contender that it begins with.
+    kept: fractions at which it is measured, None for all that are asked for.
+    """
+
+    make: Callable[[Setting, float, Any], Made]
+    calibration: str | None
+    data: tuple[str, ...] = ("task",)
+    nested: bool = True
+    base: str | None = None
+    kept: tuple[float, ...] | None = None
+
+
+def projection(method: str, kept: tuple[float, ...] | None = None, **options: Any) -> Contender:
+    """By its name in `sieve.methods.METHODS`; options are those of `sieve.project`."""
+    nested = METHODS[method].nested
+
+    def make(setting: Setting, kept: float, base: Any) -> Factors:
+        plan = {} if nested else {"plan": setting.plan(kept)}
+        return sieve.project(setting.model, setting.statistics(method), method, **plan, **options)
+
+    return Contender(make, method, nested=nested, kept=kept)
+
+
+def refitted(base: str, method: str) -> Contender:
+    """What `base` made by `method`, refitted plan by plan."""
+
+    def make(setting: Setting, kept: float, base: Factors) -> Factors:
+        return refit(setting.model, base, setting.plan(kept), setting.statistics(method))
+
+    return Contender(make, method, nested=False, base=base)
+
+
+def masking(method: str, *data: str, **options: Any) -> Contender:
+    """By its name in `sieve.methods.MASKS`. With both "task" and "general" data the options say how they are fused."""
+
+    def make(setting: Setting, kept: float, base: Any) -> Masks:
+        found = {one: setting.statistics(method, general=one == "general") for one in data}
+        if len(found) == 2:
+            fused = MaskOptions(task_aware=True, **options)
+            return mask(setting.model, found["task"], method, found["general"], fused)
+        return mask(setting.model, next(iter(found.values()), None), method, options=MaskOptions(**options))
+
+    return Contender(make, method if data else None, data=data)
+
+
+def structured(drop: Callable[..., Any], **options: Any) -> Contender:
+    """A function of `sieve.baselines`, which leaves a smaller plain model."""
+
+    def make(setting: Setting, kept: float, base: Any) -> PreTrainedModel:
+        pruned = copy.deepcopy(setting.model)
+        drop(pruned, setting.statistics("output_aligned"), kept, **options)
+        return pruned
+
+    return Contender(make, "output_aligned", nested=False)
+
+
+LOW_RANK = {
+    "output_aligned": projection("output_aligned"),
+    "svd_llm": projection("svd_llm"),
+    "loss_aware": projection("loss_aware"),
+    "output_aligned, refit": refitted("output_aligned", "output_aligned"),
+    "loss_aware, refit": refitted("loss_aware", "loss_aware"),
+    "output_aligned, shrunk": projection("output_aligned", shrinkage="auto"),
+    "loss_aware, shrunk": projection("loss_aware", shrinkage="auto"),
+    "asvd": projection("asvd"),
+    "svd": projection("svd"),
+    "pca": projection("pca"),
+}
+SLOW = {"llm_sieve_sgd": projection("llm_sieve_sgd", kept=(0.5, 0.7))}
+STRUCTURED = {f"depth, {measure}": structured(drop_blocks_, measure=measure) for measure in MEASURES}
+STRUCTURED["width"] = structured(drop_channels_)
+PROJECTIONS = LOW_RANK | STRUCTURED | SLOW
+
+BASES = ("wanda", *(name for name in MASKS if name not in ("magnitude", "wanda")))
+MASKED = {"magnitude": masking("magnitude")}
+for _base in BASES:
+    MASKED |= {
+        f"{_base} general": masking(_base, "general"),
+        f"{_base} task": masking(_base, "task"),
+        f"{_base} concatenated": masking(_base, *BOTH, fusion="concatenate"),
+        f"{_base} fused": masking(_base, *BOTH),
+    }
+
+ABLATION = {f"wanda fused τ={tau}": masking("wanda", *BOTH, tau=tau) for tau in (0.0, 0.1, 0.4, 1.0)}
+ABLATION |= {f"wanda fused {one}": masking("wanda", *BOTH, fusion=one) for one in ("max", "min", "geometric")}
+ABLATION |= {f"wanda fused task={share}": masking("wanda", *BOTH, task_share=share) for share in (0.25, 0.75)}
+ABLATION |= {
+    f"wanda concatenated task={share}": masking("wanda", *BOTH, fusion="concatenate", task_share=share)
+    for share in (0.25, 0.75)
+}
+
+CONTENDERS = PROJECTIONS | MASKED | ABLATION

@@ -1,0 +1,77 @@
+"""Pictures of the rows: curves of the grid, and the matrix of tasks."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from bench.cells import Results, differences
+from bench.methods import cross, grid
+from bench.methods.contenders import PROJECTIONS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def curves(measured: Results, path: Path) -> Path:
+    """Accuracy and log-likelihood by kept fraction; means over seeds, a panel each for the tasks with several sizes."""
+    sizes: dict[str, set] = {}
+    for row in measured:
+        if row["contender"] in PROJECTIONS:
+            sizes.setdefault(row["task"], set()).add(row["kept"])
+    tasks = [task for task, found in sizes.items() if len(found) > 1]
+    figure, axes = pyplot.subplots(
+        2, max(len(tasks), 1), figsize=(5.5 * max(len(tasks), 1), 7.5), squeeze=False, sharex=True
+    )
+    for column, task in enumerate(tasks):
+        dense = measured.find(task=task, contender=grid.DENSE_CELL)
+        for axis, name in zip(axes[:, column], ("accuracy", "loglik"), strict=True):
+            axis.axhline(np.mean([row[name] for row in dense]), color="black", linewidth=0.8, label="dense")
+            for index, contender in enumerate(PROJECTIONS):
+                rows = measured.find(task=task, contender=contender)
+                kept = sorted({row["kept"] for row in rows})
+                if kept:
+                    values = [np.mean([row[name] for row in rows if row["kept"] == one]) for one in kept]
+                    style = "s" if len(kept) < 3 else ".-"
+                    axis.plot(kept, values, style, color=f"C{index % 10}", label=contender, markersize=5)
+            axis.grid(alpha=0.3)
+        axes[0, column].set_title(task)
+        axes[1, column].set_xlabel("kept fraction of the prunable parameters")
+    axes[0, 0].set_ylabel("accuracy on the test split")
+    axes[1, 0].set_ylabel("log-likelihood of the right answer, nats")
+    axes[0, 0].legend(fontsize=8)
+    return _saved(figure, path)
+
+
+def matrix(crossed: Results, path: Path) -> Path:
+    """What pruning for one task (rows) does to another (columns): log-likelihood, and accuracy as the number."""
+    sources = [name for name in cross.SOURCES if name != "dense" and crossed.find(source=name)]
+    lost, texts = np.full((2, len(sources), len(cross.TARGETS)), np.nan)
+    for i, source in enumerate(sources):
+        for j, target in enumerate(cross.TARGETS):
+            rows, dense = crossed.find(source=source, target=target), crossed.find(source="dense", target=target)
+            if rows and dense:
+                accuracy, loglik = differences(rows, dense)
+                lost[i, j], texts[i, j] = loglik.value, accuracy.value
+    figure, axis = pyplot.subplots(figsize=(9.5, 1.6 + 0.8 * len(sources)))
+    limit = np.nanmax(np.abs(lost)) if np.isfinite(lost).any() else 1
+    shown = axis.imshow(lost, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    for i, j in np.ndindex(lost.shape):
+        if np.isfinite(lost[i, j]):
+            dark = abs(lost[i, j]) > 0.6 * limit
+            text = f"{lost[i, j]:+.2f} nats\nacc {texts[i, j]:+.3f}"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    removed = [f"{source}\n({crossed.find(source=source)[0]['removed']:.0%} removed)" for source in sources]
+    axis.set_xticks(range(len(cross.TARGETS)), cross.TARGETS, rotation=20, ha="right")
+    axis.set_yticks(range(len(sources)), removed)
+    axis.set_ylabel("pruned for")
+    axis.set_title("Test split, pruned − dense: log-likelihood of the right answer, accuracy", fontsize=10)
+    figure.colorbar(shown, label="nats")
+    return _saved(figure, path)
+
+
+def _saved(figure, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

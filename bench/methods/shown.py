@@ -1,0 +1,250 @@
+"""Tables, plots and the page docs/results.md, from the committed rows alone."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import quality_shown, search_quality
+from bench.cells import RESULTS, Results, differences
+from bench.methods import cross, grid
+from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
+
+DOCS = Path(__file__).parents[2] / "docs" / "results.md"
+MAIN = ("geography", "imdb")
+REACHED = "svd_llm"
+SETS = ("general", "task", "concatenated", "fused")
+Rows = Iterable[dict[str, Any]]
+
+
+def table(measured: Results, crossed: Results) -> str:
+    """All tables as Markdown; what has no rows yet is left out."""
+    parts = [
+        *(_grid(measured, task) for task in MAIN), _half(measured), _reach(measured), _cost(measured), _masks(measured),
+        _ablation(measured), _matrix(crossed),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def _grid(measured: Results, task: str) -> str:
+    """Score and likelihood of every projection at every size."""
+    sizes = sorted({row["kept"] for row in measured.find(task=task) if row["kept"] < 1}, reverse=True)
+    rows = {name: measured.find(task=task, contender=name) for name in PROJECTIONS}
+    rows = {name: found for name, found in rows.items() if found}
+    dense = measured.find(task=task, contender=grid.DENSE_CELL)
+    if not rows:
+        return ""
+    head = ["method", *(f"{kept:g}" for kept in sizes)]
+    scores, logliks = [["dense", *[f"{_mean(dense, 'accuracy'):.3f}"] * len(sizes)]], []
+    for name, found in rows.items():
+        at = {kept: [row for row in found if row["kept"] == kept] for kept in sizes}
+        seeds = [f"{_mean(some, 'accuracy'):.3f}" + _note(some, dense) if some else "–" for some in at.values()]
+        scores.append([f"`{name}`", *seeds])
+        logliks.append([f"`{name}`", *(_difference(some, dense)[1] if some else "–" for some in at.values())])
+    title = f"### `{task}`: uniform ranks, no pivoting\n\n"
+    note = (
+        "Test accuracy by kept fraction, a mean over the seeds measured (fewer than the dense model's in brackets):\n\n"
+    )
+    other = "\n\nLog-likelihood of the right answer less the dense model's, nats, paired, 95 %:\n\n"
+    return title + note + _markdown(head, scores) + other + _markdown(head, logliks)
+
+
+def _half(measured: Results) -> str:
+    """One size on every other task."""
+    lines = []
+    for name in PROJECTIONS:
+        for task in dict.fromkeys(row["task"] for row in measured if row["task"] not in MAIN):
+            found = measured.find(contender=name, task=task, kept=0.5)
+            dense = measured.find(contender=grid.DENSE_CELL, task=task)
+            if found and dense:
+                accuracy, loglik = _difference(found, dense)
+                lines.append([f"`{task}`", f"`{name}`", f"{_mean(found, 'accuracy'):.3f}", accuracy, loglik])
+    head = ["task", "method", "accuracy", "accuracy − dense", "log-likelihood − dense, nats"]
+    return "### Half the parameters on the other tasks\n\n" + _markdown(head, sorted(lines)) if lines else ""
+
+
+def _reach(measured: Results) -> str:
+    """How much less a method keeps where it is as likely to be right as the best published one."""
+    lines = []
+    for task in MAIN:
+        target = _curve(measured, REACHED, task)
+        for name in PROJECTIONS:
+            curve = _curve(measured, name, task)
+            if name == REACHED or len(curve) < 3 or len(target) < 3:
+                continue
+            found = [_kept_at(curve, value) for kept, value in target if kept in (0.5, 0.6, 0.7, 0.8)]
+            sizes = [kept for kept, _ in target if kept in (0.5, 0.6, 0.7, 0.8)]
+            cells = [f"{kept / one:.2f}" if one else "–" for kept, one in zip(sizes, found, strict=True)]
+            lines.append([f"`{task}`", f"`{name}`", *cells])
+    if not lines:
+        return ""
+    head = ["task", "method", *(f"at {kept:g}" for kept in sizes)]
+    return (
+        f"### Parameters of `{REACHED}` over those of a method with the same log-likelihood\n\n"
+        "Between measured sizes by straight lines, seeds together; – where no measured size is as bad or as good.\n\n"
+        + _markdown(head, lines)
+    )
+
+
+def _curve(measured: Results, name: str, task: str) -> list[tuple[float, float]]:
+    """(kept, mean log-likelihood less the dense model's), ascending, over the seeds that have every size."""
+    rows = measured.find(contender=name, task=task)
+    sizes = sorted({row["kept"] for row in rows})
+    seeds = [s for s in {row["seed"] for row in rows} if {r["kept"] for r in rows if r["seed"] == s} == set(sizes)]
+    dense = {row["seed"]: row["loglik"] for row in measured.find(contender=grid.DENSE_CELL, task=task)}
+    curve = []
+    for kept in sizes:
+        values = [row["loglik"] - dense[row["seed"]] for row in rows if row["kept"] == kept and row["seed"] in seeds]
+        curve += [(kept, float(np.mean(values)))] if values else []
+    return curve
+
+
+def _kept_at(curve: Sequence[tuple[float, float]], value: float) -> float | None:
+    """The smallest kept fraction with this log-likelihood, along straight lines; None outside what was measured."""
+    for (low, first), (high, second) in pairwise(curve):
+        if min(first, second) <= value <= max(first, second) and first != second:
+            return low + (high - low) * (value - first) / (second - first)
+    return None
+
+
+def _cost(measured: Results) -> str:
+    """Errors and what building took, at half the parameters of `geography`, seed 0."""
+    lines = []
+    dense = measured.find(contender=grid.DENSE_CELL, task=MAIN[0], seed=0)
+    for name in (*PROJECTIONS, *MASKED):
+        for row in measured.find(contender=name, task=MAIN[0], seed=0, kept=0.5):
+            passes = [one["cpu_seconds"] for one in row["calibration"]]
+            peak = max([row["build"]["peak_bytes"], *(one["peak_bytes"] for one in row["calibration"])])
+            error = "–" if row["output_error"] is None else f"{row['output_error']:.4f}"
+            took = f"{sum(passes):.0f}", f"{row['build']['cpu_seconds']:.0f}", f"{peak / 2**20:.0f}"
+            lines.append([f"`{name}`", error, f"{row['perplexity']:.1f}", *took])
+    head = ["method", "output error", "perplexity", "calibration, s", "building, s", "peak, MiB"]
+    note = (
+        f"### What it costs: `{MAIN[0]}`, seed 0, kept .5\n\nOutput error: Σ|Wx − Mx|² / Σ|Wx|² over the calibration "
+        "tokens, mean over matrices. Perplexity: of general text, dense "
+        f"{dense[0]['perplexity']:.1f}. Seconds of processor time, one thread. Peak: memory held beyond what was held "
+        "before, of calibration or building, whichever is more.\n\n"
+    ) if dense else ""  # fmt: skip
+    return note + _markdown(head, lines) if lines else ""
+
+
+def _masks(measured: Results) -> str:
+    """Half the weights masked: which data the scores come from, over the tasks that have all four."""
+    lines = []
+    for base in BASES:
+        found = {
+            data: {row["task"]: row for row in measured.find(contender=f"{base} {data}", kept=0.5)} for data in SETS
+        }
+        common = sorted(set.intersection(*(set(rows) for rows in found.values())))
+        for data in SETS if common else ():
+            rows = [found[data][task] for task in common]
+            accuracy, loglik = _paired(rows, [found["general"][task] for task in common])
+            ratio = np.mean([row["perplexity"] / found["general"][row["task"]]["perplexity"] for row in rows])
+            lines.append([
+                base, data, f"{_mean(rows, 'accuracy'):.3f}", "–" if data == "general" else accuracy,
+                "–" if data == "general" else loglik, f"{ratio:.3f}", str(len(common)),
+            ])  # fmt: skip
+    head = [
+        "scores",
+        "data",
+        "accuracy",
+        "− general's",
+        "log-likelihood − general's, nats",
+        "perplexity / general's",
+        "tasks",
+    ]
+    note = "### Task-aware masks: half the weights, seed 0\n\nMean over tasks; differences are paired.\n\n"
+    return note + _markdown(head, lines) if lines else ""
+
+
+def _ablation(measured: Results) -> str:
+    lines = []
+    for name in ("wanda fused", "wanda concatenated", *ABLATION):
+        for row in measured.find(contender=name, kept=0.5):
+            if measured.find(contender=next(iter(ABLATION)), task=row["task"]):
+                values = f"{row['accuracy']:.3f}", f"{row['loglik']:.3f}", f"{row['perplexity']:.1f}"
+                lines.append([name.removeprefix("wanda "), f"`{row['task']}`", *values])
+    head = ["Wanda, kept .5", "task", "accuracy", "log-likelihood, nats", "perplexity"]
+    return "### Knobs of the fusion (default τ = .2, mean, task = .5)\n\n" + _markdown(head, lines) if lines else ""
+
+
+def _matrix(crossed: Results) -> str:
+    sources = [name for name in cross.SOURCES if name != "dense" and crossed.find(source=name)]
+    if not sources:
+        return ""
+    lines = []
+    for source in sources:
+        removed = crossed.find(source=source)[0]["removed"]
+        cells = []
+        for target in cross.TARGETS:
+            rows, dense = crossed.find(source=source, target=target), crossed.find(source="dense", target=target)
+            loglik = target in cross.BY_LIKELIHOOD
+            cells.append(_paired(rows, dense)[loglik] + (" nats" if loglik else "") if rows and dense else "–")
+        lines.append([f"`{source}` ({removed:.0%} removed)", *cells])
+    base = [crossed.find(source="dense", target=target) for target in cross.TARGETS]
+    lines.insert(0, ["dense accuracy", *(f"{rows[0]['accuracy']:.3f}" if rows else "–" for rows in base)])
+    note = (
+        "### Pruned for one task, tested on all\n\nUniform search at ε = 5 % (`boolq`: of the probability of the right "
+        "answer among the choices). Test accuracy less the dense model's, paired, 95 %; of "
+        f"{' and '.join(cross.BY_LIKELIHOOD)} the log-likelihood of the right answer.\n\n"
+    )
+    return note + _markdown(["pruned for", *(f"`{target}`" for target in cross.TARGETS)], lines)
+
+
+def _difference(rows: Rows, dense: Rows) -> tuple[str, str]:
+    """To the dense model of the same seed."""
+    by_seed = {row["seed"]: row for row in dense}
+    rows = [row for row in rows if row["seed"] in by_seed]
+    return _paired(rows, [by_seed[row["seed"]] for row in rows])
+
+
+def _paired(rows: list[dict], references: list[dict]) -> tuple[str, str]:
+    accuracy, loglik = differences(rows, references)
+    return tuple(f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in (accuracy, loglik))
+
+
+def _mean(rows: Rows, name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
+
+
+def _note(rows: list, dense: list) -> str:
+    return "" if len(rows) == len(dense) else f" ({len(rows)})"
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def write_docs(folder: Path) -> Path:
+    """docs/results.md: what the data files say, and the commands that made them."""
+    measured, crossed = Results(folder / "methods.jsonl", grid.KEY), Results(folder / "cross.jsonl", cross.KEY)
+    searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
+    about = sorted(
+        {(row["commit"], row["device"], row["torch"]) for file in (measured, crossed, searched) for row in file}
+    )
+    parts = [
+        "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "
+        "`bench/results/` by `python -m bench.methods docs`; nothing on this page is written by hand. Intervals are 95 "
+        "% bootstrap intervals of paired differences, over the examples of all seeds that are named; seeds share some "
+        "examples, so that over several seeds they are somewhat too narrow.\n",
+        "| data | made by |\n|---|---|\n| `search_quality.jsonl` | `python -m bench.search_quality run` |\n"
+        "| `methods.jsonl` | `python -m bench.methods run` |\n| `cross.jsonl` | `python -m bench.methods cross` |\n",
+        "Commits, devices, versions of torch: " + "; ".join(" ".join(one) for one in about) + ".\n",
+        "## Searches\n\n" + quality_shown.table(searched) + "\n" if len(searched) else "",
+        "## Methods\n\n" + table(measured, crossed) + "\n",
+    ]
+    DOCS.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    return DOCS
+
+
+def plots(measured: Results, crossed: Results, folder: Path = RESULTS) -> list[Path]:
+    """Curves of the grid, and the matrix of tasks."""
+    from bench.methods.plots import curves, matrix
+
+    return [
+        *([curves(measured, folder / "methods.png")] if len(measured) else []),
+        *([matrix(crossed, folder / "cross.png")] if len(crossed) else []),
+    ]

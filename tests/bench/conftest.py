@@ -1,0 +1,5 @@
+"""The benchmarks are tried on the same small world as the driver."""
+
+from tests.sieve.conftest import world
+
+__all__ = ["world"]
