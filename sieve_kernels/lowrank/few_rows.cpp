@@ -6,6 +6,7 @@
 #include "../native/parallel.h"
 
 #include <atomic>
+#include <cmath>
 #include <thread>
 #include <type_traits>
 
@@ -70,14 +71,16 @@ void activate_all(int activation, float* v, int64_t count) {
 #define SIEVE_X86 1
 #include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma,prefer-vector-width=512")
 #define ISA avx512bf16
 #define LANES 16
 #define DOT_BF16
+#define DOT_INT8
 #include "few_rows.inc"
 #undef ISA
 #undef LANES
 #undef DOT_BF16
+#undef DOT_INT8
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
@@ -111,7 +114,8 @@ static Run widest() {
 #ifdef SIEVE_X86
   const bool avx512 =
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && take("avx512bf16")) return avx512bf16::run;
+  const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  if (avx512 && products && take("avx512bf16")) return avx512bf16::run;
   if (avx512 && take("avx512")) return avx512::run;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && take("avx2")) return avx2::run;
 #endif

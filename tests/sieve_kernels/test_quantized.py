@@ -237,3 +237,24 @@ def test_bad_arguments(implementation, error, change, text):
 def test_what_cannot_be_quantized(error, W, bits, text):
     with pytest.raises(error, match=text):
         quantize_rows(W, bits)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+def test_an_outlier_does_not_drown_the_rest(implementation, rows):
+    """A number a thousand times the others, as activations have them, that no weight looks at."""
+    x, A_q, A_scale, B_q, B_scale, _ = make((rows,), 300, 67, 41, dtype=torch.bfloat16)
+    x[:, 7] *= 1000
+    A_q[:, 7] = 0
+    check([x, A_q, A_scale, B_q, B_scale, None])
+
+
+@pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
+def test_few_rows_in_16_bits_with_numbers_that_have_no_fixed_point(implementation, rows, value):
+    tensors = make((rows,), 300, 67, 41, dtype=torch.bfloat16)
+    tensors[0][0] = value
+    y, theirs = lowrank_linear_quantized(*tensors), dequantized(*tensors)
+    assert torch.equal(y[0].isfinite(), theirs[0].isfinite())
+    assert y[1:].isfinite().all()
