@@ -60,7 +60,7 @@ def save(
 def load(
     path: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that `save` wrote; the model in eval mode.
+    """The model and tokenizer that `save` wrote; the model in eval mode, 2:4 masks compressed where the device can.
 
     Args:
         path: the folder.
@@ -72,11 +72,14 @@ def load(
     Example:
         >>> model, tokenizer = sieve.load("runs/mine")
     """
+    from sieve.masks.semi_structured import sparse_
     from sieve.models import load_model
 
     if not Path(path).is_dir():
         raise InputError(f"{path} is not a folder: name one that `sieve prune` or `sieve.save` made")
-    return load_model(str(Path(path).absolute()), dtype, device)
+    model, tokenizer = load_model(str(Path(path).absolute()), dtype, device)
+    sparse_(model)
+    return model, tokenizer
 
 
 def mark(model: PreTrainedModel) -> dict[str, int]:
