@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from sieve.checkpoint import mark, mark_masked
 from sieve.fusion import fuse_
-from sieve.layers import SlicedLinear
+from sieve.layers import SlicedLinear, centred_bias
 from sieve.masks import Masks, mask_, masked
 from sieve.masks.apply import MaskSlices
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
-from sieve.projections import Factors, pivoted
+from sieve.projections import Factors, pivoted, slices_of
 
 
 def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, int | str]) -> PreTrainedModel:
@@ -45,7 +45,8 @@ def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, 
         return model
     for name, rank in plan.ranks().items():
         layer = model.get_submodule(name)
-        pair = low_rank(layer, rank, pivoted=plan.pivoted)
+        shift = factors[name].shift(rank)
+        pair = low_rank(layer, rank, pivoted=plan.pivoted, biased=shift is not None)
         with torch.no_grad():
             if plan.pivoted:
                 A, C, permutation = pivoted(factors[name], rank)
@@ -57,7 +58,9 @@ def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, 
                 pair.B.weight.copy_(B)
                 bias = pair.B.bias
             pair.A.weight.copy_(A)
-            if bias is not None:
+            if shift is not None:
+                bias.copy_(centred_bias(layer.bias, shift, bias.dtype))
+            elif bias is not None:
                 bias.copy_(layer.bias)
         pair.train(layer.training)
         pair.requires_grad_(layer.weight.requires_grad)
@@ -87,7 +90,7 @@ def sliced(model: nn.Module, factors: Factors | Masks) -> Iterator[Slices | Mask
             yield turned
         return
     originals = {name: model.get_submodule(name) for name in factors}
-    layers = {name: SlicedLinear(layer, factors[name].A, factors[name].B) for name, layer in originals.items()}
+    layers = {name: slices_of(layer, factors[name]) for name, layer in originals.items()}
     try:
         for name, layer in layers.items():
             replace(model, name, layer)

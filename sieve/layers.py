@@ -75,18 +75,36 @@ class SlicedLinear(nn.Module):
     """A matrix whose rank is one integer: what the search puts in the place of a prunable layer.
 
     `rank=None` runs the dense layer itself; otherwise the leading `rank` rows of A [R, n] and columns of
-    B [m, R] are used as views. Changing a candidate is setting `rank`: nothing is copied.
+    B [m, R] are used as views. Changing a candidate is setting `rank`: nothing is copied. With means [n] and [m] the
+    pair serves what the input is beyond its mean: y = (x - mean) Aᵀ Bᵀ + output_mean + bias.
     """
 
-    def __init__(self, dense: nn.Module, A: torch.Tensor, B: torch.Tensor):
+    def __init__(
+        self,
+        dense: nn.Module,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        mean: torch.Tensor | None = None,
+        output_mean: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.dense, self.rank = dense, None
         self._A, self._B = A, B  # plain attributes: they are the factors' tensors, not this model's state
+        self._mean = None if mean is None else mean.to(A.dtype)
+        self._bias = dense.bias if output_mean is None else centred_bias(dense.bias, output_mean, A.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.rank is None:
             return self.dense(x)
-        return lowrank_linear(x, self._A, self._B, self.dense.bias, rank=self.rank)
+        return lowrank_linear(self._centred(x), self._A, self._B, self._bias, rank=self.rank)
+
+    def _centred(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._mean is None else x - self._mean
+
+
+def centred_bias(bias: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """bias + shift [m], added in float32."""
+    return (shift.float() if bias is None else bias.detach().float() + shift.float()).to(dtype)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

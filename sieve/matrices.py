@@ -70,10 +70,15 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def low_rank(
-    layer: nn.Module, rank: int, device: torch.device | str | None = None, pivoted: bool = False
+    layer: nn.Module,
+    rank: int,
+    device: torch.device | str | None = None,
+    pivoted: bool = False,
+    biased: bool = False,
 ) -> LowRankLinear | PivotedLinear:
-    """An uninitialised pair of the shape, dtype and (unless given) device of `layer`."""
+    """An uninitialised pair of the shape, dtype and (unless given) device of `layer`; it has a bias if that has one,
+    or if `biased`."""
     weight = weight_of(layer)
     m, n = weight.shape
     kind = PivotedLinear if pivoted else LowRankLinear
-    return kind(n, m, rank, layer.bias is not None, device=device or weight.device, dtype=weight.dtype)
+    return kind(n, m, rank, biased or layer.bias is not None, device=device or weight.device, dtype=weight.dtype)

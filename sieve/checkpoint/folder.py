@@ -97,6 +97,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     pivoted = {isinstance(pair, PivotedLinear) for pair in pairs.values()}
     if len(pivoted) > 1:
         raise InputError("the model mixes pivoted and plain pairs: apply one plan to the dense model")
+    biased = bool(pairs) and all((p if type(p) is PivotedLinear else p.B).bias is not None for p in pairs.values())
     present = getattr(model.config, "quantization_config", None)
     if present is not None and not isinstance(present, SieveConfig):
         raise InputError("the model is quantised: prune and save the original model, and quantise the result")
@@ -105,7 +106,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     if ranks or kept:
         pattern = present.pattern if kept else "unstructured"
         model.config.quantization_config = SieveConfig(
-            ranks, pivoted.pop() if pivoted else False, masks=kept, pattern=pattern
+            ranks, pivoted.pop() if pivoted else False, masks=kept, pattern=pattern, biased=biased
         )
     elif present is not None:
         del model.config.quantization_config

@@ -33,6 +33,7 @@ class SieveConfig(QuantizationConfigMixin):
     Args:
         ranks: dotted name of each matrix that is a low-rank pair → its rank; a matrix that is absent is dense.
         pivoted: the pairs are stored pivoted; absent where they are not.
+        biased: all pairs have a bias, also where the dense matrix had none; absent where that is not so.
         masks: dotted name of each matrix that is masked → the fraction of its weights that are kept, the others being
             stored as zeros; absent where there are none.
         pattern: of the masks: "unstructured", "2:4" or "4:8".
@@ -40,6 +41,7 @@ class SieveConfig(QuantizationConfigMixin):
     """
 
     pivoted = False
+    biased = False
     pattern = "unstructured"
 
     def __init__(
@@ -50,6 +52,7 @@ class SieveConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         masks: dict[str, float] | None = None,
         pattern: str = "unstructured",
+        biased: bool = False,
     ):
         if version != VERSION:
             raise InputError(
@@ -58,10 +61,11 @@ class SieveConfig(QuantizationConfigMixin):
             )
         if not isinstance(ranks, dict) or any(type(rank) is not int or rank < 1 for rank in ranks.values()):
             raise InputError("config.json is damaged: quantization_config.ranks must map matrix names to ranks of 1 up")
-        if type(pivoted) is not bool:
-            raise InputError(
-                f"config.json is damaged: quantization_config.pivoted must be true or false, got {pivoted!r}"
-            )
+        for key, value in (("pivoted", pivoted), ("biased", biased)):
+            if type(value) is not bool:
+                raise InputError(
+                    f"config.json is damaged: quantization_config.{key} must be true or false, got {value!r}"
+                )
         for name, kept in (masks or {}).items():
             if not isinstance(kept, float) or not 0 < kept < 1:
                 raise InputError(f"config.json is damaged: it says that {name} keeps {kept!r} of its weights")
@@ -70,6 +74,8 @@ class SieveConfig(QuantizationConfigMixin):
         self.ranks = ranks
         if pivoted:
             self.pivoted = True
+        if biased:
+            self.biased = True
         self.masks = dict(masks or {})
         self.pattern = pattern
 
@@ -94,7 +100,7 @@ class SieveQuantizer(HfQuantizer):
         for name, rank in config.ranks.items():
             name = _local(name, model)
             try:
-                replace(model, name, low_rank(model.get_submodule(name), rank, "meta", config.pivoted))
+                replace(model, name, low_rank(model.get_submodule(name), rank, "meta", config.pivoted, config.biased))
                 _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
             except AttributeError:  # no such module, or one without a weight of rows and columns
                 raise InputError(

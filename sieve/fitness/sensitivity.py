@@ -89,8 +89,11 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
     for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
         pair, bias = factors[name], model.get_submodule(name).bias
         output = output.detach() if bias is None else output.detach() - bias
+        x = inputs[name]
+        if pair.mean is not None:
+            x, output = x - pair.mean.to(x.dtype), output - pair.output_mean.to(output.dtype)
         whole = (gradient.float() * output.float()).reshape(len(batch), -1).sum(1)
-        directions = ((gradient @ pair.B).float() * (inputs[name] @ pair.A.T).float()).reshape(
+        directions = ((gradient @ pair.B).float() * (x @ pair.A.T).float()).reshape(
             len(batch), -1, pair.max_rank
         )
         held = directions.sum(1).double().cumsum(1)

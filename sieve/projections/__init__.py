@@ -1,9 +1,9 @@
 """Statistics and weights → nested low-rank factors, by method."""
 
-from sieve.projections.factors import FactorPair, Factors
+from sieve.projections.factors import FactorPair, Factors, slices_of
 from sieve.projections.pivot import pivot, pivoted
 from sieve.projections.project import project
 from sieve.projections.refit import refit
 from sieve.projections.shrinkage import check_shrinkage
 
-__all__ = ["FactorPair", "Factors", "check_shrinkage", "pivot", "pivoted", "project", "refit"]
+__all__ = ["FactorPair", "Factors", "check_shrinkage", "pivot", "pivoted", "project", "refit", "slices_of"]

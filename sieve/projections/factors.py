@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sieve.errors import InputError
+from sieve.layers import SlicedLinear
 from sieve.matrices import prunable
 from sieve.plan import DENSE, Matrix
 
@@ -22,12 +23,16 @@ class FactorPair:
     energy: [min(m, n)] float64 on the CPU, output energy of each direction on the calibration tokens, descending
     within the rank of the data.
     gram: [n, n], that of the inputs, as calibration left it (shared, not a copy), or None where outputs were watched.
+    mean: [n] and output_mean: [m], float32, of the inputs and of the bias-free outputs W x: if they are there, the pair
+        serves what the input is beyond its mean, y = B A (x - mean) + output_mean (DESIGN 2.4).
     """
 
     A: torch.Tensor
     B: torch.Tensor
     energy: torch.Tensor
     gram: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    output_mean: torch.Tensor | None = None
 
     @property
     def max_rank(self) -> int:
@@ -37,10 +42,22 @@ class FactorPair:
         """Views A[:rank], B[:, :rank]."""
         return self.A[:rank], self.B[:, :rank]
 
+    def shift(self, rank: int) -> torch.Tensor | None:
+        """What the bias is to be raised by at this rank [m], float32; None where nothing is centred."""
+        if self.mean is None:
+            return None
+        A, B = self.slice(rank)
+        return self.output_mean - B.float() @ (A.float() @ self.mean)
+
     def lost(self, rank: int) -> float:
         """Share of the output energy lost at this rank, Σ_{i>r} λ_i / Σ λ_i (DESIGN 2.1), in [0, 1]."""
         total = float(self.energy.sum())
         return float(self.energy[rank:].sum()) / total if total > 0 else 0.0
+
+
+def slices_of(layer: nn.Module, pair: FactorPair) -> SlicedLinear:
+    """The dense layer, or any rank of the pair."""
+    return SlicedLinear(layer, pair.A, pair.B, pair.mean, pair.output_mean)
 
 
 class Factors(dict[str, FactorPair]):

@@ -46,11 +46,13 @@ def problem_of(
     ridge: float = math.inf,
     shrinkage: float = 0.0,
     prior: Statistics | None = None,
+    centred: bool = False,
 ) -> Problem:
     """The problem of one matrix.
 
     shrinkage: share of the prior in the Gram matrix. prior: statistics of other data, the same in kind; None means
         diag(C). See `sieve.projections.shrinkage`.
+    centred: Gram matrices of what inputs and outputs are beyond their means.
 
     Raises: NumericsError naming the matrix whose weights or statistics are not finite.
     """
@@ -60,10 +62,25 @@ def problem_of(
     gradient = double(statistics.grams[source.gradient]) if source.gradient else None
     if not all(tensor.isfinite().all() for tensor in (W, gram, sums, gradient) if tensor is not None):
         raise NumericsError(f"the weights or statistics of {name} hold NaN or infinity: check the model")
+    tokens = statistics.tokens
+    if centred:
+        gram, sums, tokens = _centred(name, W, gram, source.side, sums, tokens)
     if shrinkage:
         gram = (1 - shrinkage) * gram + shrinkage * _prior(name, W, gram, sums, statistics, prior)
     magnitude = None if sums is None else sums[1] / max(statistics.tokens, 1)
-    return Problem(W, gram, source.side, statistics.tokens, magnitude, gradient, ridge)
+    return Problem(W, gram, source.side, tokens, magnitude, gradient, ridge)
+
+
+def _centred(
+    name: str, W: torch.Tensor, gram: torch.Tensor, side: str, sums: torch.Tensor | None, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Gram matrix, sums and number of independent rows of x - mean x, or of W (x - mean x)."""
+    if sums is None:
+        raise InputError(f"the statistics hold no sums of the inputs of {name}, and so no means: calibrate again")
+    mean = sums[0] / max(tokens, 1)
+    of_rows = mean if side == "input" else W @ mean
+    squares = (sums[2] - tokens * mean.square()).clamp(min=0)
+    return gram - tokens * torch.outer(of_rows, of_rows), torch.stack([0 * mean, sums[1], squares]), tokens - 1
 
 
 def _prior(

@@ -12,6 +12,8 @@ as it is. x' depends on all ranks upstream, so this is no database for a search:
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,11 +25,10 @@ from sieve.calibration.collect import readers_of_one_input
 from sieve.calibration.gradients import column_basis
 from sieve.calibration.text import batches
 from sieve.errors import InputError, NumericsError
-from sieve.layers import SlicedLinear
 from sieve.matrices import decoder_blocks, prunable, replace, weight_of
 from sieve.models import evaluating
 from sieve.plan import Plan
-from sieve.projections.factors import FactorPair, Factors
+from sieve.projections.factors import FactorPair, Factors, slices_of
 from sieve.projections.loss_aware import loss_aware
 from sieve.projections.problem import Solution, double
 from sieve.projections.walk import Turn, Walk
@@ -84,9 +85,9 @@ def refit(
         for index in range(len(decoder_blocks(model)[1])):
             inside = {name: rank for name, rank in ranks.items() if matrices[name].block == index}
             layers = {name: model.get_submodule(name) for name in inside}
-            turned = {name: SlicedLinear(layer, *factors[name].slice(inside[name])) for name, layer in layers.items()}
+            turned = {name: slices_of(layer, factors[name]) for name, layer in layers.items()}
 
-            def turn(pruned: bool, turned: dict[str, SlicedLinear] = turned, inside: dict[str, int] = inside) -> None:
+            def turn(pruned: bool, turned: dict[str, nn.Module] = turned, inside: dict[str, int] = inside) -> None:
                 for name, layer in turned.items():
                     layer.rank = inside[name] if pruned else None
 
@@ -97,10 +98,10 @@ def refit(
                     members = [name for name in group if name in inside]
                     if not members:
                         continue
-                    gram, cross = _grams(walk, index, model.get_submodule(group[0]), turn)
+                    seen = _look(walk, index, model.get_submodule(group[0]), turn)
                     for name in members:
-                        pairs[name] = _pair(name, layers[name], inside[name], gram, cross, factors, statistics, ridge)
-                        turned[name] = SlicedLinear(layers[name], *pairs[name].slice(inside[name]))
+                        pairs[name] = _pair(name, layers[name], inside[name], seen, factors, statistics, ridge)
+                        turned[name] = slices_of(layers[name], pairs[name])
                         replace(model, name, turned[name])
                         advance(1)
                 walk.leave(index, turn)
@@ -110,31 +111,42 @@ def refit(
     return Factors(pairs, factors.method, factors.pivoted, factors.ridge, factors.shrinkage)
 
 
-def _grams(walk: Walk, index: int, layer: nn.Module, turn: Turn) -> tuple[torch.Tensor, torch.Tensor]:
-    """C_x'x' and C_xx' [n, n] of the inputs of `layer` in block `index`: x in the dense model, x' in the pruned one."""
-    gram = cross = None
+@dataclass
+class _Seen:
+    """Sums over the tokens of one input, x in the dense model and x' in the pruned one.
+
+    gram: C_x'x', cross: C_xx' [n, n]; dense: Σ x, pruned: Σ x' [n]; tokens: how many. float32.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    dense: torch.Tensor
+    pruned: torch.Tensor
+    tokens: int = 0
+
+
+def _look(walk: Walk, index: int, layer: nn.Module, turn: Turn) -> _Seen:
+    """At the inputs of `layer` in block `index`."""
+    seen = None
     for dense, pruned, weight in walk.inputs(index, layer, turn):
-        if gram is None:
+        if seen is None:
             n = dense.shape[-1]
-            gram, cross = (torch.zeros(n, n, dtype=torch.float32, device=dense.device) for _ in range(2))
-        gram_(gram, pruned, weight)
-        cross_gram_(cross, dense, pruned, weight)
-    return gram, cross
+            zeros = partial(torch.zeros, dtype=torch.float32, device=dense.device)
+            seen = _Seen(zeros(n, n), zeros(n, n), zeros(n), zeros(n))
+        gram_(seen.gram, pruned, weight)
+        cross_gram_(seen.cross, dense, pruned, weight)
+        seen.dense += (dense if weight is None else dense[weight]).sum(0, dtype=torch.float32)
+        seen.pruned += (pruned if weight is None else pruned[weight]).sum(0, dtype=torch.float32)
+        seen.tokens += len(dense) if weight is None else int(weight.sum())
+    return seen
 
 
 def _pair(
-    name: str,
-    layer: nn.Module,
-    rank: int,
-    gram: torch.Tensor,
-    cross: torch.Tensor,
-    factors: Factors,
-    statistics: Statistics,
-    ridge: float,
+    name: str, layer: nn.Module, rank: int, seen: _Seen, factors: Factors, statistics: Statistics, ridge: float
 ) -> FactorPair:
     weight = weight_of(layer)
     source = statistics.sources[name]
-    W, gram, cross = double(weight), double(gram), double(cross)
+    W, gram, cross, means = double(weight), double(seen.gram), double(seen.cross), ()
     gradient = double(statistics.grams[source.gradient]) if source.gradient else gram.new_zeros(1, 1)
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise NumericsError(
@@ -142,8 +154,14 @@ def _pair(
         )
     if not gram.diagonal().mean() > 0:
         return factors[name]  # nothing comes in: nothing to learn
+    if factors[name].mean is not None:
+        dense, pruned = double(seen.dense) / seen.tokens, double(seen.pruned) / seen.tokens
+        gram = gram - seen.tokens * torch.outer(pruned, pruned)
+        cross = cross - seen.tokens * torch.outer(dense, pruned)
+        means = (pruned.float(), (W @ dense).float())
     A, B, energy = refitted(W, gram, cross, gradient, factors.ridge, ridge)
-    return FactorPair(A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True), energy.cpu())
+    A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)
+    return FactorPair(A, B, energy.cpu(), None, *means)
 
 
 def refitted(

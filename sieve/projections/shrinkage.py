@@ -94,11 +94,15 @@ def output_errors(
 
     def watch(name: str):
         factors = [tuple(factor.float() for factor in pairs[name].slice(ranks[name])) for pairs in candidates]
+        shifts = [pairs[name].shift(ranks[name]) for pairs in candidates]
 
         def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
             output = output if layer.bias is None else output - layer.bias
             x, y = (tensor.reshape(-1, tensor.shape[-1])[mask].float() for tensor in (args[0], output))
-            squares = [(y - x @ A.T @ B.T).square().sum() for A, B in factors]
+            squares = [
+                (y - x @ A.T @ B.T - (0 if shift is None else shift)).square().sum()
+                for (A, B), shift in zip(factors, shifts, strict=True)
+            ]
             lost[name] += torch.stack([*squares, y.square().sum()]).double().cpu()
 
         return hook

@@ -38,6 +38,8 @@ def test_applied_sliced_and_multiplied_out_agree(name, pivot):
     for matrix, rank in plan.ranks().items():
         A, B = factors[matrix].slice(rank)
         weight_of(reference.get_submodule(matrix)).data.copy_(B @ A)
+        if factors[matrix].mean is not None:  # as by default where there is a bias
+            reference.get_submodule(matrix).bias.data.add_(factors[matrix].shift(rank))
     with sliced(model, factors) as slices:
         assert torch.equal(logits(model), dense)
         slices.set(plan)

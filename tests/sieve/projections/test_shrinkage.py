@@ -84,7 +84,7 @@ def test_what_is_held_back_is_taken_out_of_the_sums(calibrated):
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_output_errors_are_those_at_the_dense_models_inputs(name):
-    """Biases and padding left out."""
+    """Biases and padding left out; the means of centred pairs (those with a bias) count."""
     model = tiny_model(name)
     statistics = statistics_of(model)
     matrices = prunable(model)
@@ -103,8 +103,11 @@ def test_output_errors_are_those_at_the_dense_models_inputs(name):
     expected = []
     for matrix, rank in ranks.items():
         X, W = torch.cat(kept[matrix]), weight_of(model.get_submodule(matrix)).detach()
-        A, B = candidates[0][matrix].slice(rank)
-        expected.append(float(((X @ W.T - X @ A.T @ B.T) ** 2).sum() / ((X @ W.T) ** 2).sum()))
+        pair = candidates[0][matrix]
+        A, B = pair.slice(rank)
+        found = X @ A.T @ B.T if pair.mean is None else (X - pair.mean) @ A.T @ B.T + W @ pair.mean
+        assert (pair.mean is None) == (name == "llama")
+        expected.append(float(((X @ W.T - found) ** 2).sum() / ((X @ W.T) ** 2).sum()))
     found = shrinkage.output_errors(model, texts, candidates, ranks)
     assert found == pytest.approx([sum(expected) / len(expected)] * 2, rel=1e-4)
 
