@@ -1,0 +1,91 @@
+"""What shrinking the Gram matrices buys, by the number of calibration tokens.
+
+    python -m bench.methods.shrinkage [--task geography] [--tokens 1024 4096 16384 65536]
+
+Every share of the diagonal prior, with --general also of general text, and the one that `shrinkage="auto"` chooses on
+held-back calibration tokens: output error on calibration data and on the fitness split's texts (the mean over every
+third block's matrices of Σ |y - ŷ|² / Σ |y|²), and the test split's mean log-likelihood of the right answer, paired
+with no shrinkage. Appends to a file of JSON lines.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import sieve
+from bench.cells import RESULTS, versions
+from sieve.apply import sliced
+from sieve.calibration.text import calibration_sequences
+from sieve.fitness import evaluate
+from sieve.matrices import prunable
+from sieve.models import context_length
+from sieve.plan import Plan
+from sieve.projections.shrinkage import EVERY, SHARES, output_errors
+from sieve.tasks import load_task
+from sieve.tasks.general import general_text
+
+NEW_TOKENS = 8192
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", default="geography")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16_384, 65_536])
+    parser.add_argument("--kept", type=float, default=0.5)
+    parser.add_argument("--examples", type=int, default=500, help="of the test split")
+    parser.add_argument("--general", action="store_true", help="also with general text as the prior")
+    parser.add_argument("--method", default="output_aligned")
+    parser.add_argument("--output", type=Path, default=RESULTS / "shrinkage.jsonl")
+    options = parser.parse_args()
+    model, tokenizer = sieve.load_model(options.model)
+    task = load_task(options.task)
+    splits = task.splits()
+    new = calibration_sequences(tokenizer, task, splits["fitness"], NEW_TOKENS, context_length(model) or 2048)
+    plan = Plan.uniform(prunable(model).values(), options.kept, 8)
+    compared = {
+        m.name: plan[m.name] for m in prunable(model).values() if m.block % EVERY == 0 and m.name in plan.ranks()
+    }
+    common = {"model": options.model, "task": task.name, "method": options.method, "kept": options.kept}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for tokens in options.tokens:
+        statistics = sieve.calibrate(model, tokenizer, task, tokens, options.method)
+        priors = {"diagonal": None}
+        if options.general:
+            priors["general"] = sieve.calibrate(model, tokenizer, general_text(), tokens, options.method)
+        plain = None
+        for prior, other in priors.items():
+            shares = [*SHARES, "auto"] if prior == "diagonal" else [*SHARES[1:], "auto"]
+            for share in shares:
+                factors = sieve.project(model, statistics, options.method, plan=plan, shrinkage=share, prior=other)
+                seen, unseen = (
+                    output_errors(model, texts, [factors], compared)[0] for texts in (statistics.texts, new)
+                )
+                with sliced(model, factors) as slices:
+                    slices.set(plan)
+                    loglik = evaluate(model, tokenizer, task, splits["test"][: options.examples]).loglik
+                plain = loglik if plain is None else plain
+                gain = loglik - plain
+                row = common | {
+                    "tokens": statistics.tokens, "prior": prior, "share": factors.shrinkage, "auto": share == "auto",
+                    "error_calibration": round(seen, 6), "error_new": round(unseen, 6),
+                    "loglik": round(float(loglik.mean()), 5), "gain": round(float(gain.mean()), 5),
+                    "gain_standard_error": round(float(gain.std() / np.sqrt(len(gain))), 5), "n": len(gain),
+                    "versions": versions(),
+                }  # fmt: skip
+                with options.output.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(
+                    f"{row['tokens']:>6} tokens  {prior:8} {'auto ' if row['auto'] else ''}{row['share']:<5g} error "
+                    f"{seen:.4f} seen, {unseen:.4f} new; loglik {row['loglik']:.4f}, gain {row['gain']:+.4f} "
+                    f"± {row['gain_standard_error']:.4f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
