@@ -4,6 +4,9 @@ import torch
 
 from sieve.masks.options import PATTERNS
 
+_SORTED = 1 << 24
+"""Scores that are sorted at a time: places take 8 bytes each until they are ranks of 2."""
+
 
 def order(scores: torch.Tensor, pattern: str = "unstructured", compare: str = "row") -> torch.Tensor:
     """The least rank (weights kept per row, see `MaskedMatrix`) at which each weight is kept.
@@ -21,7 +24,8 @@ def order(scores: torch.Tensor, pattern: str = "unstructured", compare: str = "r
         kept = keep_n_of_m(scores, *PATTERNS[pattern])
         return torch.where(kept, 1, n).to(dtype)
     if compare == "row":
-        return (_places(scores) + 1).to(dtype)
+        some = max(_SORTED // n, 1)
+        return torch.cat([(_places(rows) + 1).to(dtype) for rows in scores.split(some)])
     return (_places(scores.reshape(1, -1)).reshape(m, n) // m + 1).to(dtype)
 
 

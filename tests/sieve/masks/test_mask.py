@@ -149,6 +149,16 @@ def test_sets_of_very_different_length_weigh_the_same():
             assert ((one[name].at(16) != 0) == (other[name].at(16) != 0)).float().mean() > 0.999
 
 
+@pytest.mark.parametrize(("times", "noted"), [(4, False), (1000, True), (0.001, True)])
+def test_very_different_lengths_are_noted(times, noted, capsys, monkeypatch):
+    monkeypatch.setattr("sieve.progress.say", print)
+    model = tiny_model("llama")
+    task = statistics_of(model)
+    general = Statistics(task.grams, task.sources, int(task.tokens * times) or 1)
+    mask(model, task, "wanda", general, MaskOptions(task_aware=True))
+    assert ("statistics of the smaller set are noisy" in capsys.readouterr().out) == noted
+
+
 def test_a_fused_projection_is_the_one_matrix_it_is():
     """Rows of qkv_proj compete each for itself, so the mask is that of q, k and v alone."""
     model = tiny_model("phi3")

@@ -30,6 +30,14 @@ def test_a_layer_keeps_its_largest_and_as_many():
         assert torch.equal(places <= rank, scores >= threshold)
 
 
+def test_rows_are_sorted_a_few_at_a_time(monkeypatch):
+    scores = numbers(7, 11)
+    whole = order(scores)
+    for some in (1, 30):
+        monkeypatch.setattr("sieve.masks.order._SORTED", some)
+        assert torch.equal(order(scores), whole)
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_patterns_keep_the_largest_of_every_group(pattern):
     kept, of = PATTERNS[pattern]
