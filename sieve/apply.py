@@ -1,6 +1,6 @@
 """A plan onto a model: for good (`apply_`), or for as long as a search looks at it (`sliced`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -75,11 +75,20 @@ class Slices:
 
     def __init__(self, layers: dict[str, SlicedLinear]):
         self._layers = layers
+        self._device = next(layer.dense.weight.device for layer in layers.values())
 
     def set(self, plan: Mapping[str, int | str]) -> None:
         for name, layer in self._layers.items():
             rank = plan.get(name, DENSE)
             layer.rank = None if rank == DENSE else rank
+            layer.turn(None)
+
+    def set_many(self, plans: Sequence[Mapping[str, int | str]]) -> None:
+        """Be P candidates at a time: of the rows that the model reads, the p-th of P equal parts is for the p-th."""
+        ranks = [[plan.get(name, DENSE) for plan in plans] for name in self._layers]
+        numbers = torch.tensor([[1 if rank == DENSE else rank for rank in row] for row in ranks], dtype=torch.int64)
+        for layer, row, given in zip(self._layers.values(), numbers.to(self._device), ranks, strict=True):
+            layer.turn(row, [place for place, rank in enumerate(given) if rank == DENSE])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sieve.methods import MASKS, NESTED
 
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
-130 Ctrl-C"""
+6 workers lost · 130 Ctrl-C"""
 
 app = typer.Typer(
     help="The smallest language model that still does your task.",
@@ -125,6 +125,10 @@ def prune(
     bottlenecks: Annotated[
         int | None, typer.Option(help="Matrices of the result to test for being one. [default: 16]")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Evaluate candidates on so many processes, or on a cluster at ray://host:port, by Ray."),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the search that was interrupted on its way to this folder.")
     ] = None,
@@ -174,6 +178,7 @@ def prune(
         "racing": racing,
         "surrogate": surrogate,
         "bottlenecks": bottlenecks,
+        "workers": int(workers) if workers is not None and workers.isdecimal() else workers,
         "dtype": dtype,
         "device": device,
         "seed": seed,

@@ -33,3 +33,9 @@ class ToleranceError(SieveError):
     """No candidate met the constraint; the message names the nearest one."""
 
     exit_code = 5
+
+
+class WorkerError(SieveError):
+    """Workers were lost again and again; what is finished is kept, and the search can be resumed."""
+
+    exit_code = 6

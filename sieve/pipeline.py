@@ -15,6 +15,7 @@ from sieve.calibration import Statistics, calibrate
 from sieve.checkpoint import model_bytes, model_parameters, save
 from sieve.files import cache_dir, require_new
 from sieve.fitness import evaluate
+from sieve.fitness.workers import require_workers
 from sieve.masks import mask
 from sieve.matrices import prunable
 from sieve.methods import MASKS
@@ -44,6 +45,7 @@ def prune(
         interrupted or ran out of disk, what it needs to be resumed.
     """
     recipe.check()
+    require_workers(recipe.workers)
     output = require_new(output)
     unfinished = Unfinished(output, recipe, resume)
     stages = Stages()

@@ -34,7 +34,7 @@ class Recipe:
     pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.masks.MaskOptions`.
     general: for task-aware masks, the general text: "general" or a task file of type perplexity.
     objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
-        bottlenecks: of the search, as in `sieve.searchers.Options`.
+        bottlenecks, workers: of the search, as in `sieve.searchers.Options`.
     dtype, device: of the model while it is pruned; the result is stored in that dtype.
     seed: of the task's splits and of the search.
     """
@@ -72,6 +72,7 @@ class Recipe:
     surrogate: bool = True
     memory: int = MEMORY
     bottlenecks: int = 16
+    workers: int | str | None = None
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0

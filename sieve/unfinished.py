@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sieve import progress
-from sieve.errors import InputError, SieveError, StorageError
+from sieve.errors import InputError, SieveError, StorageError, WorkerError
 from sieve.files import write_json
 from sieve.recipe import Recipe
 
@@ -45,7 +45,7 @@ class Unfinished:
         try:
             yield self._folder / _JOURNAL
         except SieveError as error:
-            if not self._resume and not isinstance(error, StorageError):
+            if not self._resume and not isinstance(error, StorageError | WorkerError):
                 self.remove()
             raise
         except KeyboardInterrupt:

@@ -1,39 +1,34 @@
 """Scores of many candidates, with as little work as the result allows.
 
 The examples are cut into slices; a candidate is evaluated on one slice at a time, so that it can leave a race early.
-What is asked together is walked as a tree of block prefixes (`walk`), each evaluation beginning at the first block that
-differs (`blocks`); what is finished is kept in memory and, if there is one, in the journal. No shortcut changes a bit
-of a slice's scores: the passes are the same whatever ran before.
+What is finished is kept in memory and, if there is one, in the journal; what is not is evaluated in this process
+(`evaluator`) or on workers (`workers`). No shortcut changes a bit of a slice's scores: the passes are the same whatever
+ran before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from sieve import progress
 from sieve.errors import InputError
-from sieve.fitness.blocks import BlockWise, States
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.evaluate import Prepared, Scores
-from sieve.fitness.store import StateStore, size_of
-from sieve.fitness.walk import Step, walk
-from sieve.models import evaluating
+from sieve.fitness.evaluator import MEMORY, Evaluator, Ranks
+from sieve.fitness.workers import Workers
 from sieve.plan import DENSE, Matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sieve.apply import Slices
     from sieve.fitness.journal import Journal
-
-Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
-MEMORY = 2 << 30
 
 
 def slices(examples: Sequence, number: int = 4, least: int = 16) -> list[Sequence]:
@@ -51,38 +46,37 @@ class Engine:
     """Evaluates plans on slices of examples. A context manager: inside it the model is in eval mode and prepared.
 
     Args:
-        set_plan: turns the model to a plan, as `Slices.set` does.
+        turned: what turns the model to a plan, or to several.
         matrices: of the model; the plan decides nothing else.
         parts: the slices of the examples, made ready.
         layers: reuse the states of blocks that candidates have in common.
-        memory: bytes that such states may take.
+        memory: bytes that such states may take, of all workers together.
         journal: open, or None.
+        workers: number of local ones, address of a Ray cluster, or None for this process.
+        together: how many candidates go through one forward pass.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        set_plan: Callable[[Mapping[str, int | str]], None],
+        turned: Slices,
         matrices: Mapping[str, Matrix],
         parts: Sequence[Prepared],
         *,
         layers: bool = True,
         memory: int = MEMORY,
         journal: Journal | None = None,
+        workers: int | str | None = None,
+        together: int = 1,
     ):
-        self._model, self._set, self._parts, self._memory = model, set_plan, list(parts), memory
-        self._names = [matrix.name for matrix in sorted(matrices.values(), key=lambda matrix: matrix.block)]
-        self._block_of = [matrices[name].block for name in self._names]
-        self.blocks = BlockWise(model)
+        self._evaluator = self._runner = Evaluator(model, turned, matrices, parts, layers, memory, together)
+        self._names, self._workers = self._evaluator.names, workers
         self._journal = journal
         self._records: dict[str, tuple[Scores, Spent]] = {}  # what is known, from this process or an earlier one
-        self._cells: dict[int, int] = {}  # per slice, cells of one block
-        self._store = StateStore(len(self.blocks), memory // 2)
         self._charged: set[str] = set()  # what this process asked for
-        self.layers = layers and all(part.fixed_passes for part in parts)
         # Layer-tokens of what was asked for, each call for itself: the same whatever was interrupted in between.
         self.nominal = 0
-        self.peak_bytes = 0  # of stored states
+        self.blocks = self._evaluator.blocks
         head, block = model.get_output_embeddings(), self.blocks.parameters
         self.cost = Cost(
             len(self.blocks),
@@ -97,22 +91,30 @@ class Engine:
     @contextmanager
     def running(self) -> Iterator[Engine]:
         """Inside the block plans can be scored."""
-        with evaluating(self._model), torch.inference_mode(), self.blocks:
-            if self.layers:
-                self._set({})
-                with progress.shown(False):
-                    self.layers = self.blocks.works(lambda: self._parts[0].run(self._model), _same)
-                self.cost.probed(self.blocks.checked)
-                if not self.layers:
-                    progress.say("  note: this model's blocks cannot be run one by one: no states are shared")
-            try:
-                yield self
-            finally:
-                self._set({})
+        wanted = self._evaluator.layers
+        with self._evaluator.running():
+            self.cost.probed(self._evaluator.check())
+        if wanted and not self.layers:
+            progress.say("  note: this model's blocks cannot be run one by one: no states are shared")
+        with ExitStack() as stack:
+            if self._workers is not None:
+                self._runner = stack.enter_context(Workers(self._evaluator, self._workers))
+            stack.enter_context(self._evaluator.running())
+            yield self
+
+    @property
+    def layers(self) -> bool:
+        """Whether candidates share the states of blocks that they have in common."""
+        return self._evaluator.layers
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that stored states took, of all workers together."""
+        return self._runner.peak_bytes
 
     def __len__(self) -> int:
         """How many slices there are."""
-        return len(self._parts)
+        return len(self._evaluator.parts)
 
     def ranks(self, plan: Mapping[str, int | str]) -> Ranks:
         """The plan as numbers; what tells candidates apart.
@@ -136,67 +138,26 @@ class Engine:
         for key in keys:
             if key not in missing:
                 self.cost.found(part)
-        self._evaluate(missing, part)
+        self._evaluate(missing, part, len(plans) == 1)  # by what is asked: what is known depends on interruptions
         for key, plan in fresh.items():
             self._charged.add(key)
             self.cost.evaluated(self.ranks(plan), part, self._records[key][1])
         if fresh:
-            cells = self._cells[part] = self._records[keys[0]][1].cells
-            self.nominal += cells * sum(len(self.blocks) - step.start for step in self._walk(fresh, part))
+            self._evaluator.cells[part] = self._records[keys[0]][1].cells
+            steps = self._evaluator.steps([self.ranks(plan) for plan in fresh.values()], part)
+            self.nominal += self._evaluator.cells[part] * sum(len(self.blocks) - step.start for step in steps)
         return [self._records[key][0] for key in keys]
-
-    def _evaluate(self, plans: Mapping[str, Mapping[str, int | str]], part: int) -> None:
-        keys = list(plans)
-        prefixes = [self._by_block(self.ranks(plan)) for plan in plans.values()]
-        stored: dict[int, States] = {}
-        for step in self._walk(plans, part, [self._store.deepest(part, prefix) for prefix in prefixes]):
-            key, prefix = keys[step.index], prefixes[step.index]
-            # The store is not what it was when the walk was planned: states have come, or had to leave.
-            start = max([0, *stored, self._store.deepest(part, prefix)]) if self.layers else 0
-            states = stored[start] if start in stored else self._store.get(part, prefix[:start])
-            anchors = [block for block in self._store.anchors if block > start] if self.layers else []
-            self._set(plans[key])
-            with progress.shown(False):
-                scores, run = self.blocks.run(
-                    lambda: self._parts[part].run(self._model), start, states, {*step.keep, *anchors}
-                )
-            for block in anchors:
-                self._store.put(part, prefix[:block], run.states[block])
-            stored |= {block: run.states[block] for block in step.keep if block > start}
-            self.peak_bytes = max(self.peak_bytes, self._store.bytes + sum(map(size_of, stored.values())))
-            for block in step.drop:
-                stored.pop(block, None)
-            spent = Spent(run.layer_tokens, run.cells, run.head_rows)
-            self._cells[part] = run.cells
-            self._records[key] = (scores, spent)
-            if self._journal is not None:
-                self._journal.add(key, _to_record(scores, spent))
 
     def retain(self, plans: Sequence[Mapping[str, int | str]]) -> None:
         """Of states kept between calls, only those that these plans' descendants may share are still of use."""
-        self._store.retain([self._by_block(self.ranks(plan)) for plan in plans])
+        self._runner.retain([self.ranks(plan) for plan in plans])
 
-    def _walk(
-        self, plans: Mapping[str, Mapping[str, int | str]], part: int, known: Sequence[int] | None = None
-    ) -> list[Step]:
-        if not self.layers:
-            return [Step(index, 0, (), ()) for index in range(len(plans))]
-        return walk([self._by_block(self.ranks(plan)) for plan in plans.values()], self._most(part), known)
-
-    def _most(self, part: int) -> int:
-        """How many blocks' states half the memory has room for; the other half is the store's."""
-        cells = self._cells.get(part, 2 * self._parts[part].padded_tokens)  # until it is known: never more
-        return self._memory // 2 // max(cells * self._width(), 1)
-
-    def _width(self) -> int:
-        config = self._model.config.get_text_config(decoder=True)
-        return config.hidden_size * self._model.dtype.itemsize
-
-    def _by_block(self, ranks: Ranks) -> tuple[Ranks, ...]:
-        by_block: list[list[int]] = [[] for _ in range(len(self.blocks))]
-        for block, rank in zip(self._block_of, ranks, strict=True):
-            by_block[block].append(rank)
-        return tuple(map(tuple, by_block))
+    def _evaluate(self, plans: Mapping[str, Mapping[str, int | str]], part: int, alone: bool) -> None:
+        keys, candidates = list(plans), [self.ranks(plan) for plan in plans.values()]
+        for index, scores, spent in self._runner.evaluate(candidates, part, alone):
+            self._records[keys[index]] = (scores, spent)
+            if self._journal is not None:
+                self._journal.add(keys[index], _to_record(scores, spent))
 
     def _key(self, plan: Mapping[str, int | str], part: int) -> str:
         return f"{part}:{','.join(map(str, self.ranks(plan)))}"
@@ -209,10 +170,6 @@ def concatenated(parts: Sequence[Scores]) -> Scores:
         np.concatenate([part.loglik for part in parts]),
         sum(part.tokens for part in parts),
     )
-
-
-def _same(one: Scores, two: Scores) -> bool:
-    return np.array_equal(one.score, two.score) and np.allclose(one.loglik, two.loglik, rtol=0, atol=1e-4)
 
 
 def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:

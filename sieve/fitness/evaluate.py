@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from sieve import progress
 from sieve.errors import InputError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score
+from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, score_copies
 from sieve.models import context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_text
@@ -54,12 +54,14 @@ class Prepared:
     plain_tokens: tokens of all sequences, each on its own (prompts with each choice; each prior once).
     padded_tokens: cells of those sequences in batches of `PLAIN_BATCH`, in order, padded to the longest.
     fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
+    run_copies: (model, P) → scores of the P candidates that the model is at a time (see `score_copies`), if it can.
     """
 
     run: Callable[[PreTrainedModel], Scores]
     plain_tokens: int
     padded_tokens: int
     fixed_passes: bool = True
+    run_copies: Callable[[PreTrainedModel, int], list[Scores]] | None = None
 
 
 PLAIN_BATCH = 16
@@ -110,6 +112,11 @@ def prepare(
     return make(model, tokenizer, task, examples, batch_tokens, sharing)
 
 
+def _copied(run_copies: Callable[[PreTrainedModel, int], list[Scores]], *questions) -> Prepared:
+    prepared = _prepared(lambda model: run_copies(model, 1)[0], *questions)
+    return replace(prepared, run_copies=run_copies)
+
+
 def _prepared(
     run: Callable[[PreTrainedModel], Scores], *questions: list[list[Continuation]], fixed_passes: bool = True
 ) -> Prepared:
@@ -138,8 +145,15 @@ def _multiple_choice(
     neutral = _fitted(model, neutral, task)
     right = [example.answer for example in examples]
 
-    def run(model: PreTrainedModel) -> Scores:
-        logliks, tokens = score(model, questions, batch_tokens, "multiple choice", sharing)
+    def run(model: PreTrainedModel, copies: int) -> list[Scores]:
+        logliks, tokens = score_copies(model, questions, batch_tokens, "multiple choice", sharing, copies)
+        priors, more = [{}] * copies, 0
+        if task.normalize == "prior":
+            found, more = score_copies(model, neutral, batch_tokens, "prior", sharing, copies)
+            priors = [dict(zip(choices, values, strict=True)) for values in found]
+        return [judge(*one, tokens + more) for one in zip(logliks, priors, strict=True)]
+
+    def judge(logliks: list[list[float]], priors: dict[str, list[float]], tokens: int) -> Scores:
         raw = [np.asarray(values) for values in logliks]
         judged = raw
         if task.normalize == "length":  # characters of the choice, as lm-eval's acc_norm: independent of the tokenizer
@@ -148,20 +162,17 @@ def _multiple_choice(
                 for values, example in zip(raw, examples, strict=True)
             ]
         elif task.normalize == "prior":
-            found, more = score(model, neutral, batch_tokens, "prior", sharing)
-            priors = dict(zip(choices, found, strict=True))
             judged = [
                 values - [priors[example.neutral][choices[example.neutral][text]] for text in example.choices]
                 for values, example in zip(raw, examples, strict=True)
             ]
-            tokens += more
         return Scores(
             score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
             loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
             tokens=tokens,
         )
 
-    return _prepared(run, questions, neutral)
+    return _copied(run, questions, neutral)
 
 
 def _neutral_choices(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
@@ -231,14 +242,17 @@ def _perplexity(
             windows.append([Continuation(ids[first - 1 : first + length], 1)])
             owner.append(index)
 
-    def run(model: PreTrainedModel) -> Scores:
-        logliks, tokens = score(model, windows, batch_tokens, "perplexity", sharing)
-        total, scored = np.zeros(len(examples)), np.zeros(len(examples))
-        np.add.at(total, owner, [values[0] for values in logliks])
-        np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])
-        return Scores(score=np.exp(total / scored), loglik=total / scored, tokens=tokens)
+    scored = np.zeros(len(examples))
+    np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])
 
-    return _prepared(run, windows)
+    def run(model: PreTrainedModel, copies: int) -> list[Scores]:
+        every, tokens = score_copies(model, windows, batch_tokens, "perplexity", sharing, copies)
+        total = np.zeros((copies, len(examples)))
+        for sums, logliks in zip(total, every, strict=True):
+            np.add.at(sums, owner, [values[0] for values in logliks])
+        return [Scores(score=np.exp(sums / scored), loglik=sums / scored, tokens=tokens) for sums in total]
+
+    return _copied(run, windows)
 
 
 def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: Task) -> list[list[Continuation]]:

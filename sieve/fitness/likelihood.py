@@ -82,7 +82,6 @@ class _Tail(NamedTuple):
     sequence: Continuation
 
 
-@torch.inference_mode()
 def score(
     model: PreTrainedModel,
     questions: Sequence[Sequence[Continuation]],
@@ -96,13 +95,31 @@ def score(
 
     Raises: NumericsError naming the first layer whose output is not finite.
     """
+    (logliks,), tokens = score_copies(model, questions, batch_tokens, description, sharing, 1)
+    return logliks, tokens
+
+
+@torch.inference_mode()
+def score_copies(
+    model: PreTrainedModel,
+    questions: Sequence[Sequence[Continuation]],
+    batch_tokens: int,
+    description: str,
+    sharing: Sharing,
+    copies: int,
+) -> tuple[list[list[list[float]]], int]:
+    """`score` of a model that is several ones at a time: of all rows that it reads, candidate p sees the p-th part.
+
+    Every forward pass has so many copies of its rows, one after the other, and so many times `batch_tokens` cells.
+    Returns the log-likelihoods of each candidate, and the tokens that one of them ran.
+    """
     cached = sharing.prefix and _can_reuse_cache(model)
     units = _units(questions, cached)
     shared = [
         min(_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit)) for unit in units
     ]
     common = _common_to_all(units) if len(units) > 1 and cached else 0
-    results = torch.zeros(sum(map(len, questions)), dtype=torch.float64)
+    results = torch.zeros(copies, sum(map(len, questions)), dtype=torch.float64)
     prefix = _run(model, [units[0][0][1].ids[:common]], [], [], results, keep=True) if common else []
     tokens = common
 
@@ -121,14 +138,16 @@ def score(
                     queries += [_Query(row, at - 1 - common, ids[at], number) for at in range(start, end + 1)]
                     if len(ids) - 1 > end:
                         tails.append(_Tail(end, len(ids), row, number, sequence))
-            past = _take_rows(prefix, [0] * len(rows), common)
+            past = _take_rows(prefix, [0] * len(rows), common, copies)
             layers = _run(model, rows, past, queries, results, bool(tails), sharing.logits)
             tokens += sum(map(len, rows))
             for end, group in groupby(sorted(tails), key=lambda tail: tail.cached):
                 tokens += _run_tails(model, layers, end, list(group), batch_tokens, results)
             advance(len(rows))
-    values = iter(results.tolist())
-    return [[next(values) for _ in question] for question in questions], tokens
+    logliks = []
+    for values in map(iter, results.tolist()):
+        logliks.append([[next(values) for _ in question] for question in questions])
+    return logliks, tokens
 
 
 def _units(questions: Sequence[Sequence[Continuation]], cached: bool) -> list[list[tuple[int, Continuation]]]:
@@ -157,7 +176,8 @@ def _run_tails(
             for row, tail in enumerate(batch)
             for at in range(max(tail.sequence.start, end + 1), tail.length)
         ]
-        _run(model, rows, _take_rows(layers, [tail.row for tail in batch], end), queries, results, keep=False)
+        past = _take_rows(layers, [tail.row for tail in batch], end, len(results))
+        _run(model, rows, past, queries, results, keep=False)
         tokens += sum(map(len, rows))
     return tokens
 
@@ -171,25 +191,28 @@ def _run(
     keep: bool,
     few_logits: bool = True,
 ) -> Layers:
-    """One forward pass over rows on top of `past`; adds the queries' log-probabilities to `results`.
+    """One forward pass over copies of rows on top of `past`; adds the queries' log-probabilities to `results`.
 
+    Args: results [copies, sequences]; past has as many copies of its rows.
     Returns: the cache, past included, if it is to be kept, else [].
     """
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=model.device)
+    longest, copies = max(map(len, rows)), len(results)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows] * copies, device=model.device)
     cells = sorted({(query.row, query.position) for query in queries}) or [(0, 0)]
     where = {cell: number for number, cell in enumerate(cells)}
     cache = DynamicCache(past) if past else (DynamicCache() if keep else None)
-    logits = logits_at(model, ids, torch.tensor(cells, device=model.device), cache, few_logits)
+    every = [(copy * len(rows) + row, position) for copy in range(copies) for row, position in cells]
+    logits = logits_at(model, ids, torch.tensor(every, device=model.device), cache, few_logits)
 
     numbers = torch.tensor([where[query.row, query.position] for query in queries], dtype=torch.int64)
     chosen = torch.tensor([query.token for query in queries], dtype=torch.int64)
     normalizers = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(_ROWS)]).cpu()
+    numbers = torch.arange(copies)[:, None] * len(cells) + numbers  # [copies, queries]
     picked = logits[numbers.to(logits.device), chosen.to(logits.device)].float().cpu()
     logprobs = picked.double() - normalizers[numbers].double()
     if not (torch.isfinite(normalizers).all() and torch.isfinite(logprobs).all()):
         raise NumericsError(f"the model's output is not finite: {first_nonfinite(model, ids)}")
-    results.index_add_(0, torch.tensor([query.number for query in queries], dtype=torch.int64), logprobs)
+    results.index_add_(1, torch.tensor([query.number for query in queries], dtype=torch.int64), logprobs)
     return [(layer.keys, layer.values) for layer in cache.layers] if keep else []
 
 
@@ -232,8 +255,12 @@ def _can_reuse_cache(model: PreTrainedModel) -> bool:
     return all(isinstance(layer, DynamicLayer) for layer in layers)  # sliding windows are a kind of it
 
 
-def _take_rows(layers: Layers, rows: list[int], length: int) -> Layers:
-    """The first `length` cached tokens of some rows, each as often as it is named."""
+def _take_rows(layers: Layers, rows: list[int], length: int, copies: int) -> Layers:
+    """The first `length` cached tokens of some rows of each copy, each as often as it is named."""
+    if not layers:
+        return []
+    each = len(layers[0][0]) // copies
+    rows = [copy * each + row for copy in range(copies) for row in rows]
     return [(keys[rows, :, :length], values[rows, :, :length]) for keys, values in layers]
 
 

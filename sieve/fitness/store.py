@@ -24,9 +24,13 @@ class StateStore:
         self._memory = memory
         self._states: OrderedDict[tuple[int, Prefix], States] = OrderedDict()
 
-    def deepest(self, part: int, key: Prefix) -> int:
-        """The last block that a candidate can start from; 0 if none."""
-        return next((block for block in reversed(self.anchors) if (part, key[:block]) in self._states), 0)
+    def __contains__(self, place: tuple[int, Prefix]) -> bool:
+        return place in self._states
+
+    def deepest(self, part: int, *keys: Prefix) -> int:
+        """The last block that these candidates can all start from; 0 if none."""
+        known = (block for block in reversed(self.anchors) if all((part, key[:block]) in self for key in keys))
+        return next(known, 0)
 
     def get(self, part: int, prefix: Prefix) -> States:
         """States that are here; none before the first block."""

@@ -34,10 +34,10 @@ def walk(keys: Sequence[tuple[Hashable, ...]], most: int, known: Sequence[int] |
     Returns: steps in order. Their blocks that run, Σ (L - start), are the edges of the tree if `most` allows it and
         nothing is `known`. A step starts from what was stored on the walk unless what is known lies deeper.
     """
-    order = sorted(range(len(keys)), key=lambda index: tuple(map(repr, keys[index])))
-    shared = [0] + [_common(keys[one], keys[two]) for one, two in pairwise(order)]
+    ordered = order(keys)
+    shared = [0] + [common(keys[one], keys[two]) for one, two in pairwise(ordered)]
     steps, stored = [], set()
-    for place, index in enumerate(order):
+    for place, index in enumerate(ordered):
         start = max((block for block in stored if block <= shared[place]), default=0)
         start = max(start, known[index] if known else 0)
         wanted = _branches(shared[place + 1 :])
@@ -51,6 +51,16 @@ def walk(keys: Sequence[tuple[Hashable, ...]], most: int, known: Sequence[int] |
     return steps
 
 
+def order(keys: Sequence[tuple[Hashable, ...]]) -> list[int]:
+    """Indices of the candidates, depth-first in the tree of their prefixes."""
+    return sorted(range(len(keys)), key=lambda index: tuple(map(repr, keys[index])))
+
+
+def common(one: tuple, two: tuple) -> int:
+    """How many blocks two candidates share before they differ."""
+    return next((block for block, (a, b) in enumerate(zip(one, two, strict=True)) if a != b), len(one))
+
+
 def _branches(shared: Sequence[int]) -> set[int]:
     """Where later candidates leave the present one's path: the running minima of what neighbours share, above 0."""
     found, least = set(), None
@@ -61,7 +71,3 @@ def _branches(shared: Sequence[int]) -> set[int]:
             least = block
             found.add(block)
     return found
-
-
-def _common(one: tuple, two: tuple) -> int:
-    return next((block for block, (a, b) in enumerate(zip(one, two, strict=True)) if a != b), len(one))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sieve.errors import InputError
 from sieve.fitness.engine import MEMORY
+from sieve.fitness.workers import check_workers
 from sieve.searchers.genome import GRANULARITIES
 from sieve.searchers.objective import OBJECTIVES
 
@@ -23,6 +24,8 @@ class Options:
     layers, racing, surrogate: shortcuts that can be switched off. Without the surrogate `budget` has nothing to go by.
     memory: bytes that states shared between candidates may take.
     bottlenecks: of the winner's matrices, how many are tested for being one; 0 tests none.
+    workers: processes that evaluate candidates, by Ray: a number of them on this machine, or "ray://host:port" for all
+        processors of a cluster. The result is the same for any number. None: this process does it.
     """
 
     objective: str = "parameters"
@@ -38,6 +41,7 @@ class Options:
     surrogate: bool = True
     memory: int = MEMORY
     bottlenecks: int = 16
+    workers: int | str | None = None
 
     def check(self) -> "Options":
         """InputError for a value that could not work; returns the options themselves."""
@@ -55,4 +59,5 @@ class Options:
             raise InputError("--population must be at least 2: one candidate has nobody to be compared with")
         if self.memory < 0 or self.bottlenecks < 0:
             raise InputError("--memory and --bottlenecks must not be negative")
+        check_workers(self.workers)
         return self

@@ -20,6 +20,7 @@ from sieve.fitness.evaluate import Prepared, prepare
 from sieve.fitness.intervals import Resolution, resolution
 from sieve.fitness.journal import Journal
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
+from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
 from sieve.models import model_fingerprint
 from sieve.plan import Matrix, Plan
@@ -41,6 +42,7 @@ SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
     "ga": ga,
     "pareto": pareto,
 }
+TOGETHER = 8  # candidates of one forward pass on a GPU
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
 
 # The user's own: (model, examples) → one number per example, larger is better.
@@ -129,6 +131,7 @@ def run_search(
     """
     choices = Options(**options)
     check_options(tolerance, search, choices)
+    require_workers(choices.workers)
     task = load_task(task)
     splits = task.splits(seed)
     every = factors.matrices(model)
@@ -148,6 +151,7 @@ def run_search(
     identity = {} if journal is None else _identity(model, factors, splits["fitness"], {
         "search": search, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple, "seed": seed,
         "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
+        "workers": choices.workers is not None,  # their number decides nothing
     })  # fmt: skip
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, identity))
@@ -159,8 +163,9 @@ def run_search(
         sizes = size_of(choices.objective, model.dtype, _latencies(book, model, chosen, choices.objective))
         turned = stack.enter_context(sliced(model, factors))
         engine = Engine(
-            model, turned.set, chosen, list(map(ready, parts)),
-            layers=choices.layers and not few, memory=choices.memory, journal=book,
+            model, turned, chosen, list(map(ready, parts)),
+            layers=choices.layers and not few, memory=choices.memory, journal=book, workers=choices.workers,
+            together=1 if model.device.type == "cpu" else TOGETHER,
         )  # fmt: skip
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
         stack.enter_context(engine.running())
@@ -187,11 +192,13 @@ def run_search(
             turned.set(plan)
             return validation.run(model)
 
+        dense["validation"] = confirm({})
+        if choices.kept is None:
+            for split, scores in dense.items():
+                _require_attainable(scores, split, tolerance, confident)
         attempts = 0
         for candidate in SEARCHERS[search](problem):
             attempts += 1
-            if attempts == 1:
-                dense["validation"] = confirm({})
             scores = confirm(candidate.plan)
             accepted = choices.kept is not None or within(scores, dense["validation"], tolerance, confident)
             progress.say(
@@ -282,6 +289,8 @@ def check_options(tolerance: float, search: str, options: Options) -> None:
     options.check()
     if search == "budget" and not options.surrogate:
         raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
+    if options.workers is not None and search in ("uniform", "budget"):
+        raise InputError(f"--workers have nothing to share: --search {search} tries one candidate after the other")
     if options.paper and search != "ga":
         raise InputError("--paper names the constants of the genetic algorithm: use it with --search ga")
 
@@ -292,6 +301,17 @@ def check_mask_search(search: str, options: Options) -> None:
         raise InputError("the budget search goes by predicted loss of ranks, and masks have none: use uniform or ga")
     if options.objective != "parameters":
         raise InputError(f"masks leave {options.objective} as they are: leave --objective out, or use a projection")
+
+
+def _require_attainable(dense: Scores, split: str, tolerance: float, confident: bool) -> None:
+    """InputError where even the dense model misses the tolerance; a note where nothing could miss it."""
+    if not within(dense, dense, tolerance, confident):
+        raise InputError(
+            f"even the dense model misses the tolerance on the {split} split: it scores {dense.accuracy:.3f}, and a "
+            f"tolerance of {tolerance} asks for {(1 - tolerance) * dense.accuracy:.3f}. Scores must not be negative"
+        )
+    if dense.accuracy <= 0:
+        progress.say(f"  [yellow]note:[/] the dense model scores 0 on the {split} split: every model is as good")
 
 
 def _nearest(problem: Problem, attempts: int) -> str:

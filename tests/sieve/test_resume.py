@@ -1,5 +1,6 @@
 """A search killed at any moment ends, resumed, with the result of one that was not."""
 
+import errno
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,7 +53,19 @@ def test_report_of_a_genetic_search(run, world, tmp_path):  # noqa: F811
     assert f"{search['candidates']} candidates" in out
 
 
-def test_killed_at_random_moments(run, world, tmp_path):  # noqa: F811
+def full_after(lines):
+    """`os` for the journal, whose disk takes so many lines more: what is written is there, to sync it fails."""
+    left = iter(range(lines))
+
+    def sync(file):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return SimpleNamespace(fsync=sync, SEEK_END=os.SEEK_END)
+
+
+def test_killed_at_random_moments(run, world, tmp_path, monkeypatch):  # noqa: F811
+    """And stopped by a full disk, and resumed: the same result."""
     whole, output = tmp_path / "whole", tmp_path / "out"
     assert run(*arguments(world, whole), "--quiet")[0] == 0
     journal = Path(f"{output}.unfinished") / "journal.txt"
@@ -74,6 +88,15 @@ def test_killed_at_random_moments(run, world, tmp_path):  # noqa: F811
     code, _, err = run(*arguments(world, output))
     assert code == 2
     assert "--resume" in err
+    before = journal.read_bytes()
+    with monkeypatch.context() as patched:  # the disk is full after two more lines
+        patched.setattr("sieve.fitness.journal.os", full_after(2))
+        code, _, err = run("prune", "--resume", output)
+    assert code == 4
+    assert "No space left" in err
+    assert "--resume" in err
+    assert not output.exists()
+    assert journal.read_bytes().startswith(before)
     code, _, err = run("prune", "--resume", output)
     assert code == 0, err
     assert result(output) == result(whole)

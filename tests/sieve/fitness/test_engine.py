@@ -53,7 +53,7 @@ def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
     matrices = prunable(model)
     with (
         sliced(model, svd_factors(model)) as turned,
-        Engine(model, turned.set, matrices, parts, **options).running() as engine,
+        Engine(model, turned, matrices, parts, **options).running() as engine,
     ):
         yield engine
 
@@ -131,9 +131,9 @@ def test_a_journal_answers_for_an_earlier_process(tmp_path):
         engine.scores(plans[:5], 0)
     runs = []
     with Journal(tmp_path / "journal", {"model": 1}) as journal, engine_of(model, journal=journal) as engine:
-        engine._parts = [
+        engine._evaluator.parts = [
             type(part)(lambda model, run=part.run: (runs.append(1), run(model))[1], part.plain_tokens, 0)
-            for part in engine._parts
+            for part in engine._evaluator.parts
         ]
         again = [engine.scores(plans, part) for part in range(2)]
         assert (engine.nominal, len(journal.records)) == (nominal, len({str(plan) for plan in plans}) * 2)

@@ -283,7 +283,7 @@ def test_a_journal_gives_the_same_winner_and_is_refused_when_something_changed(s
     lines = path.read_bytes().splitlines(keepends=True)
     assert kept.plan == whole.plan
     draw = np.random.default_rng(0)
-    for length in draw.integers(1, sum(map(len, lines)), size=4):  # a crash at any byte
+    for length in draw.integers(1, sum(map(len, lines)), size=20):  # a crash at any byte
         path.write_bytes(b"".join(lines)[:length])
         again = searched(small, journal=path)
         assert again.plan == whole.plan
@@ -302,6 +302,18 @@ def test_a_journal_gives_the_same_winner_and_is_refused_when_something_changed(s
     path.write_bytes(b"".join(damaged))
     with pytest.raises(StorageError, match="line 3"):
         searched(small, journal=path)
+
+
+@pytest.mark.parametrize("searcher", ["uniform", "ga"])
+def test_a_tolerance_that_even_the_dense_model_misses(small, searcher):
+    """Of scores below zero, 95 % are more."""
+    with pytest.raises(InputError, match="even the dense model misses the tolerance on the fitness split"):
+        searched(small, searcher, 0.05, fitness=lambda model, examples: [-1.0] * len(examples))
+    validation = sieve.load_task(small.task).splits(0)["validation"]
+    with pytest.raises(InputError, match="on the validation split"):
+        searched(
+            small, searcher, 0.05, fitness=lambda model, asked: [-1.0 if asked == validation else 1.0] * len(asked)
+        )
 
 
 def test_no_candidate_is_good_enough(small):

@@ -1,0 +1,200 @@
+"""Candidates on slices of the examples, in this process.
+
+What is asked together is walked as a tree of block prefixes (`walk`), each evaluation beginning at the first block that
+differs (`blocks`); states that later calls may share are kept (`store`). The passes are the same whatever ran before,
+so a candidate's scores are the same bits in whatever order it is evaluated.
+
+On a GPU, several candidates go through one forward pass: a team. A team is always as many, the last candidate standing
+in for those that are missing, so that products have the same shapes whoever is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sieve import progress
+from sieve.fitness.blocks import BlockWise, States
+from sieve.fitness.cost import Spent
+from sieve.fitness.evaluate import Prepared, Scores
+from sieve.fitness.store import StateStore, size_of
+from sieve.fitness.walk import Step, order, walk
+from sieve.models import evaluating
+from sieve.plan import Matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sieve.apply import Slices
+
+MEMORY = 2 << 30
+Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
+Team = Sequence[Ranks]  # candidates that are evaluated together: one, or `together`
+Result = tuple[int, Scores, Spent]  # index of the candidate and what came of it
+
+
+class Evaluator:
+    """Runs a model at any ranks of its matrices.
+
+    Args:
+        model: with layers that `turned` turns.
+        turned: what turns the model to a plan, or to several; from `sieve.apply.sliced`.
+        matrices: of the model; what ranks are of, in the order of `names`.
+        parts: the slices of the examples, made ready.
+        layers: reuse the states of blocks that candidates have in common.
+        memory: bytes that such states may take.
+        together: how many candidates are one team, where more than one are asked for and the parts can do it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        turned: Slices,
+        matrices: Mapping[str, Matrix],
+        parts: Sequence[Prepared],
+        layers: bool = True,
+        memory: int = MEMORY,
+        together: int = 1,
+    ):
+        self.model, self.turned, self.matrices, self.memory = model, turned, matrices, memory
+        able = hasattr(turned, "set_many") and all(part.run_copies for part in parts)
+        self.together = together if able else 1
+        self.parts = list(parts)
+        ordered = sorted(matrices.values(), key=lambda matrix: matrix.block)
+        self.names = [matrix.name for matrix in ordered]
+        self.blocks = BlockWise(model)
+        self.layers = layers and all(part.fixed_passes for part in parts)
+        self.cells: dict[int, int] = {}  # per slice, cells of one block, once they are known
+        self.peak_bytes = 0  # of stored states
+        self._block_of = [matrix.block for matrix in ordered]
+        self._store = StateStore(len(self.blocks), memory // 2)
+        self._part, self._teams, self._steps, self._alone = 0, [], [], True
+        self._stored: dict[int, States] = {}  # of the walk that is under way
+
+    @contextmanager
+    def running(self) -> Iterator[Evaluator]:
+        """Inside the block candidates can be evaluated."""
+        with evaluating(self.model), torch.inference_mode(), self.blocks:
+            try:
+                yield self
+            finally:
+                self.turned.set({})
+
+    def check(self) -> int:
+        """Find out whether this model's blocks can be begun in the middle; returns the layer-tokens that it took."""
+        if not self.layers:
+            return 0
+        self.turned.set({})
+        with progress.shown(False):
+            self.layers = self.blocks.works(lambda: self.parts[0].run(self.model), _same)
+        return self.blocks.checked
+
+    def evaluate(self, candidates: Sequence[Ranks], part: int, alone: bool = True) -> Iterator[Result]:
+        """Results on slice `part`, in the order of the walk. No two candidates are equal. `alone`: see `teams`."""
+        teams = self.teams(candidates, alone)
+        self.begin([[candidates[index] for index in team] for team in teams], part, alone)
+        for place, team in enumerate(teams):
+            for index, (scores, spent) in zip(team, self.step(place), strict=True):
+                yield index, scores, spent
+
+    def teams(self, candidates: Sequence[Ranks], alone: bool) -> list[list[int]]:
+        """Who is evaluated with whom, by index, in the order of the tree of prefixes; each by itself if `alone`."""
+        ordered = order([self.by_block(ranks) for ranks in candidates])
+        number = 1 if alone else self.together
+        return [ordered[first : first + number] for first in range(0, len(ordered), number)]
+
+    def begin(self, teams: Sequence[Team], part: int, alone: bool) -> None:
+        """Plan a walk, in the place of the last one; teams as `teams` orders them."""
+        self._part, self._teams, self._alone, self._stored = part, teams, alone or self.together == 1, {}
+        if self._alone:
+            candidates = [ranks for (ranks,) in teams]
+            known = [self._store.deepest(part, self.by_block(ranks)) for ranks in candidates]
+            self._steps = self.steps(candidates, part, known)
+
+    def step(self, place: int) -> list[tuple[Scores, Spent]]:
+        """What comes of the team at `place`: the first, then one after the other; the last ones may be left out."""
+        return [self._single(self._steps[place])] if self._alone else self._several(self._teams[place])
+
+    def retain(self, candidates: Sequence[Ranks]) -> None:
+        """Of states kept between calls, only those that these candidates' descendants may share are still of use."""
+        self._store.retain([self.by_block(ranks) for ranks in candidates])
+
+    def steps(self, candidates: Sequence[Ranks], part: int, known: Sequence[int] | None = None) -> list[Step]:
+        """How these candidates are evaluated together."""
+        if not self.layers:
+            return [Step(index, 0, (), ()) for index in range(len(candidates))]
+        return walk([self.by_block(ranks) for ranks in candidates], self._most(part), known)
+
+    def by_block(self, ranks: Ranks) -> tuple[Ranks, ...]:
+        """Ranks of each block's matrices: equal entries mean an equal block."""
+        by_block: list[list[int]] = [[] for _ in range(len(self.blocks))]
+        for block, rank in zip(self._block_of, ranks, strict=True):
+            by_block[block].append(rank)
+        return tuple(map(tuple, by_block))
+
+    def _single(self, step: Step) -> tuple[Scores, Spent]:
+        part, stored, (ranks,) = self._part, self._stored, self._teams[step.index]
+        prefix = self.by_block(ranks)
+        # The store is not what it was when the walk was planned: states have come, or had to leave.
+        start = max([0, *stored, self._store.deepest(part, prefix)]) if self.layers else 0
+        states = stored[start] if start in stored else self._store.get(part, prefix[:start])
+        anchors = [block for block in self._store.anchors if block > start] if self.layers else []
+        self.turned.set(self._plan(ranks))
+        with progress.shown(False):
+            scores, run = self.blocks.run(
+                lambda: self.parts[part].run(self.model), start, states, {*step.keep, *anchors}
+            )
+        for block in anchors:
+            self._store.put(part, prefix[:block], run.states[block])
+        stored |= {block: run.states[block] for block in step.keep if block > start}
+        self.peak_bytes = max(self.peak_bytes, self._store.bytes + sum(map(size_of, stored.values())))
+        for block in step.drop:
+            stored.pop(block, None)
+        self.cells[part] = run.cells
+        return scores, Spent(run.layer_tokens, run.cells, run.head_rows)
+
+    def _several(self, team: Team) -> list[tuple[Scores, Spent]]:
+        part, number = self._part, self.together
+        missing = number - len(team)
+        team = [*team, *[team[-1]] * missing]
+        prefixes = [self.by_block(ranks) for ranks in team]
+        start = self._store.deepest(part, *prefixes) if self.layers else 0
+        states = [self._store.get(part, prefix[:start]) for prefix in prefixes]
+        states = [torch.cat(passes) for passes in zip(*states, strict=True)]
+        room = min(self._most(part) // number, len(self._store.anchors)) if self.layers else 0
+        anchors = [block for block in self._store.anchors[len(self._store.anchors) - room :] if block > start]
+        self.turned.set_many([self._plan(ranks) for ranks in team])
+        with progress.shown(False):
+            found, run = self.blocks.run(
+                lambda: self.parts[part].run_copies(self.model, number), start, states, anchors
+            )
+        held = sum(size_of(run.states[block]) for block in anchors)
+        self.peak_bytes = max(self.peak_bytes, self._store.bytes + held)
+        for block in anchors:
+            each = [torch.chunk(passes, number) for passes in run.states.pop(block)]
+            for copy, prefix in enumerate(prefixes):
+                if (part, prefix[:block]) not in self._store:
+                    self._store.put(part, prefix[:block], [passes[copy].clone() for passes in each])
+        self.cells[part] = run.cells // number
+        tokens, head_rows = run.layer_tokens // number, run.head_rows // number
+        spent = [Spent(tokens, self.cells[part], head_rows)] * number
+        spent[0] = Spent(tokens * (1 + missing), self.cells[part], head_rows * (1 + missing))
+        return list(zip(found, spent, strict=True))[: number - missing]
+
+    def _plan(self, ranks: Ranks) -> dict[str, int]:
+        return {name: rank for name, rank in zip(self.names, ranks, strict=True) if rank}
+
+    def _most(self, part: int) -> int:
+        """How many blocks' states half the memory has room for; the other half is the store's."""
+        cells = self.cells.get(part, 2 * self.parts[part].padded_tokens)  # until it is known: never more
+        config = self.model.config.get_text_config(decoder=True)
+        width = config.hidden_size * self.model.dtype.itemsize
+        return self.memory // 2 // max(cells * width, 1)
+
+
+def _same(one: Scores, two: Scores) -> bool:
+    return np.array_equal(one.score, two.score) and np.allclose(one.loglik, two.loglik, rtol=0, atol=1e-4)

@@ -1,0 +1,289 @@
+"""Evaluations on Ray actors: `--workers 4` on this machine, `--workers ray://host:10001` on a cluster.
+
+A worker is an `Evaluator` of its own in another process. The model goes to all of them as one object in Ray's store,
+which the workers of one machine read in place. Candidates are sent one at a time, out of runs of neighbours (`shares`).
+Which worker has which candidate is a matter of moments and decides no bit of its scores: every evaluation runs the same
+passes, on `THREADS` threads wherever it is. What decides, the journal among it, stays in the driver.
+
+A worker that is lost costs the candidate that it was at, which another one evaluates again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import torch
+
+from sieve import progress
+from sieve.errors import InputError, WorkerError
+from sieve.fitness.packing import Packed, pack, unpack
+from sieve.fitness.shares import Shares
+
+if TYPE_CHECKING:
+    from sieve.fitness.cost import Spent
+    from sieve.fitness.evaluate import Scores
+    from sieve.fitness.evaluator import Evaluator, Ranks, Result, Team
+
+THREADS = 1  # of each worker, however many there are: how sums are rounded depends on how many threads share them
+CONNECT_SECONDS = 5.0
+START_SECONDS = 300.0
+LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
+_SCHEME, _PORT = "ray://", 10001
+_STORE = 128 << 20  # bytes of Ray's store beside the model
+
+
+def check_workers(workers: int | str | None) -> None:
+    """InputError unless it is None, a number or the address of a cluster."""
+    number = isinstance(workers, int) and workers >= 1
+    address = isinstance(workers, str) and workers.startswith(_SCHEME)
+    if not (workers is None or number or address):
+        raise InputError(f"--workers must be a number from 1 on or an address {_SCHEME}host:port, got {workers!r}")
+
+
+def require_workers(workers: int | str | None) -> None:
+    """InputError unless there could be such workers: Ray installed, the address one that answers."""
+    check_workers(workers)
+    if workers is None:
+        return
+    if find_spec("ray") is None:
+        raise InputError('--workers needs Ray, which is not installed; run: pip install "sieve-pruning[ray]"')
+    if isinstance(workers, str):
+        try:
+            place = urlsplit(workers)
+            socket.create_connection((place.hostname or "", place.port or _PORT), CONNECT_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no Ray cluster answers at {workers} ({error}): check the address; on its first machine runs "
+                "`ray start --head`"
+            ) from error
+
+
+class Worker:
+    """What runs in an actor."""
+
+    def load(self, packed: Packed) -> None:
+        """Take in what there is to evaluate; first of all."""
+        from sieve.fitness.evaluator import Evaluator
+
+        torch.set_num_threads(THREADS)
+        self._evaluator = Evaluator(*unpack(packed))
+        self._open = ExitStack()
+        self._open.enter_context(self._evaluator.running())
+
+    def evaluate(
+        self, run: Sequence[Team] | None, part: int, alone: bool, place: int
+    ) -> tuple[list[tuple[Scores, Spent]], int]:
+        """What comes of the team at a place of the run, and the most bytes that states took.
+
+        Places come one after the other; `run` is given with its first, else None.
+        """
+        with torch.inference_mode():
+            if run is not None:
+                self._evaluator.begin(run, part, alone)
+            return self._evaluator.step(place), self._evaluator.peak_bytes
+
+    def retain(self, candidates: Sequence[Ranks]) -> None:
+        self._evaluator.retain(candidates)
+
+
+class Workers:
+    """Evaluates candidates as `Evaluator` does, on actors. A context manager.
+
+    Args:
+        evaluator: what every worker gets a copy of; not running.
+        workers: a number, or the address of a cluster, whose processors (GPUs, if the model is on one) are all used.
+
+    Raises: InputError where no worker comes up; WorkerError where they are lost again and again.
+    """
+
+    def __init__(self, evaluator: Evaluator, workers: int | str):
+        self._evaluator, self._workers = evaluator, workers
+        self._gpu = evaluator.model.device.type == "cuda"
+        self._seats: list[_Seat] = []
+        self._failed = 0  # starts in a row
+        self._peaks: Counter[int] = Counter()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that stored states took, of all workers together."""
+        return sum(self._peaks.values())
+
+    def __enter__(self) -> Workers:
+        import ray
+
+        self._open = ExitStack()
+        try:
+            self._connect()
+            number = self._workers if isinstance(self._workers, int) else self._room()
+            given = self._evaluator
+            memory, together = given.memory // number, given.together
+            self._packed = ray.put(
+                pack((given.model, given.turned, given.matrices, given.parts, given.layers, memory, together))
+            )
+            self._kind = ray.remote(num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0)(Worker)
+            self._seats = [_Seat(place, self._hired(), self._packed) for place in range(number)]
+            self._first()
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(self, *exception) -> None:
+        with self._open:
+            for seat in self._seats:
+                self._dismiss(seat.actor)
+
+    def evaluate(self, candidates: Sequence[Ranks], part: int, alone: bool = True) -> Iterator[Result]:
+        """Results on slice `part` as they come. No two candidates are equal. `alone`: see `Evaluator.teams`."""
+        import ray
+
+        members = self._evaluator.teams(candidates, alone)
+        teams = [[candidates[index] for index in team] for team in members]
+        shares = Shares([self._evaluator.by_block(team[0]) for team in teams], len(self._seats))
+        losses: Counter[int] = Counter()
+        missing = len(teams)
+        while missing:
+            for seat in self._seats:
+                if seat.idle and (found := shares.next(seat.number)) is not None:
+                    index, run = found
+                    seat.send(index, None if run is None else [teams[one] for one in run], part, alone)
+            busy = [seat for seat in self._seats if seat.pending is not None]
+            working = any(seat.index is not None for seat in busy)
+            done, _ = ray.wait([seat.pending for seat in busy], timeout=None if working else START_SECONDS)
+            if not done:
+                raise WorkerError(f"no worker came back within {START_SECONDS:.0f} s: go on with --resume later")
+            for seat in busy:
+                if seat.pending not in done:
+                    continue
+                index = seat.index
+                try:
+                    result = seat.take()
+                except ray.exceptions.RayError as error:
+                    self._lost(seat, index, losses, error)
+                    if index is not None:
+                        shares.lost(seat.number, index)
+                    continue
+                self._failed = 0
+                if index is not None:
+                    results, peak = result
+                    self._peaks[seat.number] = max(self._peaks[seat.number], peak)
+                    missing -= 1
+                    for member, (scores, spent) in zip(members[index], results, strict=True):
+                        yield member, scores, spent
+
+    def retain(self, candidates: Sequence[Ranks]) -> None:
+        """See `Evaluator.retain`."""
+        for seat in self._seats:
+            seat.actor.retain.remote(candidates)
+
+    def _lost(self, seat: _Seat, index: int | None, losses: Counter[int], error: Exception) -> None:
+        """Start another one in its place, unless that has been in vain."""
+        if index is None:
+            self._failed += 1
+        else:
+            losses[index] += 1
+        if self._failed >= LOSSES or losses[index] >= LOSSES:
+            raise WorkerError(
+                f"workers were lost {LOSSES} times over ({_line(error)}): is there memory for so many? go on with "
+                "--resume and fewer --workers"
+            ) from error
+        progress.say("  [yellow]note:[/] a worker was lost: another takes its place")
+        self._dismiss(seat.actor)  # it may only have been out of reach
+        seat.fill(self._hired(), self._packed)
+
+    def _hired(self) -> Any:
+        return self._kind.remote()
+
+    def _dismiss(self, actor: Any) -> None:
+        import ray
+
+        ray.kill(actor)
+
+    def _connect(self) -> None:
+        """To the cluster, or to one that ends with us; a connection that the caller has made already is used."""
+        import ray
+
+        if ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if isinstance(self._workers, str):
+                ray.init(self._workers, **quiet)
+            else:
+                size = sum(tensor.nbytes for tensor in self._evaluator.model.state_dict().values())
+                ray.init(
+                    "local", num_cpus=self._workers * THREADS, include_dashboard=False,
+                    object_store_memory=3 * size + _STORE, **quiet,
+                )  # fmt: skip
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            raise InputError(f"no Ray cluster for --workers {self._workers}: {_line(error)}") from error
+        self._open.callback(ray.shutdown)
+
+    def _room(self) -> int:
+        """How many workers the cluster can take."""
+        import ray
+
+        has = ray.cluster_resources()
+        number = int(has.get("GPU", 0)) if self._gpu else int(has.get("CPU", 0)) // THREADS
+        if number < 1:
+            lacking = "GPU" if self._gpu else "processor"
+            raise InputError(f"the Ray cluster at {self._workers} has no {lacking} to work on")
+        return number
+
+    def _first(self) -> None:
+        """Wait for one worker, so that nothing long begins without."""
+        import ray
+
+        progress.say(f"  starting {len(self._seats)} workers")
+        done, _ = ray.wait([seat.pending for seat in self._seats], timeout=START_SECONDS)
+        if not done:
+            raise InputError(f"no worker came up within {START_SECONDS:.0f} s: is the cluster busy?")
+        try:
+            ray.get(done)
+        except ray.exceptions.RayError as error:
+            raise InputError(f"a worker cannot start: {_line(error)}") from error
+
+
+class _Seat:
+    """A worker's place: who has it, and what is awaited of it."""
+
+    def __init__(self, number: int, actor: Any, packed: Any):
+        self.number = number
+        self.fill(actor, packed)
+
+    @property
+    def idle(self) -> bool:
+        return self.pending is None
+
+    def fill(self, actor: Any, packed: Any) -> None:
+        self.actor, self.index, self._place = actor, None, 0
+        self.pending = actor.load.remote(packed)
+
+    def send(self, index: int, run: Sequence[Team] | None, part: int, alone: bool) -> None:
+        self._place = 0 if run is not None else self._place + 1
+        self.index, self.pending = index, self.actor.evaluate.remote(run, part, alone, self._place)
+
+    def take(self) -> Any:
+        """What came; raises what the worker raised."""
+        import ray
+
+        pending, self.pending, self.index = self.pending, None, None
+        try:
+            return ray.get(pending)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+
+def _line(error: Exception) -> str:
+    """An error's message as one line, not too long: Ray's have many."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
