@@ -1,8 +1,11 @@
 """Results of long measurements as data: a JSON line per finished cell, so that a run that was stopped goes on."""
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 
 from bench import devices
+from sieve import progress
 from sieve.fitness import Scores
 from sieve.fitness.intervals import Interval, paired
 
@@ -56,6 +60,32 @@ class Results:
             file.write("\n" * bool(torn) + json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def work_through(
+    results: Results, cells: Iterable[dict[str, Any]], measure: Callable[[dict[str, Any]], dict], about: dict[str, Any]
+) -> int:
+    """Measure the cells that are not there yet, a row each with `about` and the versions; returns how many failed.
+
+    A cell that fails is told of and left for the next run: others need not wait for it.
+    """
+    about, failed = about | versions(), 0
+    for cell in cells:
+        if cell in results:
+            continue
+        started = time.perf_counter()
+        print(*cell.values(), flush=True)
+        try:
+            with progress.shown():
+                row = measure(cell)
+        except Exception:
+            failed += 1
+            traceback.print_exc()
+            continue
+        seconds = round(time.perf_counter() - started, 1)
+        results.add(cell | row | {"seconds": seconds, "threads": torch.get_num_threads()} | about)
+        print(f"  accuracy {row.get('accuracy', math.nan):.3f}, {seconds} s", flush=True)
+    return failed
 
 
 def versions() -> dict[str, str]:

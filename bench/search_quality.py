@@ -11,6 +11,7 @@ a task and seed use the same factors, as the command line makes them (pivoted). 
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -21,9 +22,8 @@ from unittest.mock import patch
 import torch
 
 import sieve
-from bench.cells import RESULTS, Results, packed, versions
+from bench.cells import RESULTS, Results, packed, work_through
 from bench.quality_shown import plot, table
-from sieve import progress
 from sieve.apply import sliced
 from sieve.errors import ToleranceError
 from sieve.fitness import Scores, evaluate
@@ -162,17 +162,11 @@ def main(arguments: list[str] | None = None) -> None:
         plot(results, tasks[0], chosen.output)
         print(f"plot in {chosen.output}")
         return
-    about, bench = versions(), Bench(chosen.model, chosen.cache, chosen.tokens, chosen.share)
-    for cell in cells(tasks, chosen.seeds, chosen.searches):
-        if cell in results:
-            continue
-        started = time.perf_counter()
-        print(*cell.values(), flush=True)
-        with progress.shown():
-            row = bench.measure(cell)
-        seconds = round(time.perf_counter() - started, 1)
-        results.add(cell | {"model": chosen.model, "tokens": chosen.tokens, **row, "seconds": seconds, **about})
-        print(f"  removed {row.get('removed', 0):.1%}, accuracy {row.get('accuracy')}, {seconds} s", flush=True)
+    bench = Bench(chosen.model, chosen.cache, chosen.tokens, chosen.share)
+    about = {"model": chosen.model, "tokens": chosen.tokens}
+    failed = work_through(results, cells(tasks, chosen.seeds, chosen.searches), bench.measure, about)
+    if failed:
+        sys.exit(f"{failed} cells failed")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ python -m bench.methods docs     # all tables into docs/results.md
 """
 
 import argparse
-import time
+import sys
 from pathlib import Path
 
-import torch
-
-from bench.cells import RESULTS, Results, versions
+from bench.cells import RESULTS, Results, work_through
 from bench.methods import cross, grid, shown
 from bench.methods.setting import TOKENS
-from sieve import progress
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,24 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
             if chosen.what == "run"
             else (crossed, cross.cells(chosen.tasks), cross.Cross)
         )
-        run(results, cells, lambda: kind(chosen.model, chosen.cache, chosen.tokens), chosen)
-
-
-def run(results: Results, cells, bench, chosen: argparse.Namespace) -> None:
-    """Measure what is not there yet, a row at a time."""
-    about, ready = versions(), None
-    for cell in cells:
-        if cell in results:
-            continue
-        ready = ready or bench()
-        print(*cell.values(), flush=True)
-        started = time.perf_counter()
-        with progress.shown():
-            row = ready.measure(cell)
-        seconds = round(time.perf_counter() - started, 1)
-        results.add(cell | {"model": chosen.model, "tokens": chosen.tokens, **row, "seconds": seconds,
-                            "threads": torch.get_num_threads(), **about})  # fmt: skip
-        print(f"  accuracy {row['accuracy']:.3f}, {row['loglik']:.3f} nats, {seconds} s", flush=True)
+        bench = kind(chosen.model, chosen.cache, chosen.tokens)
+        failed = work_through(results, cells, bench.measure, {"model": chosen.model, "tokens": chosen.tokens})
+        if failed:
+            sys.exit(f"{failed} cells failed")
 
 
 if __name__ == "__main__":

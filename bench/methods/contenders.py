@@ -95,6 +95,7 @@ LOW_RANK = {
     "svd": projection("svd"),
     "pca": projection("pca"),
 }
+OURS = ("output_aligned", "loss_aware")  # what names of our own begin with
 SLOW = {"llm_sieve_sgd": projection("llm_sieve_sgd", kept=(0.5, 0.7))}
 STRUCTURED = {f"depth, {measure}": structured(drop_blocks_, measure=measure) for measure in MEASURES}
 STRUCTURED["width"] = structured(drop_channels_)

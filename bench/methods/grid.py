@@ -121,7 +121,7 @@ class Grid:
 
 def total(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
     """What two stages cost, one after the other."""
-    times = {name: round(one.get(name, 0) + two[name], 2) for name in two if name != "peak_bytes"}
+    times = {name: round(one.get(name, 0) + two[name], 4) for name in two if name != "peak_bytes"}
     return times | {"peak_bytes": max(one.get("peak_bytes", 0), two["peak_bytes"])}
 
 

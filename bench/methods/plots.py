@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.cells import Results, differences
 from bench.methods import cross, grid
-from bench.methods.contenders import PROJECTIONS
+from bench.methods.contenders import LOW_RANK, OURS, PROJECTIONS, SLOW, STRUCTURED
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -20,6 +20,7 @@ def curves(measured: Results, path: Path) -> Path:
         if row["contender"] in PROJECTIONS:
             sizes.setdefault(row["task"], set()).add(row["kept"])
     tasks = [task for task, found in sizes.items() if len(found) > 1]
+    styles = _styles()
     figure, axes = pyplot.subplots(
         2, max(len(tasks), 1), figsize=(5.5 * max(len(tasks), 1), 7.5), squeeze=False, sharex=True
     )
@@ -27,20 +28,35 @@ def curves(measured: Results, path: Path) -> Path:
         dense = measured.find(task=task, contender=grid.DENSE_CELL)
         for axis, name in zip(axes[:, column], ("accuracy", "loglik"), strict=True):
             axis.axhline(np.mean([row[name] for row in dense]), color="black", linewidth=0.8, label="dense")
-            for index, contender in enumerate(PROJECTIONS):
+            for contender, style in styles.items():
                 rows = measured.find(task=task, contender=contender)
                 kept = sorted({row["kept"] for row in rows})
                 if kept:
                     values = [np.mean([row[name] for row in rows if row["kept"] == one]) for one in kept]
-                    style = "s" if len(kept) < 3 else ".-"
-                    axis.plot(kept, values, style, color=f"C{index % 10}", label=contender, markersize=5)
+                    axis.plot(kept, values, label=contender, markersize=5, **style)
             axis.grid(alpha=0.3)
         axes[0, column].set_title(task)
         axes[1, column].set_xlabel("kept fraction of the prunable parameters")
     axes[0, 0].set_ylabel("accuracy on the test split")
     axes[1, 0].set_ylabel("log-likelihood of the right answer, nats")
-    axes[0, 0].legend(fontsize=8)
+    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return _saved(figure, path)
+
+
+def _styles() -> dict[str, dict]:
+    """Ours solid, published projections dashed, structured removal dotted; what has few sizes is points."""
+    ours = [name for name in LOW_RANK if name.startswith(OURS)]
+    groups = (
+        (ours, "-", "."),
+        ([n for n in LOW_RANK if n not in ours], "--", "."),
+        (STRUCTURED, ":", "x"),
+        (SLOW, "", "s"),
+    )
+    return {
+        name: {"color": f"C{index}", "linestyle": line, "marker": marker}
+        for names, line, marker in groups
+        for index, name in enumerate(names)
+    }
 
 
 def matrix(crossed: Results, path: Path) -> Path:

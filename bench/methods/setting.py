@@ -35,8 +35,8 @@ def metered() -> Iterator[dict[str, float]]:
     Path("/proc/self/clear_refs").write_text("5")
     before, started, cpu = _status("VmRSS"), time.perf_counter(), time.process_time()
     yield row
-    row["seconds"] = round(time.perf_counter() - started, 2)
-    row["cpu_seconds"] = round(time.process_time() - cpu, 2)
+    row["seconds"] = round(time.perf_counter() - started, 4)
+    row["cpu_seconds"] = round(time.process_time() - cpu, 4)
     row["peak_bytes"] = max(_status("VmHWM") - before, 0)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.cells import Results, differences, packed, unpacked
+from bench.cells import Results, differences, packed, unpacked, work_through
 from sieve.errors import InputError
 from sieve.fitness import Scores
 
@@ -21,6 +21,23 @@ def test_a_stopped_run_goes_on(tmp_path):
     again.add({"task": "b", "seed": 1, "value": 3})
     assert [row["value"] for row in Results(path, ("task", "seed"))] == [1, 3]
     assert [row["value"] for row in Results(path, ("task", "seed")).find(seed=1)] == [3]
+
+
+def test_a_cell_that_fails_is_left_for_the_next_run(tmp_path, capsys):
+    results = Results(tmp_path / "rows.jsonl", ("task",))
+    cells = [{"task": name} for name in "abc"]
+
+    def measure(cell):
+        if cell["task"] == "b":
+            raise InputError("no b today")
+        return {"accuracy": 0.5}
+
+    assert work_through(results, cells, measure, {"model": "tiny"}) == 1
+    assert "no b today" in capsys.readouterr().err
+    assert [row["task"] for row in Results(results.path, ("task",))] == ["a", "c"]
+    assert work_through(results, cells, lambda cell: {"accuracy": 1.0}, {"model": "tiny"}) == 0
+    assert [row["accuracy"] for row in results] == [0.5, 0.5, 1.0]
+    assert all(row["model"] == "tiny" and row["commit"] and row["torch"] for row in results)
 
 
 def test_scores_packed_and_paired():
