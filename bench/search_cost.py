@@ -18,12 +18,13 @@ from sieve.apply import sliced
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.likelihood import Sharing
 from sieve.fitness.surrogate import rank_correlation
+from sieve.matrices import decoder_blocks
 from sieve.models import evaluating
 from sieve.searchers import run_search
 from sieve.tasks import load_task
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--task", default="geography")
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--journal", help="file that keeps the evaluations")
     parser.add_argument("--generations", type=int)
     parser.add_argument("--replay", type=int, default=60, help="candidates to evaluate plainly")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     model, tokenizer = sieve.load_model(chosen.model)
     task = load_task(chosen.task)
     statistics = sieve.calibrate(model, tokenizer, task, chosen.tokens, path=chosen.statistics)
@@ -50,6 +51,9 @@ def main() -> None:
     print(f"{cost['candidates']} candidates, {len(result.evaluated)} on all examples, {seconds:.0f} s in this process")
     print(f"layer-tokens: plain {cost['layer_tokens_plain']:,}, spent {cost['layer_tokens_spent']:,}, ", end="")
     print(f"ratio {cost['cost_ratio']:.1f}; surrogate's rank correlation {result.rank_correlation}")
+    # An engine that shares prompts within a candidate, pads nothing and asks no candidate twice, but every one in full.
+    strong = cost["candidates"] * result.evaluated[0].scores.tokens * len(decoder_blocks(model)[1])
+    print(f"against shared prompts alone: {strong:,}, ratio {strong / cost['layer_tokens_spent']:.1f}")
     for name, saved in cost["saved_by"].items():
         print(f"  {name:10} {saved:15,}")
     best = sorted(result.evaluated, key=lambda one: -one.scores.mean_loglik)
