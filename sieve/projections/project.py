@@ -14,6 +14,7 @@ from sieve.matrices import prunable, weight_of
 from sieve.methods import Method, method_named
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
+from sieve.projections.parallel import LARGEST, each
 from sieve.projections.problem import problem_of
 from sieve.projections.ridge import choose_ridge
 from sieve.projections.shrinkage import check_shrinkage, choose_shrinkage
@@ -124,18 +125,23 @@ def _pairs(
 ) -> dict[str, FactorPair]:
     """Factors of the matrices that `ranks` names, up to those ranks."""
     solve = method.function()
+    layers = {name: model.get_submodule(name) for name in ranks}
+
+    def pair(name: str) -> FactorPair:
+        layer, rank, source = layers[name], ranks[name], statistics.sources[name]
+        weight = weight_of(layer)
+        centred = mean if mean is not None else layer.bias is not None and source.inputs in statistics.sums
+        A, B, energy = solve(problem_of(name, weight, statistics, ridge, shrinkage, prior, centred))
+        means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
+        shared = statistics.grams[source.gram] if source.side == "input" else None
+        A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)
+        return FactorPair(A, B, energy.cpu(), shared, *means)
+
+    small = max((max(layer.weight.shape) for layer in layers.values()), default=0) <= LARGEST
     pairs = {}
     with progress.bar("projection", len(ranks), "matrices") as advance:
-        for name, rank in ranks.items():
-            layer = model.get_submodule(name)
-            weight = weight_of(layer)
-            source = statistics.sources[name]
-            centred = mean if mean is not None else layer.bias is not None and source.inputs in statistics.sums
-            A, B, energy = solve(problem_of(name, weight, statistics, ridge, shrinkage, prior, centred))
-            means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
-            shared = statistics.grams[source.gram] if source.side == "input" else None
-            A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)
-            pairs[name] = FactorPair(A, B, energy.cpu(), shared, *means)
+        for name, made in zip(ranks, each(pair, ranks, small and model.device.type == "cpu"), strict=True):
+            pairs[name] = made
             advance(1)
     return pairs
 
