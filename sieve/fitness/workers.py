@@ -225,7 +225,8 @@ class Workers:
                     object_store_memory=3 * size + _STORE, **quiet,
                 )  # fmt: skip
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-            raise InputError(f"no Ray cluster for --workers {self._workers}: {_line(error)}") from error
+            hint = "; if it asks for a token, set RAY_AUTH_MODE=token" if isinstance(self._workers, str) else ""
+            raise InputError(f"no Ray cluster for --workers {self._workers}: {_line(error)}{hint}") from error
         self._open.callback(ray.shutdown)
 
     def _room(self) -> int:

@@ -23,6 +23,7 @@ from sieve.fitness.workers import Workers, require_workers
 from sieve.matrices import prunable
 from sieve.searchers import Options, check_options, run_search
 from tests.sieve.fitness.test_engine import drawn_plans, engine_of, svd_factors
+from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 - fixtures
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 ray = pytest.importorskip("ray")
@@ -169,12 +170,12 @@ def ours(pid):
 def acting(model, act, workers):
     """An engine whose evaluations do something, given up_proj's rank, which is the score."""
 
-    def run(model):
+    def evaluate(model):
         rank = model.model.layers[1].mlp.up_proj.rank or 0
         act(rank)
         return Scores(np.full(4, float(rank)), np.full(4, -float(rank)), 4)
 
-    parts = [Prepared(run, 4, 4, fixed_passes=False)] * 2
+    parts = [Prepared(evaluate, 4, 4, fixed_passes=False)] * 2
     stack, matrices = ExitStack(), prunable(model)
     engine = Engine(model, stack.enter_context(sliced(model, svd_factors(model))), matrices, parts, workers=workers)
     stack.enter_context(engine.running())
@@ -183,33 +184,6 @@ def acting(model, act, workers):
 
 def plans_of(ranks):
     return [{"model.layers.1.mlp.up_proj": rank} for rank in ranks]
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_worker_that_dies_at_a_candidate_costs_that_one_evaluation(tmp_path):
-    """It kills itself the first time that it comes to rank 5, and leaves word."""
-    deaths, log = tmp_path / "deaths", tmp_path / "log"
-
-    def act(rank):
-        with open(log, "a") as file:
-            file.write(f"{rank}\n")
-        if rank == 5 and not deaths.exists():
-            deaths.write_text("once")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    stack, engine = acting(tiny_model("llama"), act, 2)
-    with stack:
-        scores = engine.scores(plans_of(range(1, 11)), 0)
-    assert [one.accuracy for one in scores] == list(range(1, 11))
-    assert deaths.exists()
-    assert sorted(map(int, log.read_text().split())) == sorted([*range(1, 11), 5])
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_candidate_that_kills_every_worker_ends_the_search(tmp_path):
-    stack, engine = acting(tiny_model("llama"), lambda rank: rank == 3 and os.kill(os.getpid(), signal.SIGKILL), 2)
-    with stack, pytest.raises(WorkerError, match=r"lost 3 times.*--resume"):
-        engine.scores(plans_of(range(1, 6)), 0)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -271,3 +245,47 @@ def test_without_ray_the_extra_is_named(small, monkeypatch):
     monkeypatch.setattr(workers_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "sieve-pruning\[ray\]"'):
         searched(small, workers=2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_line(run, world, tmp_path):  # noqa: F811
+    quick = ("--search", "ga", "--generations", 1, "--population", 4, "--offspring", 6, "--bottlenecks", 0)
+    given = (*options(world, tmp_path / "out", tolerance=0.4), *quick)
+    code, _, err = run(*given, "--workers", "ray://127.0.0.1:1")
+    assert code == 2
+    assert "no Ray cluster answers at ray://127.0.0.1:1" in err
+    assert "load" not in err.split("answers")[0]  # found out before anything else
+    assert not list(tmp_path.glob("out*"))
+    assert run(*given, "--workers", 0)[0] == 2
+    code, _, err = run(*given, "--workers", 2)
+    assert code == 0, err
+    assert "starting 2 workers" in err
+    assert "workers: 2" in (tmp_path / "out" / "recipe.yaml").read_text().replace('"', "")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_at_a_candidate_costs_that_one_evaluation(tmp_path):
+    """It kills itself the first time that it comes to rank 5, and leaves word."""
+    deaths, log = tmp_path / "deaths", tmp_path / "log"
+
+    def act(rank):
+        with open(log, "a") as file:
+            file.write(f"{rank}\n")
+        if rank == 5 and not deaths.exists():
+            deaths.write_text("once")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stack, engine = acting(tiny_model("llama"), act, 2)
+    with stack:
+        scores = engine.scores(plans_of(range(1, 11)), 0)
+    assert [one.accuracy for one in scores] == list(range(1, 11))
+    assert deaths.exists()
+    assert sorted(map(int, log.read_text().split())) == sorted([*range(1, 11), 5])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_candidate_that_kills_every_worker_ends_the_search(monkeypatch):
+    monkeypatch.setattr(workers_module, "LOSSES", 2)
+    stack, engine = acting(tiny_model("llama"), lambda rank: rank == 3 and os.kill(os.getpid(), signal.SIGKILL), 2)
+    with stack, pytest.raises(WorkerError, match=r"lost 2 times.*--resume"):
+        engine.scores(plans_of(range(1, 6)), 0)
