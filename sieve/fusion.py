@@ -12,8 +12,8 @@ from types import FunctionType, MethodType
 import torch
 from torch import nn
 
-from sieve.layers import PAIRS, LowRankLinear, holds_plain_tensors, is_plain, is_untouched
-from sieve_kernels import linear, lowrank_swiglu, rms_norm, rotary
+from sieve.layers import PAIRS, LowRankLinear, has_hooks, holds_plain_tensors, is_plain, is_untouched
+from sieve_kernels import linear, lowrank_mlp, rms_norm, rotary
 
 ACTIVATIONS = {
     "SiLUActivation": "silu",
@@ -35,10 +35,10 @@ _ATTENTION = tuple(f"{family}Attention" for family in _FAMILIES)  # they call ap
 def fuse_(model: nn.Module) -> nn.Module:
     """Let the modules of `model` use the operators that serve them, in place; returns the model.
 
-    A gated MLP whose gate and up matrices are pairs never stores both of its wide activations; any other multiplies
-    them in place. On a CPU, normalisation and rotary positions are one pass each, and a layer that stayed dense, the
-    output head among them, reads its weight faster where there are few rows. `apply_` and loading a pruned model do
-    this already. Results differ from the unfused ones by rounding.
+    A gated MLP with a pair in it is one operator, which need not store its wide middle; any other multiplies in place.
+    On a CPU, normalisation and rotary positions are one pass each, and a layer that stayed dense, the output head among
+    them, reads its weight faster where there are few rows. `apply_` and loading a pruned model do this already. Results
+    differ from the unfused ones by rounding.
     """
     inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
     for module in model.modules():
@@ -55,21 +55,32 @@ def fuse_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _pairs(mlp: nn.Module) -> bool:
-    pairs = mlp.gate_proj, mlp.up_proj
-    plain = all(type(pair) is LowRankLinear and pair.B.bias is None for pair in pairs)
-    return plain and type(mlp.act_fn).__name__ in ACTIVATIONS
-
-
 def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → [..., n]."""
-    gate, up = mlp.gate_proj, mlp.up_proj
-    if not (_pairs(mlp) and all(is_untouched(pair) and is_plain(pair.A) and is_plain(pair.B) for pair in (gate, up))):
-        if torch.is_grad_enabled():
-            return type(mlp).forward(mlp, x)
-        return mlp.down_proj(mlp.act_fn(gate(x)).mul_(up(x)))
-    activation = ACTIVATIONS[type(mlp.act_fn).__name__]
-    return mlp.down_proj(lowrank_swiglu(x, gate.A.weight, gate.B.weight, up.A.weight, up.B.weight, activation))
+    activation = ACTIVATIONS.get(type(mlp.act_fn).__name__)
+    layers = [_tensors(layer) for layer in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    if activation and all(layers) and any(len(layer) > 1 for layer in layers):
+        return lowrank_mlp(x, *layers, activation)
+    if torch.is_grad_enabled():
+        return type(mlp).forward(mlp, x)
+    return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
+
+
+def _tensors(layer: nn.Module) -> tuple[torch.Tensor, ...] | None:
+    """What `lowrank_mlp` takes of a layer; None where the layer must be called as the module it is."""
+    if type(layer) is nn.Linear:
+        own = layer.__dict__.get("forward")
+        plain = (
+            holds_plain_tensors(layer)
+            and not has_hooks(layer)
+            and (own is None or getattr(own, "__func__", None) is _dense)
+        )
+        return (layer.weight,) if plain and layer.bias is None else None
+    if not isinstance(layer, PAIRS) or not is_untouched(layer) or not all(map(is_plain, layer.children())):
+        return None
+    if type(layer) is LowRankLinear:
+        return (layer.A.weight, layer.B.weight) if layer.B.bias is None else None
+    return (layer.A.weight, layer.C.weight, layer.permutation) if layer.bias is None else None
 
 
 def _dense(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:

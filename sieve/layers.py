@@ -153,4 +153,8 @@ def holds_plain_tensors(layer: nn.Linear) -> bool:
 
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling `module` runs its class's forward and nothing else: no hook, no patched forward."""
-    return "forward" not in module.__dict__ and not any(getattr(module, hooks) for hooks in _HOOKS)
+    return "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in _HOOKS)

@@ -4,6 +4,7 @@ Useful alone: importing this package needs torch, NumPy and SciPy; Triton is loo
 arrives.
 """
 
+from sieve_kernels.glu.mlp import lowrank_mlp
 from sieve_kernels.glu.ops import lowrank_swiglu
 from sieve_kernels.gram.ops import cross_gram_, gram_
 from sieve_kernels.lowrank.ops.dense import linear
@@ -24,6 +25,7 @@ __all__ = [
     "lowrank_linear_pivoted",
     "lowrank_linear_population",
     "lowrank_linear_quantized",
+    "lowrank_mlp",
     "lowrank_swiglu",
     "quantize_rows",
     "rms_norm",

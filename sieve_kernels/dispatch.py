@@ -192,6 +192,10 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("torch", "glu.cpu:swiglu_backward", "library products", _anywhere, _on_cpu),
         Rule("triton", "glu.triton_kernels:swiglu_backward", "gate and up recomputed in registers", _triton),
     ),
+    "lowrank_mlp": (
+        _native("glu.native:mlp"),
+        Rule("parts", "glu.mlp:parts", "the operators of its parts", _anywhere),
+    ),
     "lowrank_linear_pivoted": (
         _native("lowrank.native:pivoted"),
         Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),

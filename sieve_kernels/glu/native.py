@@ -1,8 +1,11 @@
 """Compiled CPU path of the gated layer: gate and up meet in cache, for inputs that `dispatch` finds fit."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from sieve_kernels.lowrank.native import rows_in_one_piece, run
+from sieve_kernels.glu.reference import width
+from sieve_kernels.lowrank.native import Layer, rows_in_one_piece, run
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in activations.h
 
@@ -16,3 +19,23 @@ def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor
     ]
     run(x, pairs, _ACTIVATIONS[activation])
     return y
+
+
+def mlp(x: Tensor, layers: Sequence[Sequence[Tensor]], activation: str) -> Tensor:
+    """y [..., k] = down(act(gate(x)) · up(x)); each layer is (W,), (A, B) or (A, C, permutation)."""
+    y = x.new_empty((*x.shape[:-1], width(layers[2])))
+    hidden = x.new_empty((0, width(layers[0])))  # only its width is looked at: h itself stays in cache
+    run(
+        x,
+        [_parts(layer, out) for layer, out in zip(layers, (hidden, hidden, y), strict=True)],
+        _ACTIVATIONS[activation],
+    )
+    return y
+
+
+def _parts(layer: Sequence[Tensor], out: Tensor) -> Layer:
+    if len(layer) == 1:
+        return None, None, rows_in_one_piece(layer[0]), None, None, None, out
+    A, B, *permutation = layer
+    order = permutation[0].contiguous() if permutation else None
+    return rows_in_one_piece(A), None, rows_in_one_piece(B), None, None, order, out

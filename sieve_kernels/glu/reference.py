@@ -3,13 +3,13 @@
 T tokens, n inputs, m outputs, ranks r and q.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from sieve_kernels.lowrank.reference import linear
+from sieve_kernels.lowrank.reference import dense, linear, pivoted
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -23,3 +23,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str = "silu") -> Tensor:
     """act(x A_gateᵀ B_gateᵀ) · (x A_upᵀ B_upᵀ); x [..., n], A_gate [r, n], B_gate [m, r], A_up [q, n], B_up [m, q]."""
     return ACTIVATIONS[activation](linear(x, A_gate, B_gate)) * linear(x, A_up, B_up)
+
+
+def mlp(x: Tensor, layers: Sequence[Sequence[Tensor]], activation: str = "silu") -> Tensor:
+    """down(act(gate(x)) · up(x)); gate, up and down are (W,), (A, B) or (A, C, permutation) → [..., k]."""
+    gate, up, down = layers
+    return layer(ACTIVATIONS[activation](layer(x, gate)) * layer(x, up), down)
+
+
+def layer(x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """x Wᵀ, (x Aᵀ) Bᵀ, or the pivoted pair (A, C, permutation), by the number of tensors."""
+    return (dense, linear, pivoted)[len(tensors) - 1](x, *tensors)
+
+
+def width(tensors: Sequence[Tensor]) -> int:
+    """How many outputs such a layer has."""
+    return tensors[-1].shape[0]

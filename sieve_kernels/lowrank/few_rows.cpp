@@ -47,15 +47,15 @@ Matrix matrix_of(const Layer& layer, int64_t n) { return {layer.B, layer.B_strid
 struct Team {
   int64_t part, parts;
   std::atomic<int64_t>* arrived;
-  Workspace* workspace;
+  int64_t meetings = 0;
 
   int64_t first(int64_t count) const { return part * count / parts; }
   int64_t end(int64_t count) const { return (part + 1) * count / parts; }
-  float* own(int64_t count) { return reinterpret_cast<float*>(workspace->get(count * sizeof(float))); }
   void wait() {
     if (parts == 1) return;
+    const int64_t all = ++meetings * parts;
     arrived->fetch_add(1, std::memory_order_acq_rel);
-    for (int looks = 0; arrived->load(std::memory_order_acquire) < parts; ++looks)
+    for (int looks = 0; arrived->load(std::memory_order_acquire) < all; ++looks)
       if (looks > 4000) std::this_thread::yield();  // more threads than free cores
   }
 };
@@ -122,23 +122,27 @@ static Run widest() {
   return portable::run;
 }
 
+// What the team shares: every z; of gated layers the gates, ups and what comes of them.
+static int64_t shared_bytes(const Problem& problem) {
+  int64_t numbers = 0;
+  for (int64_t i = 0; i < problem.count; ++i) numbers += problem.layers[i].A ? problem.layers[i].r : 0;
+  if (problem.activation >= 0) numbers += 3 * problem.layers[0].m;
+  return problem.T * numbers * sizeof(float) + 64;
+}
+
 void few_rows(const Problem& problem) {
   static const Run run = widest();
-  int64_t weights = 0, ranks = 0;
-  for (int64_t i = 0; i < problem.count; ++i) {
-    const Layer& layer = problem.layers[i];
-    weights += layer.A ? layer.r * (problem.n + layer.m) : layer.m * problem.n;
-    ranks += layer.A ? layer.r : 0;
-  }
+  int64_t weights = 0;
+  for (int64_t i = 0; i < problem.count; ++i) weights += weights_of(problem, i);
   const int threads = useful_threads(weights * bytes_of(problem.weights), 0);
   static thread_local Workspace shared;
-  char* z = shared.get(problem.T * ranks * sizeof(float) + 64);
+  char* z = shared.get(shared_bytes(problem));
   std::atomic<int64_t> arrived{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    static thread_local Workspace inputs, outputs;
+    static thread_local Workspace inputs;
     char* x = inputs.get(problem.T * problem.n * sizeof(float));
-    Team team{omp_get_thread_num(), omp_get_num_threads(), &arrived, &outputs};
+    Team team{omp_get_thread_num(), omp_get_num_threads(), &arrived};
     run(problem, x, z, team);
   }
 }

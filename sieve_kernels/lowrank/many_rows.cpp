@@ -17,7 +17,8 @@
 namespace sieve {
 namespace {
 
-constexpr int64_t STRIP = 2 * TILE;   // weight rows, and tokens, of one product: 2 × 2 tiles of sums
+constexpr int64_t STRIP = 2 * TILE;  // weight rows, and tokens, of one product: 2 × 2 tiles of sums
+constexpr int64_t SUMS = STRIP * STRIP;
 constexpr int64_t BLOCK = 4 * STRIP;  // most tokens of a block: packed, they and z stay in L2
 
 using bf16 = uint16_t;
@@ -71,6 +72,7 @@ struct Strip {
   int64_t stride;
   int64_t whole;     // steps that `data` holds
   const bf16* rest;  // the last step, if one is left
+  bool half;         // there are no more than 16 rows: the products of the others are not formed, and are no numbers
 };
 
 Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, const int64_t* sources, int64_t row,
@@ -78,17 +80,19 @@ Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, c
   const bf16* from = static_cast<const bf16*>(weights);
   bf16* copy = reinterpret_cast<bf16*>(scratch);
   const int64_t whole = n / DEPTH, left = n % DEPTH;
-  if (!sources && row + STRIP <= rows) {
+  const int64_t height = std::min(STRIP, rows - row);
+  const bool half = height <= TILE;
+  if (!sources && height % TILE == 0) {
     from += row * stride;
-    for (int64_t i = 0; left > 0 && i < STRIP; ++i) {
+    for (int64_t i = 0; left > 0 && i < height; ++i) {
       const __m512i last = _mm512_maskz_loadu_epi16((__mmask32{1} << left) - 1, from + i * stride + whole * DEPTH);
       _mm512_store_si512(copy + i * DEPTH, last);
     }
-    return {from, stride, whole, copy};
+    return {from, stride, whole, copy, half};
   }
   const int64_t width = up(n, DEPTH);
   std::memset(copy, 0, STRIP * width * sizeof(bf16));
-  for (int64_t i = 0; i < std::min(STRIP, rows - row); ++i) {
+  for (int64_t i = 0; i < height; ++i) {
     const int64_t source = sources ? sources[row + i] - n : row + i;
     constexpr bf16 ONE = 0x3f80;
     if (source < 0)
@@ -96,34 +100,47 @@ Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, c
     else
       std::memcpy(copy + i * width, from + source * stride, n * sizeof(bf16));
   }
-  return {copy, width, width / DEPTH, nullptr};
+  return {copy, width, width / DEPTH, nullptr, half};
 }
 
+template <bool half>
 inline void multiply_step(const bf16* left, int64_t stride, const char* right) {
   _tile_loadd(4, left, stride * sizeof(bf16));
   _tile_loadd(6, right, 64);
   _tile_loadd(7, right + TILE_BYTES, 64);
-  _tile_loadd(5, left + TILE * stride, stride * sizeof(bf16));
   _tile_dpbf16ps(0, 4, 6);
   _tile_dpbf16ps(1, 4, 7);
+  if (half) return;
+  _tile_loadd(5, left + TILE * stride, stride * sizeof(bf16));
   _tile_dpbf16ps(2, 5, 6);
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// sums [2 × 2 tiles of 16 rows × 16 tokens] = strip × 32 tokens.
-void multiply(const Strip& strip, const Packed& packed, int64_t token_strip, float* sums) {
+// sums [2 × 2 tiles of 16 rows × 16 tokens] = strip × 32 tokens. `between` is called after every step: what it does,
+// the processor does while the tiles are multiplied.
+template <bool half, class Between>
+inline void multiply_strip(const Strip& strip, const Packed& packed, int64_t token_strip, float* sums,
+                           Between between) {
   const char* right = packed.at(token_strip, 0);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < strip.whole; ++step, right += 2 * TILE_BYTES)
-    multiply_step(strip.data + step * DEPTH, strip.stride, right);
-  if (strip.whole < packed.steps) multiply_step(strip.rest, DEPTH, right);
+  for (int64_t step = 0; step < strip.whole; ++step, right += 2 * TILE_BYTES) {
+    multiply_step<half>(strip.data + step * DEPTH, strip.stride, right);
+    between();
+  }
+  if (strip.whole < packed.steps) multiply_step<half>(strip.rest, DEPTH, right);
   _tile_stored(0, sums, 64);
   _tile_stored(1, sums + 256, 64);
   _tile_stored(2, sums + 512, 64);
   _tile_stored(3, sums + 768, 64);
+}
+
+template <class Between>
+inline void multiply(const Strip& strip, const Packed& packed, int64_t token_strip, float* sums, Between between) {
+  strip.half ? multiply_strip<true>(strip, packed, token_strip, sums, between)
+             : multiply_strip<false>(strip, packed, token_strip, sums, between);
 }
 
 // Rows 2p and 2p + 1 of 32 rows of sums, rounded, as pairs: one register for the tokens of a tile.
@@ -135,50 +152,66 @@ inline __m512i round_pair(const float* sums, int p, int tile) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(ALTERNATE), reinterpret_cast<__m512i>(both));
 }
 
-// 32 rows of zᵀ as one step of the next product.
-void pack_sums(const float* sums, char* to) {
-  for (int tile = 0; tile < 2; ++tile)
-    for (int p = 0; p < 16; ++p) _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, round_pair(sums, p, tile));
+// 32 rows of zᵀ, of 16 tokens, as half of one step of the next product.
+inline void pack_sums(const float* sums, char* to, int tile) {
+  for (int p = 0; p < 16; ++p) _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, round_pair(sums, p, tile));
 }
 
-// sums += bias of rows row … row + 31.
-void add_bias(float* sums, const void* bias, int64_t row, int64_t rows) {
+// sums += bias of rows row … row + 31, for 16 tokens.
+inline void add_bias(float* sums, const void* bias, int64_t row, int64_t rows, int tile) {
   for (int64_t i = 0; i < std::min(STRIP, rows - row); ++i) {
     const uint32_t bits = static_cast<uint32_t>(static_cast<const bf16*>(bias)[row + i]) << 16;
     const __m512 value = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)));
-    for (int tile = 0; tile < 2; ++tile) {
-      float* at = sums + (i / TILE * 2 + tile) * 256 + i % TILE * TILE;
-      _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), value));
-    }
+    float* at = sums + (i / TILE * 2 + tile) * 256 + i % TILE * TILE;
+    _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), value));
   }
 }
 
-// y [tokens, rows row … row + 31] = transposed sums.
-void store_sums(const float* sums, const Layer& layer, int64_t row, int64_t token, int64_t end) {
+// y [16 tokens, rows row … row + 31] = transposed sums.
+inline void store_sums(const float* sums, const Layer& layer, int64_t row, int64_t token, int64_t end, int tile) {
   const int64_t rows = std::min<int64_t>(STRIP, layer.m - row);
-  const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << rows) - 1);
-  for (int tile = 0; tile < 2; ++tile) {
-    __m512i v[16];
-    for (int p = 0; p < 16; ++p) v[p] = round_pair(sums, p, tile);
-    transpose(v);
-    bf16* y = static_cast<bf16*>(layer.y) + (token + tile * TILE) * layer.y_stride + row;
-    const int64_t tokens = std::clamp<int64_t>(end - token - tile * TILE, 0, TILE);
-    if (tokens == TILE && rows == STRIP) {
-      for (int t = 0; t < TILE; ++t) _mm512_storeu_si512(y + t * layer.y_stride, v[t]);
-      continue;
-    }
-    for (int64_t t = 0; t < tokens; ++t) _mm512_mask_storeu_epi16(y + t * layer.y_stride, mask, v[t]);
+  __m512i v[16];
+  for (int p = 0; p < 16; ++p) v[p] = round_pair(sums, p, tile);
+  transpose(v);
+  token += tile * TILE;
+  bf16* y = static_cast<bf16*>(layer.y) + token * layer.y_stride + row;
+  const int64_t tokens = std::clamp<int64_t>(end - token, 0, TILE);
+  if (tokens == TILE && rows == STRIP) {
+    for (int t = 0; t < TILE; ++t) _mm512_storeu_si512(y + t * layer.y_stride, v[t]);
+    return;
   }
+  const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << rows) - 1);
+  for (int64_t t = 0; t < tokens; ++t) _mm512_mask_storeu_epi16(y + t * layer.y_stride, mask, v[t]);
 }
 
-void activate_sums(int activation, float* gate, const float* up_) {
+// v · sigmoid(u), with an error far below the rounding to bf16 that follows: 1 / (1 + 2^-u·log2(e)).
+inline __m512 times_sigmoid(__m512 v, __m512 u) {
+  const __m512 exponent = _mm512_mul_ps(u, _mm512_set1_ps(-1.44269504f));
+  const __m512 whole = _mm512_roundscale_ps(exponent, 0), f = _mm512_sub_ps(exponent, whole);
+  __m512 power = _mm512_set1_ps(9.61813e-3f);  // 2^f for |f| ≤ 1/2, to 4e-5
+  for (float c : {5.55041e-2f, 2.402265e-1f, 6.931472e-1f, 1.0f}) power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(c));
+  const __m512 sum = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_scalef_ps(power, whole));
+  return _mm512_mul_ps(v, _mm512_rcp14_ps(sum));
+}
+
+// gate = activation(gate) · up, for rows row … row + 3 of 16 tokens.
+constexpr int ROWS = 4;
+
+inline void activate_sums(int activation, float* gate, const float* up_, int row, int tile) {
+  const int64_t at = (row / TILE * 2 + tile) * 256 + row % TILE * TILE;
+  gate += at;
+  up_ += at;
   const auto apply = [&](auto function) {
 #pragma omp simd
-    for (int64_t i = 0; i < STRIP * STRIP; ++i) gate[i] = function(gate[i]) * up_[i];
+    for (int i = 0; i < ROWS * TILE; ++i) gate[i] = function(gate[i]) * up_[i];
   };
   switch (activation) {
     case SILU:
-      return apply([](float v) { return silu(v); });
+      for (int i = 0; i < ROWS * TILE; i += TILE) {
+        const __m512 v = _mm512_load_ps(gate + i);
+        _mm512_store_ps(gate + i, _mm512_mul_ps(times_sigmoid(v, v), _mm512_load_ps(up_ + i)));
+      }
+      return;
     case GELU:
       return apply([](float v) { return gelu(v); });
     case GELU_TANH:
@@ -188,55 +221,134 @@ void activate_sums(int activation, float* gate, const float* up_) {
   }
 }
 
-using Sources = std::vector<std::vector<int64_t>>;  // of each layer, empty where it is not pivoted
+using Sources = std::vector<int64_t>;  // of a layer's outputs, empty where it is not pivoted
 
-// Tokens first … first + tokens - 1 through all layers. memory: shared by the team; scratch: this thread's own.
-void block(const Problem& problem, const Sources& sources, int64_t first, int64_t tokens, char* memory, char* scratch,
-           const Team& team) {
-  const int64_t strips = up(tokens, STRIP) / STRIP;
-  alignas(64) float sums[2][STRIP * STRIP];
-  const Packed x{memory, up(problem.n, DEPTH) / DEPTH};
-  Packed inputs[2] = {x, x};
-  pack_tokens(problem, first, tokens, x, team);
-  team.wait();
+// The tokens of a block on their way through the layers.
+struct Block {
+  const Problem& problem;
+  int64_t first, tokens;
+  char* scratch;  // this thread's own
+  Team team;
 
-  const int64_t together = problem.activation < 0 ? 1 : 2;  // layers whose outputs meet
-  for (int64_t at = 0; at < problem.count; at += together) {
-    memory = x.data + packed_bytes(tokens, problem.n);
-    for (int64_t i = 0; i < together; ++i) {
-      const Layer& layer = problem.layers[at + i];
-      inputs[i] = x;
-      if (layer.A == nullptr) continue;
-      inputs[i] = {memory, up(layer.r, DEPTH) / DEPTH};
-      memory += packed_bytes(tokens, layer.r);
-      for (int64_t step = team.first(inputs[i].steps); step < team.end(inputs[i].steps); ++step) {
-        const Strip strip = take_strip(layer.A, layer.A_stride, layer.r, problem.n, nullptr, step * STRIP, scratch);
-        for (int64_t s = 0; s < strips; ++s) {
-          multiply(strip, x, s, sums[0]);
-          pack_sums(sums[0], inputs[i].at(s, step));
-        }
-      }
-    }
-    team.wait();
-    const int64_t row_strips = up(problem.layers[at].m, STRIP) / STRIP;
-    for (int64_t row = team.first(row_strips) * STRIP; row < team.end(row_strips) * STRIP; row += STRIP) {
-      Strip weights[2];
+  int64_t strips() const { return up(tokens, STRIP) / STRIP; }
+
+  // zᵀ = A inputᵀ.
+  void reduce(const Layer& layer, int64_t n, const Packed& input, const Packed& z) const {
+    const auto strip = [&](int64_t step) {
+      return take_strip(layer.A, layer.A_stride, layer.r, n, nullptr, step * STRIP, scratch);
+    };
+    products<1, 2>(
+        team.first(z.steps), team.end(z.steps), &input, [&](int64_t step, Strip* weights) { weights[0] = strip(step); },
+        [&](int tile, int64_t step, int64_t s, float (*sums)[SUMS]) { pack_sums(sums[0], z.at(s, step), tile); });
+  }
+
+  // finish(tile, strip of rows, strip of tokens, sums) for the outputs B zᵀ, or of two layers that meet, gate and up.
+  template <int together, class Finish>
+  void expand(const Layer* layers, const Sources* sources, int64_t n, const Packed* inputs, Finish finish) const {
+    const int64_t strips = up(layers->m, STRIP) / STRIP;
+    const auto take = [&](int64_t row, Strip* weights) {
       char* room = scratch;
-      for (int64_t i = 0; i < together; ++i) {
-        const Layer& layer = problem.layers[at + i];
-        weights[i] = take_strip(layer.B, layer.B_stride, layer.m, layer.A ? layer.r : problem.n,
-                                sources[at + i].empty() ? nullptr : sources[at + i].data(), row, room);
+      for (int i = 0; i < together; ++i) {
+        const Layer& layer = layers[i];
+        weights[i] = take_strip(layer.B, layer.B_stride, layer.m, layer.A ? layer.r : n,
+                                sources[i].empty() ? nullptr : sources[i].data(), row * STRIP, room);
         room += STRIP * inputs[i].steps * DEPTH * sizeof(bf16);
       }
-      for (int64_t s = 0; s < strips; ++s) {
-        for (int64_t i = 0; i < together; ++i) multiply(weights[i], inputs[i], s, sums[i]);
-        if (together == 2) activate_sums(problem.activation, sums[0], sums[1]);
-        if (problem.layers[at].bias) add_bias(sums[0], problem.layers[at].bias, row, problem.layers[at].m);
-        store_sums(sums[0], problem.layers[at], row, first + s * STRIP, first + tokens);
+    };
+    constexpr int PIECES = together == 1 ? 1 : 1 + STRIP / ROWS;  // of the work on 16 tokens
+    products<together, 2 * PIECES>(team.first(strips), team.end(strips), inputs, take,
+                                   [&](int piece, int64_t row, int64_t s, float (*sums)[SUMS]) {
+                                     const int tile = piece / PIECES, part = piece % PIECES;
+                                     if (part < PIECES - 1)
+                                       activate_sums(problem.activation, sums[0], sums[together - 1], part * ROWS,
+                                                     tile);
+                                     else
+                                       finish(tile, row, s, sums[0]);
+                                   });
+  }
+
+  void write(const Layer& layer, const Sources* sources, int64_t n, const Packed& input) const {
+    expand<1>(&layer, sources, n, &input, [&](int tile, int64_t row, int64_t s, float* sums) {
+      if (layer.bias) add_bias(sums, layer.bias, row * STRIP, layer.m, tile);
+      store_sums(sums, layer, row * STRIP, first + s * STRIP, first + tokens, tile);
+    });
+  }
+
+ private:
+  // Strips of weights times all strips of tokens. What is to be done with the sums comes in `pieces`, and is done while
+  // the next ones are formed.
+  template <int together, int pieces, class Take, class Finish>
+  void products(int64_t row, int64_t end, const Packed* inputs, Take take, Finish finish) const {
+    alignas(64) float sums[2][together][SUMS];
+    int now = 0, next = pieces;
+    int64_t done_row = 0, done_s = 0, steps = 0;
+    for (int i = 0; i < together; ++i) steps += inputs[i].steps;
+    const int share = static_cast<int>(up(pieces, steps) / steps);
+    const auto advance = [&](int count) {
+      for (; count > 0 && next < pieces; --count) finish(next++, done_row, done_s, sums[1 - now]);
+    };
+    for (; row < end; ++row) {
+      Strip weights[together];
+      take(row, weights);
+      for (int64_t s = 0; s < strips(); ++s) {
+        for (int i = 0; i < together; ++i) multiply(weights[i], inputs[i], s, sums[now][i], [&] { advance(share); });
+        advance(pieces);
+        done_row = row;
+        done_s = s;
+        next = 0;
+        now = 1 - now;
       }
     }
-    team.wait();  // before z is overwritten
+    advance(pieces);
   }
+};
+
+// One block through all layers. memory: shared by the team.
+void run(const Block& block, const std::vector<Sources>& sources, char* memory) {
+  const Problem& problem = block.problem;
+  const Layer* layers = problem.layers;
+  const auto room = [&](int64_t n) {
+    char* at = memory;
+    memory += packed_bytes(block.tokens, n);
+    return Packed{at, up(n, DEPTH) / DEPTH};
+  };
+  const auto reduced = [&](const Layer& layer, int64_t n, const Packed& input) {
+    if (layer.A == nullptr) return input;
+    const Packed z = room(layer.r);
+    block.reduce(layer, n, input, z);
+    return z;
+  };
+  const Packed x = room(problem.n);
+  pack_tokens(problem, block.first, block.tokens, x, block.team);
+  block.team.wait();
+  char* const free = memory;
+  if (problem.activation < 0) {
+    for (int64_t i = 0; i < problem.count; ++i) {
+      memory = free;
+      const Packed input = reduced(layers[i], problem.n, x);
+      block.team.wait();
+      block.write(layers[i], &sources[i], problem.n, input);
+      block.team.wait();  // before z is overwritten
+    }
+    return;
+  }
+  const Packed z[2] = {reduced(layers[0], problem.n, x), reduced(layers[1], problem.n, x)};
+  block.team.wait();
+  if (problem.count == 2) {
+    block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* sums) {
+      store_sums(sums, layers[0], row * STRIP, block.first + s * STRIP, block.first + block.tokens, tile);
+    });
+    return block.team.wait();
+  }
+  const int64_t m = layers[0].m;
+  const Packed h = room(m);
+  block.expand<2>(layers, &sources[0], problem.n, z,
+                  [&](int tile, int64_t row, int64_t s, float* sums) { pack_sums(sums, h.at(s, row), tile); });
+  block.team.wait();
+  const Packed z_down = reduced(layers[2], m, h);
+  block.team.wait();
+  block.write(layers[2], &sources[2], m, z_down);
+  block.team.wait();
 }
 
 }  // namespace
@@ -252,23 +364,24 @@ bool many_rows(const Problem& problem) {
     }
     return true;
   }
-  int64_t widest = problem.n, ranks = 0, weights = 0;
-  Sources sources(problem.count);
+  int64_t widest = problem.n, numbers = problem.n + DEPTH, weights = 0;
+  std::vector<Sources> sources(problem.count);
   for (int64_t i = 0; i < problem.count; ++i) {
-    if (problem.layers[i].permutation) {
-      sources[i].resize(problem.layers[i].m);
-      for (int64_t j = 0; j < problem.layers[i].m; ++j) sources[i][problem.layers[i].permutation[j]] = j;
+    const Layer& layer = problem.layers[i];
+    const int64_t n = width_in(problem, i);
+    if (layer.permutation) {
+      sources[i].resize(layer.m);
+      for (int64_t j = 0; j < layer.m; ++j) sources[i][layer.permutation[j]] = j;
     }
-    widest = std::max(widest, problem.layers[i].r);
-    ranks += problem.layers[i].r + DEPTH;
-    weights +=
-        problem.layers[i].A ? problem.layers[i].r * (problem.n + problem.layers[i].m) : problem.layers[i].m * problem.n;
+    widest = std::max({widest, layer.r, n});
+    numbers += layer.r + DEPTH + (n == problem.n ? 0 : n + DEPTH);
+    weights += weights_of(problem, i);
   }
   const int threads = useful_threads(weights * sizeof(bf16), 2.0 * weights * up(problem.T, STRIP));
   const int64_t tokens = std::clamp<int64_t>(up(up(problem.T, threads) / threads, STRIP), STRIP, BLOCK);
   const int64_t blocks = up(problem.T, tokens) / tokens;
   const bool shared = blocks < threads;
-  const int64_t packed = packed_bytes(tokens, problem.n + DEPTH + ranks);
+  const int64_t packed = packed_bytes(tokens, numbers);
   const int64_t scratch = 2 * STRIP * up(widest, DEPTH) * sizeof(bf16);
   static thread_local Workspace together;
   char* memory = shared ? together.get(packed) : nullptr;
@@ -281,8 +394,8 @@ bool many_rows(const Problem& problem) {
     configure_tiles();
     const int64_t start = shared ? 0 : omp_get_thread_num(), stride = shared ? 1 : omp_get_num_threads();
     for (int64_t b = start; b < blocks; b += stride)
-      block(problem, sources, b * tokens, std::min(tokens, problem.T - b * tokens), shared ? memory : mine + scratch,
-            mine, team);
+      run({problem, b * tokens, std::min(tokens, problem.T - b * tokens), mine, team}, sources,
+          shared ? memory : mine + scratch);
     _tile_release();
   }
   return true;

@@ -28,8 +28,8 @@ struct Layer {
 };
 static_assert(sizeof(Layer) == 12 * 8, "the caller passes twelve 64-bit numbers");
 
-// Several layers of one input x [T, n]. With an activation there are two, gate and up, and only the first one's y is
-// written: activation(gate) · up.
+// Several layers of one input x [T, n]. With an activation the first two are gate and up, and what comes of them is
+// h = activation(gate) · up: the first one's y, or, where there is a third layer, its input.
 struct Problem {
   Type type;     // of x, biases and y
   Type weights;  // of the factors
@@ -39,6 +39,16 @@ struct Problem {
   const Layer* layers;
   int activation;  // -1: none; see activations.h
 };
+
+// Numbers that each row of layer i's input has, and its factors.
+inline int64_t width_in(const Problem& problem, int64_t i) {
+  return problem.activation >= 0 && i == 2 ? problem.layers[0].m : problem.n;
+}
+inline int64_t weights_of(const Problem& problem, int64_t i) {
+  const Layer& layer = problem.layers[i];
+  const int64_t n = width_in(problem, i), same = layer.permutation ? layer.r : 0;
+  return layer.A ? layer.r * (n + layer.m - same) : layer.m * n;
+}
 
 // Few rows on any processor, for weights of any type.
 void few_rows(const Problem& problem);

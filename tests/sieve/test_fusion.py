@@ -15,8 +15,8 @@ from tests.tiny_models import tiny_model, tiny_tokens
 def calls(monkeypatch):
     """How often the fused operator ran."""
     made = []
-    operator = sieve.fusion.lowrank_swiglu
-    monkeypatch.setattr(sieve.fusion, "lowrank_swiglu", lambda *arguments: made.append(1) or operator(*arguments))
+    operator = sieve.fusion.lowrank_mlp
+    monkeypatch.setattr(sieve.fusion, "lowrank_mlp", lambda *arguments: made.append(1) or operator(*arguments))
     return made
 
 
@@ -93,15 +93,43 @@ def test_generation_with_a_cache_is_the_same():
     assert torch.equal(fuse_(model).generate(tiny_tokens(), **options), before)
 
 
-@pytest.mark.parametrize("dense", ["gate_proj", "up_proj"])
-def test_a_dense_half_keeps_its_own_forward(dense, calls):
-    model = pruned("llama", dense=[dense])
+@pytest.mark.parametrize("dense", [["gate_proj"], ["up_proj", "down_proj"]])
+def test_dense_parts_go_along(dense, calls):
+    model = pruned("llama", dense=dense)
+    before = logits(model)
+    torch.testing.assert_close(logits(fuse_(model)), before)
+    assert len(calls) == 2
+
+
+def test_a_dense_mlp_keeps_its_own_forward(calls):
+    model = pruned("llama", dense=["gate_proj", "up_proj", "down_proj"])
     before = logits(model)
     torch.testing.assert_close(logits(fuse_(model)), before)
     assert not calls
 
 
-@pytest.mark.parametrize("where", ["gate_proj", "up_proj.A", "gate_proj.B"])
+def test_a_patched_dense_layer_is_called(calls):
+    model = fuse_(pruned("llama", dense=["down_proj"]))
+    layer = model.model.layers[0].mlp.down_proj
+    layer.forward = lambda x: torch.zeros(*x.shape[:-1], layer.out_features)
+    logits(model)
+    assert len(calls) == 1  # the other block's MLP
+
+
+def test_pivoted_pairs_are_fused(calls):
+    model = tiny_model("llama")
+    for name in prunable(model):
+        pair = low_rank(model.get_submodule(name), 5, pivoted=True)
+        torch.nn.init.normal_(pair.A.weight, std=0.3)
+        torch.nn.init.normal_(pair.C.weight, std=0.3)
+        pair.permutation.copy_(torch.randperm(pair.out_features))
+        replace(model, name, pair)
+    before = logits(model)
+    torch.testing.assert_close(logits(fuse_(model)), before)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("where", ["gate_proj", "up_proj.A", "gate_proj.B", "down_proj"])
 def test_hooks_set_later_are_called(where, calls):
     model = fuse_(pruned("llama"))
     seen = []

@@ -28,7 +28,10 @@ def without_compiled(monkeypatch):
     monkeypatch.setattr(native, "has_amx", lambda: False)
 
 
-@pytest.mark.parametrize("operator", dispatch.TABLE)
+BY_TORCH = {"rms_norm", "rotary", "lowrank_mlp"}  # no Triton kernel of their own
+
+
+@pytest.mark.parametrize("operator", set(dispatch.TABLE) - {"lowrank_mlp"})
 def test_cpu_tensors_take_library_products(operator, without_compiled):
     assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4)) == "torch"
     assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4), "native") == "torch"
@@ -48,7 +51,7 @@ def test_compiled_kernels_where_they_can_serve(monkeypatch):
         assert choose("lowrank_linear", dispatch.Call(CPU, dtype, rows, 4)) == name
 
 
-@pytest.mark.parametrize("operator", set(dispatch.TABLE) - {"rms_norm", "rotary"})
+@pytest.mark.parametrize("operator", set(dispatch.TABLE) - BY_TORCH)
 def test_gpu_tensors_take_triton(operator):
     assert choose(operator, dispatch.Call(GPU, torch.bfloat16, 8, 4)) == "triton"
 
@@ -74,7 +77,7 @@ def test_override_where_it_can_serve():
 
 
 def test_unknown_override_is_refused():
-    with pytest.raises(ValueError, match="SIEVE_KERNELS=cublas is not one of native, torch, triton, triton_fused"):
+    with pytest.raises(ValueError, match="SIEVE_KERNELS=cublas is not one of native, parts, torch"):
         choose("gram_", dispatch.Call(GPU, torch.float32, 8), "cublas")
 
 

@@ -1,0 +1,119 @@
+"""`lowrank_mlp`: a whole gated MLP in one go, whatever of its three matrices are pairs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sieve_kernels import dispatch
+from sieve_kernels.arguments import autocast, describe, require_alike, require_float, require_same_device
+from sieve_kernels.glu import reference
+from sieve_kernels.glu.ops import lowrank_swiglu
+from sieve_kernels.lowrank.ops.dense import linear
+from sieve_kernels.lowrank.ops.linear import lowrank_linear
+from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
+from sieve_kernels.registration import register
+
+Layer = Sequence[Tensor]
+"""(W,) with W [m, n]; a pair (A, B) with A [r, n], B [m, r]; or pivoted (A, C, permutation) with C [m - r, r]."""
+
+
+def lowrank_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, activation: str = "silu") -> Tensor:
+    """y = down(act(gate(x)) · up(x)), of which the wide middle is never stored where one kernel does it all.
+
+    Differentiable in x and all weights, twice if need be: where gradients are wanted, and where no kernel does it all,
+    it is made of the operators of its parts. Under autocast it computes in autocast's dtype, as `F.linear` does.
+
+    Args:
+        x: inputs [..., n].
+        gate, up: layers from n to m numbers: dense `(W,)`, low-rank `(A, B)`, or pivoted `(A, C, permutation)` as
+            `lowrank_linear_pivoted` has it. Kinds and ranks may differ.
+        down: such a layer from m to k numbers.
+        activation: "silu", "gelu", "gelu_tanh" (the tanh approximation) or "relu".
+
+    Returns:
+        y [..., k] in x's dtype (float16, bfloat16, float32 or float64, the same for all but permutations).
+
+    Raises:
+        ValueError: shapes or devices do not fit, or the activation is unknown.
+        TypeError: dtypes differ or are not floats, or a permutation is not int64.
+
+    Example:
+        >>> x, A, B = torch.randn(5, 64), torch.randn(16, 64), torch.randn(96, 16)
+        >>> lowrank_mlp(x, (A, B), (torch.randn(96, 64),), (torch.randn(8, 96), torch.randn(64, 8))).shape
+        torch.Size([5, 64])
+    """
+    layers = [tuple(layer) for layer in (gate, up, down)]
+    if torch.is_autocast_enabled(x.device.type):
+        x, layers = autocast(x), [tuple(autocast(t) for t in layer) for layer in layers]
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+    _check(x, layers)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sum(layers, ()))):
+        return parts(x, layers, activation)
+    return _mlp_op(x, sum(layers, ()), [len(layer) for layer in layers], activation)
+
+
+def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
+    """The same by the operators of the parts."""
+    gate, up, down = layers
+    if len(gate) == len(up) == 2:
+        hidden = lowrank_swiglu(x, *gate, *up, activation)
+    else:
+        hidden = reference.ACTIVATIONS[activation](_layer(x, gate)) * _layer(x, up)
+    return _layer(hidden, down)
+
+
+def _layer(x: Tensor, tensors: Layer) -> Tensor:
+    return (linear, lowrank_linear, lowrank_linear_pivoted)[len(tensors) - 1](x, *tensors)
+
+
+def _check(x: Tensor, layers: Sequence[Layer]) -> None:
+    require_float("x", x)
+    n = x.shape[-1] if x.dim() else None
+    for name, layer in zip(("gate", "up", "down"), layers, strict=True):
+        if not _fits(layer, n):
+            given = ", ".join(map(describe, layer))
+            raise ValueError(
+                f"need {name} of {n} inputs as (W [m, n],), (A [r, n], B [m, r]) or (A [r, n], C [m - r, r], "
+                f"permutation [m]) with r ≥ 1, got x {describe(x)}, {name} ({given})"
+            )
+        for tensor in layer[:2]:
+            require_alike("x", x, name, tensor)
+        if len(layer) == 3:
+            if layer[2].dtype != torch.int64:
+                raise TypeError(f"the permutation of {name} must be int64, got {describe(layer[2])}")
+            require_same_device("x", x, name, layer[2])
+        if name == "up":
+            m, n = reference.width(layers[0]), reference.width(layer)
+            if m != n:
+                raise ValueError(f"gate and up must have as many outputs, got {m} and {n}")
+
+
+def _fits(layer: Layer, n: int | None) -> bool:
+    if len(layer) not in (1, 2, 3) or layer[0].dim() != 2 or layer[0].shape[1] != n:
+        return False
+    r = layer[0].shape[0]
+    if len(layer) > 1 and (r == 0 or layer[1].dim() != 2 or layer[1].shape[1] != r):
+        return False
+    return len(layer) < 3 or layer[2].shape == (r + layer[1].shape[0],)
+
+
+def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Layer]:
+    left = iter(tensors)
+    return [tuple(next(left) for _ in range(count)) for count in counts]
+
+
+def _mlp(x, tensors, counts, activation):
+    layers = _split(tensors, counts)
+    rank = max((layer[0].shape[0] for layer in layers if len(layer) > 1), default=0)
+    return dispatch.implementation("lowrank_mlp", x, rank)(x, layers, activation)
+
+
+def _mlp_fake(x, tensors, counts, activation):
+    return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[2])))
+
+
+_mlp_op = register(
+    "lowrank_mlp", "(Tensor x, Tensor[] tensors, int[] counts, str activation) -> Tensor", _mlp, _mlp_fake
+)

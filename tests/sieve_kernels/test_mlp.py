@@ -1,0 +1,167 @@
+"""lowrank_mlp: values and gradients against float64 for every mix of layers, and behaviour inside torch."""
+
+from itertools import product
+
+import pytest
+import torch
+from accuracy import assert_accurate, error
+from gradients import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sieve_kernels import dispatch, lowrank_mlp
+from sieve_kernels.glu import reference
+
+KINDS = ("dense", "pair", "pivoted")
+both = pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+
+
+def make_layer(kind, n, m, rank, dtype):
+    if kind == "dense":
+        return ((torch.randn(m, n) * n**-0.5).to(dtype),)
+    A = (torch.randn(rank, n) * n**-0.5).to(dtype)
+    if kind == "pair":
+        return A, (torch.randn(m, rank) * rank**-0.5).to(dtype)
+    return A, (torch.randn(m - rank, rank) * rank**-0.5).to(dtype), torch.randperm(m)
+
+
+def make(rows, n, m, k, kinds, ranks=(5, 7, 4), dtype=torch.float32):
+    """x [*rows, n] and three layers, n → m, n → m, m → k."""
+    sizes = ((n, m), (n, m), (m, k))
+    layers = [make_layer(kind, *size, rank, dtype) for kind, size, rank in zip(kinds, sizes, ranks, strict=True)]
+    return torch.randn(*rows, n).to(dtype), layers
+
+
+def check(x, layers, activation="silu"):
+    wide = [tuple(t.double() if t.is_floating_point() else t for t in layer) for layer in layers]
+    exact, torchs = reference.mlp(x.double(), wide, activation), reference.mlp(x, layers, activation)
+    with torch.no_grad():
+        assert_accurate(lowrank_mlp(x, *layers, activation), exact, torchs)
+
+
+@both
+@pytest.mark.parametrize("kinds", list(product(KINDS, repeat=3)), ids="-".join)
+@pytest.mark.parametrize(("rows", "dtype"), [((2,), torch.bfloat16), ((70,), torch.bfloat16), ((1,), torch.float32)])
+def test_every_mix_of_layers(implementation, kinds, rows, dtype):
+    check(*make(rows, 50, 70, 45, kinds, dtype=dtype))
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("rows", [(1,), (2, 3), (40,)])
+def test_every_dtype_and_activation(implementation, dtype, activation, rows):
+    check(*make(rows, 40, 64, 48, ("pair", "pivoted", "pair"), dtype=dtype), activation)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("rows", "n", "m", "k", "ranks"),
+    [
+        ((), 9, 11, 3, (1, 1, 1)),
+        ((0,), 4, 6, 5, (2, 2, 2)),
+        ((300,), 96, 200, 80, (48, 16, 33)),
+        ((8,), 600, 700, 5, (90, 9, 3)),
+    ],
+)
+def test_shapes(implementation, dtype, rows, n, m, k, ranks):
+    check(*make(rows, n, m, k, ("pair",) * 3, ranks, dtype))
+    check(*make(rows, n, m, k, ("pivoted",) * 3, ranks, dtype))
+
+
+@given(
+    rows=st.integers(1, 40),
+    sizes=st.tuples(*[st.integers(4, 80)] * 3),
+    kinds=st.tuples(*[st.sampled_from(KINDS)] * 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_shape_in_16_bits(rows, sizes, kinds):
+    """A plain bound: of a handful of numbers, torch's own error may be small by luck."""
+    x, layers = make((rows,), *sizes, kinds, (3, 4, 2), torch.bfloat16)
+    wide = [tuple(t.double() if t.is_floating_point() else t for t in layer) for layer in layers]
+    assert error(lowrank_mlp(x, *layers), reference.mlp(x.double(), wide)) < 2e-2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bits_do_not_depend_on_threads(threads):
+    before = torch.get_num_threads()
+    try:
+        for rows in ((1,), (5,), (300,)):
+            torch.manual_seed(0)
+            x, layers = make(rows, 300, 900, 300, ("pair", "pivoted", "pair"), (100, 90, 80), torch.bfloat16)
+            torch.set_num_threads(1)
+            one = lowrank_mlp(x, *layers)
+            torch.set_num_threads(threads)
+            assert torch.equal(lowrank_mlp(x, *layers), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kinds", [("pair",) * 3, ("dense", "pivoted", "pair")], ids="-".join)
+def test_gradients(kinds):
+    x, layers = make((6,), 9, 12, 8, kinds)
+    counts = [len(layer) for layer in layers]
+    tensors = [x, *(t for layer in layers for t in layer if t.is_floating_point())]
+    orders = [t for layer in layers for t in layer[2:]]
+
+    def rebuilt(function):
+        def call(x, *tensors):
+            left, perms = iter(tensors), iter(orders)
+            built = [
+                (*(next(left) for _ in range(min(count, 2))), *(next(perms) for _ in range(count - 2)))
+                for count in counts
+            ]
+            return function(x, built)
+
+        return call
+
+    check_gradients(rebuilt(lambda x, layers: lowrank_mlp(x, *layers)), rebuilt(reference.mlp), tensors)
+
+
+def test_nan_and_infinity_propagate():
+    for dtype, rows in ((torch.bfloat16, 20), (torch.float32, 4)):
+        x, layers = make((rows,), 24, 32, 16, ("pair",) * 3, dtype=dtype)
+        x[1, 2] = torch.nan
+        y = lowrank_mlp(x, *layers)
+        assert y[1].isnan().all()
+        assert y[[0, 2, 3]].isfinite().all()
+
+
+def test_opcheck():
+    x, layers = make((4,), 8, 12, 6, ("pair", "dense", "pivoted"))
+    tensors = [t for layer in layers for t in layer]
+    torch.library.opcheck(torch.ops.sieve_kernels.lowrank_mlp, (x, tensors, [2, 1, 3], "silu"))
+
+
+def test_compiles_without_graph_breaks():
+    compiled = torch.compile(lambda x, *a: lowrank_mlp(x.relu(), *a).sum(), fullgraph=True, backend="aot_eager")
+    x, layers = make((5,), 8, 12, 6, ("pair", "pair", "pivoted"))
+    torch.testing.assert_close(compiled(x, *layers), lowrank_mlp(x.relu(), *layers).sum())
+    x.requires_grad_()
+    (mine,), (theirs,) = (torch.autograd.grad(f(x.relu(), *layers).sum(), x) for f in (compiled, lowrank_mlp))
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("raised", "change", "text"),
+    [
+        (ValueError, {"gate": (torch.zeros(12, 9),)}, r"gate of 8 inputs.*gate \(\[12, 9\]"),
+        (ValueError, {"up": (torch.zeros(11, 8),)}, "as many outputs, got 12 and 11"),
+        (ValueError, {"down": (torch.zeros(3, 12), torch.zeros(6, 4))}, r"down of 12 inputs"),
+        (ValueError, {"down": (torch.zeros(3, 12), torch.zeros(3, 3), torch.arange(5))}, r"down of 12 inputs"),
+        (ValueError, {"gate": ()}, "gate of 8 inputs"),
+        (ValueError, {"activation": "tanh"}, "silu"),
+        (ValueError, {"gate": (torch.zeros(12, 8, device="meta"),)}, "meta"),
+        (TypeError, {"gate": (torch.zeros(12, 8).double(),)}, "float64"),
+        (TypeError, {"down": (torch.zeros(3, 12), torch.zeros(3, 3), torch.zeros(6))}, "int64"),
+    ],
+)
+def test_bad_arguments(raised, change, text):
+    x, layers = make((4,), 8, 12, 6, ("pair",) * 3)
+    with pytest.raises(raised, match=text):
+        lowrank_mlp(**{"x": x, **dict(zip(("gate", "up", "down"), layers, strict=True)), **change})
+
+
+def test_explained():
+    assert "parts" in dispatch.explain("lowrank_mlp", torch.zeros(2, 4, dtype=torch.float64))
