@@ -1,27 +1,27 @@
 """A cluster that runs already, reached by its address: as on several machines, but on one."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from sieve.fitness.workers import THREADS
-from tests.sieve.fitness.test_engine import svd_factors
-from tests.sieve.fitness.test_workers import outcome, searched
-from tests.tiny_models import tiny_model, tiny_tokenizer
+from tests.sieve.test_resume import arguments, process, result
 
 pytest.importorskip("ray")
 pytest.importorskip("grpc")
 
 
 @pytest.fixture
-def address(tmp_path):
+def address(tmp_path, monkeypatch):
+    """Of a cluster with a token of its own, whatever is set up for others on this machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,13 +45,15 @@ def address(tmp_path):
 
 
 @pytest.mark.slow
-def test_same_result_as_in_this_process(world, address):
-    model = tiny_model("llama")
-    small = SimpleNamespace(model=model, tokenizer=tiny_tokenizer(), task=world.task, factors=svd_factors(model))
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        alone = searched(small)
-    finally:
-        torch.set_num_threads(before)
-    assert outcome(searched(small, workers=address)) == outcome(alone)
+def test_same_result_as_in_one_process(world, address, tmp_path, monkeypatch):
+    """In processes of their own: Ray looks for tokens when it is imported."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))
+    reports = []
+    for name, more in (("alone", ()), ("shared", ("--workers", address))):
+        monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
+        done = process(*arguments(world, tmp_path / name), *more)
+        _, errors = done.communicate()
+        assert done.returncode == 0, errors
+        reports.append(result(tmp_path / name))
+    assert "starting 2 workers" in errors
+    assert reports[0] == reports[1]
