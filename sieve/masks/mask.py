@@ -106,7 +106,7 @@ class _Inputs:
         self.trace = float(H.diagonal().mean())
         root = inverse_root(H, options.damping) if method == "sparsegpt" else None
         if "general" not in grams or options.fusion == "concatenate":
-            channels = of_channels(H, method, options.damping)
+            channels = of_channels(H, method, options.damping, root)
         else:
             sides = (grams["general"], grams["task"])
             channels = fuse(*sides, tuple(of_channels(H, method, options.damping) for H in sides), options)

@@ -29,14 +29,18 @@ def of_weights(W: torch.Tensor, method: str) -> torch.Tensor:
     return size.square()
 
 
-def of_channels(H: torch.Tensor, method: str, damping: float) -> torch.Tensor:
-    """The part that depends on the inputs, [n] > 0. H [n, n] float64; all ones where H is zero."""
+def of_channels(H: torch.Tensor, method: str, damping: float, root: torch.Tensor | None = None) -> torch.Tensor:
+    """The part that depends on the inputs, [n] > 0. H [n, n] float64; all ones where H is zero.
+
+    `root`: SparseGPT's `inverse_root(H, damping)`, where it is known already.
+    """
     energy = H.diagonal().clamp(min=0)
     mean = energy.mean()
     if method == "magnitude" or not mean > 0:
         return torch.ones_like(energy)
     if method == "sparsegpt":
-        return inverse_root(H, damping).diagonal().square().reciprocal()
+        root = inverse_root(H, damping) if root is None else root
+        return root.diagonal().square().reciprocal()
     energy = energy.clamp(min=FLOOR * mean)
     return energy.sqrt().sqrt() if method == "ria" else energy
 
