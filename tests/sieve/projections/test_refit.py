@@ -1,6 +1,7 @@
 """Refitting a plan: the closed form against regression on the data themselves, and what it does to whole models."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sieve.errors import InputError, NumericsError
 from sieve.matrices import decoder_blocks, prunable, weight_of
 from sieve.plan import Plan
 from sieve.projections.output_aligned import output_aligned
-from sieve.projections.refit import refitted
+from sieve.projections.refit import held_back_error, refitted
 from sieve.projections.walk import Walk
 from tests.sieve.projections.test_loss_aware import root
 from tests.sieve.projections.test_output_aligned import SHAPES, data
@@ -39,13 +40,13 @@ def solve(W, X, given, G=None, loss_ridge=math.inf, ridge=0.05):
     if G is not None:
         Q = column_basis(W)[0] if W.shape[0] > W.shape[1] else torch.eye(len(W), dtype=torch.float64)
         gradient = Q.T @ G @ Q
-    return refitted(W, given @ given.T, X @ given.T, gradient, loss_ridge, ridge), gradient
+    return refitted(W, given @ given.T, X @ given.T, gradient, loss_ridge, ridge, X.shape[1]), gradient
 
 
 @pytest.mark.parametrize("loss_ridge", [math.inf, 0.3])
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_is_the_reduced_rank_regression_of_the_dense_outputs(m, n, loss_ridge):
-    """By least squares on the data with √λ I appended, its fit cut by an SVD: nothing of the closed form is used."""
+    """By least squares on the data with √λ I appended, its outputs cut by an SVD: nothing of the form is used."""
     W, X, given, G = problem(m, n)
     (A, B, energy), gradient = solve(W, X, given, G, loss_ridge)
     eye = torch.eye(n, dtype=torch.float64)
@@ -57,7 +58,7 @@ def test_is_the_reduced_rank_regression_of_the_dense_outputs(m, n, loss_ridge):
     if math.isfinite(loss_ridge):
         H = G / gradient.diagonal().mean() + loss_ridge * torch.eye(m, dtype=torch.float64)
         half, inverse = root(H, 0.5), root(H, -0.5)
-    U, singular, _ = torch.linalg.svd(half @ best @ inputs, full_matrices=False)
+    U, singular, _ = torch.linalg.svd(half @ best @ given, full_matrices=False)
     for rank in (1, 5, 11, min(m, n)):
         expected = inverse @ U[:, :rank] @ U[:, :rank].T @ half @ best
         assert torch.allclose(B[:, :rank] @ A[:rank], expected, atol=1e-7)
@@ -78,14 +79,15 @@ def test_beats_the_pair_that_knows_only_the_dense_inputs(m, n):
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_limits(m, n):
-    """The same inputs: nothing to compensate. A large ridge: W itself, and its SVD. No tokens to speak of: still W."""
+    """The same inputs: nothing to compensate. A large ridge: W itself, at the inputs as they are. Few tokens: still W
+    where they show nothing."""
     W, X, given, _ = problem(m, n)
     (A, B, _), _ = solve(W, X, X, ridge=1e-9)
     expected = output_aligned(W, X @ X.T, "input", X.shape[1])
     assert torch.allclose(B[:, :5] @ A[:5], expected[1][:, :5] @ expected[0][:5], atol=1e-4)
     (A, B, _), _ = solve(W, X, given, ridge=1e9)
-    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-    assert torch.allclose(B[:, :5] @ A[:5], U[:, :5] * S[:5] @ Vt[:5], atol=1e-5)
+    expected = output_aligned(W, given @ given.T, "input", given.shape[1])
+    assert torch.allclose(B[:, :5] @ A[:5], expected[1][:, :5] @ expected[0][:5], atol=1e-5)
     (A, B, _), _ = solve(W, X[:, :2], given[:, :2], ridge=1e-3)
     assert torch.isfinite(A).all()
     unseen = torch.linalg.svd(given[:, :2])[0][:, 2:]  # directions of inputs without data
@@ -162,7 +164,7 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one(name):
     statistics, factors, plan = state(model)
     plan[next(iter(plan))] = "dense"
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    again = sieve.refit(model, factors, plan, statistics, batch_tokens=100)
+    again = sieve.refit(model, factors, plan, statistics, ridge=0.01, batch_tokens=100)
     assert again.keys() == plan.ranks().keys()
     assert all(pair.max_rank == plan[matrix] for matrix, pair in again.items())
     after = model.state_dict()
@@ -197,10 +199,11 @@ def test_loss_aware_pairs_stay_loss_aware(pivot):
     statistics, factors, _ = state(model, method="loss_aware")
     factors.ridge = 0.5
     plan = Plan.uniform(prunable(model, pivot).values(), 0.4, 4)
-    again = sieve.refit(model, factors, plan, statistics)
+    again = sieve.refit(model, factors, plan, statistics, ridge=0.01)
     assert (again.method, again.ridge) == ("loss_aware", 0.5)
+    assert sieve.refit(model, factors, plan, statistics).keys() == again.keys()
     factors.ridge = math.inf
-    plain = sieve.refit(model, factors, plan, statistics)
+    plain = sieve.refit(model, factors, plan, statistics, ridge=0.01)
     name = "model.layers.0.self_attn.q_proj"
     rank = plan[name]
     G, Y = statistics.grams[f"{name}.gradient"], None
@@ -243,3 +246,35 @@ def test_a_dead_input_keeps_its_pair():
     model.get_submodule("model.layers.1.mlp.up_proj").weight.data.zero_()
     again = sieve.refit(model, factors, {name: 4}, statistics)
     assert again[name] is factors[name]
+
+
+@pytest.mark.parametrize("loss_ridge", [math.inf, 0.3])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_held_back_error_is_that_of_the_outputs(m, n, loss_ridge):
+    """Differences between two pairs, measured on the data themselves."""
+    W, X, given, G = problem(m, n)
+    gradient = solve(W, X, given, G)[1]
+    H = torch.eye(m, dtype=torch.float64)
+    if math.isfinite(loss_ridge):
+        H = G / gradient.diagonal().mean() + loss_ridge * H
+    found, expected = [], []
+    for ridge in (0.01, 1.0):
+        (A, B, _), _ = solve(W, X, given, ridge=ridge)
+        found.append(held_back_error(W, A[:5], B[:, :5], given @ given.T, X @ given.T, gradient, loss_ridge))
+        E = W @ X - B[:, :5] @ A[:5] @ given
+        expected.append(float((E * (H @ E)).sum()))
+    assert found[0] - found[1] == pytest.approx(expected[0] - expected[1], rel=1e-6)
+
+
+def test_a_refit_that_does_not_help_new_examples_is_not_made(monkeypatch):
+    """Where every candidate is worse on what is held back, pairs stay; where one is best, it is fitted on all data."""
+    model = tiny_model("llama")
+    statistics, factors, _ = state(model)
+    name = "model.layers.1.mlp.down_proj"
+    refitting = import_module("sieve.projections.refit")
+    for errors, ridge in (([0, 1, 2, 3, 4], None), ([3, 2, 1, 2, 3], 0.1), ([3, math.nan, 2, 1, 5], 0.01)):
+        order = iter(errors)
+        monkeypatch.setattr(refitting, "held_back_error", lambda *arguments, order=order: next(order))
+        pair = sieve.refit(model, factors, {name: 4}, statistics)[name]
+        expected = factors[name] if ridge is None else sieve.refit(model, factors, {name: 4}, statistics, ridge)[name]
+        assert torch.allclose(pair.B @ pair.A, expected.B[:, :4] @ expected.A[:4], atol=1e-3)
