@@ -35,8 +35,11 @@ from sieve.projections.problem import Solution, double
 from sieve.projections.walk import Turn, Walk
 from sieve_kernels import cross_gram_, gram_
 
+RIDGE = 1.0
+"""λ as a share of the mean energy of an input channel: large, since a small one overfits few tokens."""
+
 RIDGES = (10.0, 1.0, 0.1, 0.01)
-"""Candidates for λ, as a share of the mean energy of an input channel."""
+"""Candidates where λ is to be chosen."""
 
 
 @torch.no_grad()
@@ -45,7 +48,7 @@ def refit(
     factors: Factors,
     plan: Mapping[str, int | str],
     statistics: Statistics,
-    ridge: float | None = None,
+    ridge: float | None = RIDGE,
     batch_tokens: int = 4096,
 ) -> Factors:
     """New pairs for the matrices that `plan` prunes, for `sieve.apply_` with that plan.
