@@ -3,7 +3,7 @@
     python -m bench.decode [--tokens 32] [--rounds 5] [--compiled]
 
 All models decode the embedded model's text with a static KV cache through transformers' own modules, taking turns in
-one run. `--compiled` puts every one of them through `torch.compile` as well, which takes minutes.
+one run. `--compiled` puts each of them through `torch.compile` as well, which takes minutes.
 """
 
 import argparse
@@ -122,12 +122,13 @@ def main() -> None:
             seconds = decoder.seconds(arguments.tokens)
             if turn > 0:  # the first compiles, and fills caches
                 times[name].append(seconds)
-    for way in ways:
-        base = statistics.median(times[f"dense, {way}"])
-        for name, taken in times.items():
-            if name.endswith(way):
-                median = statistics.median(taken)
-                print(f"{name:32} {arguments.tokens / median:7.1f} tokens/s {base / median:5.2f} ×")
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    for name, median in medians.items():
+        way = name.rpartition(" ")[2]
+        ratios = f"{medians[f'dense, {way}'] / median:5.2f} × dense {way}"
+        if way != "eager":
+            ratios += f", {medians['dense, eager'] / median:5.2f} × dense eager"
+        print(f"{name:32} {arguments.tokens / median:7.1f} tokens/s {ratios}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def fuse_(model: nn.Module) -> nn.Module:
         elif type(module).__name__ in _NORMS:
             module.forward = MethodType(_norm, module)
         elif type(module).__name__ in _ATTENTION:
-            module.forward = MethodType(_turning(type(module)), module)
+            module.forward = MethodType(_attention, module)
         elif type(module) is nn.Linear and module not in inside_pairs:
             module.forward = MethodType(_dense, module)
     return model
@@ -99,7 +99,15 @@ def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _serves(x: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether the pointwise operators are for these tensors. Gradients are torch's own: so they stay as they were."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and all(x.dtype == other.dtype for other in others)
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():  # compilers fuse them
+        return False
+    return all(x.dtype == other.dtype for other in others)
+
+
+def _attention(module: nn.Module, *arguments, **options):
+    """The class's own forward, with our rotary positions where they serve."""
+    own = torch.compiler.is_compiling()  # compilers look a function's globals up by the name of its module
+    return (type(module).forward if own else _turning(type(module)))(module, *arguments, **options)
 
 
 @cache

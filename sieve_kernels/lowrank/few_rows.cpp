@@ -2,6 +2,7 @@
 // several rows side by side. Sums and the r-wide intermediate are float32. One parallel region per call; its threads
 // meet once, between z and y.
 #include "../native/activations.h"
+#include "../native/crew.h"
 #include "../native/layers.h"
 #include "../native/parallel.h"
 
@@ -134,17 +135,29 @@ void few_rows(const Problem& problem) {
   static const Run run = widest();
   int64_t weights = 0;
   for (int64_t i = 0; i < problem.count; ++i) weights += weights_of(problem, i);
-  const int threads = useful_threads(weights * bytes_of(problem.weights), 0);
+  const int64_t bytes = weights * bytes_of(problem.weights);
   static thread_local Workspace shared;
-  char* z = shared.get(shared_bytes(problem));
-  std::atomic<int64_t> arrived{0};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    static thread_local Workspace inputs;
-    char* x = inputs.get(problem.T * problem.n * sizeof(float));
-    Team team{omp_get_thread_num(), omp_get_num_threads(), &arrived};
-    run(problem, x, z, team);
+  struct Meeting {
+    const Problem& problem;
+    char* z;
+    std::atomic<int64_t> arrived{0};
+
+    void attend(int part, int parts) {
+      static thread_local Workspace inputs;
+      char* x = inputs.get(problem.T * problem.n * sizeof(float));
+      Team team{part, parts, &arrived};
+      run(problem, x, z, team);
+    }
+  } meeting{problem, shared.get(shared_bytes(problem))};
+  constexpr int64_t WORTH_SHARING = 1 << 16, WORTH_WAKING = 4 << 20;  // bytes: a thread's share; an OpenMP thread's
+  if (threads_sleep()) {
+    const int most = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), 1 + bytes / WORTH_SHARING));
+    const auto attend = [](void* meeting, int part, int parts) { static_cast<Meeting*>(meeting)->attend(part, parts); };
+    if (Crew::run(most, bytes >= WORTH_WAKING, attend, &meeting)) return;
   }
+  const int threads = useful_threads(bytes, 0);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  meeting.attend(omp_get_thread_num(), omp_get_num_threads());
 }
 
 }  // namespace sieve

@@ -38,12 +38,16 @@ class Workspace {
 // How many threads repay their waking. One that sleeps between regions, as OMP_WAIT_POLICY=PASSIVE has it, takes 0.1 ms
 // and more to wake: in that time one that is awake reads 2 MB of weights; on tiles, 6·10^8 operations were found to be
 // worth it. One that looks for work, which is the default for a few milliseconds, is there in a tenth of that.
-inline int useful_threads(int64_t bytes, double operations) {
+inline bool threads_sleep() {
   static const bool asleep = [] {
     const char* policy = std::getenv("OMP_WAIT_POLICY");
     return policy != nullptr && (policy[0] == 'P' || policy[0] == 'p');
   }();
-  const double share = asleep ? 1 : 0.1;
+  return asleep;
+}
+
+inline int useful_threads(int64_t bytes, double operations) {
+  const double share = threads_sleep() ? 1 : 0.1;
   const double useful = 1 + std::max(bytes / (2e6 * share), operations / (6e8 * share));
   return static_cast<int>(std::min<double>(omp_get_max_threads(), useful));
 }

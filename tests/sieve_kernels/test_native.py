@@ -71,6 +71,34 @@ def test_same_bits_for_any_number_of_threads():
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
 
+def test_helpers_of_a_passive_openmp():
+    """Calls in quick succession, which helpers join as they wake; from two threads at once; after a fork."""
+    code = (
+        "import os, threading, time, torch, sieve_kernels as k\n"
+        "from sieve_kernels.lowrank import native\n"
+        "torch.set_num_threads(3)\n"
+        "pairs = [[torch.randn(s).bfloat16() for s in ((r, 500), (900, r))] for r in (3, 100, 300)]\n"
+        "x = torch.randn(1, 500).bfloat16()\n"
+        "first = [native.linear(x, *pair, None) for pair in pairs]\n"
+        "def again():\n"
+        "    for turn in range(300):\n"
+        "        for pair, y in zip(pairs, first):\n"
+        "            assert torch.equal(native.linear(x, *pair, None), y)\n"
+        "        time.sleep(0.002 * (turn % 50 == 0))\n"
+        "again()\n"
+        "threads = [threading.Thread(target=again) for _ in range(2)]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    again()\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=100)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
 @pytest.mark.parametrize("rows", [1, 50])
 def test_activations_at_their_ends(activation, rows):
