@@ -93,9 +93,7 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
         if pair.mean is not None:
             x, output = x - pair.mean.to(x.dtype), output - pair.output_mean.to(output.dtype)
         whole = (gradient.float() * output.float()).reshape(len(batch), -1).sum(1)
-        directions = ((gradient @ pair.B).float() * (x @ pair.A.T).float()).reshape(
-            len(batch), -1, pair.max_rank
-        )
+        directions = ((gradient @ pair.B).float() * (x @ pair.A.T).float()).reshape(len(batch), -1, pair.max_rank)
         held = directions.sum(1).double().cumsum(1)
         lost = whole.double()[:, None] - torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)
         squares[name] = lost.square().sum(0).cpu().numpy()
