@@ -6,6 +6,8 @@ one of the layers is wrapped, quantised or hooked the module runs its own forwar
 """
 
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import FunctionType, MethodType
 
@@ -40,19 +42,38 @@ def fuse_(model: nn.Module) -> nn.Module:
     them, reads its weight faster where there are few rows. `apply_` and loading a pruned model do this already. Results
     differ from the unfused ones by rounding.
     """
-    inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
-    for module in model.modules():
-        if not is_untouched(module):
-            continue
-        if type(module).__name__ in _STANDARD:
-            module.forward = MethodType(_gated, module)
-        elif type(module).__name__ in _NORMS:
-            module.forward = MethodType(_norm, module)
-        elif type(module).__name__ in _ATTENTION:
-            module.forward = MethodType(_attention, module)
-        elif type(module) is nn.Linear and module not in inside_pairs:
-            module.forward = MethodType(_dense, module)
+    _fuse(model)
     return model
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model runs as after `fuse_`; afterwards as before."""
+    modules = _fuse(model)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _fuse(model: nn.Module) -> list[nn.Module]:
+    """The modules whose forward was replaced."""
+    inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
+    found = []
+    for module in model.modules():
+        forward = _forward_for(module, module in inside_pairs)
+        if forward is not None and is_untouched(module):
+            module.forward = MethodType(forward, module)
+            found.append(module)
+    return found
+
+
+def _forward_for(module: nn.Module, inside_pair: bool) -> Callable | None:
+    name = type(module).__name__
+    if type(module) is nn.Linear:
+        return None if inside_pair else _dense
+    return _gated if name in _STANDARD else _norm if name in _NORMS else _attention if name in _ATTENTION else None
 
 
 def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 
 from sieve import progress
 from sieve.errors import InputError, StorageError
+from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
 
 if TYPE_CHECKING:
@@ -92,11 +93,12 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in eval mode (no dropout); afterwards in the mode it was."""
+    """Inside the block the model is in eval mode (no dropout) and fused (`sieve.fusion`); afterwards as it was."""
     training = model.training
     model.eval()
     try:
-        yield
+        with fused(model):
+            yield
     finally:
         model.train(training)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sieve.fusion
-from sieve.fusion import fuse_
+from sieve.fusion import fuse_, fused
 from sieve.matrices import low_rank, prunable, replace
 from tests.tiny_models import tiny_model, tiny_tokens
 
@@ -84,6 +84,24 @@ def test_norms_and_positions_are_one_pass_each(name, norms, turns, dtype, monkey
     made.clear()
     fused(tiny_tokens()).logits.sum().backward()
     assert not made  # gradients are torch's own
+
+
+def test_fused_for_a_while():
+    """Also nested, and with layers replaced meanwhile; what was fused for good stays so."""
+    model = tiny_model("llama")
+    before = logits(model)
+    with fused(model), fused(model):
+        assert "forward" in model.model.norm.__dict__
+        torch.testing.assert_close(logits(model), before)
+        layer = model.model.layers[0].mlp.up_proj
+        replace(model, "model.layers.0.mlp.up_proj", low_rank(layer, 3))
+    replace(model, "model.layers.0.mlp.up_proj", layer)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert torch.equal(logits(model), before)
+    fuse_(model)
+    with fused(model):
+        pass
+    assert "forward" in model.model.norm.__dict__
 
 
 def test_generation_with_a_cache_is_the_same():
