@@ -217,7 +217,7 @@ def test_unreachable_tolerance_names_the_nearest(run, world, tmp_path, monkeypat
     """Where every candidate fails, the message says how near the best one came, and the code tells machines."""
     from sieve.searchers import run as search_run
 
-    monkeypatch.setattr(search_run, "within", lambda *arguments: False)
+    monkeypatch.setattr(search_run, "within", lambda scores, dense, *limits: scores is dense)
     code, _, err = run(*options(world, tmp_path / "x"), "--quiet")
     assert code == 5
     assert "nearest" in err
