@@ -135,6 +135,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "cross_gram_": _gram("cross_gram_"),
     "rms_norm": _pointwise("rms_norm"),
     "rotary": _pointwise("rotary"),
+    "channel_sums": _pointwise("channel_sums"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _on_cpu),

@@ -22,7 +22,7 @@ from sieve.methods import MASKS, METHODS, method_named
 from sieve.models import context_length, evaluating, model_fingerprint
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
-from sieve_kernels import gram_
+from sieve_kernels import channel_sums, gram_
 
 HELD_BACK = 8  # one example in so many
 SUFFIX = ".safetensors"
@@ -225,11 +225,7 @@ def _summing(layer: nn.Module, sums: torch.Tensor, mask: _Mask) -> Iterator[None
     """Add Σ x, Σ |x| and Σ x² of this layer's inputs, channel by channel, to the rows of `sums` at every forward."""
 
     def hook(layer: nn.Module, args: tuple) -> None:
-        x = args[0].detach().reshape(-1, args[0].shape[-1])
-        x = x if mask.weight is None else x[mask.weight]
-        sums[0] += x.sum(0, dtype=torch.float32)
-        sums[1] += torch.linalg.vector_norm(x, 1, dim=0, dtype=torch.float32)
-        sums[2] += torch.linalg.vector_norm(x, 2, dim=0, dtype=torch.float32).square()
+        sums.add_(channel_sums(args[0], mask.weight))
 
     handle = layer.register_forward_pre_hook(hook)
     try:

@@ -1,5 +1,5 @@
-// RMS normalisation and rotary positions: one pass over what torch's eager operators pass over ten times.
-// Rounding follows the modules of transformers step by step, so that results are theirs.
+// RMS normalisation, rotary positions, sums of channels: one pass over what torch's eager operators pass over ten
+// times. Rounding follows the modules of transformers step by step, so that results are theirs.
 #include "../native/parallel.h"
 
 #include <cmath>
@@ -65,6 +65,45 @@ INLINE void rotate(const T* x, const T* cos, const T* sin, T* y, int64_t half) {
   }
 }
 
+// Channels first … end - 1 of rows whose mask is not 0, four rows at a time so that sums are fetched a quarter as
+// often.
+template <class T>
+INLINE void add_rows(const T* x, int64_t stride, const uint8_t* mask, int64_t rows, int64_t first, int64_t end,
+                     float* sums, int64_t n) {
+  float *plain = sums, *absolute = sums + n, *square = sums + 2 * n;
+  for (int64_t row = 0; row < rows;) {
+    const T* four[4];
+    int count = 0;
+    for (; row < rows && count < 4; ++row)
+      if (mask == nullptr || mask[row]) four[count++] = x + row * stride;
+    if (count == 4) {
+#pragma omp simd
+      for (int64_t i = first; i < end; ++i) {
+        const float a = widen(four[0][i]), b = widen(four[1][i]), c = widen(four[2][i]), d = widen(four[3][i]);
+        plain[i] += (a + b) + (c + d);
+        absolute[i] += (std::fabs(a) + std::fabs(b)) + (std::fabs(c) + std::fabs(d));
+        square[i] += (a * a + b * b) + (c * c + d * d);
+      }
+      continue;
+    }
+    for (int k = 0; k < count; ++k)
+      for (int64_t i = first; i < end; ++i) {
+        const float a = widen(four[k][i]);
+        plain[i] += a;
+        absolute[i] += std::fabs(a);
+        square[i] += a * a;
+      }
+  }
+}
+
+struct Sums {
+  int64_t type;
+  const void* x;
+  int64_t stride, rows, n;
+  const uint8_t* mask;
+  float* sums;  // [3, n]
+};
+
 struct Norm {
   int64_t type;
   const char* x;
@@ -116,6 +155,12 @@ EVERY_ISA void norm_share(const Norm& norm, int64_t first, int64_t end) {
   norm.type == BF16 ? norm_rows<bf16>(norm, first, end) : norm_rows<float>(norm, first, end);
 }
 
+EVERY_ISA void sums_share(const Sums& call, int64_t first, int64_t end) {
+  call.type == BF16
+      ? add_rows(static_cast<const bf16*>(call.x), call.stride, call.mask, call.rows, first, end, call.sums, call.n)
+      : add_rows(static_cast<const float*>(call.x), call.stride, call.mask, call.rows, first, end, call.sums, call.n);
+}
+
 EVERY_ISA void rotary_share(const Rotary& call, int64_t first, int64_t end) {
   call.type == BF16 ? rotate_tokens<bf16>(call, first, end) : rotate_tokens<float>(call, first, end);
 }
@@ -131,12 +176,20 @@ void in_shares(int64_t count, int64_t bytes, Share share) {
 }  // namespace
 }  // namespace sieve
 
-// The arguments are `Norm` and `Rotary` above, as a block of 64-bit numbers: what a caller from Python fills soonest.
+// The arguments are `Norm`, `Sums` and `Rotary` above, as a block of 64-bit numbers: what a caller from Python fills
+// soonest.
 extern "C" void sieve_rms_norm(const void* call) {
   using namespace sieve;
   const Norm& norm = *static_cast<const Norm*>(call);
   const int64_t bytes = norm.rows * norm.n * (norm.type == BF16 ? 2 : 4);
   in_shares(norm.rows, 2 * bytes, [&](int64_t first, int64_t end) { norm_share(norm, first, end); });
+}
+
+extern "C" void sieve_channel_sums(const void* call_) {
+  using namespace sieve;
+  const Sums& call = *static_cast<const Sums*>(call_);
+  const int64_t bytes = call.rows * call.n * (call.type == BF16 ? 2 : 4);
+  in_shares(call.n, bytes, [&](int64_t first, int64_t end) { sums_share(call, first, end); });
 }
 
 extern "C" void sieve_rotary(const void* call_) {

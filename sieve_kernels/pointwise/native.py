@@ -19,6 +19,7 @@ def _function(name: str):
 
 
 _sieve_rms_norm, _sieve_rotary = _function("sieve_rms_norm"), _function("sieve_rotary")
+_sieve_channel_sums = _function("sieve_channel_sums")
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -54,6 +55,17 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         numbers += [x.data_ptr(), *x.stride()[:3], y.data_ptr(), *y.stride()[:3], x.shape[1]]
     _sieve_rotary(struct.pack(f"{len(numbers)}q", *numbers))
     return turned
+
+
+def channel_sums(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [..., n], mask [T] bool → [3, n] float32."""
+    rows = _last_in_one_piece(as_rows(x))
+    sums = torch.zeros(3, rows.shape[1])
+    mask = None if mask is None else mask.contiguous()
+    chosen = 0 if mask is None else mask.data_ptr()
+    numbers = _TYPES[x.dtype], rows.data_ptr(), rows.stride(0), *rows.shape, chosen, sums.data_ptr()
+    _sieve_channel_sums(struct.pack("7q", *numbers))
+    return sums
 
 
 def _last_in_one_piece(x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""`rms_norm` and `rotary`: the functions users call, their checks, and the registration of operators and gradients."""
+"""`rms_norm`, `rotary` and `channel_sums`: the functions users call, their checks, and what torch is told of them."""
 
 import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
-from sieve_kernels.arguments import describe, require_alike, require_float
+from sieve_kernels.arguments import describe, require_alike, require_float, require_same_device
 from sieve_kernels.pointwise import reference
 from sieve_kernels.registration import differentiable_gradients, register
 
@@ -69,6 +69,35 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     for name, x in (("k", k), ("cos", cos), ("sin", sin)):
         require_alike("q", q, name, x)
     return _rotary_op(q, k, cos, sin)
+
+
+def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Σ x, Σ |x| and Σ x² of every channel, in one pass over the tokens. For statistics: it has no gradients.
+
+    Args:
+        x: tokens [..., n].
+        mask: which of the T tokens count, [T] bool; None: all.
+
+    Returns:
+        [3, n], float32, or float64 of float64 tokens.
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: x is not of floats, or the mask not bool.
+
+    Example:
+        >>> channel_sums(torch.ones(5, 3))[2]
+        tensor([5., 5., 5.])
+    """
+    require_float("x", x)
+    if x.dim() == 0 or (mask is not None and mask.shape != (x[..., 0].numel(),)):
+        given = "" if mask is None else f", mask {describe(mask)}"
+        raise ValueError(f"need x [..., n] and mask [T], T the number of tokens, got x {describe(x)}{given}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, got {describe(mask)}")
+        require_same_device("x", x, "mask", mask)
+    return dispatch.implementation("channel_sums", x)(x.detach(), mask)
 
 
 def _rms_norm(x, weight, epsilon):

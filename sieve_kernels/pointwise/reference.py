@@ -19,3 +19,12 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 def _half_turn(x: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     return torch.cat([-second, first], -1)
+
+
+def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Σ x, Σ |x| and Σ x² over the tokens; x [..., n], mask [T] bool → [3, n], at least float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows if mask is None else rows[mask]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(rows, order, dim=0, dtype=wide) for order in (1, 2)]
+    return torch.stack([rows.sum(0, dtype=wide), norms[0], norms[1].square()])

@@ -28,7 +28,7 @@ def without_compiled(monkeypatch):
     monkeypatch.setattr(native, "has_amx", lambda: False)
 
 
-BY_TORCH = {"rms_norm", "rotary", "lowrank_mlp"}  # no Triton kernel of their own
+BY_TORCH = {"rms_norm", "rotary", "channel_sums", "lowrank_mlp"}  # no Triton kernel of their own
 
 
 @pytest.mark.parametrize("operator", set(dispatch.TABLE) - {"lowrank_mlp"})

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from sieve_kernels import rms_norm, rotary
+from sieve_kernels import channel_sums, rms_norm, rotary
 from sieve_kernels.pointwise import reference
 
 both = pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
@@ -97,6 +97,26 @@ def test_nan_and_infinity_propagate(implementation, dtype):
     assert turned.isnan().nonzero().tolist() == [[0, 0, 1, 2], [0, 0, 1, 6]]
 
 
+@both
+@dtypes
+@pytest.mark.parametrize("shape", [(2, 3, 17), (1, 576), (0, 5), (4000, 130)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_channel_sums(implementation, dtype, shape, masked):
+    x = (torch.randn(shape) + 0.5).to(dtype)
+    mask = torch.rand(x[..., 0].numel()) < 0.6 if masked else None
+    exact = reference.channel_sums(x.double(), mask)
+    for tokens in (x, torch.stack([x, x], -1)[..., 0]):
+        sums = channel_sums(tokens, mask)
+        assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(sums.double(), exact, rtol=1e-4, atol=1e-2)
+
+
+def test_channel_sums_of_what_is_no_number():
+    x = torch.ones(9, 4)
+    x[2, 1], x[3, 2] = torch.nan, -torch.inf
+    assert channel_sums(x).isfinite().tolist() == [[True, False, False, True]] * 3
+
+
 def test_gradients_twice():
     tensors = [t.requires_grad_() for t in norm_inputs((2, 3), 5, torch.float64)]
     assert torch.autograd.gradcheck(rms_norm, tensors)
@@ -135,6 +155,8 @@ def test_compiles_without_graph_breaks():
         (ValueError, lambda: rms_norm(torch.zeros(8), torch.ones(8, device="meta")), "meta"),
         (TypeError, lambda: rms_norm(torch.zeros(8), torch.ones(8).double()), r"float32.*float64"),
         (TypeError, lambda: rms_norm(torch.zeros(8).int(), torch.ones(8).int()), "int32"),
+        (ValueError, lambda: channel_sums(torch.zeros(4, 3), torch.ones(3, dtype=torch.bool)), r"mask \[3\]"),
+        (TypeError, lambda: channel_sums(torch.zeros(4, 3), torch.ones(4)), "bool"),
         (ValueError, lambda: rotary(*rotary_inputs(1, 2, 1, 3, 5)), r"d even"),
         (ValueError, lambda: rotary(*rotary_inputs(3, 2, 1, 3, 4, angles=2)), r"cos \[2, 3, 4\]"),
         (ValueError, lambda: rotary(*rotary_inputs(1, 2, 1, 3, 4)[:3], torch.zeros(3, 4)), r"sin \[3, 4\]"),
