@@ -35,9 +35,7 @@ class Workspace {
   int64_t size_ = 0;
 };
 
-// How many threads repay their waking. One that sleeps between regions, as OMP_WAIT_POLICY=PASSIVE has it, takes 0.1 ms
-// and more to wake: in that time one that is awake reads 2 MB of weights; on tiles, 6·10^8 operations were found to be
-// worth it. One that looks for work, which is the default for a few milliseconds, is there in a tenth of that.
+// Whether OpenMP's threads sleep between parallel regions; asked once.
 inline bool threads_sleep() {
   static const bool asleep = [] {
     const char* policy = std::getenv("OMP_WAIT_POLICY");
@@ -46,6 +44,9 @@ inline bool threads_sleep() {
   return asleep;
 }
 
+// How many threads repay their waking. One that sleeps between regions, as OMP_WAIT_POLICY=PASSIVE has it, takes 0.1 ms
+// and more to wake: in that time one that is awake reads 2 MB of weights; on tiles, 6·10^8 operations were found to be
+// worth it. One that looks for work, which is the default for a few milliseconds, is there in a tenth of that.
 inline int useful_threads(int64_t bytes, double operations) {
   const double share = threads_sleep() ? 1 : 0.1;
   const double useful = 1 + std::max(bytes / (2e6 * share), operations / (6e8 * share));
