@@ -115,5 +115,5 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def rows_in_one_piece(matrix: Tensor) -> Tensor:
-    """The matrix itself where the numbers of a row are adjacent, else a copy."""
-    return matrix if matrix.stride()[1] == 1 else matrix.contiguous()
+    """The matrix, or stack of them, itself where the numbers of a row are adjacent, else a copy."""
+    return matrix if matrix.stride()[-1] == 1 else matrix.contiguous()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sieve_kernels import native
 from sieve_kernels.arguments import as_rows
+from sieve_kernels.lowrank.native import rows_in_one_piece
 
 _TYPES = {torch.bfloat16: 0, torch.float32: 1}
 
@@ -25,7 +26,7 @@ _sieve_channel_sums = _function("sieve_channel_sums")
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x [..., n], weight [n] → [..., n]."""
     y = torch.empty(x.shape, dtype=x.dtype)
-    rows = _last_in_one_piece(as_rows(x))
+    rows = rows_in_one_piece(as_rows(x))
     weight = weight.contiguous()
     _sieve_rms_norm(
         struct.pack(
@@ -44,7 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q [b, h, t, d], k [b, g, t, d], cos and sin [b or 1, t, d] → q and k, strides kept."""
-    q, k, cos, sin = map(_last_in_one_piece, (q, k, cos, sin))
+    q, k, cos, sin = map(rows_in_one_piece, (q, k, cos, sin))
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
     batches, _, tokens, size = q.shape
@@ -59,15 +60,10 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 
 def channel_sums(x: Tensor, mask: Tensor | None) -> Tensor:
     """x [..., n], mask [T] bool → [3, n] float32."""
-    rows = _last_in_one_piece(as_rows(x))
+    rows = rows_in_one_piece(as_rows(x))
     sums = torch.zeros(3, rows.shape[1])
     mask = None if mask is None else mask.contiguous()
     chosen = 0 if mask is None else mask.data_ptr()
     numbers = _TYPES[x.dtype], rows.data_ptr(), rows.stride(0), *rows.shape, chosen, sums.data_ptr()
     _sieve_channel_sums(struct.pack("7q", *numbers))
     return sums
-
-
-def _last_in_one_piece(x: Tensor) -> Tensor:
-    """The tensor itself where the numbers of its last dimension are adjacent, else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
