@@ -44,18 +44,18 @@ POINTS = 10  # of a front, to be tested
 
 
 def cells(tasks: list[str], seeds: list[int], searches: list[str]) -> Iterator[dict[str, Any]]:
-    """All there is to do, the most telling first: the first seed before the others, tolerance before sizes."""
-    goals = [[f"epsilon {TOLERANCE}"], [f"kept {kept}" for kept in KEPT]]
+    """All there is to do: the tolerance and one size everywhere, then for the first task and seed the whole curve."""
+    goals = ("dense", f"epsilon {TOLERANCE}", f"kept {KEPT[0]}")
     for seed in seeds:
-        for part in goals:
-            for task in tasks:
-                if part is goals[0]:
-                    yield {"task": task, "seed": seed, "goal": "dense", "search": "dense"}
-                for goal in part:
-                    for search in searches:
-                        yield {"task": task, "seed": seed, "goal": goal, "search": search}
-                if part is goals[1] and seed == 0 and task == tasks[0]:
-                    yield {"task": task, "seed": seed, "goal": "front", "search": "pareto"}
+        for task in tasks:
+            for goal in goals:
+                for search in ("dense",) if goal == "dense" else searches:
+                    yield {"task": task, "seed": seed, "goal": goal, "search": search}
+    first = {"task": tasks[0], "seed": seeds[0]}
+    for kept in KEPT[1:]:
+        for search in searches:
+            yield first | {"goal": f"kept {kept}", "search": search}
+    yield first | {"goal": "front", "search": "pareto"}
 
 
 class Bench:
