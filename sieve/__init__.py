@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sieve.projections import Factors, project, refit
     from sieve.recipe import Recipe
     from sieve.searchers import search
+    from sieve.shared import share_inputs_
     from sieve.tasks import Task, load_task
 
 _HOME = {
@@ -48,6 +49,7 @@ _HOME = {
     "refit": "projections",
     "save": "checkpoint",
     "search": "searchers",
+    "share_inputs_": "shared",
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "refit",
     "save",
     "search",
+    "share_inputs_",
 ]
 
 

@@ -74,6 +74,9 @@ def prune(
         str | None,
         typer.Option(help="Share of a prior in the statistics, or auto: chosen on held-back calibration data."),
     ] = None,
+    shared_input: Annotated[
+        bool | None, typer.Option("--shared-input", help="One pair for q, k and v, one for gate and up.")
+    ] = None,
     refit: Annotated[
         bool | None, typer.Option("--refit", help="Fit the pairs found to inputs as the pruned model has them.")
     ] = None,
@@ -158,6 +161,7 @@ def prune(
         "method": method,
         "pivot": pivot,
         "shrinkage": _share(shrinkage),
+        "shared_input": shared_input,
         "refit": refit,
         "pattern": pattern,
         "compare": compare,

@@ -23,6 +23,7 @@ class Method:
         "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration examples alone.
     gradients: it also asks for the loss's gradients at the outputs, and for examples to choose by.
     nested: one pair of factors serves every rank, so that a search can use it.
+    balanced: the members of a stack (`sieve.share_inputs_`) count alike, however large their outputs.
     """
 
     home: str
@@ -30,6 +31,7 @@ class Method:
     side: Literal["cheapest", "input", "none"] = "cheapest"
     gradients: bool = False
     nested: bool = True
+    balanced: bool = False
 
     def function(self) -> Callable:
         """What `home` names, imported now."""
@@ -43,8 +45,8 @@ class Method:
 
 
 METHODS = {
-    "output_aligned": Method("sieve.projections.output_aligned:solve", "DESIGN 2.1"),
-    "loss_aware": Method("sieve.projections.loss_aware:solve", "DESIGN 2.2", gradients=True),
+    "output_aligned": Method("sieve.projections.output_aligned:solve", "DESIGN 2.1", balanced=True),
+    "loss_aware": Method("sieve.projections.loss_aware:solve", "DESIGN 2.2", gradients=True, balanced=True),
     "svd": Method("sieve.projections.baselines:svd", "arXiv 2312.13558", side="input"),
     "pca": Method("sieve.projections.baselines:pca", "arXiv 2401.15024", side="input"),
     "asvd": Method("sieve.projections.baselines:asvd", "arXiv 2312.05821", side="input"),

@@ -25,6 +25,7 @@ from sieve.recipe import Recipe
 from sieve.report import build_report, mask_report
 from sieve.searchers import run_search
 from sieve.searchers.problem import within
+from sieve.shared import share_inputs_
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
 from sieve.unfinished import Unfinished
@@ -54,6 +55,8 @@ def prune(
         splits = task.splits(recipe.seed)
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device)
         prunable(model)
+        if recipe.shared_input:
+            share_inputs_(model)
     with stages("calibrate"):
         measured = calibrate(
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics

@@ -28,6 +28,7 @@ class Recipe:
     pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
     confident: demand the lower end of the paired 95 % interval, not the mean.
     shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
+    shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
     refit: fit the pairs of the result anew, to inputs as the pruned model has them.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
@@ -46,6 +47,7 @@ class Recipe:
     method: str = "output_aligned"
     pivot: bool = True
     shrinkage: float | str | None = None
+    shared_input: bool = False
     refit: bool = False
     confident: bool = False
     calibration_tokens: int = 32_768
@@ -91,8 +93,8 @@ class Recipe:
         if self.method in MASKS:
             self.mask_options().check(self.method)
             check_mask_search(self.search, self.options())
-            if self.refit or self.shrinkage is not None:
-                option = "--refit" if self.refit else "--shrinkage"
+            of_pairs = {"--refit": self.refit, "--shrinkage": self.shrinkage, "--shared-input": self.shared_input}
+            for option in (option for option, value in of_pairs.items() if value not in (False, None)):
                 raise InputError(f"{option} is of low-rank pairs and {self.method} makes none: leave it out")
         elif self.method not in NESTED:
             raise InputError(f"unknown method {self.method!r}: choose one of {', '.join((*NESTED, *MASKS))}")

@@ -91,6 +91,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     Raises: InputError where a marked matrix has more weights than its mask left it.
     """
     from sieve.checkpoint.quantizer import SieveConfig
+    from sieve.shared import stacks
 
     pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
     ranks = {name: pair.rank for name, pair in pairs.items()}
@@ -103,10 +104,11 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
         raise InputError("the model is quantised: prune and save the original model, and quantise the result")
     kept = {name: share for name, share in (present.masks if present else {}).items() if name not in ranks}
     _check_masked(model, kept)
-    if ranks or kept:
+    shared = stacks(model)
+    if ranks or kept or shared:
         pattern = present.pattern if kept else "unstructured"
         model.config.quantization_config = SieveConfig(
-            ranks, pivoted.pop() if pivoted else False, masks=kept, pattern=pattern, biased=biased
+            ranks, pivoted.pop() if pivoted else False, masks=kept, pattern=pattern, biased=biased, shared=shared
         )
     elif present is not None:
         del model.config.quantization_config

@@ -9,7 +9,7 @@ This module runs in the middle of transformers' own import (see `registration`),
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -36,6 +36,8 @@ class SieveConfig(QuantizationConfigMixin):
         biased: all pairs have a bias, also where the dense matrix had none; absent where that is not so.
         masks: dotted name of each matrix that is masked → the fraction of its weights that are kept, the others being
             stored as zeros; absent where there are none.
+        shared: dotted name of each stack of matrices that read one input → its members' names beside it
+            (`sieve.share_inputs_`); absent where there are none.
         pattern: of the masks: "unstructured", "2:4" or "4:8".
         version: of this format.
     """
@@ -43,6 +45,7 @@ class SieveConfig(QuantizationConfigMixin):
     pivoted = False
     biased = False
     pattern = "unstructured"
+    shared: ClassVar[dict[str, list[str]]] = {}
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class SieveConfig(QuantizationConfigMixin):
         masks: dict[str, float] | None = None,
         pattern: str = "unstructured",
         biased: bool = False,
+        shared: dict[str, list[str]] | None = None,
     ):
         if version != VERSION:
             raise InputError(
@@ -78,6 +82,8 @@ class SieveConfig(QuantizationConfigMixin):
             self.biased = True
         self.masks = dict(masks or {})
         self.pattern = pattern
+        if shared:
+            self.shared = {name: list(members) for name, members in shared.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """For `config.json`, without what would say nothing."""
@@ -95,8 +101,10 @@ class SieveQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.matrices import low_rank, replace
+        from sieve.shared import stack_
 
         config = self.quantization_config
+        stack_(model, {_local(name, model): members for name, members in config.shared.items()})
         for name, rank in config.ranks.items():
             name = _local(name, model)
             try:

@@ -1,7 +1,8 @@
 """One matrix and what calibration knows of it: what a projection is given."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,6 +70,25 @@ def problem_of(
         gram = (1 - shrinkage) * gram + shrinkage * _prior(name, W, gram, sums, statistics, prior)
     magnitude = None if sums is None else sums[1] / max(statistics.tokens, 1)
     return Problem(W, gram, source.side, tokens, magnitude, gradient, ridge)
+
+
+def balanced(problem: Problem, heights: Sequence[int]) -> tuple[Problem, torch.Tensor]:
+    """The problem of a stack with the outputs of its members at equal energy, and the scale [m, 1] that makes it so."""
+    scale = balance(problem.W, problem.gram, problem.side, heights)
+    gram = problem.gram if problem.side == "input" else scale * problem.gram * scale.T
+    return replace(problem, W=scale * problem.W, gram=gram), scale
+
+
+def balance(W: torch.Tensor, gram: torch.Tensor, side: str, heights: Sequence[int]) -> torch.Tensor:
+    """What to multiply the outputs of a stack by [m, 1], so that its members, of so many rows each, count alike.
+
+    gram: of inputs or of outputs, as `side` says. A member without output is left as it is.
+    """
+    rows = ((W @ gram) * W).sum(1) if side == "input" else gram.diagonal()
+    energy = torch.stack([member.sum() for member in rows.split(list(heights))])
+    level = energy.sum() / (energy > 0).sum().clamp(min=1)
+    scale = torch.where(energy > 0, (level / energy).sqrt(), 1.0)
+    return scale.repeat_interleave(torch.tensor(heights, device=W.device))[:, None]
 
 
 def _centred(

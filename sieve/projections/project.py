@@ -15,9 +15,10 @@ from sieve.methods import Method, method_named
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.parallel import LARGEST, each
-from sieve.projections.problem import problem_of
+from sieve.projections.problem import balanced, problem_of
 from sieve.projections.ridge import choose_ridge
 from sieve.projections.shrinkage import check_shrinkage, choose_shrinkage
+from sieve.shared import heights_of
 
 
 @torch.no_grad()
@@ -126,12 +127,17 @@ def _pairs(
     """Factors of the matrices that `ranks` names, up to those ranks."""
     solve = method.function()
     layers = {name: model.get_submodule(name) for name in ranks}
+    # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
+    heights = heights_of(model) if method.balanced and math.isinf(ridge) else {}
 
     def pair(name: str) -> FactorPair:
         layer, rank, source = layers[name], ranks[name], statistics.sources[name]
         weight = weight_of(layer)
         centred = mean if mean is not None else layer.bias is not None and source.inputs in statistics.sums
-        A, B, energy = solve(problem_of(name, weight, statistics, ridge, shrinkage, prior, centred))
+        problem = problem_of(name, weight, statistics, ridge, shrinkage, prior, centred)
+        problem, scale = balanced(problem, heights[name]) if name in heights else (problem, None)
+        A, B, energy = solve(problem)
+        B = B if scale is None else B / scale
         means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
         shared = statistics.grams[source.gram] if source.side == "input" else None
         A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)

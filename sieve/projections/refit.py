@@ -31,8 +31,9 @@ from sieve.models import evaluating
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair, Factors, slices_of
 from sieve.projections.loss_aware import loss_aware
-from sieve.projections.problem import Solution, double
+from sieve.projections.problem import Solution, balance, double
 from sieve.projections.walk import Turn, Walk
+from sieve.shared import heights_of
 from sieve_kernels import cross_gram_, gram_
 
 RIDGE = 1.0
@@ -85,6 +86,7 @@ def refit(
     data += batches(held, batch_tokens) if held else []
     ranks = plan.ranks()
     groups = readers_of_one_input(model, matrices, data[0])
+    heights = heights_of(model) if math.isinf(factors.ridge) else {}
     pairs: dict[str, FactorPair] = {}
     with evaluating(model), progress.bar("refit", len(ranks), "matrices") as advance:
         walk = Walk(model, data)
@@ -106,7 +108,9 @@ def refit(
                         continue
                     seen = _look(walk, index, model.get_submodule(group[0]), turn, first_held)
                     for name in members:
-                        pairs[name] = _pair(name, layers[name], inside[name], seen, factors, statistics, ridge)
+                        pairs[name] = _pair(
+                            name, layers[name], inside[name], seen, factors, statistics, ridge, heights.get(name)
+                        )
                         turned[name] = slices_of(layers[name], pairs[name])
                         replace(model, name, turned[name])
                         advance(1)
@@ -184,6 +188,7 @@ def _pair(
     factors: Factors,
     statistics: Statistics,
     ridge: float | None,
+    heights: list[int] | None,
 ) -> FactorPair:
     weight, source, old, whole = weight_of(layer), statistics.sources[name], factors[name], seen[0] + seen[1]
     W, centred = double(weight), old.mean is not None
@@ -195,21 +200,23 @@ def _pair(
         )
     if not seen[0].gram.diagonal().mean() > 0:
         return old  # nothing comes in: nothing to learn
+    scale = balance(W, gram, "input", heights) if heights else W.new_ones(len(W), 1)
+    target = scale * W
     if ridge is None:
         fit, held = seen[0].grams(centred), seen[1].grams(centred)
-        kept = tuple(double(factor) for factor in old.slice(rank))
-        errors = {None: held_back_error(W, *kept, *held, gradient, factors.ridge)}
+        A, B = (double(factor) for factor in old.slice(rank))
+        errors = {None: held_back_error(target, A, scale * B, *held, gradient, factors.ridge)}
         for candidate in RIDGES:
-            A, B, _ = refitted(W, *fit, gradient, factors.ridge, candidate, seen[0].tokens)
-            errors[candidate] = held_back_error(W, A[:rank], B[:, :rank], *held, gradient, factors.ridge)
+            A, B, _ = refitted(target, *fit, gradient, factors.ridge, candidate, seen[0].tokens)
+            errors[candidate] = held_back_error(target, A[:rank], B[:, :rank], *held, gradient, factors.ridge)
         ridge = min(
             errors, key=lambda candidate: errors[candidate] if errors[candidate] == errors[candidate] else math.inf
         )
         if ridge is None:
             return replace_fields(old, A=old.A[:rank], B=old.B[:, :rank])
-    A, B, energy = refitted(W, gram, cross, gradient, factors.ridge, ridge, whole.tokens)
+    A, B, energy = refitted(target, gram, cross, gradient, factors.ridge, ridge, whole.tokens)
     means = (whole.pruned / whole.tokens, (W @ (double(whole.dense) / whole.tokens)).float()) if centred else ()
-    A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)
+    A, B = A[:rank].to(weight, copy=True), (B / scale)[:, :rank].to(weight, copy=True)
     return FactorPair(A, B, energy.cpu(), None, *means)
 
 

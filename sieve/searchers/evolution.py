@@ -20,6 +20,7 @@ from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.uniform import STEPS
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation
@@ -230,7 +231,7 @@ class Evolution:
         return within(scores, problem.dense, problem.tolerance, problem.confident) and not lucky
 
     def winners(self) -> Iterator[Candidate]:
-        """Along the front, acceptable candidates: the smallest first, or the best of the size asked for."""
+        """Along the front and beyond, acceptable candidates: the smallest first, or the best of the size asked for."""
         front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
         if self.options.kept is not None:
             yield from [candidate for _, candidate in front if self.problem.accepts(candidate)][-1:]
@@ -240,3 +241,14 @@ class Evolution:
             if self.good(candidate.scores) and self.share(levels) >= least:
                 least = self.share(levels) + _STEP_BACK
                 yield candidate
+        yield from self._larger(least or max((self.share(levels) for levels, _ in self.scored.values()), default=1.0))
+
+    def _larger(self, share: float) -> Iterator[Candidate]:
+        """Acceptable candidates beyond the front, for where validation takes none of it: allocations that grow."""
+        for step in range(int(share * STEPS) + 1, STEPS):
+            levels = self.sized(step / STEPS)[0]
+            if not self.genome.plan(levels):
+                continue
+            (scores,) = self.evaluate([levels]).values()
+            if self.good(scores):
+                yield Candidate(self.genome.plan(levels), scores)

@@ -101,6 +101,20 @@ def test_loss_aware_projection(run, world, tmp_path):
     assert "reused" not in run(*options(world, tmp_path / "other"))[2]  # other statistics
 
 
+def test_shared_input(run, world, tmp_path):
+    """Stacks go through search, refit, report, saving and loading; the numbers are those of the stored model."""
+    output = tmp_path / "shared"
+    code, out, err = run(*options(world, output), "--shared-input", "--refit", "--search", "budget", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert {name.rpartition(".")[2] for name in report["kept"]} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    config = json.loads((output / "config.json").read_text())["quantization_config"]
+    assert config["shared"]["model.layers.0.self_attn.qkv_proj"] == ["q_proj", "k_proj", "v_proj"]
+    code, out, _ = run("eval", output, "--json")
+    assert json.loads(out)["accuracy"] == report["accuracy"]["pruned"]["test"]
+    assert sieve.Recipe.load(output / "recipe.yaml").shared_input is True
+
+
 def test_refit_and_shrinkage(run, world, tmp_path):
     """Other weights than were searched: all splits are scored again, and a recipe brings them back."""
     output = tmp_path / "refitted"
@@ -173,6 +187,7 @@ def test_the_cache_keeps_the_last_calibration_only(run, world, tmp_path):
         (("--shrinkage", "2"), 2, "[0, 1]"),
         (("--shrinkage", "some"), 2, "[0, 1]"),
         (("--method", "wanda", "--refit"), 2, "--refit is of low-rank pairs"),
+        (("--method", "wanda", "--shared-input"), 2, "--shared-input is of low-rank pairs"),
         (("--dtype", "int8"), 2, "bfloat16"),
         (("--device", "cuda:99"), 2, "cpu"),
         (("--rank-multiple", 0), 2, "at least 1"),

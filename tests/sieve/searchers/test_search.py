@@ -323,3 +323,16 @@ def test_no_candidate_is_good_enough(small):
 
     with pytest.raises(ToleranceError, match="nearest"):
         searched(small, fitness=fitness)
+
+
+@pytest.mark.parametrize("searcher", ["ga", "pareto"])
+def test_validation_can_step_back_as_far_as_to_the_dense_model(searcher):
+    """What the front offers is a few sizes near the smallest; a stricter validation is offered larger ones."""
+    problem = landscape_problem(generations=2, population=12, offspring=12)
+    offered = list(SEARCHERS[searcher](problem))
+    sizes = [candidate.plan.size(problem.matrices) for candidate in offered]
+    assert sizes == sorted(sizes)
+    assert all(problem.accepts(candidate) for candidate in offered)
+    dense = sum(matrix.parameters for matrix in problem.matrices.values())
+    assert sizes[-1] > 0.9 * dense
+    assert len(sizes) > 8 and max(np.diff(sizes)) < 0.2 * dense
