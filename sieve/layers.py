@@ -93,13 +93,18 @@ class SlicedLinear(nn.Module):
         self.dense, self.rank = dense, None
         self._ranks: torch.Tensor | None = None  # of several candidates [P]
         self._dense: list[int] = []  # those of them that are
+        self._mask: torch.Tensor | None = None  # the same [P], on their device
+        self.alike = False  # launch the same kernels whoever is dense, by what the two tensors hold when they run
         self._A, self._B = A, B  # plain attributes: they are the factors' tensors, not this model's state
         self._mean = None if mean is None else mean.to(A.dtype)
         self._bias = dense.bias if output_mean is None else centred_bias(dense.bias, output_mean, A.dtype)
 
-    def turn(self, ranks: torch.Tensor | None, dense: list[int] = ()) -> None:
-        """Be candidates of these ranks [P], on the factors' device, but for the `dense` ones; None: one, of `rank`."""
-        self._ranks, self._dense = ranks, dense
+    def turn(self, ranks: torch.Tensor | None, dense: list[int] = (), mask: torch.Tensor | None = None) -> None:
+        """Be candidates of these ranks [P], but for the `dense` ones; None: one, of `rank`.
+
+        `mask`: bool [P], who is dense; like `ranks` on the factors' device.
+        """
+        self._ranks, self._dense, self._mask = ranks, dense, mask
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._ranks is not None:
@@ -115,17 +120,21 @@ class SlicedLinear(nn.Module):
         """x [P·rows, …, n] → y [P·rows, …, m].
 
         Products have the same shapes whoever is dense, so that a candidate's sums do not depend on its company: the
-        pairs' kernel runs for all (a dense one's rank is 1, which costs next to nothing), dense ones run one by one.
+        pairs' kernel runs for all (a dense one's rank is 1, which costs next to nothing), dense ones run one by one: if
+        `alike`, those of everybody, of which the others' are thrown away.
         """
         rows = x.reshape(len(self._ranks), -1, x.shape[-1])
-        if len(self._dense) < len(rows):
+        if self.alike or len(self._dense) < len(rows):
             y = lowrank_linear_population(self._centred(rows), self._A, self._B, self._ranks)
             if self._bias is not None:
                 y += self._bias
         else:
             y = x.new_empty(*rows.shape[:2], self._B.shape[0])
-        for candidate in self._dense:
-            y[candidate] = self.dense(rows[candidate])
+        if self.alike:
+            y = torch.where(self._mask[:, None, None], torch.stack([self.dense(own) for own in rows]).to(y.dtype), y)
+        else:
+            for candidate in self._dense:
+                y[candidate] = self.dense(rows[candidate])
         return y.reshape(*x.shape[:-1], -1)
 
 

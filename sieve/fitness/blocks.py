@@ -9,6 +9,7 @@ model really behaves so (no block looks behind its predecessor's output) is meas
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from sieve.matrices import decoder_blocks
 
+Through = Callable[[int, Callable, tuple, dict], Any]  # (block, its forward, arguments) → its output
 States = list[torch.Tensor]  # hidden states entering one block, per forward pass [rows, tokens, hidden]
 
 
@@ -42,26 +44,26 @@ class BlockWise:
     """
 
     def __init__(self, model: nn.Module):
-        _, self._blocks = decoder_blocks(model)
+        _, self.blocks = decoder_blocks(model)
         self._head = model.get_output_embeddings()
-        self._start, self._given, self._keep = 0, [], frozenset()
+        self._start, self._given, self._keep, self._through = 0, [], frozenset(), _plainly
         self._pass, self._run = -1, Run()
-        self.parameters = sum(parameter.numel() for parameter in self._blocks.parameters()) // max(len(self), 1)
+        self.parameters = sum(parameter.numel() for parameter in self.blocks.parameters()) // max(len(self), 1)
         self.checked = 0  # layer-tokens that `works` spent
         self._tuples: dict[int, int] = {}  # block → length of the tuple it returns; absent: a tensor
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self.blocks)
 
     def __enter__(self) -> "BlockWise":
-        self._own = [block.__dict__.get("forward") for block in self._blocks]  # accelerate, for one, sets such
-        for index, block in enumerate(self._blocks):
+        self._own = [block.__dict__.get("forward") for block in self.blocks]  # accelerate, for one, sets such
+        for index, block in enumerate(self.blocks):
             block.forward = self._wrapped(index, block.forward)
         self._handle = self._head.register_forward_pre_hook(self._count_head) if self._head is not None else None
         return self
 
     def __exit__(self, *exception) -> None:
-        for block, own in zip(self._blocks, self._own, strict=True):
+        for block, own in zip(self.blocks, self._own, strict=True):
             if own is None:
                 del block.forward  # the class's shows again
             else:
@@ -70,7 +72,12 @@ class BlockWise:
             self._handle.remove()
 
     def run(
-        self, evaluation: Callable[[], object], start: int = 0, states: States = (), keep: Iterable[int] = ()
+        self,
+        evaluation: Callable[[], object],
+        start: int = 0,
+        states: States = (),
+        keep: Iterable[int] = (),
+        through: Through | None = None,
     ) -> tuple[object, Run]:
         """The result of `evaluation`, with blocks before `start` replaced by their known result.
 
@@ -78,13 +85,14 @@ class BlockWise:
             evaluation: runs the model; always by the same passes over the same tokens.
             start, states: first block that runs, and the hidden states entering it. 0 runs everything.
             keep: blocks whose entering states are wanted.
+            through: what calls the blocks that run, if it is not done plainly.
         """
-        self._start, self._given, self._keep = start, states, frozenset(keep)
+        self._start, self._given, self._keep, self._through = start, states, frozenset(keep), through or _plainly
         self._pass, self._run = -1, Run({block: [] for block in self._keep})
         try:
             result = evaluation()
         finally:
-            run, self._start, self._given, self._keep = self._run, 0, [], frozenset()
+            run, self._start, self._given, self._keep, self._through = self._run, 0, [], frozenset(), _plainly
         return result, run
 
     def works(self, evaluation: Callable[[], object], same: Callable[[object, object], bool]) -> bool:
@@ -123,7 +131,7 @@ class BlockWise:
             if index in self._keep:
                 self._run.states[index].append(hidden)
             self._run.layer_tokens += size
-            output = forward(*args, **kwargs)
+            output = self._through(index, forward, args, kwargs)
             if isinstance(output, tuple):
                 self._tuples[index] = len(output)
             return output
@@ -132,6 +140,10 @@ class BlockWise:
 
     def _count_head(self, module: nn.Module, args: tuple) -> None:
         self._run.head_rows += args[0].shape[:-1].numel()
+
+
+def _plainly(index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
+    return forward(*args, **kwargs)
 
 
 def _fill_cache(args: tuple, kwargs: dict, index: int, hidden: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ ran before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import pairwise
@@ -25,9 +25,11 @@ from sieve.fitness.workers import Workers
 from sieve.plan import DENSE, Matrix
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from sieve.apply import Slices
+    from sieve.fitness.graphs import Recorder
     from sieve.fitness.journal import Journal
 
 
@@ -54,6 +56,7 @@ class Engine:
         journal: open, or None.
         workers: number of local ones, address of a Ray cluster, or None for this process.
         together: how many candidates go through one forward pass.
+        recorder: makes what records such passes; see `Evaluator`.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class Engine:
         journal: Journal | None = None,
         workers: int | str | None = None,
         together: int = 1,
+        recorder: Callable[[torch.device], Recorder] | None = None,
     ):
-        self._evaluator = self._runner = Evaluator(model, turned, matrices, parts, layers, memory, together)
+        self._evaluator = Evaluator(model, turned, matrices, parts, layers, memory, together, recorder)
+        self._runner = self._evaluator
         self._names, self._workers = self._evaluator.names, workers
         self._journal = journal
         self._records: dict[str, tuple[Scores, Spent]] = {}  # what is known, from this process or an earlier one

@@ -5,12 +5,13 @@ differs (`blocks`); states that later calls may share are kept (`store`). The pa
 so a candidate's scores are the same bits in whatever order it is evaluated.
 
 On a GPU, several candidates go through one forward pass: a team. A team is always as many, the last candidate standing
-in for those that are missing, so that products have the same shapes whoever is in it.
+in for those that are missing, so that products have the same shapes whoever is in it, and blocks can be recorded
+(`graphs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from sieve import progress
 from sieve.fitness.blocks import BlockWise, States
 from sieve.fitness.cost import Spent
 from sieve.fitness.evaluate import Prepared, Scores
+from sieve.fitness.graphs import WORK, Graphs, Recorder
 from sieve.fitness.store import StateStore, size_of
 from sieve.fitness.walk import Step, order, walk
 from sieve.models import evaluating
@@ -48,6 +50,7 @@ class Evaluator:
         layers: reuse the states of blocks that candidates have in common.
         memory: bytes that such states may take.
         together: how many candidates are one team, where more than one are asked for and the parts can do it.
+        recorder: makes, for the model's device, what records the passes of teams; None: they are not.
     """
 
     def __init__(
@@ -59,10 +62,12 @@ class Evaluator:
         layers: bool = True,
         memory: int = MEMORY,
         together: int = 1,
+        recorder: Callable[[torch.device], Recorder] | None = None,
     ):
         self.model, self.turned, self.matrices, self.memory = model, turned, matrices, memory
         able = hasattr(turned, "set_many") and all(part.run_copies for part in parts)
         self.together = together if able else 1
+        self.recorder = recorder if self.together > 1 else None
         self.parts = list(parts)
         ordered = sorted(matrices.values(), key=lambda matrix: matrix.block)
         self.names = [matrix.name for matrix in ordered]
@@ -74,14 +79,19 @@ class Evaluator:
         self._store = StateStore(len(self.blocks), memory // 2)
         self._part, self._teams, self._steps, self._alone = 0, [], [], True
         self._stored: dict[int, States] = {}  # of the walk that is under way
+        self._graphs: Graphs | None = None  # while running
 
     @contextmanager
     def running(self) -> Iterator[Evaluator]:
         """Inside the block candidates can be evaluated."""
         with evaluating(self.model), torch.inference_mode(), self.blocks:
+            if self.recorder is not None:
+                cells = WORK // max(self.blocks.parameters, 1)
+                self._graphs = Graphs(self.recorder(self.model.device), self.blocks.blocks, self.turned.alike, cells)
             try:
                 yield self
             finally:
+                self._graphs = None
                 self.turned.set({})
 
     def check(self) -> int:
@@ -170,7 +180,7 @@ class Evaluator:
         self.turned.set_many([self._plan(ranks) for ranks in team])
         with progress.shown(False):
             found, run = self.blocks.run(
-                lambda: self.parts[part].run_copies(self.model, number), start, states, anchors
+                lambda: self.parts[part].run_copies(self.model, number), start, states, anchors, self._graphs
             )
         held = sum(size_of(run.states[block]) for block in anchors)
         self.peak_bytes = max(self.peak_bytes, self._store.bytes + held)

@@ -124,10 +124,8 @@ class Workers:
             self._connect()
             number = self._workers if isinstance(self._workers, int) else self._room()
             given = self._evaluator
-            memory, together = given.memory // number, given.together
-            self._packed = ray.put(
-                pack((given.model, given.turned, given.matrices, given.parts, given.layers, memory, together))
-            )
+            what = given.model, given.turned, given.matrices, given.parts, given.layers
+            self._packed = ray.put(pack((*what, given.memory // number, given.together, given.recorder)))
             self._kind = ray.remote(num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0)(Worker)
             self._seats = [_Seat(place, self._hired(), self._packed) for place in range(number)]
             self._first()

@@ -17,6 +17,7 @@ from sieve.errors import InputError, ToleranceError
 from sieve.fitness import Scores
 from sieve.fitness.engine import Engine, slices
 from sieve.fitness.evaluate import Prepared, prepare
+from sieve.fitness.graphs import CudaRecorder
 from sieve.fitness.intervals import Resolution, resolution
 from sieve.fitness.journal import Journal
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
@@ -166,6 +167,7 @@ def run_search(
             model, turned, chosen, list(map(ready, parts)),
             layers=choices.layers and not few, memory=choices.memory, journal=book, workers=choices.workers,
             together=1 if model.device.type == "cpu" else TOGETHER,
+            recorder=CudaRecorder if model.device.type == "cuda" else None,
         )  # fmt: skip
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
         stack.enter_context(engine.running())
