@@ -335,4 +335,5 @@ def test_validation_can_step_back_as_far_as_to_the_dense_model(searcher):
     assert all(problem.accepts(candidate) for candidate in offered)
     dense = sum(matrix.parameters for matrix in problem.matrices.values())
     assert sizes[-1] > 0.9 * dense
-    assert len(sizes) > 8 and max(np.diff(sizes)) < 0.2 * dense
+    assert len(sizes) > 8
+    assert max(np.diff(sizes)) < 0.2 * dense
