@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sieve.layers import PAIRS, LowRankLinear, has_hooks, holds_plain_tensors, is_plain, is_untouched
+from sieve.stacks import StackedOutput
 from sieve_kernels import linear, lowrank_mlp, rms_norm, rotary
 
 ACTIVATIONS = {
@@ -79,12 +80,22 @@ def _forward_for(module: nn.Module, inside_pair: bool) -> Callable | None:
 def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → [..., n]."""
     activation = ACTIVATIONS.get(type(mlp.act_fn).__name__)
-    layers = [_tensors(layer) for layer in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    layers = [_tensors(layer) for layer in _layers(mlp)]
     if activation and all(layers) and any(len(layer) > 1 for layer in layers):
-        return lowrank_mlp(x, *layers, activation)
+        *inner, down = layers
+        return lowrank_mlp(x, *(inner if len(inner) == 2 else (*inner, None)), down, activation)
     if torch.is_grad_enabled():
         return type(mlp).forward(mlp, x)
     return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
+
+
+def _layers(mlp: nn.Module) -> list[nn.Module]:
+    """Gate, up and down; or, where gate and up are stacked, the stack and down."""
+    gate, up = mlp.gate_proj, mlp.up_proj
+    members = [one.stack.members for one in (gate, up) if type(one) is StackedOutput and is_untouched(one)]
+    if members == [["gate_proj", "up_proj"]] * 2:
+        return [getattr(mlp, gate.stack.name), mlp.down_proj]
+    return [gate, up, mlp.down_proj]
 
 
 def _tensors(layer: nn.Module) -> tuple[torch.Tensor, ...] | None:

@@ -91,7 +91,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     Raises: InputError where a marked matrix has more weights than its mask left it.
     """
     from sieve.checkpoint.quantizer import SieveConfig
-    from sieve.shared import stacks
+    from sieve.stacks import stacks
 
     pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
     ranks = {name: pair.rank for name, pair in pairs.items()}

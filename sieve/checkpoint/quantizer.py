@@ -101,7 +101,7 @@ class SieveQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.matrices import low_rank, replace
-        from sieve.shared import stack_
+        from sieve.stacks import stack_
 
         config = self.quantization_config
         stack_(model, {_local(name, model): members for name, members in config.shared.items()})

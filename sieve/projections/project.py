@@ -18,7 +18,7 @@ from sieve.projections.parallel import LARGEST, each
 from sieve.projections.problem import balanced, problem_of
 from sieve.projections.ridge import choose_ridge
 from sieve.projections.shrinkage import check_shrinkage, choose_shrinkage
-from sieve.shared import heights_of
+from sieve.stacks import heights_of
 
 
 @torch.no_grad()

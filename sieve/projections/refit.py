@@ -33,7 +33,7 @@ from sieve.projections.factors import FactorPair, Factors, slices_of
 from sieve.projections.loss_aware import loss_aware
 from sieve.projections.problem import Solution, balance, double
 from sieve.projections.walk import Turn, Walk
-from sieve.shared import heights_of
+from sieve.stacks import heights_of
 from sieve_kernels import cross_gram_, gram_
 
 RIDGE = 1.0

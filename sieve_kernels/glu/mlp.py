@@ -18,7 +18,7 @@ Layer = Sequence[Tensor]
 """(W,) with W [m, n]; a pair (A, B) with A [r, n], B [m, r]; or pivoted (A, C, permutation) with C [m - r, r]."""
 
 
-def lowrank_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, activation: str = "silu") -> Tensor:
+def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activation: str = "silu") -> Tensor:
     """y = down(act(gate(x)) · up(x)), of which the wide middle is never stored where one kernel does it all.
 
     Differentiable in x and all weights, twice if need be: where gradients are wanted, and where no kernel does it all,
@@ -27,7 +27,8 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, activation: str 
     Args:
         x: inputs [..., n].
         gate, up: layers from n to m numbers: dense `(W,)`, low-rank `(A, B)`, or pivoted `(A, C, permutation)` as
-            `lowrank_linear_pivoted` has it. Kinds and ranks may differ.
+            `lowrank_linear_pivoted` has it. Kinds and ranks may differ. With `up` None, `gate` is both of them stacked,
+            from n to 2m numbers: all gates, then all ups.
         down: such a layer from m to k numbers.
         activation: "silu", "gelu", "gelu_tanh" (the tanh approximation) or "relu".
 
@@ -43,7 +44,7 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, activation: str 
         >>> lowrank_mlp(x, (A, B), (torch.randn(96, 64),), (torch.randn(8, 96), torch.randn(64, 8))).shape
         torch.Size([5, 64])
     """
-    layers = [tuple(layer) for layer in (gate, up, down)]
+    layers = [tuple(layer) for layer in (gate, up, down) if layer is not None]
     if torch.is_autocast_enabled(x.device.type):
         x, layers = autocast(x), [tuple(autocast(t) for t in layer) for layer in layers]
     if activation not in reference.ACTIVATIONS:
@@ -56,12 +57,11 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, activation: str 
 
 def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
     """The same by the operators of the parts."""
-    gate, up, down = layers
-    if len(gate) == len(up) == 2:
-        hidden = lowrank_swiglu(x, *gate, *up, activation)
-    else:
-        hidden = reference.ACTIVATIONS[activation](_layer(x, gate)) * _layer(x, up)
-    return _layer(hidden, down)
+    *inner, down = layers
+    if list(map(len, inner)) == [2, 2]:
+        return _layer(lowrank_swiglu(x, *inner[0], *inner[1], activation), down)
+    gate, up = [_layer(x, layer) for layer in inner] if len(inner) == 2 else _layer(x, *inner).chunk(2, -1)
+    return _layer(reference.ACTIVATIONS[activation](gate) * up, down)
 
 
 def _layer(x: Tensor, tensors: Layer) -> Tensor:
@@ -71,7 +71,8 @@ def _layer(x: Tensor, tensors: Layer) -> Tensor:
 def _check(x: Tensor, layers: Sequence[Layer]) -> None:
     require_float("x", x)
     n = x.shape[-1] if x.dim() else None
-    for name, layer in zip(("gate", "up", "down"), layers, strict=True):
+    names = ("gate", "up", "down") if len(layers) == 3 else ("gate and up, stacked,", "down")
+    for place, (name, layer) in enumerate(zip(names, layers, strict=True)):
         if not _fits(layer, n):
             given = ", ".join(map(describe, layer))
             raise ValueError(
@@ -84,10 +85,14 @@ def _check(x: Tensor, layers: Sequence[Layer]) -> None:
             if layer[2].dtype != torch.int64:
                 raise TypeError(f"the permutation of {name} must be int64, got {describe(layer[2])}")
             require_same_device("x", x, name, layer[2])
-        if name == "up":
-            m, n = reference.width(layers[0]), reference.width(layer)
-            if m != n:
-                raise ValueError(f"gate and up must have as many outputs, got {m} and {n}")
+        if place == len(layers) - 2:  # what comes of it is the input of the last
+            first, n = reference.width(layers[0]), reference.width(layer)
+            if first != n:
+                raise ValueError(f"gate and up must have as many outputs, got {first} and {n}")
+            if place == 0:
+                if n % 2:
+                    raise ValueError(f"gate and up must have as many outputs, got {n} in all")
+                n //= 2
 
 
 def _fits(layer: Layer, n: int | None) -> bool:
@@ -111,7 +116,7 @@ def _mlp(x, tensors, counts, activation):
 
 
 def _mlp_fake(x, tensors, counts, activation):
-    return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[2])))
+    return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1])))
 
 
 _mlp_op = register(

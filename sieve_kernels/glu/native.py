@@ -8,6 +8,7 @@ from sieve_kernels.glu.reference import width
 from sieve_kernels.lowrank.native import Layer, rows_in_one_piece, run
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in activations.h
+_STACKED = 16  # added where one layer is gate and up
 
 
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Tensor:
@@ -22,14 +23,15 @@ def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor
 
 
 def mlp(x: Tensor, layers: Sequence[Sequence[Tensor]], activation: str) -> Tensor:
-    """y [..., k] = down(act(gate(x)) · up(x)); each layer is (W,), (A, B) or (A, C, permutation)."""
-    y = x.new_empty((*x.shape[:-1], width(layers[2])))
-    hidden = x.new_empty((0, width(layers[0])))  # only its width is looked at: h itself stays in cache
-    run(
-        x,
-        [_parts(layer, out) for layer, out in zip(layers, (hidden, hidden, y), strict=True)],
-        _ACTIVATIONS[activation],
-    )
+    """y [..., k] = down(act(gate(x)) · up(x)); each layer is (W,), (A, B) or (A, C, permutation).
+
+    Two layers are gate and up, stacked, and down.
+    """
+    *inner, down = layers
+    y = x.new_empty((*x.shape[:-1], width(down)))
+    between = x.new_empty((0, width(inner[0])))  # only its width is looked at: h itself stays in cache
+    parts = [*(_parts(layer, between) for layer in inner), _parts(down, y)]
+    run(x, parts, _ACTIVATIONS[activation] + (_STACKED if len(inner) == 1 else 0))
     return y
 
 

@@ -26,9 +26,13 @@ def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor
 
 
 def mlp(x: Tensor, layers: Sequence[Sequence[Tensor]], activation: str = "silu") -> Tensor:
-    """down(act(gate(x)) · up(x)); gate, up and down are (W,), (A, B) or (A, C, permutation) → [..., k]."""
-    gate, up, down = layers
-    return layer(ACTIVATIONS[activation](layer(x, gate)) * layer(x, up), down)
+    """down(act(gate(x)) · up(x)); gate, up and down are (W,), (A, B) or (A, C, permutation) → [..., k].
+
+    Two layers are gate and up, stacked, and down.
+    """
+    *inner, down = layers
+    gate, up = [layer(x, one) for one in inner] if len(inner) == 2 else layer(x, *inner).chunk(2, -1)
+    return layer(ACTIVATIONS[activation](gate) * up, down)
 
 
 def layer(x: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -127,7 +127,7 @@ static Run widest() {
 static int64_t shared_bytes(const Problem& problem) {
   int64_t numbers = 0;
   for (int64_t i = 0; i < problem.count; ++i) numbers += problem.layers[i].A ? problem.layers[i].r : 0;
-  if (problem.activation >= 0) numbers += 3 * problem.layers[0].m;
+  if (problem.activation >= 0) numbers += 3 * problem.hidden();
   return problem.T * numbers * sizeof(float) + 64;
 }
 

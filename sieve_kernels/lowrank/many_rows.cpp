@@ -250,7 +250,9 @@ void run(const Block& block, const std::vector<Sources>& sources, char* memory) 
     }
     return;
   }
-  const Packed z[2] = {reduced(layers[0], problem.n, x), reduced(layers[1], problem.n, x)};
+  const Packed z_gate = reduced(layers[0], problem.n, x);
+  const bool shared = layers[0].A != nullptr && layers[0].A == layers[1].A;  // halves of a stack
+  const Packed z[2] = {z_gate, shared ? z_gate : reduced(layers[1], problem.n, x)};
   block.team.wait();
   if (problem.count == 2) {
     block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* sums) {
@@ -269,10 +271,34 @@ void run(const Block& block, const std::vector<Sources>& sources, char* memory) 
   block.team.wait();
 }
 
+Sources sources_of(const Layer& layer) {
+  Sources sources(layer.permutation ? layer.m : 0);
+  for (size_t j = 0; j < sources.size(); ++j) sources[layer.permutation[j]] = j;
+  return sources;
+}
+
 }  // namespace
 
-bool many_rows(const Problem& problem) {
-  if (problem.type != BF16 || problem.weights != BF16 || !amx_usable()) return false;
+bool many_rows(const Problem& given) {
+  if (given.type != BF16 || given.weights != BF16 || !amx_usable()) return false;
+  Problem problem = given;
+  std::vector<Layer> layers(given.layers, given.layers + given.count);
+  std::vector<Sources> sources;
+  for (const Layer& layer : layers) sources.push_back(sources_of(layer));
+  if (given.stacked) {  // two layers that have A in common
+    const int64_t m = layers[0].m = given.hidden();
+    layers.insert(layers.begin() + 1, layers[0]);
+    sources.insert(sources.begin() + 1, Sources());
+    if (layers[0].permutation) {
+      sources[1].assign(sources[0].begin() + m, sources[0].end());
+      sources[0].resize(m);
+    } else {
+      layers[1].B = static_cast<const bf16*>(layers[0].B) + m * layers[0].B_stride;
+    }
+    problem.stacked = false;
+    ++problem.count;
+  }
+  problem.layers = layers.data();
   if (problem.count > 1 && problem.activation < 0 && problem.T > BLOCK * omp_get_max_threads()) {
     for (int64_t i = 0; i < problem.count; ++i) {  // so many tokens that one layer's weights should stay in cache
       Problem one = problem;
@@ -283,16 +309,10 @@ bool many_rows(const Problem& problem) {
     return true;
   }
   int64_t widest = problem.n, numbers = problem.n + DEPTH, weights = 0;
-  std::vector<Sources> sources(problem.count);
   for (int64_t i = 0; i < problem.count; ++i) {
-    const Layer& layer = problem.layers[i];
-    const int64_t n = width_in(problem, i);
-    if (layer.permutation) {
-      sources[i].resize(layer.m);
-      for (int64_t j = 0; j < layer.m; ++j) sources[i][layer.permutation[j]] = j;
-    }
-    widest = std::max({widest, layer.r, n});
-    numbers += layer.r + DEPTH + (n == problem.n ? 0 : n + DEPTH);
+    const int64_t n = width_in(problem, i), r = layers[i].r;
+    widest = std::max({widest, r, n});
+    numbers += r + DEPTH + (i < problem.before_hidden() ? 0 : n + DEPTH);
     weights += weights_of(problem, i);
   }
   int threads = useful_threads(weights * sizeof(bf16), 2.0 * weights * up(problem.T, STRIP));

@@ -2,9 +2,9 @@
 #include "../native/layers.h"
 
 // `call`: type of x, biases and outputs; type of the weights (0 bf16, 1 float32, 2 int8, for weights only); address and
-// stride of x [T, n], T, n; number of layers; activation or -1; then the layers, as in layers.h. One block of numbers,
-// because that is what a caller from Python fills soonest. Returns whether it could: up to eight rows always, more need
-// bf16 and AMX, which are also faster from two on.
+// stride of x [T, n], T, n; number of layers; activation or -1, 16 more where gate and up are stacked; then the layers,
+// as in layers.h. One block of numbers, because that is what a caller from Python fills soonest. Returns whether it
+// could: up to eight rows always, more need bf16 and AMX, which are also faster from two on.
 extern "C" int sieve_layers(const int64_t* call) {
   sieve::Problem problem;
   problem.type = static_cast<sieve::Type>(call[0]);
@@ -14,7 +14,8 @@ extern "C" int sieve_layers(const int64_t* call) {
   problem.T = call[4];
   problem.n = call[5];
   problem.count = call[6];
-  problem.activation = static_cast<int>(call[7]);
+  problem.stacked = call[7] >= 16;
+  problem.activation = static_cast<int>(problem.stacked ? call[7] - 16 : call[7]);
   problem.layers = reinterpret_cast<const sieve::Layer*>(call + 8);
   if (problem.T > 1 && sieve::many_rows(problem)) return 1;
   if (problem.T > 8) return 0;

@@ -28,8 +28,9 @@ struct Layer {
 };
 static_assert(sizeof(Layer) == 12 * 8, "the caller passes twelve 64-bit numbers");
 
-// Several layers of one input x [T, n]. With an activation the first two are gate and up, and what comes of them is
-// h = activation(gate) · up: the first one's y, or, where there is a third layer, its input.
+// Several layers of one input x [T, n]. With an activation the first two are gate and up, or the first one, stacked, is
+// both, gates before ups; and what comes of them is h = activation(gate) · up: the first one's y, or, where there is
+// one more layer, its input.
 struct Problem {
   Type type;     // of x, biases and y
   Type weights;  // of the factors
@@ -38,11 +39,15 @@ struct Problem {
   int64_t count;
   const Layer* layers;
   int activation;  // -1: none; see activations.h
+  bool stacked;
+
+  int64_t before_hidden() const { return activation < 0 ? count : stacked ? 1 : 2; }  // layers that read x
+  int64_t hidden() const { return stacked ? layers[0].m / 2 : layers[0].m; }          // numbers of a row of h
 };
 
 // Numbers that each row of layer i's input has, and its factors.
 inline int64_t width_in(const Problem& problem, int64_t i) {
-  return problem.activation >= 0 && i == 2 ? problem.layers[0].m : problem.n;
+  return i < problem.before_hidden() ? problem.n : problem.hidden();
 }
 inline int64_t weights_of(const Problem& problem, int64_t i) {
   const Layer& layer = problem.layers[i];

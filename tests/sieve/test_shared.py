@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sieve
+from sieve import fusion
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
@@ -16,7 +17,9 @@ from sieve.matrices import prunable, weight_of
 from sieve.plan import Plan
 from sieve.projections import project, refit
 from sieve.projections.problem import balance
-from sieve.shared import share_inputs_, stack_, stack_name, stacks
+from sieve.shared import share_inputs_
+from sieve.stacks import stack_, stack_name, stacks
+from sieve_kernels import lowrank_mlp
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 SEPARATE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "opt"]
@@ -112,6 +115,21 @@ def test_pruned_saved_and_loaded(tmp_path, name, pivot):
     sieve.save(loaded, tiny_tokenizer(), tmp_path / "again")
     again, _ = sieve.load(tmp_path / "again")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_a_stack_of_gate_and_up_is_one_call(monkeypatch):
+    """With down; and the same as module by module, which is what a hook on one of them asks for."""
+    model = share_inputs_(tiny_model("llama"))
+    factors = project(model, statistics_of(model), pivot=True)
+    sieve.apply_(model, factors, Plan.uniform(prunable(model, True).values(), 0.6, 4))
+    calls = []
+    monkeypatch.setattr(fusion, "lowrank_mlp", lambda *given: calls.append(given[2]) or lowrank_mlp(*given))
+    fused = logits(model)
+    assert calls == [None] * 2
+    for layer in model.model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert torch.allclose(logits(model), fused, atol=1e-5)
+    assert len(calls) == 2
 
 
 def test_members_count_alike():

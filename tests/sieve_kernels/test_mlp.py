@@ -36,7 +36,39 @@ def check(x, layers, activation="silu"):
     wide = [tuple(t.double() if t.is_floating_point() else t for t in layer) for layer in layers]
     exact, torchs = reference.mlp(x.double(), wide, activation), reference.mlp(x, layers, activation)
     with torch.no_grad():
-        assert_accurate(lowrank_mlp(x, *layers, activation), exact, torchs)
+        assert_accurate(mlp(x, layers, activation), exact, torchs)
+
+
+def mlp(x, layers, activation="silu"):
+    """Of three layers, or of two: gate and up stacked, and down."""
+    *inner, down = layers
+    return lowrank_mlp(x, *inner, *[None] * (2 - len(inner)), down, activation)
+
+
+def make_stacked(rows, n, m, k, kinds, ranks=(5, 4), dtype=torch.float32):
+    """x [*rows, n] and two layers, n → 2 m, m → k."""
+    sizes = ((n, 2 * m), (m, k))
+    layers = [make_layer(kind, *size, rank, dtype) for kind, size, rank in zip(kinds, sizes, ranks, strict=True)]
+    return torch.randn(*rows, n).to(dtype), layers
+
+
+@both
+@pytest.mark.parametrize("kinds", list(product(KINDS, repeat=2)), ids="-".join)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [(1,), (7,), (2, 35)])
+def test_gate_and_up_stacked(implementation, kinds, dtype, rows):
+    check(*make_stacked(rows, 50, 70, 45, kinds, dtype=dtype))
+
+
+@both
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("rows", "n", "m", "k", "ranks"),
+    [((0,), 4, 6, 5, (2, 2)), ((1,), 9, 1, 3, (1, 1)), ((300,), 96, 200, 80, (48, 33)), ((300,), 64, 64, 64, (96, 8))],
+)
+def test_shapes_of_a_stack(implementation, rows, n, m, k, ranks, activation):
+    for kinds in (("pair", "pair"), ("pivoted", "pivoted"), ("dense", "dense")):
+        check(*make_stacked(rows, n, m, k, kinds, ranks, torch.bfloat16), activation)
 
 
 @both
@@ -81,7 +113,7 @@ def test_any_shape_in_16_bits(rows, sizes, kinds):
     x, layers = make((rows,), *sizes, kinds, (3, 4, 2), torch.bfloat16)
     wide = [tuple(t.double() if t.is_floating_point() else t for t in layer) for layer in layers]
     exact = reference.mlp(x.double(), wide)
-    assert error(lowrank_mlp(x, *layers), exact) < 3 * error(reference.mlp(x, layers), exact) + 2e-2
+    assert error(mlp(x, layers), exact) < 3 * error(reference.mlp(x, layers), exact) + 2e-2
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -95,13 +127,19 @@ def test_bits_do_not_depend_on_threads(threads):
             one = lowrank_mlp(x, *layers)
             torch.set_num_threads(threads)
             assert torch.equal(lowrank_mlp(x, *layers), one)
+            x, layers = make_stacked(rows, 300, 900, 300, ("pivoted", "pair"), (100, 80), torch.bfloat16)
+            stacked = mlp(x, layers)
+            torch.set_num_threads(1)
+            assert torch.equal(mlp(x, layers), stacked)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kinds", [("pair",) * 3, ("dense", "pivoted", "pair")], ids="-".join)
+@pytest.mark.parametrize(
+    "kinds", [("pair",) * 3, ("dense", "pivoted", "pair"), ("pair", "dense"), ("pivoted", "pair")], ids="-".join
+)
 def test_gradients(kinds):
-    x, layers = make((6,), 9, 12, 8, kinds)
+    x, layers = (make if len(kinds) == 3 else make_stacked)((6,), 9, 12, 8, kinds)
     counts = [len(layer) for layer in layers]
     tensors = [x, *(t for layer in layers for t in layer if t.is_floating_point())]
     orders = [t for layer in layers for t in layer[2:]]
@@ -117,7 +155,7 @@ def test_gradients(kinds):
 
         return call
 
-    check_gradients(rebuilt(lambda x, layers: lowrank_mlp(x, *layers)), rebuilt(reference.mlp), tensors)
+    check_gradients(rebuilt(mlp), rebuilt(reference.mlp), tensors)
 
 
 def test_nan_and_infinity_propagate():
@@ -153,6 +191,8 @@ def test_compiles_without_graph_breaks():
         (ValueError, {"down": (torch.zeros(3, 12), torch.zeros(3, 3), torch.arange(5))}, r"down of 12 inputs"),
         (ValueError, {"gate": ()}, "gate of 8 inputs"),
         (ValueError, {"activation": "tanh"}, "silu"),
+        (ValueError, {"gate": (torch.zeros(25, 8),), "up": None}, "as many outputs, got 25 in all"),
+        (ValueError, {"gate": (torch.zeros(26, 8),), "up": None}, "down of 13 inputs"),
         (ValueError, {"gate": (torch.zeros(12, 8, device="meta"),)}, "meta"),
         (TypeError, {"gate": (torch.zeros(12, 8).double(),)}, "float64"),
         (TypeError, {"down": (torch.zeros(3, 12), torch.zeros(3, 3), torch.zeros(6))}, "int64"),
