@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tasks", nargs="+", help="of the grid, or to prune for")
     parser.add_argument("--contenders", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the grid")
     parser.add_argument("--cache", type=Path, default=Path("runs/methods"), help="folder of calibrations")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a calibration pass")
     chosen = parser.parse_args(arguments)
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"tables in {shown.write_docs(chosen.folder)}")
     else:
         results, cells, kind = (
-            (measured, grid.cells(chosen.tasks, chosen.contenders), grid.Grid)
+            (measured, grid.cells(chosen.tasks, chosen.contenders, chosen.seeds), grid.Grid)
             if chosen.what == "run"
             else (crossed, cross.cells(chosen.tasks), cross.Cross)
         )

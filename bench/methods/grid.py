@@ -38,12 +38,14 @@ PARTS = (
 )
 
 
-def cells(tasks: list[str] | None = None, names: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """All there is to do, in order."""
-    for contenders, everywhere, seeds, sizes in PARTS:
-        for seed in seeds:
+def cells(
+    tasks: list[str] | None = None, names: list[str] | None = None, seeds: list[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """All there is to do, in order; of it what these tasks, contenders and seeds leave."""
+    for contenders, everywhere, all_seeds, sizes in PARTS:
+        for seed in all_seeds:
             for task in everywhere:
-                if tasks and task not in tasks:
+                if (tasks and task not in tasks) or (seeds and seed not in seeds):
                     continue
                 yield {"contender": DENSE_CELL, "task": task, "seed": seed, "kept": 1.0}
                 for name, contender in contenders.items():
