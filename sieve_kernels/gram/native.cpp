@@ -222,7 +222,7 @@ void accumulate(float* out, int64_t stride, const Tokens& x, const Tokens& y, in
 #pragma omp parallel
   {
     static thread_local Workspace workspace;
-    configure_tiles();
+    const Tiles tiles;
     // Squares far from the diagonal first: they are whole, and the last ones to be handed out should be small.
 #pragma omp for schedule(dynamic) collapse(2)
     for (int64_t distance = across - 1; distance > -down; --distance)
@@ -233,13 +233,13 @@ void accumulate(float* out, int64_t stride, const Tokens& x, const Tokens& y, in
           square<type>(out, stride, x, y, from, std::min(from + LONGEST, count), i * rows / down, (i + 1) * rows / down,
                        j * columns / across, (j + 1) * columns / across, symmetric, workspace);
       }
-    _tile_release();
   }
 }
 
 }  // namespace
 }  // namespace sieve
 
+TARGET_END
 #endif
 
 // out [n, m] += Σ_t x_t y_tᵀ over `count` tokens, those of `index` (or the first ones). y = nullptr: y = x, the upper

@@ -5,6 +5,7 @@
 #include "../native/crew.h"
 #include "../native/layers.h"
 #include "../native/parallel.h"
+#include "../native/target.h"
 
 #include <atomic>
 #include <cmath>
@@ -68,11 +69,10 @@ void activate_all(int activation, float* v, int64_t count) {
 }  // namespace
 }  // namespace sieve
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(TARGET)
 #define SIEVE_X86 1
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma,prefer-vector-width=512")
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma")
 #define ISA avx512bf16
 #define LANES 16
 #define DOT_BF16
@@ -82,23 +82,21 @@ void activate_all(int activation, float* v, int64_t count) {
 #undef LANES
 #undef DOT_BF16
 #undef DOT_INT8
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
+TARGET_END
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #define ISA avx512
 #define LANES 16
 #include "few_rows.inc"
 #undef ISA
 #undef LANES
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+TARGET_END
+TARGET("avx2,fma")
 #define ISA avx2
 #define LANES 8
 #include "few_rows.inc"
 #undef ISA
 #undef LANES
-#pragma GCC pop_options
+TARGET_END
 #endif
 #define ISA portable
 #define LANES 4

@@ -331,18 +331,18 @@ bool many_rows(const Problem& given) {
     static thread_local Workspace own;
     const Team team = shared ? Team{omp_get_thread_num(), omp_get_num_threads()} : Team{0, 1};
     char* mine = own.get(scratch + (shared ? 0 : packed));
-    configure_tiles();
+    const Tiles tiles;
     const int64_t start = shared ? 0 : omp_get_thread_num(), stride = shared ? 1 : omp_get_num_threads();
     for (int64_t b = start; b < blocks; b += stride)
       run({problem, b * tokens, std::min(tokens, problem.T - b * tokens), mine, team}, sources,
           shared ? memory : mine + scratch);
-    _tile_release();
   }
   return true;
 }
 
 }  // namespace sieve
 
+TARGET_END
 #else
 
 namespace sieve {

@@ -3,38 +3,20 @@
 // come in pairs: the dword at [p][j] holds elements (2p, j) and (2p+1, j). "Pairs" below always means that form.
 #pragma once
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define SIEVE_AMX 1
+#include "features.h"
 
+#ifdef SIEVE_AMX
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-namespace sieve {
+#include "target.h"
 
-// Whether the processor has AMX and the kernel lets this process use it; asked once.
-inline bool amx_usable() {
-  static const bool usable = [] {
-    unsigned eax, ebx, ecx, edx;
-    __asm__("cpuid" : "=a"(eax), "=b"(ebx), "=c"(ecx), "=d"(edx) : "a"(7), "c"(0));
-    const bool tiles = (edx >> 24 & 1) && (edx >> 22 & 1);
-    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-    return tiles && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") &&
-           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-  }();
-  return usable;
-}
-
-}  // namespace sieve
-
-// From here to the end of the including file, functions are compiled for processors with AMX: call them only after
-// `amx_usable`.
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
+// From here to the TARGET_END of the including file, functions are compiled for processors with AMX: call them only
+// after `amx_usable`.
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
 
 namespace sieve {
 
@@ -42,15 +24,18 @@ constexpr int TILE = 16;   // rows of a tile, and float32 columns
 constexpr int DEPTH = 32;  // bf16 numbers of a tile row: the step along the summed dimension
 constexpr int TILE_BYTES = 1024;
 
-// All eight tile registers full size. Every thread configures before, and releases after, its share of the work.
-inline void configure_tiles() {
-  struct alignas(64) {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  _tile_loadconfig(&config);
-}
+// All eight tile registers full size, while this lives: every thread has its own during its share of the work.
+struct Tiles {
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+};
 
 // A mask of the first `count` of sixteen lanes.
 inline __mmask16 first_lanes(int64_t count) {

@@ -1,5 +1,4 @@
-// What this processor can run.
-#include "amx.h"
+#include "features.h"
 
 extern "C" int sieve_has_amx() {
 #ifdef SIEVE_AMX
