@@ -148,6 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--task", dest="tasks", action="append", help="default: " + ", ".join(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--goals", nargs="+", help='such as "kept 0.6"; default: all')
     parser.add_argument("--searches", nargs="+", default=list(SEARCHES))
     parser.add_argument("--cache", type=Path, default=Path("runs/search_quality"), help="folder of calibrations")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the calibration pass")
@@ -164,7 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     bench = Bench(chosen.model, chosen.cache, chosen.tokens, chosen.share)
     about = {"model": chosen.model, "tokens": chosen.tokens}
-    failed = work_through(results, cells(tasks, chosen.seeds, chosen.searches), bench.measure, about)
+    wanted = [
+        cell for cell in cells(tasks, chosen.seeds, chosen.searches) if not chosen.goals or cell["goal"] in chosen.goals
+    ]
+    failed = work_through(results, wanted, bench.measure, about)
     if failed:
         sys.exit(f"{failed} cells failed")
 

