@@ -33,7 +33,7 @@ class Evolution:
 
     A candidate's value is the score that its log-likelihoods let one expect, by a line through the seeds: of two
     similar candidates, a few hundred right and wrong answers cannot tell the better one, their likelihoods can. What
-    counts as good enough in the end is the score itself.
+    counts as good enough in the end is the score itself; where the seeds show no such line, it is all there is.
     """
 
     def __init__(self, problem: Problem, kept: Sequence[float] = LEVELS, smooth: bool = True):
@@ -49,7 +49,12 @@ class Evolution:
     # Judging
 
     def value(self, scores: Scores) -> np.ndarray:
-        """Per example [N]; the mean is on the scale of the task's score."""
+        """Per example [N]; the mean is on the scale of the task's score.
+
+        Where a size is asked for, it is the log-likelihood: nothing has to be weighed against sizes then.
+        """
+        if self._smooth and self.options.kept is not None:
+            return scores.loglik
         if self._line is None:
             return scores.score
         offset, slope = self._line
@@ -61,10 +66,12 @@ class Evolution:
         pairs = [(dense.mean_loglik, dense.accuracy)]
         pairs += [(scores.mean_loglik, scores.accuracy) for _, scores in self.scored.values()]
         near = [pair for pair in pairs if pair[1] >= _NEAR * dense.accuracy]
-        x, y = np.array(near if len(near) > 2 else pairs).T
-        if self._smooth and len(set(x)) > 2:
-            slope = max(float(np.cov(x, y)[0, 1] / x.var(ddof=1)), 0.0)
-            self._line = float(y.mean() - slope * x.mean()), slope
+        for these in (near, pairs) if self._smooth else ():
+            x, y = np.array(these).T
+            slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1)) if len(set(x)) > 2 else 0.0
+            if slope > 0:  # few near ones may be noise
+                self._line = float(y.mean() - slope * x.mean()), slope
+                return
 
     def share(self, levels: np.ndarray) -> float:
         """Size relative to the dense model's, in (0, 1]."""

@@ -12,6 +12,7 @@ from pymoo.algorithms.soo.nonconvex.ga import GA, FitnessSurvival
 from pymoo.core.population import Population
 from pymoo.core.survival import Survival
 from pymoo.operators.selection.tournament import TournamentSelection
+from scipy.special import expit
 
 from sieve import progress
 from sieve.searchers.evolution import PROPOSALS, Evolution
@@ -36,7 +37,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
     def fitness(levels: np.ndarray, mean: float) -> float:
         if options.kept is not None:
             return mean
-        return (1 - evolution.share(levels)) / (1 + np.exp(-_STEEPNESS * (mean - floor)))
+        return (1 - evolution.share(levels)) * expit(_STEEPNESS * (mean - floor))
 
     population = options.population or (PAPER_POPULATION if options.paper else POPULATION)
     offspring = options.offspring or (population if options.paper else OFFSPRING)

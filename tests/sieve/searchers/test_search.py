@@ -13,6 +13,7 @@ from sieve.fitness.cost import Cost, Spent
 from sieve.matrices import prunable
 from sieve.plan import Matrix, Plan
 from sieve.searchers import SEARCHERS, Options, Problem, run_search
+from sieve.searchers.evolution import Evolution
 from sieve.searchers.genome import Genome
 from tests.sieve.fitness.test_engine import svd_factors
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -337,3 +338,25 @@ def test_validation_can_step_back_as_far_as_to_the_dense_model(searcher):
     assert sizes[-1] > 0.9 * dense
     assert len(sizes) > 8
     assert max(np.diff(sizes)) < 0.2 * dense
+
+
+def test_likelihoods_tell_where_scores_say_nothing():
+    """A task whose answers do not change with the price: of one size, the cheapest is still found."""
+    problem = landscape_problem(kept=0.6, generations=6, population=16, offspring=16)
+    land = problem.engine
+    plain = land.scores
+    land.scores = lambda plans, part: [Scores(np.ones_like(s.score), s.loglik, s.tokens) for s in plain(plans, part)]
+    (winner,) = SEARCHERS["ga"](problem)
+    (allocated,) = SEARCHERS["budget"](landscape_problem(kept=0.6))
+    assert winner.scores.mean_loglik >= allocated.scores.mean_loglik
+
+
+def test_a_line_that_would_fall_is_not_drawn():
+    problem = landscape_problem()
+    evolution = Evolution(problem)
+    evolution.scored = {
+        bytes([i]): (None, Scores(np.full(N, 0.98 - 0.01 * i), np.full(N, 0.1 * i), 1)) for i in range(5)
+    }
+    evolution.settle()
+    some = problem.dense
+    assert np.array_equal(evolution.value(some), some.score)
