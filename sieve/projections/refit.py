@@ -55,7 +55,8 @@ def refit(
     """New pairs for the matrices that `plan` prunes, for `sieve.apply_` with that plan.
 
     Both models run block by block side by side: besides the model itself, memory holds their hidden states of all
-    calibration tokens and the Gram matrices of one input. A block costs little more than two forward passes of each.
+    calibration tokens, what the matrices of one block read of the dense one's, and the Gram matrices of one input. A
+    block costs a forward pass of the dense model and little more than two of the pruned one.
 
     Args:
         model: the dense model; not changed.
@@ -102,10 +103,10 @@ def refit(
             try:
                 for name, layer in turned.items():
                     replace(model, name, layer)
-                for group in groups:
+                asked = [group for group in groups if any(name in inside for name in group)]
+                walk.enter(index, [model.get_submodule(group[0]) for group in asked], turn)
+                for group in asked:
                     members = [name for name in group if name in inside]
-                    if not members:
-                        continue
                     seen = _look(walk, index, model.get_submodule(group[0]), turn, first_held)
                     for name in members:
                         pairs[name] = _pair(

@@ -4,7 +4,7 @@ Both are one model whose layers `turn` from one to the other. Their hidden state
 blocks, and what else a block is called with (masks, positions) is noted once, from a pass in which no block works.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -23,7 +23,7 @@ class _Reached(Exception):
 
 
 class Walk:
-    """Hidden states entering one block of the dense and the pruned model, for every batch.
+    """Hidden states of the dense and the pruned model between two blocks, for every batch.
 
     Args: model: dense, in eval mode; it is left as it is. data: what is run through it.
     """
@@ -34,16 +34,34 @@ class Walk:
         self._calls: list[list[tuple[tuple, dict]]] = []  # batch → block → what it is called with, but for the states
         self._dense: list[torch.Tensor] = []
         self._returned: list[int | None] = []  # by block, the length of the tuple it returns; None: a tensor
+        self._read: dict[nn.Module, list[torch.Tensor]] = {}  # by layer, its inputs in the dense model, batch by batch
         for batch in data:
             self._record(model, batch)
         self._pruned = list(self._dense)
+
+    def enter(self, index: int, layers: Iterable[nn.Module], turn: Turn) -> None:
+        """Run block `index` of the dense model. What `layers` in it read is kept until `inputs` asks for it."""
+        self._read = {layer: [] for layer in layers}
+
+        def note(layer: nn.Module, args: tuple) -> None:
+            self._read[layer].append(args[0].reshape(-1, args[0].shape[-1]))
+
+        handles = [layer.register_forward_pre_hook(note) for layer in self._read]
+        turn(False)
+        try:
+            for batch, states in enumerate(self._dense):
+                self._dense[batch] = self._run(index, batch, states)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def inputs(
         self, index: int, layer: nn.Module, turn: Turn
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """What `layer` in block `index` reads, batch by batch: [tokens, n] in the dense and in the pruned model, and
-        which tokens count (None: all)."""
-        found = []
+        which tokens count (None: all). Once for a layer, after `enter`."""
+        found, read = [], self._read.pop(layer)
+        turn(True)
 
         def reach(layer: nn.Module, args: tuple) -> None:
             found.append(args[0].reshape(-1, args[0].shape[-1]))
@@ -52,21 +70,17 @@ class Walk:
         for batch, weight in enumerate(self._weights):
             handle = layer.register_forward_pre_hook(reach)
             try:
-                for pruned, states in ((False, self._dense), (True, self._pruned)):
-                    turn(pruned)
-                    with suppress(_Reached):
-                        self._run(index, batch, states[batch])
+                with suppress(_Reached):
+                    self._run(index, batch, self._pruned[batch])
             finally:
                 handle.remove()
-            yield found[0], found[1], None if weight is None else weight.flatten()
-            found.clear()
+            yield read[batch], found.pop(), None if weight is None else weight.flatten()
 
     def leave(self, index: int, turn: Turn) -> None:
-        """Move on to the block after `index`."""
-        for pruned, states in ((False, self._dense), (True, self._pruned)):
-            turn(pruned)
-            for batch in range(len(self._weights)):
-                states[batch] = self._run(index, batch, states[batch])
+        """Run block `index` of the pruned model, and so move on to the next."""
+        turn(True)
+        for batch, states in enumerate(self._pruned):
+            self._pruned[batch] = self._run(index, batch, states)
 
     def _run(self, index: int, batch: int, states: torch.Tensor) -> torch.Tensor:
         args, kwargs = self._calls[batch][index]

@@ -133,7 +133,9 @@ def test_walk_sees_what_the_models_see(name):
             def turn(on):
                 slices.set(plan if on else {})
 
-            for matrix in (matrix for matrix in prunable(tiny_model(name)).values() if matrix.block == index):
+            inside = [matrix for matrix in prunable(tiny_model(name)).values() if matrix.block == index]
+            walk.enter(index, [model.get_submodule(matrix.name) for matrix in inside], turn)
+            for matrix in inside:
                 layer = model.get_submodule(matrix.name)
                 rows = [(x[w], y[w]) for x, y, w in (
                     (x, y, torch.ones(len(x), dtype=torch.bool) if w is None else w)
