@@ -59,6 +59,19 @@ def refitted(base: str, method: str) -> Contender:
     return Contender(make, method, nested=False, base=base)
 
 
+def shared(method: str) -> Contender:
+    """One pair for the matrices that read one input, by `method`, refitted."""
+
+    def make(setting: Setting, kept: float, base: Any) -> PreTrainedModel:
+        stacked = setting.shared
+        statistics, plan = stacked.statistics(method), stacked.plan(kept)
+        factors = sieve.project(stacked.model, statistics, method)
+        pairs = refit(stacked.model, factors, plan, statistics)
+        return sieve.apply_(copy.deepcopy(stacked.model), pairs, plan)
+
+    return Contender(make, method, nested=False)
+
+
 def masking(method: str, *data: str, **options: Any) -> Contender:
     """By its name in `sieve.methods.MASKS`. With both "task" and "general" data the options say how they are fused."""
 
@@ -91,6 +104,8 @@ LOW_RANK = {
     "loss_aware, refit": refitted("loss_aware", "loss_aware"),
     "output_aligned, shrunk": projection("output_aligned", shrinkage="auto"),
     "loss_aware, shrunk": projection("loss_aware", shrinkage="auto"),
+    "output_aligned, shared, refit": shared("output_aligned"),
+    "loss_aware, shared, refit": shared("loss_aware"),
     "asvd": projection("asvd"),
     "svd": projection("svd"),
     "pca": projection("pca"),

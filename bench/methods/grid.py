@@ -15,9 +15,10 @@ from bench.methods.contenders import ABLATION, CONTENDERS, KEPT, LOW_RANK, MASKE
 from bench.methods.setting import Setting, metered
 from sieve.apply import sliced
 from sieve.calibration import Statistics
+from sieve.checkpoint import model_parameters
 from sieve.fitness import evaluate
 from sieve.masks import Masks
-from sieve.matrices import prunable, weight_of
+from sieve.matrices import weight_of
 from sieve.plan import DENSE, Plan
 from sieve.tasks import encode
 from sieve.tasks.general import general_text
@@ -76,9 +77,9 @@ class Grid:
         made, calibration, build = self.nested(*where) if nested else self._made(*where, cell["kept"])
         row = {"calibration": calibration, "build": build}
         if isinstance(made, PreTrainedModel):
-            size = sum(matrix.parameters for matrix in prunable(made).values())
+            lost = model_parameters(self.model) - model_parameters(made)
             whole = sum(matrix.parameters for matrix in setting.matrices.values())
-            return row | self._scored(made, setting) | {"kept_exactly": size / whole, "output_error": None}
+            return row | self._scored(made, setting) | {"kept_exactly": 1 - lost / whole, "output_error": None}
         matrices = made.matrices(self.model)
         plan = Plan.uniform(matrices.values(), cell["kept"]) if isinstance(made, Masks) else setting.plan(cell["kept"])
         reference = setting.reference  # collected, if need be, while the model is dense

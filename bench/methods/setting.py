@@ -1,11 +1,12 @@
 """What all contenders of a task and a seed have in common: the model, and statistics that are collected once."""
 
+import copy
 import ctypes
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ class Setting:
     @cached_property
     def matrices(self) -> dict:
         return prunable(self.model)
+
+    @cached_property
+    def shared(self) -> "Setting":
+        """The same, of the model with shared inputs."""
+        model = sieve.share_inputs_(copy.deepcopy(self.model))
+        return replace(self, model=model, cache=self.cache / "shared")
 
     @cached_property
     def test(self) -> list[Example]:

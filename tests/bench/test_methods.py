@@ -10,7 +10,7 @@ import sieve
 from bench.cells import Results
 from bench.methods import __main__ as command
 from bench.methods import contenders, cross, grid, setting, shown
-from bench.methods.contenders import masking, projection, refitted, structured
+from bench.methods.contenders import masking, projection, refitted, shared, structured
 from sieve.baselines import drop_blocks_
 from sieve.fitness.evaluate import evaluate
 from sieve.plan import Plan
@@ -24,6 +24,7 @@ SMALL = {
     "loss_aware": projection("loss_aware"),
     "loss_aware, refit": refitted("loss_aware", "loss_aware"),
     "output_aligned, shrunk": projection("output_aligned", shrinkage="auto"),
+    "output_aligned, shared, refit": shared("output_aligned"),
     "depth": structured(drop_blocks_),
     "llm_sieve_sgd": projection("llm_sieve_sgd", kept=(0.5,)),
     "magnitude": masking("magnitude"),
@@ -62,9 +63,10 @@ def test_grid(small, world, tmp_path, capsys):
         assert len(row["scores"]["right"]) == len(row["scores"]["loglik"])
         if name != grid.DENSE_CELL:
             assert row["kept_exactly"] < 1
+            whole = name in ("depth", "output_aligned, shared, refit")  # another model, not a plan for this one
             assert name == "depth" or kept <= row["kept_exactly"]
-            assert (row["output_error"] is None) == (name == "depth")
-            assert name == "depth" or 0 < row["output_error"] < 2
+            assert (row["output_error"] is None) == whole
+            assert whole or 0 < row["output_error"] < 2
             assert row["build"]["cpu_seconds"] > 0
             assert len(row["calibration"]) == len(SMALL[name].data if SMALL[name].calibration else ())
     for kept in (0.5, 0.8):  # the optimum of all maps of these ranks, to the rounding of its sums
