@@ -24,9 +24,10 @@ def stack_(model: Model, groups: Mapping[str, Sequence[str]]) -> Model:
 
     Raises: InputError naming a member that is no linear layer, or that reads another width than the first.
     """
+    modules = dict(model.named_modules())
     for name, members in groups.items():
         path, _, short = name.rpartition(".")
-        parent = model.get_submodule(path)
+        parent = modules.get(path)
         layers = [getattr(parent, member, None) for member in members]
         for member, layer in zip(members, layers, strict=True):
             if type(layer) is not nn.Linear or layer.in_features != layers[0].in_features:

@@ -73,6 +73,8 @@ class SieveConfig(QuantizationConfigMixin):
         for name, kept in (masks or {}).items():
             if not isinstance(kept, float) or not 0 < kept < 1:
                 raise InputError(f"config.json is damaged: it says that {name} keeps {kept!r} of its weights")
+        if not all(isinstance(members, list) and len(members) > 1 for members in (shared or {}).values()):
+            raise InputError("config.json is damaged: quantization_config.shared must list the members of each stack")
         self.quant_method = quant_method
         self.version = version
         self.ranks = ranks

@@ -12,6 +12,7 @@ import sieve
 from sieve import fusion
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
+from sieve.checkpoint.quantizer import SieveConfig
 from sieve.errors import InputError
 from sieve.layers import PAIRS
 from sieve.matrices import prunable, weight_of
@@ -208,3 +209,7 @@ def test_what_cannot_be_a_stack_is_refused():
         share_inputs_(tiny_pruned("llama"))
     with pytest.raises(InputError, match=r"mlp\.down_proj is no linear layer of the width"):
         stack_(tiny_model("llama"), {"model.layers.0.mlp.wrong": ["up_proj", "down_proj"]})
+    with pytest.raises(InputError, match=r"layers\.9\.mlp\.up_proj is no linear layer"):
+        stack_(tiny_model("llama"), {"model.layers.9.mlp.both": ["up_proj", "gate_proj"]})
+    with pytest.raises(InputError, match=r"quantization_config\.shared"):
+        SieveConfig({}, shared={"model.layers.0.mlp.both": "up_proj"})
