@@ -40,9 +40,11 @@ def test_run_table_plot(options, world, tmp_path, monkeypatch, capsys):
 
 
 def test_the_most_telling_cells_come_first():
+    """The tolerance and one size for every task and seed, and then the curve of the first ones."""
     cells = list(search_quality.cells(["geography", "piqa"], [0, 1], ["uniform", "ga"]))
-    assert [cell["search"] for cell in cells[:3]] == ["dense", "uniform", "ga"]
-    assert [cell["seed"] for cell in cells] == sorted(cell["seed"] for cell in cells)
-    first = [cell["goal"].split()[0] for cell in cells if cell["seed"] == 0]
-    assert "epsilon" not in first[first.index("kept") :]
+    goals = ["dense", "epsilon 0.05", "epsilon 0.05", "kept 0.6", "kept 0.6"]
+    assert [cell["goal"] for cell in cells[:20]] == goals * 4
+    assert [cell["seed"] for cell in cells[:20]] == [0] * 10 + [1] * 10
+    assert {(cell["task"], cell["seed"]) for cell in cells[20:]} == {("geography", 0)}
+    assert [cell["goal"] for cell in cells[20:]] == ["kept 0.4"] * 2 + ["kept 0.8"] * 2 + ["front"]
     assert len({tuple(cell.values()) for cell in cells}) == len(cells)
