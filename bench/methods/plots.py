@@ -14,7 +14,7 @@ from matplotlib import pyplot
 
 
 def curves(measured: Results, path: Path) -> Path:
-    """Accuracy and log-likelihood by kept fraction; means over seeds, a panel each for the tasks with several sizes."""
+    """Accuracy, and log-likelihood lost, by kept fraction; means over seeds; panels for tasks with several sizes."""
     sizes: dict[str, set] = {}
     for row in measured:
         if row["contender"] in PROJECTIONS:
@@ -27,19 +27,25 @@ def curves(measured: Results, path: Path) -> Path:
     for column, task in enumerate(tasks):
         dense = measured.find(task=task, contender=grid.DENSE_CELL)
         for axis, name in zip(axes[:, column], ("accuracy", "loglik"), strict=True):
-            axis.axhline(np.mean([row[name] for row in dense]), color="black", linewidth=0.8, label="dense")
+            level = np.mean([row[name] for row in dense])
+            if name == "accuracy":
+                axis.axhline(level, color="black", linewidth=0.8, label="dense")
             for contender, style in styles.items():
                 rows = measured.find(task=task, contender=contender)
                 kept = sorted({row["kept"] for row in rows})
                 if kept:
-                    values = [np.mean([row[name] for row in rows if row["kept"] == one]) for one in kept]
+                    values = np.array([np.mean([row[name] for row in rows if row["kept"] == one]) for one in kept])
+                    values = values if name == "accuracy" else level - values
                     axis.plot(kept, values, label=contender, markersize=5, **style)
-            axis.grid(alpha=0.3)
+            axis.grid(alpha=0.3, which="both")
+        axes[1, column].set_yscale("log")  # methods differ by factors
+        axes[1, column].invert_yaxis()
         axes[0, column].set_title(task)
         axes[1, column].set_xlabel("kept fraction of the prunable parameters")
     axes[0, 0].set_ylabel("accuracy on the test split")
-    axes[1, 0].set_ylabel("log-likelihood of the right answer, nats")
-    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axes[1, 0].set_ylabel("log-likelihood of the right answer: lost, nats")
+    shown = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0, -1].legend(shown.values(), shown, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return _saved(figure, path)
 
 
