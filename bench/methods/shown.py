@@ -270,5 +270,5 @@ def plots(measured: Results, crossed: Results, folder: Path = RESULTS) -> list[P
 
     return [
         *([curves(measured, folder / "methods.png")] if len(measured) else []),
-        *([matrix(crossed, folder / "cross.png")] if len(crossed) else []),
+        *([matrix(crossed, folder / "cross.png")] if any(row["source"] != "dense" for row in crossed) else []),
     ]
