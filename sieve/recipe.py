@@ -93,8 +93,9 @@ class Recipe:
         if self.method in MASKS:
             self.mask_options().check(self.method)
             check_mask_search(self.search, self.options())
-            of_pairs = {"--refit": self.refit, "--shrinkage": self.shrinkage, "--shared-input": self.shared_input}
-            for option in (option for option, value in of_pairs.items() if value not in (False, None)):
+            shrunk = self.shrinkage is not None
+            of_pairs = {"--refit": self.refit, "--shrinkage": shrunk, "--shared-input": self.shared_input}
+            for option in (option for option, given in of_pairs.items() if given):
                 raise InputError(f"{option} is of low-rank pairs and {self.method} makes none: leave it out")
         elif self.method not in NESTED:
             raise InputError(f"unknown method {self.method!r}: choose one of {', '.join((*NESTED, *MASKS))}")

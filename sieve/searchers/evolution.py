@@ -43,7 +43,7 @@ class Evolution:
         self.surrogate = None if problem.curves is None else Surrogate(self.genome, problem.curves)
         self.draw = np.random.default_rng(problem.seed)
         self.scored: dict[bytes, tuple[np.ndarray, Scores]] = {}
-        self._smooth, self._line = smooth, None
+        self._smooth, self._line = smooth, (0.0, 1.0) if smooth and self.options.kept is not None else None
         self._correlations: list[tuple[int, float]] = []
 
     # Judging
@@ -53,8 +53,6 @@ class Evolution:
 
         Where a size is asked for, it is the log-likelihood: nothing has to be weighed against sizes then.
         """
-        if self._smooth and self.options.kept is not None:
-            return scores.loglik
         if self._line is None:
             return scores.score
         offset, slope = self._line
@@ -62,6 +60,8 @@ class Evolution:
 
     def settle(self) -> None:
         """Draw the line from log-likelihood to score through what is evaluated so far; once, so that values last."""
+        if self._line is not None:
+            return
         dense = self.problem.dense
         pairs = [(dense.mean_loglik, dense.accuracy)]
         pairs += [(scores.mean_loglik, scores.accuracy) for _, scores in self.scored.values()]

@@ -187,6 +187,7 @@ def test_the_cache_keeps_the_last_calibration_only(run, world, tmp_path):
         (("--shrinkage", "2"), 2, "[0, 1]"),
         (("--shrinkage", "some"), 2, "[0, 1]"),
         (("--method", "wanda", "--refit"), 2, "--refit is of low-rank pairs"),
+        (("--method", "wanda", "--shrinkage", "0"), 2, "--shrinkage is of low-rank pairs"),
         (("--method", "wanda", "--shared-input"), 2, "--shared-input is of low-rank pairs"),
         (("--dtype", "int8"), 2, "bfloat16"),
         (("--device", "cuda:99"), 2, "cpu"),
