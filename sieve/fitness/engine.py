@@ -174,15 +174,21 @@ def concatenated(parts: Sequence[Scores]) -> Scores:
         np.concatenate([part.score for part in parts]),
         np.concatenate([part.loglik for part in parts]),
         sum(part.tokens for part in parts),
+        None if parts[0].contrast is None else np.concatenate([part.contrast for part in parts]),
     )
 
 
 def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:
     return {
-        "score": scores.score.tolist(), "loglik": scores.loglik.tolist(), "tokens": scores.tokens, "cost": asdict(spent)
-    }  # fmt: skip
+        "score": scores.score.tolist(),
+        "loglik": scores.loglik.tolist(),
+        "contrast": None if scores.contrast is None else scores.contrast.tolist(),
+        "tokens": scores.tokens,
+        "cost": asdict(spent),
+    }
 
 
 def _from_record(record: Mapping[str, Any]) -> tuple[Scores, Spent]:
-    scores = Scores(np.array(record["score"]), np.array(record["loglik"]), record["tokens"])
+    contrast = None if record["contrast"] is None else np.array(record["contrast"])
+    scores = Scores(np.array(record["score"]), np.array(record["loglik"]), record["tokens"], contrast)
     return scores, Spent(**record["cost"])

@@ -29,11 +29,14 @@ class Scores:
     loglik: float64 [N], in nats: log-likelihood of the right answer given the prompt; for perplexity of a token,
         on average over the text.
     tokens: how many the model had to read or write, padding excluded.
+    contrast: float64 [N], in nats: log-likelihood of the right choice given that it is one of the choices, as they are
+        judged (log softmax of what the task compares); None where there are no choices.
     """
 
     score: np.ndarray
     loglik: np.ndarray
     tokens: int
+    contrast: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float:
@@ -44,6 +47,14 @@ class Scores:
     def mean_loglik(self) -> float:
         """Mean log-likelihood of the right answer, in nats."""
         return float(self.loglik.mean())
+
+    @property
+    def evidence(self) -> np.ndarray:
+        """What tells similar models apart, float64 [N]: the contrast where there are choices, else the log-likelihood.
+
+        The likelihood of a right choice also grows with that of the wrong ones, which says nothing of the score.
+        """
+        return self.loglik if self.contrast is None else self.contrast
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,9 @@ def _multiple_choice(
             score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
             loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
             tokens=tokens,
+            contrast=np.array(
+                [values[answer] - np.logaddexp.reduce(values) for values, answer in zip(judged, right, strict=True)]
+            ),
         )
 
     return _copied(run, questions, neutral)

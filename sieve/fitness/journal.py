@@ -16,7 +16,7 @@ from typing import Any
 
 from sieve.errors import InputError, StorageError
 
-VERSION = 1
+VERSION = 2
 
 
 class Journal:

@@ -24,16 +24,16 @@ from sieve.searchers.uniform import STEPS
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation
-_NEAR = 0.85  # of the dense score: where the line from log-likelihood to score has to be right
+_NEAR = 0.85  # of the dense score: where the line from evidence to score has to be right
 _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
 
 
 class Evolution:
     """The state of one genetic search: what was evaluated, and how candidates are judged.
 
-    A candidate's value is the score that its log-likelihoods let one expect, by a line through the seeds: of two
-    similar candidates, a few hundred right and wrong answers cannot tell the better one, their likelihoods can. What
-    counts as good enough in the end is the score itself; where the seeds show no such line, it is all there is.
+    A candidate's value is the score that its likelihoods (`Scores.evidence`) let one expect, by a line through the
+    seeds: of two similar candidates, a few hundred right and wrong answers cannot tell the better one, likelihoods can.
+    What counts as good enough in the end is the score itself; where the seeds show no such line, it is all there is.
     """
 
     def __init__(self, problem: Problem, kept: Sequence[float] = LEVELS, smooth: bool = True):
@@ -51,20 +51,19 @@ class Evolution:
     def value(self, scores: Scores) -> np.ndarray:
         """Per example [N]; the mean is on the scale of the task's score.
 
-        Where a size is asked for, it is the log-likelihood: nothing has to be weighed against sizes then.
+        Where a size is asked for, it is the evidence as it is: nothing has to be weighed against sizes then.
         """
         if self._line is None:
             return scores.score
         offset, slope = self._line
-        return offset + slope * scores.loglik
+        return offset + slope * scores.evidence
 
     def settle(self) -> None:
-        """Draw the line from log-likelihood to score through what is evaluated so far; once, so that values last."""
+        """Draw the line from evidence to score through what is evaluated so far; once, so that values last."""
         if self._line is not None:
             return
         dense = self.problem.dense
-        pairs = [(dense.mean_loglik, dense.accuracy)]
-        pairs += [(scores.mean_loglik, scores.accuracy) for _, scores in self.scored.values()]
+        pairs = [(scores.evidence.mean(), scores.accuracy) for scores in (dense, *self._evaluated())]
         near = [pair for pair in pairs if pair[1] >= _NEAR * dense.accuracy]
         for these in (near, pairs) if self._smooth else ():
             x, y = np.array(these).T
@@ -79,10 +78,10 @@ class Evolution:
 
     def expected(self, levels: np.ndarray) -> float:
         """The value that the surrogate expects."""
-        loglik = self.problem.dense.mean_loglik - self.surrogate.loss(levels)
+        evidence = self.problem.dense.evidence.mean() - self.surrogate.loss(levels)
         if self._line is None:
-            return loglik
-        return self._line[0] + self._line[1] * loglik
+            return evidence
+        return self._line[0] + self._line[1] * evidence
 
     # Evaluating
 
@@ -95,7 +94,7 @@ class Evolution:
         """Full scores, by index, of the candidates that could not be ruled out (`race`)."""
         plans = [self.genome.plan(levels) for levels in candidates]
         guesses = [self.surrogate.loss(levels) if self.surrogate else 0.0 for levels in candidates]
-        known = [self.problem.dense, *(scores for _, scores in list(self.scored.values())[-64:])]
+        known = [self.problem.dense, *self._evaluated()[-64:]]
         results, begun = race(
             self.problem.engine, plans, self.value, lambda index, mean: merit(candidates[index], mean), known, keep,
             racing=self.options.racing and not self.options.paper,
@@ -108,7 +107,7 @@ class Evolution:
         if self.surrogate and self.scored:
             # On the first slice, which all were asked: those that stayed on differ too little to be told apart. And
             # among candidates of one call: other calls' guesses were made with other weights.
-            found = rank_correlation(guesses, [-scores.mean_loglik for scores in begun])
+            found = rank_correlation(guesses, [-scores.evidence.mean() for scores in begun])
             if found is not None and len(guesses) >= _ENOUGH:
                 self._correlations.append((len(guesses), found))
                 total = sum(number for number, _ in self._correlations)
@@ -125,7 +124,11 @@ class Evolution:
         return sorted(order[:number])
 
     def _losses(self) -> list[float]:
-        return [self.problem.dense.mean_loglik - scores.mean_loglik for _, scores in self.scored.values()]
+        dense = self.problem.dense.evidence.mean()
+        return [float(dense - scores.evidence.mean()) for scores in self._evaluated()]
+
+    def _evaluated(self) -> list[Scores]:
+        return [scores for _, scores in self.scored.values()]
 
     # Seeding
 
@@ -228,7 +231,7 @@ class Evolution:
         return found
 
     def good(self, scores: Scores) -> bool:
-        """Whether the tolerance holds for the score, and for its mean with what the log-likelihoods let one expect.
+        """Whether the tolerance holds for the score, and for its mean with what the likelihoods let one expect.
 
         The latter because of hundreds of scores some are high by luck.
         """

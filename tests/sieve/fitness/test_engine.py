@@ -141,6 +141,7 @@ def test_a_journal_answers_for_an_earlier_process(tmp_path):
         assert engine.cost.spent >= spent
     for one, two in zip([*whole[0], *whole[1]], [*again[0], *again[1]], strict=True):
         assert np.array_equal(one.loglik, two.loglik)
+        assert np.array_equal(one.contrast, two.contrast)
 
 
 def deep_model(blocks=6):

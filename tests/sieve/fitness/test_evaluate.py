@@ -95,6 +95,17 @@ class TestMultipleChoice:
         assert scores.accuracy == scores.score.mean()
         assert scores.mean_loglik == pytest.approx(np.mean(want), abs=1e-4)
 
+    @pytest.mark.parametrize("normalize", ["none", "length", "prior"])
+    def test_contrast_is_the_share_of_the_right_choice_as_choices_are_judged(self, model, tokenizer, normalize):
+        examples = choice_examples()
+        scores = evaluate(model, tokenizer, choice_task(normalize=normalize), examples, batch_tokens=128)
+        want = []
+        for example in examples:
+            weights = np.exp(self.judge(model, tokenizer, example, normalize))
+            want.append(np.log(weights[example.answer] / weights.sum()))
+        assert scores.contrast == pytest.approx(want, abs=1e-4)
+        assert scores.evidence is scores.contrast
+
     def test_order_does_not_matter(self, model, tokenizer):
         examples = choice_examples()
         forward = evaluate(model, tokenizer, choice_task(), examples)

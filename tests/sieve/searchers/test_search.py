@@ -10,6 +10,7 @@ import sieve
 from sieve.errors import InputError, StorageError, ToleranceError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.cost import Cost, Spent
+from sieve.fitness.engine import concatenated
 from sieve.matrices import prunable
 from sieve.plan import Matrix, Plan
 from sieve.searchers import SEARCHERS, Options, Problem, run_search
@@ -59,8 +60,7 @@ class Landscape:
         pass
 
     def full(self, plan):
-        parts = [self.scores([plan], part)[0] for part in range(3)]
-        return Scores(np.concatenate([p.score for p in parts]), np.concatenate([p.loglik for p in parts]), 3)
+        return concatenated([self.scores([plan], part)[0] for part in range(3)])
 
     def curves(self, noise=0.3, seed=1):
         draw = np.random.default_rng(seed)
@@ -349,6 +349,20 @@ def test_likelihoods_tell_where_scores_say_nothing():
     (winner,) = SEARCHERS["ga"](problem)
     (allocated,) = SEARCHERS["budget"](landscape_problem(kept=0.6))
     assert winner.scores.mean_loglik >= allocated.scores.mean_loglik
+
+
+def test_right_choices_are_weighed_against_the_wrong_ones():
+    """A task whose right choices become likelier as matrices shrink, and the wrong ones even more."""
+    problem = landscape_problem(kept=0.6, generations=6, population=16, offspring=16)
+    land = problem.engine
+    plain = land.scores
+    land.scores = lambda plans, part: [
+        Scores(np.ones_like(s.score), -s.loglik, s.tokens, s.loglik) for s in plain(plans, part)
+    ]
+    problem.dense = land.full({})
+    (winner,) = SEARCHERS["ga"](problem)
+    (allocated,) = SEARCHERS["budget"](landscape_problem(kept=0.6))
+    assert winner.scores.contrast.mean() >= allocated.scores.mean_loglik
 
 
 def test_a_line_that_would_fall_is_not_drawn():
