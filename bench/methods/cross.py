@@ -12,9 +12,8 @@ from bench.cells import packed
 from bench.methods.setting import Setting
 from sieve.apply import sliced
 from sieve.fitness import evaluate
-from sieve.fitness.likelihood import Continuation, score
 from sieve.searchers import run_search
-from sieve.tasks import Example, Task, encode
+from sieve.tasks import Example, Task
 
 KEY = ("source", "target", "seed")
 SOURCES = ("dense", "geography", "piqa", "boolq", "imdb")
@@ -66,15 +65,6 @@ class Cross:
         return factors, result.plan, {"removed": removed, "by_likelihood": source in BY_LIKELIHOOD}
 
 
-def likelihood(tokenizer: Any, task: Task) -> Callable[[Any, Sequence[Example]], list[float]]:
-    """A fitness: the probability of the right choice among the choices (softmax of log-likelihoods), in [0, 1]."""
-
-    def fitness(model: Any, examples: Sequence[Example]) -> list[float]:
-        questions = [[Continuation(*encode(tokenizer, task, one, text)) for text in one.choices] for one in examples]
-        logliks, _ = score(model, questions, 2048, "choices")
-        return [
-            float(np.exp(values[one.answer] - np.logaddexp.reduce(values)))
-            for values, one in zip(logliks, examples, strict=True)
-        ]
-
-    return fitness
+def likelihood(tokenizer: Any, task: Task) -> Callable[[Any, Sequence[Example]], np.ndarray]:
+    """A fitness: the probability of the right choice among the choices, in [0, 1]."""
+    return lambda model, examples: np.exp(evaluate(model, tokenizer, task, examples).contrast)
