@@ -58,7 +58,7 @@ def prune(
         float | None, typer.Option(help="ε in [0, 1), relative to the dense accuracy. [default: 0.05]")
     ] = None,
     search: Annotated[
-        str | None, typer.Option(help="Searcher: uniform, budget, ga or pareto. [default: uniform]")
+        str | None, typer.Option(help="Searcher: uniform, budget, ga or pareto. [default: budget; of masks uniform]")
     ] = None,
     confident: Annotated[
         bool | None,

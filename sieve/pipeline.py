@@ -74,7 +74,7 @@ def prune(
             factors,
             task,
             recipe.tolerance,
-            recipe.search,
+            recipe.searcher,
             confident=recipe.confident,
             rank_multiple=recipe.rank_multiple,
             seed=recipe.seed,

@@ -11,7 +11,7 @@ from sieve.fitness.engine import MEMORY
 from sieve.masks import MaskOptions
 from sieve.methods import MASKS, NESTED
 from sieve.projections import check_shrinkage
-from sieve.searchers import Options, check_mask_search, check_options
+from sieve.searchers import Options, check_mask_search, check_options, default_search
 
 VERSION = 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -24,7 +24,8 @@ class Recipe:
     model: "smollm2" (embedded), a hub id, a local folder or a GGUF file.
     task: a built-in task or a task file.
     tolerance: ε in [0, 1), relative to the dense model's accuracy.
-    search, method: names of a searcher and a projection.
+    search: name of a searcher; None: "budget", of masks "uniform".
+    method: name of a projection or of a mask's scores.
     pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
     confident: demand the lower end of the paired 95 % interval, not the mean.
     shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
@@ -43,7 +44,7 @@ class Recipe:
     model: str
     task: str
     tolerance: float = 0.05
-    search: str = "uniform"
+    search: str | None = None
     method: str = "output_aligned"
     pivot: bool = True
     shrinkage: float | str | None = None
@@ -89,10 +90,10 @@ class Recipe:
                 raise InputError(f"recipe: {field.name} must be of type {field.type}, got {value!r}")
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
-        check_options(self.tolerance, self.search, self.options())
+        check_options(self.tolerance, self.searcher, self.options())
         if self.method in MASKS:
             self.mask_options().check(self.method)
-            check_mask_search(self.search, self.options())
+            check_mask_search(self.searcher, self.options())
             shrunk = self.shrinkage is not None
             of_pairs = {"--refit": self.refit, "--shrinkage": shrunk, "--shared-input": self.shared_input}
             for option in (option for option, given in of_pairs.items() if given):
@@ -107,6 +108,11 @@ class Recipe:
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
         return self
+
+    @property
+    def searcher(self) -> str:
+        """The name of the searcher that is used."""
+        return self.search or default_search(self.method in MASKS)
 
     def options(self) -> Options:
         """Those of the search."""

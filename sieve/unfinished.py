@@ -37,7 +37,7 @@ class Unfinished:
     @contextmanager
     def search(self) -> Iterator[Path | None]:
         """The journal to search with, or None. An error that resuming would not mend takes the folder with it."""
-        if self._recipe.search == "uniform":
+        if self._recipe.searcher == "uniform":
             yield None
             return
         if not self._resume:

@@ -87,7 +87,7 @@ def build_report(
         "pivoted": result.plan.pivoted,
         "masks": masks,
         "search": {
-            "search": recipe.search,
+            "search": recipe.searcher,
             **result.cost,
             "seconds": round(seconds["search"], 3),
             "surrogate_rank_correlation": result.rank_correlation,

@@ -2,7 +2,15 @@
 
 from sieve.searchers.options import Options
 from sieve.searchers.problem import Candidate, Problem
-from sieve.searchers.run import SEARCHERS, SearchResult, check_mask_search, check_options, run_search, search
+from sieve.searchers.run import (
+    SEARCHERS,
+    SearchResult,
+    check_mask_search,
+    check_options,
+    default_search,
+    run_search,
+    search,
+)
 
 __all__ = [
     "SEARCHERS",
@@ -12,6 +20,7 @@ __all__ = [
     "SearchResult",
     "check_mask_search",
     "check_options",
+    "default_search",
     "run_search",
     "search",
 ]

@@ -82,7 +82,7 @@ def search(
     factors: Factors | Masks,
     task: str | Path | Task,
     tolerance: float = 0.05,
-    search: str = "uniform",
+    search: str | None = None,
     **options,
 ) -> Plan:
     """The smallest plan whose task accuracy stays within `tolerance` of the dense model's.
@@ -106,7 +106,7 @@ def run_search(
     factors: Factors | Masks,
     task: str | Path | Task,
     tolerance: float = 0.05,
-    search: str = "uniform",
+    search: str | None = None,
     *,
     confident: bool = False,
     rank_multiple: int | None = None,
@@ -120,7 +120,7 @@ def run_search(
 
     Args:
         tolerance: ε in [0, 1), relative: accuracy ≥ (1 - ε) · dense accuracy.
-        search: a name in `SEARCHERS`.
+        search: a name in `SEARCHERS`; None for `default_search`.
         confident: demand the lower end of the paired 95 % interval instead of the mean.
         rank_multiple: ranks are rounded up to it; 8 on CPU and 32 on GPU unless given.
         seed: of the task's splits and of the search.
@@ -131,6 +131,7 @@ def run_search(
         options: fields of `Options`.
     """
     choices = Options(**options)
+    search = search or default_search(isinstance(factors, Masks))
     check_options(tolerance, search, choices)
     require_workers(choices.workers)
     task = load_task(task)
@@ -295,6 +296,11 @@ def check_options(tolerance: float, search: str, options: Options) -> None:
         raise InputError(f"--workers have nothing to share: --search {search} tries one candidate after the other")
     if options.paper and search != "ga":
         raise InputError("--paper names the constants of the genetic algorithm: use it with --search ga")
+
+
+def default_search(masks: bool) -> str:
+    """Ranks by predicted loss, which costs one backward pass; of masks nothing is predicted."""
+    return "uniform" if masks else "budget"
 
 
 def check_mask_search(search: str, options: Options) -> None:

@@ -192,7 +192,8 @@ def test_the_cache_keeps_the_last_calibration_only(run, world, tmp_path):
         (("--dtype", "int8"), 2, "bfloat16"),
         (("--device", "cuda:99"), 2, "cpu"),
         (("--rank-multiple", 0), 2, "at least 1"),
-        (("--rank-multiple", 64), 5, "choose a smaller one"),
+        (("--rank-multiple", 64), 2, "choose a smaller --rank-multiple"),
+        (("--rank-multiple", 64, "--search", "uniform"), 5, "choose a smaller one"),
         (("--calibration-tokens", 10), 2, "too few"),
         (("--config", "nowhere.yaml"), 2, "nowhere.yaml"),
     ],
@@ -264,7 +265,8 @@ def test_task_errors_name_the_fix(run, world, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["sieve.pipeline.project", "sieve.checkpoint.folder.model_card"])
-def test_ctrl_c_leaves_nothing(run, world, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("search", ["uniform", "budget"])
+def test_ctrl_c_leaves_nothing_but_a_journal(run, world, tmp_path, monkeypatch, stage, search):
     """Between stages, and in the middle of writing the result."""
 
     def interrupt(*arguments, **options):
@@ -272,10 +274,11 @@ def test_ctrl_c_leaves_nothing(run, world, tmp_path, monkeypatch, stage):
 
     monkeypatch.setattr(stage, interrupt)
     output = tmp_path / "place" / "pruned"
-    code, _, err = run(*options(world, output), "--quiet")
+    code, _, err = run(*options(world, output), "--quiet", "--search", search)
     assert code == 130
     assert "Traceback" not in err
-    assert not list(tmp_path.glob("place/*"))
+    searched = search == "budget" and "model_card" in stage
+    assert [path.name for path in tmp_path.glob("place/*")] == ["pruned.unfinished"] * searched
 
 
 def test_full_disk_while_saving(run, world, tmp_path, monkeypatch):
@@ -291,7 +294,7 @@ def test_full_disk_while_saving(run, world, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_sync", full)
     output = tmp_path / "place" / "pruned"
     code, _, err = run(*options(world, output)[:-4], "--rank-multiple", 4, "--statistics", tmp_path / "s.safetensors",
-                       "--quiet")  # fmt: skip
+                       "--search", "uniform", "--quiet")  # fmt: skip
     assert code == 4
     assert "No space left" in err
     assert not list(tmp_path.glob("place/*"))
