@@ -53,6 +53,7 @@ def test_prune_eval_info(run, world, tmp_path):
     assert report["bytes"]["pruned"] < report["bytes"]["dense"]
     assert report["accuracy"]["pruned"]["test"].keys() == {"value", "low", "high", "n"}
     assert set(report["accuracy"]["dense"]) == {"fitness", "validation", "test"}
+    assert report["search"]["search"] == "budget"
     kept = sum(fraction < 1 for fraction in report["kept"].values())
     config = json.loads((output / "config.json").read_text())["quantization_config"]
     assert len(config["ranks"]) == kept > 0
