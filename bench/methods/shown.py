@@ -74,17 +74,16 @@ def _reach(measured: Results) -> str:
             curve = _curve(measured, name, task)
             if name == REACHED or len(curve) < 3 or len(target) < 3:
                 continue
-            found = [_kept_at(curve, value) for kept, value in target if kept in (0.5, 0.6, 0.7, 0.8)]
             sizes = [kept for kept, _ in target if kept in (0.5, 0.6, 0.7, 0.8)]
-            cells = [f"{kept / one:.2f}" if one else "–" for kept, one in zip(sizes, found, strict=True)]
+            cells = [_fewer(curve, kept, value) for kept, value in target if kept in sizes]
             lines.append([f"`{task}`", f"`{name}`", *cells])
     if not lines:
         return ""
     head = ["task", "method", *(f"at {kept:g}" for kept in sizes)]
     return (
         f"### Parameters of `{REACHED}` over those of a method with the same log-likelihood\n\n"
-        "Between measured sizes by straight lines, seeds together; – where no measured size is as bad or as good.\n\n"
-        + _markdown(head, lines)
+        "Between measured sizes by straight lines, seeds together; > where the smallest measured is better still, – where "
+        "no measured size is as good.\n\n" + _markdown(head, lines)
     )
 
 
@@ -107,6 +106,14 @@ def _kept_at(curve: Sequence[tuple[float, float]], value: float) -> float | None
         if min(first, second) <= value <= max(first, second) and first != second:
             return low + (high - low) * (value - first) / (second - first)
     return None
+
+
+def _fewer(curve: Sequence[tuple[float, float]], kept: float, value: float) -> str:
+    """How many times fewer parameters than `kept` a method needs for this log-likelihood."""
+    found = _kept_at(curve, value)
+    if found is not None:
+        return f"{kept / found:.2f}"
+    return f"> {kept / curve[0][0]:.2f}" if value < min(loglik for _, loglik in curve) else "–"
 
 
 def _cost(measured: Results) -> str:

@@ -141,6 +141,7 @@ def test_where_a_curve_reaches_a_value():
     assert shown._kept_at(curve, -0.75) == pytest.approx(0.7)
     assert shown._kept_at(curve, -3) is None
     assert shown._kept_at(curve, 0) is None
+    assert [shown._fewer(curve, 0.9, value) for value in (-1.0, -3, 0)] == ["1.50", "> 2.25", "–"]
 
 
 def test_the_grid_names_every_cell_once():
