@@ -82,8 +82,8 @@ def _reach(measured: Results) -> str:
     head = ["task", "method", *(f"at {kept:g}" for kept in sizes)]
     return (
         f"### Parameters of `{REACHED}` over those of a method with the same log-likelihood\n\n"
-        "Between measured sizes by straight lines, seeds together; > where even the smallest measured is better, – where "
-        "none is as good.\n\n" + _markdown(head, lines)
+        "Between measured sizes by straight lines, seeds together; > where even the smallest measured is better, – "
+        "where none is as good.\n\n" + _markdown(head, lines)
     )
 
 
