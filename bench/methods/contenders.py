@@ -11,12 +11,14 @@ import sieve
 from bench.methods.setting import Setting
 from sieve.baselines import MEASURES, drop_blocks_, drop_channels_
 from sieve.masks import MaskOptions, Masks, mask
-from sieve.methods import MASKS, METHODS
+from sieve.methods import MASKS
 from sieve.projections import Factors
+from sieve.projections.llm_sieve_sgd import train
 from sieve.projections.refit import refit
 
 KEPT = (0.5, 0.9, 0.8, 0.7, 0.6, 0.4)
 BOTH = ("task", "general")
+TRAINING_TOKENS = 400_000  # of the paper's recipe: two epochs over 200,000
 Made = Factors | Masks | PreTrainedModel
 
 
@@ -39,15 +41,24 @@ class Contender:
     kept: tuple[float, ...] | None = None
 
 
-def projection(method: str, kept: tuple[float, ...] | None = None, **options: Any) -> Contender:
-    """By its name in `sieve.methods.METHODS`; options are those of `sieve.project`."""
-    nested = METHODS[method].nested
+def projection(method: str, **options: Any) -> Contender:
+    """A nested one by its name in `sieve.methods.METHODS`; options are those of `sieve.project`."""
 
     def make(setting: Setting, kept: float, base: Any) -> Factors:
-        plan = {} if nested else {"plan": setting.plan(kept)}
-        return sieve.project(setting.model, setting.statistics(method), method, **plan, **options)
+        return sieve.project(setting.model, setting.statistics(method), method, **options)
 
-    return Contender(make, method, nested=nested, kept=kept)
+    return Contender(make, method)
+
+
+def trained(kept: tuple[float, ...], tokens: int = TRAINING_TOKENS) -> Contender:
+    """LLM-Sieve's own recipe, as many steps as it takes on as much data as it is said to have."""
+
+    def make(setting: Setting, kept: float, base: Any) -> Factors:
+        statistics = setting.statistics("llm_sieve_sgd")
+        epochs = max(1, round(tokens / statistics.tokens))
+        return Factors(train(setting.model, statistics, setting.plan(kept).ranks(), epochs), "llm_sieve_sgd")
+
+    return Contender(make, "llm_sieve_sgd", nested=False, kept=kept)
 
 
 def refitted(base: str, method: str) -> Contender:
@@ -111,7 +122,7 @@ LOW_RANK = {
     "pca": projection("pca"),
 }
 OURS = ("output_aligned", "loss_aware")  # what names of our own begin with
-SLOW = {"llm_sieve_sgd": projection("llm_sieve_sgd", kept=(0.5, 0.7))}
+SLOW = {"llm_sieve_sgd": trained(kept=(0.5, 0.7))}
 STRUCTURED = {f"depth, {measure}": structured(drop_blocks_, measure=measure) for measure in MEASURES}
 STRUCTURED["width"] = structured(drop_channels_)
 PROJECTIONS = LOW_RANK | STRUCTURED | SLOW

@@ -10,7 +10,7 @@ import sieve
 from bench.cells import Results
 from bench.methods import __main__ as command
 from bench.methods import contenders, cross, grid, setting, shown
-from bench.methods.contenders import masking, projection, refitted, shared, structured
+from bench.methods.contenders import masking, projection, refitted, shared, structured, trained
 from sieve.baselines import drop_blocks_
 from sieve.fitness.evaluate import evaluate
 from sieve.plan import Plan
@@ -26,7 +26,7 @@ SMALL = {
     "output_aligned, shrunk": projection("output_aligned", shrinkage="auto"),
     "output_aligned, shared, refit": shared("output_aligned"),
     "depth": structured(drop_blocks_),
-    "llm_sieve_sgd": projection("llm_sieve_sgd", kept=(0.5,)),
+    "llm_sieve_sgd": trained(kept=(0.5,), tokens=1000),
     "magnitude": masking("magnitude"),
     "wanda general": masking("wanda", "general"),
     "wanda task": masking("wanda", "task"),
