@@ -78,7 +78,7 @@ def prune(
         bool | None, typer.Option("--shared-input", help="One pair for q, k and v, one for gate and up.")
     ] = None,
     refit: Annotated[
-        bool | None, typer.Option("--refit", help="Fit the pairs found to inputs as the pruned model has them.")
+        bool | None, typer.Option("--refit", help="Fit pairs anew to inputs as the pruned model has them: smaller yet.")
     ] = None,
     pattern: Annotated[
         str | None, typer.Option(help="Of masks: unstructured, 2:4 or 4:8. [default: unstructured]")

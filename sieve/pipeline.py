@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sieve.recipe import Recipe
 from sieve.report import build_report, mask_report
 from sieve.searchers import run_search
 from sieve.searchers.problem import within
+from sieve.searchers.refitted import smallest_refitted
 from sieve.shared import share_inputs_
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
@@ -81,10 +82,19 @@ def prune(
             journal=journal,
             **asdict(recipe.options()),
         )
-    chosen = factors
+    chosen, refitted = factors, None
     if recipe.refit:
         with stages("refit"):
-            chosen = refit(model, factors, result.plan, measured)
+            if recipe.kept is not None:
+                chosen = refit(model, factors, result.plan, measured)
+            else:
+                refitted = smallest_refitted(
+                    model, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident, recipe.seed
+                )
+                if refitted is None:
+                    progress.say("  no refitted plan is within the tolerance: the pairs stay as they are")
+                else:
+                    chosen, result = refitted.factors, replace(result, plan=refitted.plan, pruned=refitted.pruned)
     with stages("test"):
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
@@ -100,7 +110,9 @@ def prune(
             progress.say("  [yellow]note:[/] stored, the weights are others than were searched: below the tolerance")
     masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
-    report = build_report(recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share)
+    report = build_report(
+        recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share, refitted
+    )
     save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
     unfinished.remove()
     return report

@@ -30,7 +30,8 @@ class Recipe:
     confident: demand the lower end of the paired 95 % interval, not the mean.
     shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
     shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
-    refit: fit the pairs of the result anew, to inputs as the pruned model has them.
+    refit: fit pairs anew, to inputs as the pruned model has them: those of the search's plan if `kept` names its size,
+        else of the smallest plan beyond it that is within the tolerance so.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
     pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.masks.MaskOptions`.

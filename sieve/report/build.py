@@ -2,6 +2,7 @@
 
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from sieve.fitness import Scores
 from sieve.fitness.intervals import Interval, bootstrap, paired
 from sieve.recipe import Recipe
-from sieve.searchers import SearchResult
+from sieve.searchers import Candidate, SearchResult
+from sieve.searchers.refitted import Refitted
 
 VERSION = 1
 PACKAGES = ("sieve-pruning", "torch", "triton", "transformers", "safetensors", "numpy", "scipy")
@@ -25,6 +27,7 @@ def build_report(
     ridge: float = math.inf,
     masks: dict[str, Any] | None = None,
     shrinkage: float = 0.0,
+    refitted: Refitted | None = None,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -36,6 +39,7 @@ def build_report(
         ridge: of the loss-aware projection; null in the report where gradients had no say.
         shrinkage: share of a prior in the Gram matrices.
         masks: of `mask_report`, where weights were masked.
+        refitted: of the search among refitted plans, where there was one and it found one.
     """
     prunable = sum(matrix.parameters for matrix in result.matrices.values())
     kept = result.plan.size(result.matrices)
@@ -92,19 +96,28 @@ def build_report(
             "seconds": round(seconds["search"], 3),
             "surrogate_rank_correlation": result.rank_correlation,
             "validation_attempts": result.validation_attempts,
-            "evaluated": [
-                {
-                    "prunable_removed": candidate.plan.prunable_removed(result.matrices),
-                    "accuracy": candidate.scores.accuracy,
-                    "loglik": candidate.scores.mean_loglik,
-                }
-                for candidate in result.evaluated
-            ],
+            "evaluated": _candidates(result.evaluated, result),
+        },
+        "refit": refitted
+        and {
+            "validation_attempts": refitted.validation_attempts,
+            "evaluated": _candidates(refitted.evaluated, result),
         },
         # A uniform search varies all matrices together: it cannot tell.
         "bottlenecks": None if result.bottlenecks is None else [asdict(one) for one in result.bottlenecks],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[dict[str, float]]:
+    return [
+        {
+            "prunable_removed": candidate.plan.prunable_removed(result.matrices),
+            "accuracy": candidate.scores.accuracy,
+            "loglik": candidate.scores.mean_loglik,
+        }
+        for candidate in candidates
+    ]
 
 
 def _interval(interval: Interval) -> dict[str, float | int]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from sieve.fitness.surrogate import Surrogate
 from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
-from sieve.searchers.uniform import STEPS, smallest
+from sieve.searchers.uniform import STEPS, smallest, uniform_plans
 
 
 def budget(problem: Problem) -> Iterator[Candidate]:
@@ -21,13 +23,21 @@ def budget(problem: Problem) -> Iterator[Candidate]:
     yield from smallest(problem, allocations(genome, surrogate))
 
 
-def allocations(genome: Genome, surrogate: Surrogate) -> list[Plan]:
-    """The distinct allocations of the grid of sizes that prune anything, smallest first."""
-    plans: list[Plan] = []
-    levels = genome.dense
+def allocations(genome: Genome, surrogate: Surrogate, levels: np.ndarray | None = None) -> list[Plan]:
+    """The distinct allocations of the grid of sizes below these levels (default: dense), smallest first."""
+    levels = genome.dense if levels is None else levels
+    plans = [genome.plan(levels)]
     for step in range(STEPS - 1, 0, -1):  # each goes on where the larger one stopped
         levels = allocate(genome, surrogate, genome.size(genome.dense) * step / STEPS, levels)
         plan = genome.plan(levels)
-        if plan and (not plans or plan != plans[-1]):
+        if plan != plans[-1]:
             plans.append(plan)
-    return plans[::-1]
+    return plans[:0:-1]
+
+
+def smaller(problem: Problem, plan: Plan) -> list[Plan]:
+    """Plans that go on from this one to ever smaller sizes, smallest first; uniform ones where nothing is predicted."""
+    if problem.curves is None:
+        return [one for one in uniform_plans(problem) if problem.size(one) < problem.size(plan)]
+    genome = problem.genome()
+    return allocations(genome, Surrogate(genome, problem.curves), genome.nearest(plan))

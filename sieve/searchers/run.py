@@ -27,7 +27,7 @@ from sieve.models import model_fingerprint
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
-from sieve.searchers.budget import budget
+from sieve.searchers.budget import budget, smaller
 from sieve.searchers.ga import ga
 from sieve.searchers.objective import measure, size_of
 from sieve.searchers.options import Options
@@ -62,6 +62,7 @@ class SearchResult:
     rank_correlation: Spearman's, of the surrogate's predictions (made before each evaluation) with the losses that were
         measured on the first slice of the fitness examples; a mean over generations.
     bottlenecks: of the searches that vary matrices one by one, else None.
+    smaller: plans that go on from `plan` to ever smaller sizes, the smallest first: what a refit may reach.
     """
 
     plan: Plan
@@ -74,6 +75,7 @@ class SearchResult:
     cost: dict[str, Any]
     rank_correlation: float | None = None
     bottlenecks: list[Bottleneck] | None = None
+    smaller: Sequence[Plan] = ()
 
 
 def search(
@@ -221,6 +223,7 @@ def run_search(
                     engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes},
                     problem.rank_correlation,
                     tested,
+                    smaller(problem, candidate.plan),
                 )
     raise ToleranceError(_nearest(problem, attempts))
 

@@ -14,7 +14,7 @@ def uniform(problem: Problem) -> Iterator[Candidate]:
 
     Where a size is asked for: the largest plan of that size, without any comparison.
     """
-    plans = _plans(problem)
+    plans = uniform_plans(problem)
     if problem.options.kept is not None:
         problem.require_reachable(min(map(problem.size, plans), default=0))
         yield problem.evaluate([plan for plan in plans if problem.size(plan) <= problem.size_limit][-1])
@@ -42,7 +42,7 @@ def smallest(problem: Problem, plans: Sequence[Plan]) -> Iterator[Candidate]:
             yield candidate
 
 
-def _plans(problem: Problem) -> list[Plan]:
+def uniform_plans(problem: Problem) -> list[Plan]:
     """The distinct plans of the grid that prune anything, smallest first."""
     plans: list[Plan] = []
     for step in range(1, STEPS + 1):

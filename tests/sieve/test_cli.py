@@ -127,6 +127,8 @@ def test_refit_and_shrinkage(run, world, tmp_path):
     assert report["calibration"]["refit"] is True
     assert 0 <= report["calibration"]["shrinkage"] <= 0.3
     assert report["seconds"]["refit"] > 0
+    tried = report["refit"]["evaluated"]
+    assert report["parameters"]["prunable_removed"] in [one["prunable_removed"] for one in tried]
     result = json.loads(run("eval", output, "--split", "fitness", "--json")[1])
     assert result["loglik"] == report["loglik"]["pruned"]["fitness"]
     plain = tmp_path / "plain"

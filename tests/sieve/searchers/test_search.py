@@ -11,9 +11,11 @@ from sieve.errors import InputError, StorageError, ToleranceError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.engine import concatenated
+from sieve.fitness.surrogate import Surrogate
 from sieve.matrices import prunable
 from sieve.plan import Matrix, Plan
 from sieve.searchers import SEARCHERS, Options, Problem, run_search
+from sieve.searchers.budget import allocations, smaller
 from sieve.searchers.evolution import Evolution
 from sieve.searchers.genome import Genome
 from tests.sieve.fitness.test_engine import svd_factors
@@ -99,6 +101,18 @@ def test_evolution_keeps_up_with_a_finer_grid_of_allocations(searcher, slack):
     other, allocated = first("budget")
     assert winner.plan.size(problem.matrices) <= slack * allocated.plan.size(other.matrices)
     assert problem.rank_correlation > 0.5
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_smaller_plans_go_on_from_a_winner(searcher):
+    problem, winner = first(searcher)
+    plans = smaller(problem, winner.plan)
+    sizes = [problem.size(plan) for plan in (*plans, winner.plan)]
+    assert len(sizes) > 3
+    assert sizes == sorted(set(sizes))
+    if searcher == "budget":
+        every = allocations(problem.genome(), Surrogate(problem.genome(), problem.curves))
+        assert plans == every[: every.index(winner.plan)]
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)

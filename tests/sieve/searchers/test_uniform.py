@@ -6,7 +6,7 @@ import pytest
 from sieve.fitness import Scores
 from sieve.plan import Matrix, Plan
 from sieve.searchers.problem import Problem, within
-from sieve.searchers.uniform import _plans, uniform
+from sieve.searchers.uniform import uniform, uniform_plans
 
 MATRICES = {name: Matrix(name, 64, 64, i) for i, name in enumerate("abc")}
 
@@ -28,7 +28,7 @@ def kept(plan: Plan) -> float:
 def test_finds_the_smallest_acceptable_level_and_then_larger_ones(threshold):
     task = problem(lambda plan: 80 if kept(plan) >= threshold else 60)
     found = [candidate.plan for candidate in uniform(task)]
-    acceptable = [plan for plan in _plans(task) if kept(plan) >= threshold]
+    acceptable = [plan for plan in uniform_plans(task) if kept(plan) >= threshold]
     assert found == acceptable
     assert len(task.evaluated) <= 6 + len(acceptable)
 
@@ -45,7 +45,7 @@ def test_nothing_acceptable_yields_nothing():
 
 
 def test_plans_are_distinct_growing_and_prune_something():
-    sizes = [plan.size(MATRICES) for plan in _plans(problem(lambda plan: 80))]
+    sizes = [plan.size(MATRICES) for plan in uniform_plans(problem(lambda plan: 80))]
     assert sizes == sorted(set(sizes))
     assert sizes[-1] < 3 * 64 * 64
 

@@ -1,0 +1,83 @@
+"""The search over refitted plans: what it takes is known where scores are; its numbers are those of its pairs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import sieve
+from sieve.apply import sliced
+from sieve.fitness import evaluate
+from sieve.matrices import prunable
+from sieve.plan import Plan
+from sieve.searchers import run_search
+from sieve.searchers.refitted import smallest_refitted
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def searched(world):
+    """A model, what a search of it needs, its result with four smaller plans to go on to."""
+    model, tokenizer, task = tiny_model("llama"), tiny_tokenizer(), sieve.load_task(world.task)
+    statistics = sieve.calibrate(model, tokenizer, task, 1000)
+    factors = sieve.project(model, statistics, pivot=True)
+    result = run_search(model, tokenizer, factors, task, 0.9, "uniform", rank_multiple=4)
+    sizes = (0.2, 0.3, 0.4, 0.5, 0.8)
+    *smaller, plan = (Plan.uniform(prunable(model, True).values(), kept, 4) for kept in sizes)
+    return model, tokenizer, factors, statistics, replace(result, plan=plan, smaller=smaller), task
+
+
+def with_dense(result, fitness: float, validation: float):
+    """The result with other accuracies of the dense model."""
+    accuracies = {"fitness": fitness, "validation": validation}
+    dense = {
+        split: replace(scores, score=np.full(len(scores.score), accuracies[split]))
+        for split, scores in result.dense.items()
+    }
+    return replace(result, dense=dense)
+
+
+def test_takes_the_smallest_where_all_are_good_enough(searched):
+    model, tokenizer, factors, statistics, result, task = searched
+    found = smallest_refitted(model, tokenizer, factors, statistics, with_dense(result, 0, 0), task, 0.05)
+    assert found.plan == result.smaller[0]
+    assert found.validation_attempts == 1
+    assert len(found.evaluated) <= 3  # bisection over five
+    expected = sieve.refit(model, factors, found.plan, statistics)
+    assert found.factors.keys() == expected.keys()
+    assert all(torch.equal(found.factors[name].A, pair.A) for name, pair in expected.items())
+    with sliced(model, expected) as turned:
+        turned.set(found.plan)
+        for split, scores in found.pruned.items():
+            again = evaluate(model, tokenizer, task, task.splits(0)[split])
+            assert np.array_equal(scores.loglik, again.loglik)
+
+
+def test_none_where_even_the_largest_is_not_good_enough(searched):
+    model, tokenizer, factors, statistics, result, task = searched
+    assert smallest_refitted(model, tokenizer, factors, statistics, with_dense(result, 9, 0), task, 0.05) is None
+
+
+def test_validation_has_its_say_on_every_plan(searched):
+    model, tokenizer, factors, statistics, result, task = searched
+    assert smallest_refitted(model, tokenizer, factors, statistics, with_dense(result, 0, 9), task, 0.05) is None
+
+
+def test_a_plan_that_bisection_has_passed_is_confirmed_with_its_own_pairs(searched, monkeypatch):
+    """The first on validation fails, so the next is asked, whose pairs bisection made and let go."""
+    from sieve.searchers import refitted
+
+    model, tokenizer, factors, statistics, result, task = searched
+    lenient = with_dense(result, 0, 0)
+    answers = iter([False, True])
+    plain = refitted.within
+
+    def within(scores, dense, *rest):
+        return next(answers) if dense is lenient.dense["validation"] else plain(scores, dense, *rest)
+
+    monkeypatch.setattr(refitted, "within", within)
+    found = smallest_refitted(model, tokenizer, factors, statistics, lenient, task, 0.05)
+    assert (found.plan, found.validation_attempts) == (result.smaller[1], 2)
+    expected = sieve.refit(model, factors, found.plan, statistics)
+    assert all(torch.equal(found.factors[name].B, pair.B) for name, pair in expected.items())
