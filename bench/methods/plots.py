@@ -12,9 +12,11 @@ from bench.methods.contenders import LOW_RANK, OURS, PROJECTIONS, SLOW, STRUCTUR
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+TICKS = (0, -0.25, -0.5, -1, -2, -5, -10, -20)
+
 
 def curves(measured: Results, path: Path) -> Path:
-    """Accuracy, and log-likelihood lost, by kept fraction; means over seeds; panels for tasks with several sizes."""
+    """Accuracy, and log-likelihood less the dense model's, by kept fraction: means over seeds, a column a task."""
     sizes: dict[str, set] = {}
     for row in measured:
         if row["contender"] in PROJECTIONS:
@@ -28,22 +30,21 @@ def curves(measured: Results, path: Path) -> Path:
         dense = measured.find(task=task, contender=grid.DENSE_CELL)
         for axis, name in zip(axes[:, column], ("accuracy", "loglik"), strict=True):
             level = np.mean([row[name] for row in dense])
-            if name == "accuracy":
-                axis.axhline(level, color="black", linewidth=0.8, label="dense")
+            axis.axhline(level if name == "accuracy" else 0, color="black", linewidth=0.8, label="dense")
             for contender, style in styles.items():
                 rows = measured.find(task=task, contender=contender)
                 kept = sorted({row["kept"] for row in rows})
                 if kept:
                     values = np.array([np.mean([row[name] for row in rows if row["kept"] == one]) for one in kept])
-                    values = values if name == "accuracy" else level - values
+                    values = values if name == "accuracy" else values - level
                     axis.plot(kept, values, label=contender, markersize=5, **style)
             axis.grid(alpha=0.3, which="both")
-        axes[1, column].set_yscale("log")  # methods differ by factors
-        axes[1, column].invert_yaxis()
+        axes[1, column].set_yscale("symlog", linthresh=0.5)  # methods differ by factors; some gain
+        axes[1, column].set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axes[0, column].set_title(task)
         axes[1, column].set_xlabel("kept fraction of the prunable parameters")
     axes[0, 0].set_ylabel("accuracy on the test split")
-    axes[1, 0].set_ylabel("log-likelihood of the right answer: lost, nats")
+    axes[1, 0].set_ylabel("log-likelihood of the right answer − dense, nats")
     shown = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0, -1].legend(shown.values(), shown, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return _saved(figure, path)
