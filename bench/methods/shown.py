@@ -9,7 +9,7 @@ import numpy as np
 
 from bench import quality_shown, search_quality
 from bench.cells import RESULTS, Results, differences
-from bench.methods import cross, grid
+from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
 
 DOCS = Path(__file__).parents[2] / "docs" / "results.md"
@@ -242,12 +242,35 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def _shrinkage(shrunk: Results) -> str:
+    """What a share of the prior buys, by the number of calibration tokens."""
+    lines = [
+        [
+            f"`{row['task']}`", f"{row['tokens']:,}", row["prior"], f"{'auto: ' * row['auto']}{row['share']:g}",
+            f"{row['error_calibration']:.4f}", f"{row['error_new']:.4f}", f"{row['loglik']:.3f}",
+            f"{row['gain']:+.3f} ± {row['gain_standard_error']:.3f}",
+        ]
+        for row in shrunk
+    ]  # fmt: skip
+    if not lines:
+        return ""
+    head = ["task", "tokens", "prior", "share", "error, calibration", "new texts", "log-likelihood", "gain, nats"]
+    return (
+        "### Shrinkage of Gram matrices, half the parameters\n\nOutput errors of every third block on the calibration "
+        "texts and on new ones; gain in the test split's log-likelihood over no shrinkage, with its standard error.\n\n"
+        + _markdown(head, lines)
+        + "\n"
+    )
+
+
 def write_docs(folder: Path) -> Path:
     """docs/results.md: what the data files say, and the commands that made them."""
     measured, crossed = Results(folder / "methods.jsonl", grid.KEY), Results(folder / "cross.jsonl", cross.KEY)
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
+    shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
     about = sorted(
         {(row["commit"], row["device"], row["torch"]) for file in (measured, crossed, searched) for row in file}
+        | {tuple(row["versions"][name] for name in ("commit", "device", "torch")) for row in shrunk}
     )
     parts = [
         "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "
@@ -255,11 +278,13 @@ def write_docs(folder: Path) -> Path:
         "% bootstrap intervals of paired differences, over the examples of all seeds that are named; seeds share some "
         "examples, so that over several seeds they are somewhat too narrow.\n",
         "| data | made by |\n|---|---|\n| `search_quality.jsonl` | `python -m bench.search_quality run` |\n"
-        "| `methods.jsonl` | `python -m bench.methods run` |\n| `cross.jsonl` | `python -m bench.methods cross` |\n",
+        "| `methods.jsonl` | `python -m bench.methods run` |\n| `cross.jsonl` | `python -m bench.methods cross` |\n"
+        "| `shrinkage.jsonl` | `python -m bench.methods.shrinkage` |\n",
         "Commits, devices, versions of torch: " + "; ".join(" ".join(one) for one in about) + ".\n",
         "## Searches\n\n" + quality_shown.table(searched) + "\n" if len(searched) else "",
         *_pictures(folder, "search_quality"),
         "## Methods\n\n" + table(measured, crossed) + "\n",
+        _shrinkage(shrunk),
         *_pictures(folder, "methods", "cross"),
     ]
     DOCS.write_text("\n".join(part for part in parts if part), encoding="utf-8")

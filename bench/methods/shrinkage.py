@@ -27,6 +27,7 @@ from sieve.projections.shrinkage import EVERY, SHARES, output_errors
 from sieve.tasks import load_task
 from sieve.tasks.general import general_text
 
+KEY = ("task", "method", "kept", "tokens", "prior", "share", "auto")
 NEW_TOKENS = 8192
 
 
