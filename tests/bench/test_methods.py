@@ -9,7 +9,7 @@ import torch
 import sieve
 from bench.cells import Results
 from bench.methods import __main__ as command
-from bench.methods import contenders, cross, grid, setting, shown
+from bench.methods import contenders, cross, grid, setting, shown, shrinkage
 from bench.methods.contenders import masking, projection, refitted, shared, structured, trained
 from sieve.baselines import drop_blocks_
 from sieve.fitness.evaluate import evaluate
@@ -152,3 +152,15 @@ def test_the_grid_names_every_cell_once():
     assert {cell[1:3] for cell in others} == {cell[1:3] for cell in dense}
     assert {cell[0] for cell in others} == set(contenders.CONTENDERS)
     assert len(Results("nowhere.jsonl", grid.KEY)) == 0
+
+
+def test_shrinkage_has_a_row_for_each_share(tmp_path):
+    rows = Results(tmp_path / "rows.jsonl", shrinkage.KEY)
+    assert shown._shrinkage(rows) == ""
+    common = {"task": "geography", "kept": 0.5, "method": "output_aligned", "tokens": 4096, "prior": "diagonal"}
+    numbers = {"error_calibration": 0.02, "error_new": 0.03, "loglik": -5, "gain": 0.1, "gain_standard_error": 0.05}
+    for auto in (False, True):
+        rows.add(common | numbers | {"share": 0.03, "auto": auto})
+    lines = shown._shrinkage(rows).splitlines()[-2:]
+    assert [line.split(" | ")[3] for line in lines] == ["0.03", "auto: 0.03"]
+    assert all("+0.100 ± 0.050" in line for line in lines)
