@@ -269,8 +269,7 @@ def write_docs(folder: Path) -> Path:
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
     shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
     about = sorted(
-        {(row["commit"], row["device"], row["torch"]) for file in (measured, crossed, searched) for row in file}
-        | {tuple(row["versions"][name] for name in ("commit", "device", "torch")) for row in shrunk}
+        {(row["commit"], row["device"], row["torch"]) for file in (measured, crossed, searched, shrunk) for row in file}
     )
     parts = [
         "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "

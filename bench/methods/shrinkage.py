@@ -9,14 +9,13 @@ with no shrinkage. Appends to a file of JSON lines.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import sieve
-from bench.cells import RESULTS, versions
+from bench.cells import RESULTS, Results, versions
 from sieve.apply import sliced
 from sieve.calibration.text import calibration_sequences
 from sieve.fitness import evaluate
@@ -52,7 +51,7 @@ def main() -> None:
         m.name: plan[m.name] for m in prunable(model).values() if m.block % EVERY == 0 and m.name in plan.ranks()
     }
     common = {"model": options.model, "task": task.name, "method": options.method, "kept": options.kept}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(options.output, KEY)
     for tokens in options.tokens:
         statistics = sieve.calibrate(model, tokenizer, task, tokens, options.method)
         priors = {"diagonal": None}
@@ -76,10 +75,8 @@ def main() -> None:
                     "error_calibration": round(seen, 6), "error_new": round(unseen, 6),
                     "loglik": round(float(loglik.mean()), 5), "gain": round(float(gain.mean()), 5),
                     "gain_standard_error": round(float(gain.std() / np.sqrt(len(gain))), 5), "n": len(gain),
-                    "versions": versions(),
-                }  # fmt: skip
-                with options.output.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                } | versions()  # fmt: skip
+                results.add(row)
                 print(
                     f"{row['tokens']:>6} tokens  {prior:8} {'auto ' if row['auto'] else ''}{row['share']:<5g} error "
                     f"{seen:.4f} seen, {unseen:.4f} new; loglik {row['loglik']:.4f}, gain {row['gain']:+.4f} "
