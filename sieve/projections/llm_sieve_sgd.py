@@ -11,6 +11,7 @@ Its objective is the one that `output_aligned` solves in closed form, so this ca
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -58,7 +59,7 @@ def train(
     def watch(one: "_Learned"):
         def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
             bias = 0 if layer.bias is None else layer.bias.detach()
-            x, y = (tensor.detach().reshape(-1, tensor.shape[-1])[mask].float() for tensor in (args[0], output - bias))
+            x, y = (tensor.detach().reshape(-1, tensor.shape[-1])[mask] for tensor in (args[0], output - bias))
             one.step(x, y)
 
         return hook
@@ -104,10 +105,14 @@ class _Learned:
         return torch.cholesky_solve(A.T, root), W @ A
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """One step of Adam on mean (y - ŷ)²; x [T, n], y [T, m]."""
+        """One step of Adam on mean (y - ŷ)²; x [T, n], y [T, m].
+
+        As mixed precision does it: A, its optimiser and the loss are float32, the products in the dtype of x.
+        """
         with torch.enable_grad():
             A, B = self.factors()
-            loss = (y - (x @ A.T) @ B.T).square().mean()
+            predicted = (x @ A.T.to(x.dtype)) @ B.T.to(x.dtype)
+            loss = F.mse_loss(predicted.float(), y.float())
             (self._A.grad,) = torch.autograd.grad(loss, [self._A])
         self._optimizer.step()
 
