@@ -15,8 +15,9 @@ import torch
 
 from bench import devices
 from sieve import progress
+from sieve.errors import InputError
 from sieve.fitness import Scores
-from sieve.fitness.intervals import Interval, paired
+from sieve.fitness.intervals import Interval, bootstrap
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -109,9 +110,25 @@ def unpacked(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 def differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[Interval, Interval]:
     """Paired differences (accuracy, log-likelihood) of rows to their references, over the examples of all of them."""
-    found = []
-    for side in (0, 1):
-        mine = np.concatenate([unpacked(row)[side] for row in rows])
-        theirs = np.concatenate([unpacked(row)[side] for row in references])
-        found.append(paired(mine, theirs))
+    accuracy, loglik = (np.concatenate(side) for side in _by_row(rows, references))
+    return bootstrap(accuracy), bootstrap(loglik)
+
+
+def mean_differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[Interval, Interval]:
+    """As `differences`, but every row counts the same, however many examples it has: a stratified bootstrap."""
+    generator, found = np.random.default_rng(0), []
+    for side in _by_row(rows, references):
+        drawn = [one[generator.integers(len(one), size=(2000, len(one)))].mean(axis=1) for one in side]
+        low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+        value = float(np.mean([one.mean() for one in side]))
+        found.append(Interval(value, float(low), float(high), sum(map(len, side))))
     return found[0], found[1]
+
+
+def _by_row(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[list, list]:
+    """(differences of being right, of log-likelihoods), an array [N] for each row."""
+    pairs = [(unpacked(row), unpacked(reference)) for row, reference in zip(rows, references, strict=True)]
+    for mine, theirs in pairs:
+        if len(mine[0]) != len(theirs[0]):
+            raise InputError(f"paired scores must be of the same examples, got {len(mine[0])} and {len(theirs[0])}")
+    return [mine[0] - theirs[0] for mine, theirs in pairs], [mine[1] - theirs[1] for mine, theirs in pairs]

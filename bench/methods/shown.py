@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from bench import quality_shown, search_quality
-from bench.cells import RESULTS, Results, differences
+from bench.cells import RESULTS, Results, differences, mean_differences
 from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
+from sieve.fitness.intervals import Interval
 
 DOCS = Path(__file__).parents[2] / "docs" / "results.md"
 MAIN = ("geography", "imdb")
@@ -160,11 +161,11 @@ def _masks(measured: Results) -> str:
         common = sorted(set.intersection(*(set(rows) for rows in found.values())))
         for data in SETS if common else ():
             rows = [found[data][task] for task in common]
-            accuracy, loglik = _paired(rows, [found["general"][task] for task in common])
+            accuracy, loglik = _written(mean_differences(rows, [found["general"][task] for task in common]))
             ratio = np.mean([row["perplexity"] / found["general"][row["task"]]["perplexity"] for row in rows])
             lines.append([
                 base, data, f"{_mean(rows, 'accuracy'):.3f}", "–" if data == "general" else accuracy,
-                "–" if data == "general" else loglik, f"{ratio:.3f}", str(len(common)),
+                "–" if data == "general" else loglik, f"{ratio:.3f}", f"{len(common)}",
             ])  # fmt: skip
     head = [
         "scores",
@@ -175,7 +176,10 @@ def _masks(measured: Results) -> str:
         "perplexity / general's",
         "tasks",
     ]
-    note = "### Task-aware masks: half the weights, seed 0\n\nMean over tasks; differences are paired.\n\n"
+    note = (
+        "### Task-aware masks: half the weights, seed 0\n\nMeans over tasks, each counting the same, as do the paired "
+        "differences: of answers to a question, over the questions of a task, then over tasks.\n\n"
+    )
     return note + _markdown(head, lines) if lines else ""
 
 
@@ -221,8 +225,11 @@ def _difference(rows: Rows, dense: Rows) -> tuple[str, str]:
 
 
 def _paired(rows: list[dict], references: list[dict]) -> tuple[str, str]:
-    accuracy, loglik = differences(rows, references)
-    return tuple(f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in (accuracy, loglik))
+    return _written(differences(rows, references))
+
+
+def _written(intervals: tuple[Interval, Interval]) -> tuple[str, str]:
+    return tuple(f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in intervals)
 
 
 def _mean(rows: Rows, name: str) -> float:
@@ -268,9 +275,9 @@ def write_docs(folder: Path) -> Path:
     measured, crossed = Results(folder / "methods.jsonl", grid.KEY), Results(folder / "cross.jsonl", cross.KEY)
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
     shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
-    about = sorted(
-        {(row["commit"], row["device"], row["torch"]) for file in (measured, crossed, searched, shrunk) for row in file}
-    )
+    about: dict[str, set[str]] = {}
+    for row in (row for file in (measured, crossed, searched, shrunk) for row in file):
+        about.setdefault(f"{row['device']}, torch {row['torch']}", set()).add(row["commit"])
     parts = [
         "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "
         "`bench/results/` by `python -m bench.methods docs`; nothing on this page is written by hand. Intervals are 95 "
@@ -279,7 +286,7 @@ def write_docs(folder: Path) -> Path:
         "| data | made by |\n|---|---|\n| `search_quality.jsonl` | `python -m bench.search_quality run` |\n"
         "| `methods.jsonl` | `python -m bench.methods run` |\n| `cross.jsonl` | `python -m bench.methods cross` |\n"
         "| `shrinkage.jsonl` | `python -m bench.methods.shrinkage` |\n",
-        "Commits, devices, versions of torch: " + "; ".join(" ".join(one) for one in about) + ".\n",
+        *(f"On {machine}, by the commits {', '.join(sorted(commits))}.\n" for machine, commits in about.items()),
         "## Searches\n\n" + quality_shown.table(searched) + "\n" if len(searched) else "",
         *_pictures(folder, "search_quality"),
         "## Methods\n\n" + table(measured, crossed) + "\n",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.cells import Results, differences, packed, unpacked, work_through
+from bench.cells import Results, differences, mean_differences, packed, unpacked, work_through
 from sieve.errors import InputError
 from sieve.fitness import Scores
 
@@ -54,6 +54,23 @@ def test_scores_packed_and_paired():
     assert loglik.value == pytest.approx((rows[1][1] - rows[0][1]).mean(), abs=1e-9)
     assert loglik.low < loglik.value < loglik.high
     assert accuracy.n == 300
+
+
+def test_mean_differences_do_not_count_examples():
+    """Three questions weigh as much as three hundred; of one row it is the difference itself."""
+    draw = np.random.default_rng(0)
+
+    def row(loglik):
+        return {"scores": packed(Scores((loglik > 0).astype(float), loglik, 1))}
+
+    few, many = (np.round(draw.normal(size=n), 3) for n in (3, 300))
+    rows, references = [row(few + 1), row(many)], [row(few), row(np.zeros(300))]
+    loglik = mean_differences(rows, references)[1]
+    assert loglik.value == pytest.approx((1 + many.mean()) / 2, abs=1e-9)
+    spread = many.std() / np.sqrt(300) / 2  # the three differences are all alike and add nothing
+    assert loglik.high - loglik.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    alone = mean_differences(rows[1:], references[1:])
+    assert alone[0].value == differences(rows[1:], references[1:])[0].value
 
 
 def test_scores_of_other_examples_are_no_pair():
