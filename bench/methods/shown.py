@@ -16,6 +16,7 @@ from sieve.fitness.intervals import Interval
 DOCS = Path(__file__).parents[2] / "docs" / "results.md"
 MAIN = ("geography", "imdb")
 REACHED = "svd_llm"
+REACHED_AT = (0.5, 0.6, 0.7, 0.8)
 SETS = ("general", "task", "concatenated", "fused")
 Rows = Iterable[dict[str, Any]]
 
@@ -38,17 +39,19 @@ def _grid(measured: Results, task: str) -> str:
     if not rows:
         return ""
     head = ["method", *(f"{kept:g}" for kept in sizes)]
-    scores, logliks = [["dense", *[f"{_mean(dense, 'accuracy'):.3f}"] * len(sizes)]], []
+    scores, logliks = [], []
     for name, found in rows.items():
-        at = {kept: [row for row in found if row["kept"] == kept] for kept in sizes}
-        seeds = [f"{_mean(some, 'accuracy'):.3f}" + _note(some, dense) if some else "–" for some in at.values()]
-        scores.append([f"`{name}`", *seeds])
-        logliks.append([f"`{name}`", *(_difference(some, dense)[1] if some else "–" for some in at.values())])
+        at = [[row for row in found if row["kept"] == kept] for kept in sizes]
+        lost = [_difference(some, dense) if some else ("–", "–") for some in at]
+        notes = [_note(some, dense) if some else "" for some in at]
+        scores.append([f"`{name}`", *(one[0] + note for one, note in zip(lost, notes, strict=True))])
+        logliks.append([f"`{name}`", *(one[1] + note for one, note in zip(lost, notes, strict=True))])
     title = f"### `{task}`: uniform ranks, no pivoting\n\n"
     note = (
-        "Test accuracy by kept fraction, a mean over the seeds measured (fewer than the dense model's in brackets):\n\n"
+        f"Test accuracy less the dense model's ({_mean(dense, 'accuracy'):.3f}), by kept fraction; paired, "
+        f"95 %, {len(dense)} seeds, or as many as are named in brackets:\n\n"
     )
-    other = "\n\nLog-likelihood of the right answer less the dense model's, nats, paired, 95 %:\n\n"
+    other = "\n\nLog-likelihood of the right answer less the dense model's, nats, the same way:\n\n"
     return title + note + _markdown(head, scores) + other + _markdown(head, logliks)
 
 
@@ -70,35 +73,40 @@ def _reach(measured: Results) -> str:
     """How much less a method keeps where it is as likely to be right as the best published one."""
     lines = []
     for task in MAIN:
-        target = _curve(measured, REACHED, task)
+        reached = _seeds(measured, REACHED, task)
         for name in PROJECTIONS:
-            curve = _curve(measured, name, task)
+            seeds = reached & _seeds(measured, name, task)
+            curve, target = (_curve(measured, one, task, seeds) for one in (name, REACHED))
             if name == REACHED or len(curve) < 3 or len(target) < 3:
                 continue
-            sizes = [kept for kept, _ in target if kept in (0.5, 0.6, 0.7, 0.8)]
-            cells = [_fewer(curve, kept, value) for kept, value in target if kept in sizes]
-            lines.append([f"`{task}`", f"`{name}`", *cells])
+            level = dict(target)
+            cells = [_fewer(curve, kept, level[kept]) if kept in level else "–" for kept in REACHED_AT]
+            lines.append([f"`{task}`", f"`{name}`", *cells, f"{len(seeds)}"])
     if not lines:
         return ""
-    head = ["task", "method", *(f"at {kept:g}" for kept in sizes)]
+    head = ["task", "method", *(f"at {kept:g}" for kept in REACHED_AT), "seeds"]
     return (
         f"### Parameters of `{REACHED}` over those of a method with the same log-likelihood\n\n"
-        "Between measured sizes by straight lines, seeds together; > where even the smallest measured is better, – "
-        "where none is as good.\n\n" + _markdown(head, lines)
+        "Between measured sizes by straight lines, over the seeds that both were measured on; > where even the "
+        "smallest measured is better, – where none is as good.\n\n" + _markdown(head, lines)
     )
 
 
-def _curve(measured: Results, name: str, task: str) -> list[tuple[float, float]]:
-    """(kept, mean log-likelihood less the dense model's), ascending, over the seeds that have every size."""
+def _seeds(measured: Results, name: str, task: str) -> set[int]:
+    """Those at which a method was measured at every size that it was measured at."""
     rows = measured.find(contender=name, task=task)
-    sizes = sorted({row["kept"] for row in rows})
-    seeds = [s for s in {row["seed"] for row in rows} if {r["kept"] for r in rows if r["seed"] == s} == set(sizes)]
+    sizes = {row["kept"] for row in rows}
+    return {row["seed"] for row in rows if {one["kept"] for one in rows if one["seed"] == row["seed"]} == sizes}
+
+
+def _curve(measured: Results, name: str, task: str, seeds: set[int]) -> list[tuple[float, float]]:
+    """(kept, mean log-likelihood less the dense model's), ascending, over these seeds."""
     dense = {row["seed"]: row["loglik"] for row in measured.find(contender=grid.DENSE_CELL, task=task)}
-    curve = []
-    for kept in sizes:
-        values = [row["loglik"] - dense[row["seed"]] for row in rows if row["kept"] == kept and row["seed"] in seeds]
-        curve += [(kept, float(np.mean(values)))] if values else []
-    return curve
+    lost: dict[float, list[float]] = {}
+    for row in measured.find(contender=name, task=task):
+        if row["seed"] in seeds:
+            lost.setdefault(row["kept"], []).append(row["loglik"] - dense[row["seed"]])
+    return [(kept, float(np.mean(lost[kept]))) for kept in sorted(lost)]
 
 
 def _kept_at(curve: Sequence[tuple[float, float]], value: float) -> float | None:
