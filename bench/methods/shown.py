@@ -192,14 +192,25 @@ def _masks(measured: Results) -> str:
 
 
 def _ablation(measured: Results) -> str:
+    """Every knob against the default, over the tasks that have both."""
+    default = {row["task"]: row for row in measured.find(contender="wanda fused", kept=0.5)}
+    ablated = {row["task"] for row in measured if row["contender"] in ABLATION}
     lines = []
-    for name in ("wanda fused", "wanda concatenated", *ABLATION):
-        for row in measured.find(contender=name, kept=0.5):
-            if measured.find(contender=next(iter(ABLATION)), task=row["task"]):
-                values = f"{row['accuracy']:.3f}", f"{row['loglik']:.3f}", _perplexity(row)
-                lines.append([name.removeprefix("wanda "), f"`{row['task']}`", *values])
-    head = ["Wanda, kept .5", "task", "accuracy", "log-likelihood, nats", "perplexity"]
-    return "### Knobs of the fusion (default τ = .2, mean, task = .5)\n\n" + _markdown(head, lines) if lines else ""
+    for name in ("wanda concatenated", *ABLATION):
+        found = {row["task"]: row for row in measured.find(contender=name, kept=0.5)}
+        tasks = sorted(task for task in found.keys() & default if task in ablated)
+        if tasks:
+            rows, base = [found[task] for task in tasks], [default[task] for task in tasks]
+            ratio = np.mean([one["perplexity"] / other["perplexity"] for one, other in zip(rows, base, strict=True)])
+            lines.append([name.removeprefix("wanda "), *_written(mean_differences(rows, base)), f"{ratio:.3f}"])
+    if not lines:
+        return ""
+    head = ["Wanda, kept .5", "accuracy", "log-likelihood, nats", "perplexity / default's"]
+    note = (
+        "### Knobs of the fusion\n\nLess the default (fused, τ = .2, mean, task = .5): paired, means over "
+        f"{', '.join(f'`{task}`' for task in tasks)}, seed 0.\n\n"
+    )
+    return note + _markdown(head, lines)
 
 
 def _matrix(crossed: Results) -> str:
