@@ -208,7 +208,7 @@ def _ablation(measured: Results) -> str:
     head = ["Wanda, kept .5", "accuracy", "log-likelihood, nats", "perplexity / default's"]
     note = (
         "### Knobs of the fusion\n\nLess the default (fused, τ = .2, mean, task = .5): paired, means over "
-        f"{', '.join(f'`{task}`' for task in tasks)}, seed 0.\n\n"
+        f"{', '.join(f'`{task}`' for task in sorted(ablated))}, seed 0.\n\n"
     )
     return note + _markdown(head, lines)
 
