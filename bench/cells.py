@@ -15,9 +15,8 @@ import torch
 
 from bench import devices
 from sieve import progress
-from sieve.errors import InputError
 from sieve.fitness import Scores
-from sieve.fitness.intervals import Interval, bootstrap
+from sieve.fitness.intervals import Interval, bootstrap, difference
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -128,7 +127,5 @@ def mean_differences(rows: list[Mapping[str, Any]], references: list[Mapping[str
 def _by_row(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[list, list]:
     """(differences of being right, of log-likelihoods), an array [N] for each row."""
     pairs = [(unpacked(row), unpacked(reference)) for row, reference in zip(rows, references, strict=True)]
-    for mine, theirs in pairs:
-        if len(mine[0]) != len(theirs[0]):
-            raise InputError(f"paired scores must be of the same examples, got {len(mine[0])} and {len(theirs[0])}")
-    return [mine[0] - theirs[0] for mine, theirs in pairs], [mine[1] - theirs[1] for mine, theirs in pairs]
+    accuracy, loglik = ([difference(mine[side], theirs[side]) for mine, theirs in pairs] for side in (0, 1))
+    return accuracy, loglik

@@ -1,7 +1,7 @@
 """Tables, plots and the page docs/results.md, from the committed rows alone."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,9 @@ def _grid(measured: Results, task: str) -> str:
     scores, logliks = [], []
     for name, found in rows.items():
         at = [[row for row in found if row["kept"] == kept] for kept in sizes]
-        lost = [_difference(some, dense) if some else ("–", "–") for some in at]
-        notes = [_note(some, dense) if some else "" for some in at]
-        scores.append([f"`{name}`", *(one[0] + note for one, note in zip(lost, notes, strict=True))])
-        logliks.append([f"`{name}`", *(one[1] + note for one, note in zip(lost, notes, strict=True))])
+        lost = [[text + _note(some, dense) for text in _difference(some, dense)] if some else "––" for some in at]
+        scores.append([f"`{name}`", *(accuracy for accuracy, _ in lost)])
+        logliks.append([f"`{name}`", *(loglik for _, loglik in lost)])
     title = f"### `{task}`: uniform ranks, no pivoting\n\n"
     note = (
         f"Test accuracy less the dense model's ({_mean(dense, 'accuracy'):.3f}), by kept fraction; paired, "
@@ -198,7 +197,7 @@ def _ablation(measured: Results) -> str:
     lines = []
     for name in ("wanda concatenated", *ABLATION):
         found = {row["task"]: row for row in measured.find(contender=name, kept=0.5)}
-        tasks = sorted(task for task in found.keys() & default if task in ablated)
+        tasks = sorted(found.keys() & default.keys() & ablated)
         if tasks:
             rows, base = [found[task] for task in tasks], [default[task] for task in tasks]
             ratio = np.mean([one["perplexity"] / other["perplexity"] for one, other in zip(rows, base, strict=True)])
@@ -295,7 +294,7 @@ def write_docs(folder: Path) -> Path:
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
     shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
     about: dict[str, set[str]] = {}
-    for row in (row for file in (measured, crossed, searched, shrunk) for row in file):
+    for row in chain(measured, crossed, searched, shrunk):
         about.setdefault(f"{row['device']}, torch {row['torch']}", set()).add(row["commit"])
     parts = [
         "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "

@@ -90,10 +90,15 @@ def paired(
 
     Much narrower than the two single intervals would suggest: how hard an example is cancels.
     """
+    return bootstrap(difference(values, reference), seed, resamples, level)
+
+
+def difference(values: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray) -> np.ndarray:
+    """values - reference [n], of the same examples in the same order; InputError where their numbers differ."""
     values, reference = _checked(values), _checked(reference)
     if len(values) != len(reference):
         raise InputError(f"paired scores must be of the same examples, got {len(values)} and {len(reference)}")
-    return bootstrap(values - reference, seed, resamples, level)
+    return values - reference
 
 
 def resolution(scores: Sequence[float] | np.ndarray, epsilon: float) -> Resolution:
