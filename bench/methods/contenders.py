@@ -71,16 +71,24 @@ def refitted(base: str, method: str) -> Contender:
 
 
 def shared(method: str) -> Contender:
-    """One pair for the matrices that read one input, by `method`, refitted."""
+    """One pair for the matrices that read one input: the base of `shared_refitted`, of its model."""
 
-    def make(setting: Setting, kept: float, base: Any) -> PreTrainedModel:
+    def make(setting: Setting, kept: float, base: Any) -> Factors:
+        return sieve.project(setting.shared.model, setting.shared.statistics(method), method)
+
+    return Contender(make, method)
+
+
+def shared_refitted(base: str, method: str) -> Contender:
+    """What `base` made by `shared`, refitted plan by plan."""
+
+    def make(setting: Setting, kept: float, base: Factors) -> PreTrainedModel:
         stacked = setting.shared
-        statistics, plan = stacked.statistics(method), stacked.plan(kept)
-        factors = sieve.project(stacked.model, statistics, method)
-        pairs = refit(stacked.model, factors, plan, statistics)
+        plan = stacked.plan(kept)
+        pairs = refit(stacked.model, base, plan, stacked.statistics(method))
         return sieve.apply_(copy.deepcopy(stacked.model), pairs, plan)
 
-    return Contender(make, method, nested=False)
+    return Contender(make, method, nested=False, base=base)
 
 
 def masking(method: str, *data: str, **options: Any) -> Contender:
@@ -115,8 +123,8 @@ LOW_RANK = {
     "loss_aware, refit": refitted("loss_aware", "loss_aware"),
     "output_aligned, shrunk": projection("output_aligned", shrinkage="auto"),
     "loss_aware, shrunk": projection("loss_aware", shrinkage="auto"),
-    "output_aligned, shared, refit": shared("output_aligned"),
-    "loss_aware, shared, refit": shared("loss_aware"),
+    "output_aligned, shared, refit": shared_refitted("output_aligned, shared", "output_aligned"),
+    "loss_aware, shared, refit": shared_refitted("loss_aware, shared", "loss_aware"),
     "asvd": projection("asvd"),
     "svd": projection("svd"),
     "pca": projection("pca"),
@@ -145,4 +153,5 @@ ABLATION |= {
     for share in (0.25, 0.75)
 }
 
-CONTENDERS = PROJECTIONS | MASKED | ABLATION
+BEGUN = {f"{method}, shared": shared(method) for method in OURS}  # not measured themselves
+CONTENDERS = PROJECTIONS | MASKED | ABLATION | BEGUN

@@ -10,7 +10,7 @@ import sieve
 from bench.cells import Results
 from bench.methods import __main__ as command
 from bench.methods import contenders, cross, grid, setting, shown, shrinkage
-from bench.methods.contenders import masking, projection, refitted, shared, structured, trained
+from bench.methods.contenders import masking, projection, refitted, shared, shared_refitted, structured, trained
 from sieve.baselines import drop_blocks_
 from sieve.fitness.evaluate import evaluate
 from sieve.plan import Plan
@@ -24,7 +24,7 @@ SMALL = {
     "loss_aware": projection("loss_aware"),
     "loss_aware, refit": refitted("loss_aware", "loss_aware"),
     "output_aligned, shrunk": projection("output_aligned", shrinkage="auto"),
-    "output_aligned, shared, refit": shared("output_aligned"),
+    "output_aligned, shared, refit": shared_refitted("output_aligned, shared", "output_aligned"),
     "depth": structured(drop_blocks_),
     "llm_sieve_sgd": trained(kept=(0.5,), tokens=1000),
     "magnitude": masking("magnitude"),
@@ -43,8 +43,9 @@ def small(world, tmp_path, monkeypatch):
     monkeypatch.setattr(setting, "MULTIPLE", 1)
     for module in (grid, setting):
         monkeypatch.setattr(module, "general_text", lambda: text)
-    monkeypatch.setattr(contenders, "CONTENDERS", SMALL)
-    monkeypatch.setattr(grid, "CONTENDERS", SMALL)
+    everything = SMALL | {"output_aligned, shared": shared("output_aligned")}
+    monkeypatch.setattr(contenders, "CONTENDERS", everything)
+    monkeypatch.setattr(grid, "CONTENDERS", everything)
     monkeypatch.setattr(grid, "PARTS", ((SMALL, (world.task,), (0,), (0.5, 0.8)),))
     monkeypatch.setattr(shown, "MAIN", (world.task,))
     monkeypatch.setattr(shown, "DOCS", tmp_path / "results.md")
@@ -150,7 +151,7 @@ def test_the_grid_names_every_cell_once():
     others = [cell for cell in cells if cell[0] != grid.DENSE_CELL]
     assert len(set(others)) == len(others)
     assert {cell[1:3] for cell in others} == {cell[1:3] for cell in dense}
-    assert {cell[0] for cell in others} == set(contenders.CONTENDERS)
+    assert {cell[0] for cell in others} == set(contenders.CONTENDERS) - set(contenders.BEGUN)
     assert len(Results("nowhere.jsonl", grid.KEY)) == 0
 
 
