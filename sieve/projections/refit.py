@@ -55,8 +55,9 @@ def refit(
     """New pairs for the matrices that `plan` prunes, for `sieve.apply_` with that plan.
 
     Both models run block by block side by side: besides the model itself, memory holds their hidden states of all
-    calibration tokens, what the matrices of one block read of the dense one's, and the Gram matrices of one input. A
-    block costs a forward pass of the dense model and little more than two of the pruned one.
+    calibration tokens, what the matrices of one block read of the dense one's and attention returns in the pruned one,
+    and the Gram matrices of one input. A block costs a forward pass of the dense model and less than two of the pruned
+    one.
 
     Args:
         model: the dense model; not changed.
@@ -107,7 +108,8 @@ def refit(
                 walk.enter(index, [model.get_submodule(group[0]) for group in asked], turn)
                 for group in asked:
                     members = [name for name in group if name in inside]
-                    seen = _look(walk, index, model.get_submodule(group[0]), turn, first_held)
+                    centred = any(factors[name].mean is not None for name in members)
+                    seen = _look(walk, index, model.get_submodule(group[0]), turn, first_held, centred)
                     for name in members:
                         pairs[name] = _pair(
                             name, layers[name], inside[name], seen, factors, statistics, ridge, heights.get(name)
@@ -141,7 +143,7 @@ def _parts(statistics: Statistics, choose: bool) -> tuple[list[Text], list[Text]
 class _Seen:
     """Sums over the tokens of one input, x in the dense model and x' in the pruned one; float32.
 
-    gram: C_x'x', cross: C_xx' [n, n]; dense: Σ x, pruned: Σ x' [n]; tokens: how many.
+    gram: C_x'x', cross: C_xx' [n, n]; dense: Σ x, pruned: Σ x' [n], zero where no pair asks for them; tokens: how many.
     """
 
     gram: torch.Tensor
@@ -153,11 +155,12 @@ class _Seen:
     def __add__(self, other: "_Seen") -> "_Seen":
         return _Seen(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
-    def add(self, dense: torch.Tensor, pruned: torch.Tensor, weight: torch.Tensor | None) -> None:
+    def add(self, dense: torch.Tensor, pruned: torch.Tensor, weight: torch.Tensor | None, centred: bool) -> None:
         gram_(self.gram, pruned, weight)
         cross_gram_(self.cross, dense, pruned, weight)
-        self.dense += (dense if weight is None else dense[weight]).sum(0, dtype=torch.float32)
-        self.pruned += (pruned if weight is None else pruned[weight]).sum(0, dtype=torch.float32)
+        if centred:
+            self.dense += (dense if weight is None else dense[weight]).sum(0, dtype=torch.float32)
+            self.pruned += (pruned if weight is None else pruned[weight]).sum(0, dtype=torch.float32)
         self.tokens += len(dense) if weight is None else int(weight.sum())
 
     def grams(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,7 +172,7 @@ class _Seen:
         return gram - self.tokens * torch.outer(pruned, pruned), cross - torch.outer(dense, pruned)
 
 
-def _look(walk: Walk, index: int, layer: nn.Module, turn: Turn, first_held: int) -> tuple[_Seen, _Seen]:
+def _look(walk: Walk, index: int, layer: nn.Module, turn: Turn, first_held: int, centred: bool) -> tuple[_Seen, _Seen]:
     """At the inputs of `layer` in block `index`: on the examples to fit by, and on those held back."""
     seen: tuple[_Seen, ...] = ()
     for number, (dense, pruned, weight) in enumerate(walk.inputs(index, layer, turn)):
@@ -177,7 +180,7 @@ def _look(walk: Walk, index: int, layer: nn.Module, turn: Turn, first_held: int)
             n = dense.shape[-1]
             zeros = partial(torch.zeros, dtype=torch.float32, device=dense.device)
             seen = tuple(_Seen(zeros(n, n), zeros(n, n), zeros(n), zeros(n)) for _ in range(2))
-        seen[number >= first_held].add(dense, pruned, weight)
+        seen[number >= first_held].add(dense, pruned, weight, centred)
     return seen
 
 

@@ -5,7 +5,8 @@ blocks, and what else a block is called with (masks, positions) is noted once, f
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,8 @@ class Walk:
         self._dense: list[torch.Tensor] = []
         self._returned: list[int | None] = []  # by block, the length of the tuple it returns; None: a tensor
         self._read: dict[nn.Module, list[torch.Tensor]] = {}  # by layer, its inputs in the dense model, batch by batch
+        self._parts: list[nn.Module] = []  # of the block at hand, those that hold what is looked at
+        self._ended: list[dict[nn.Module, Any]] = []  # batch → part → what it returned in the pruned model
         for batch in data:
             self._record(model, batch)
         self._pruned = list(self._dense)
@@ -42,6 +45,10 @@ class Walk:
     def enter(self, index: int, layers: Iterable[nn.Module], turn: Turn) -> None:
         """Run block `index` of the dense model. What `layers` in it read is kept until `inputs` asks for it."""
         self._read = {layer: [] for layer in layers}
+        self._parts = [
+            part for part in self._blocks[index].children() if any(one in self._read for one in part.modules())
+        ]
+        self._ended = [{} for _ in self._dense]
 
         def note(layer: nn.Module, args: tuple) -> None:
             self._read[layer].append(args[0].reshape(-1, args[0].shape[-1]))
@@ -59,7 +66,8 @@ class Walk:
         self, index: int, layer: nn.Module, turn: Turn
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """What `layer` in block `index` reads, batch by batch: [tokens, n] in the dense and in the pruned model, and
-        which tokens count (None: all). Once for a layer, after `enter`."""
+        which tokens count (None: all). Once for a layer, after `enter`, and in the order of execution: what runs before
+        `layer` may not change any more, so that a part of the block that ends before it need not run again."""
         found, read = [], self._read.pop(layer)
         turn(True)
 
@@ -71,7 +79,7 @@ class Walk:
             handle = layer.register_forward_pre_hook(reach)
             try:
                 with suppress(_Reached):
-                    self._run(index, batch, self._pruned[batch])
+                    self._go_on(index, batch)
             finally:
                 handle.remove()
             yield read[batch], found.pop(), None if weight is None else weight.flatten()
@@ -79,8 +87,21 @@ class Walk:
     def leave(self, index: int, turn: Turn) -> None:
         """Run block `index` of the pruned model, and so move on to the next."""
         turn(True)
-        for batch, states in enumerate(self._pruned):
-            self._pruned[batch] = self._run(index, batch, states)
+        for batch in range(len(self._pruned)):
+            self._pruned[batch] = self._go_on(index, batch)
+            self._ended[batch].clear()
+
+    def _go_on(self, index: int, batch: int) -> torch.Tensor:
+        """Run block `index` of the pruned model, without the parts that have come to their end before."""
+        ended = self._ended[batch]
+        with ExitStack() as stack:
+            for part in self._parts:
+                if part in ended:
+                    stack.enter_context(_forward(part, lambda *args, output=ended[part], **kwargs: output))
+                else:
+                    note = part.register_forward_hook(lambda part, args, output: ended.update({part: output}))
+                    stack.callback(note.remove)
+            return self._run(index, batch, self._pruned[batch])
 
     def _run(self, index: int, batch: int, states: torch.Tensor) -> torch.Tensor:
         args, kwargs = self._calls[batch][index]
@@ -89,7 +110,6 @@ class Walk:
 
     def _record(self, model: PreTrainedModel, batch: Batch) -> None:
         """One pass that notes what every block is called with. None works, but for the first time they are called."""
-        own = [block.__dict__.get("forward") for block in self._blocks]
         calls: list[tuple[tuple, dict]] = []
 
         def idle(index: int, forward: Callable):
@@ -107,16 +127,24 @@ class Walk:
 
             return block
 
-        try:
+        with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
-                block.forward = idle(index, block.forward)
+                stack.enter_context(_forward(block, idle(index, block.forward)))
             model.base_model(
                 input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), use_cache=False
             )
-        finally:
-            for block, forward in zip(self._blocks, own, strict=True):
-                if forward is None:
-                    del block.forward  # the class's shows again
-                else:
-                    block.forward = forward
         self._calls.append(calls)
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """`forward` in the place of the module's own."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward  # the class's shows again
+        else:
+            module.forward = own

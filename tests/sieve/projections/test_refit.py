@@ -183,6 +183,23 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one(name):
     assert final_error(expected, dense) == pytest.approx(new, rel=1e-3)
 
 
+def test_attention_runs_twice_in_the_pruned_model(monkeypatch):
+    """Up to the input of o_proj, then to its end; what it returned serves the inputs of the MLP and the way out."""
+    model = tiny_model("llama")
+    statistics, factors, plan = state(model)
+    attention, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    sieve.refit(model, factors, plan, statistics, batch_tokens=100)
+    blocks, runs = len(decoder_blocks(model)[1]), len(batches(SEQUENCES, 100))
+    assert runs > 1
+    assert len(calls) == blocks * (3 * runs + 2)  # dense once; two passes of one batch to learn by
+
+
 def test_the_first_matrices_have_nothing_to_make_good():
     """q, k and v of block 0 read what they read in the dense model; down_proj does not."""
     model = tiny_model("llama")
