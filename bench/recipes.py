@@ -62,7 +62,9 @@ def measured(cell: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 def table(results: Results) -> str:
     """Markdown: a line for each task and options, its seeds side by side."""
+    tolerances = " and ".join(sorted({f"{row['tolerance']:.0%}" for row in results}))
     lines = [
+        f"`sieve prune` within ε = {tolerances} on the validation split, from calibration to test\n",
         "| task | `sieve prune` with | removed of the prunable, by seed | mean | of the model | "
         "lost of the test accuracy, by seed | mean | seconds |",
         "|---|---|---|---|---|---|---|---|",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import quality_shown, search_quality
+from bench import quality_shown, recipes, search_quality
 from bench.cells import RESULTS, Results, differences, mean_differences
 from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
@@ -17,6 +17,14 @@ DOCS = Path(__file__).parents[2] / "docs" / "results.md"
 MAIN = ("geography", "imdb")
 REACHED = "svd_llm"
 REACHED_AT = (0.5, 0.6, 0.7, 0.8)
+SOURCES = {
+    "recipes": "recipes run",
+    "search_quality": "search_quality run",
+    "methods": "methods run",
+    "cross": "methods cross",
+    "shrinkage": "methods.shrinkage",
+}
+"""File of rows → the command that makes it."""
 SETS = ("general", "task", "concatenated", "fused")
 Rows = Iterable[dict[str, Any]]
 
@@ -293,18 +301,19 @@ def write_docs(folder: Path) -> Path:
     measured, crossed = Results(folder / "methods.jsonl", grid.KEY), Results(folder / "cross.jsonl", cross.KEY)
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
     shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
+    whole = Results(folder / "recipes.jsonl", recipes.KEY)
     about: dict[str, set[str]] = {}
-    for row in chain(measured, crossed, searched, shrunk):
+    for row in chain(measured, crossed, searched, shrunk, whole):
         about.setdefault(f"{row['device']}, torch {row['torch']}", set()).add(row["commit"])
     parts = [
         "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "
         "`bench/results/` by `python -m bench.methods docs`; nothing on this page is written by hand. Intervals are 95 "
         "% bootstrap intervals of paired differences, over the examples of all seeds that are named; seeds share some "
         "examples, so that over several seeds they are somewhat too narrow.\n",
-        "| data | made by |\n|---|---|\n| `search_quality.jsonl` | `python -m bench.search_quality run` |\n"
-        "| `methods.jsonl` | `python -m bench.methods run` |\n| `cross.jsonl` | `python -m bench.methods cross` |\n"
-        "| `shrinkage.jsonl` | `python -m bench.methods.shrinkage` |\n",
+        _markdown(["data", "made by"], [[f"`{name}.jsonl`", f"`python -m bench.{by}`"] for name, by in SOURCES.items()])
+        + "\n",
         *(f"On {machine}, by the commits {', '.join(sorted(commits))}.\n" for machine, commits in about.items()),
+        "## What options buy\n\n" + recipes.table(whole) + "\n" if len(whole) else "",
         "## Searches\n\n" + quality_shown.table(searched) + "\n" if len(searched) else "",
         *_pictures(folder, "search_quality"),
         "## Methods\n\n" + table(measured, crossed) + "\n",

@@ -30,7 +30,8 @@ def test_run_and_table(world, tmp_path, files, capsys):
     recipes.main(["table", *files])
     printed = capsys.readouterr().out
     assert f"| loss_aware, shared | {rows[3]['removed']:.1%} | {rows[3]['removed']:.1%} | " in printed
-    assert printed.count("\n") == 2 + len(rows)
+    assert printed.count("\n") == 4 + len(rows)
+    assert "ε = 90%" in printed
 
 
 def test_a_model_that_loses_nothing_counts_as_none(world, files, tmp_path, monkeypatch):
