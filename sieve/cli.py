@@ -1,6 +1,7 @@
 """The command line. Results go to standard output, progress and errors to standard error."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from sieve.methods import MASKS, NESTED
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
 6 workers lost · 130 Ctrl-C"""
+
+NOISY = ("torchao", "torch.utils._pytree")  # their warnings, as they are imported, are of no use to a user
 
 DEMO_BUDGET = 6_000_000  # layer-tokens: the search ends at the same candidate everywhere, in minutes
 
@@ -262,7 +265,8 @@ def evaluate(
     if as_json:
         _print_json(result)
         return
-    table = Table(title=f"{result['task']}, {split} split, {result['accuracy']['n']} examples (95 % interval)")
+    title = f"{result['task']}, {split} split, {result['accuracy']['n']} examples (95 % interval)"
+    table = Table(title=title, min_width=len(title))
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("interval", justify="right")
@@ -360,6 +364,8 @@ def main() -> None:
     """Entry point: a one-line message and an exit code in place of a traceback (SIEVE_TRACEBACK=1 shows it)."""
     if os.environ.get("SIEVE_TRACEBACK"):
         app()
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except SieveError as error:

@@ -67,6 +67,7 @@ def test_prune_eval_info(run, world, tmp_path):
         [sys.executable, "-m", "sieve", "eval", str(output), "--json"], capture_output=True, text=True, check=True
     )
     result = json.loads(fresh.stdout)
+    assert not [line for line in fresh.stderr.splitlines() if "torch" in line]  # what torchao says when it is imported
     assert result["accuracy"] == report["accuracy"]["pruned"]["test"]
     assert result["loglik"] == report["loglik"]["pruned"]["test"]
     code, out, _ = run("eval", output, "--against", world.model, "--split", "validation", "--json")
