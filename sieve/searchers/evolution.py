@@ -25,6 +25,7 @@ from sieve.searchers.uniform import STEPS
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation
 _NEAR = 0.85  # of the dense score: where the line from evidence to score has to be right
+_FINALISTS = 3  # that validation chooses among, beside what the search began with
 _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
 
 
@@ -241,17 +242,42 @@ class Evolution:
         return within(scores, problem.dense, problem.tolerance, problem.confident) and not lucky
 
     def winners(self) -> Iterator[Candidate]:
-        """Along the front and beyond, acceptable candidates: the smallest first, or the best of the size asked for."""
-        front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
+        """Acceptable candidates: along the front and beyond, the smallest first; or the best of the size asked for."""
         if self.options.kept is not None:
-            yield from [candidate for _, candidate in front if self.problem.accepts(candidate)][-1:]
+            yield from self._finalists()
             return
+        front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
         least = 0.0
         for levels, candidate in front:
             if self.good(candidate.scores) and self.share(levels) >= least:
                 least = self.share(levels) + _STEP_BACK
                 yield candidate
         yield from self._larger(least or max((self.share(levels) for levels, _ in self.scored.values()), default=1.0))
+
+    def _finalists(self) -> Iterator[Candidate]:
+        """The best of the size asked for, and the allocation by predicted loss, for validation to choose among.
+
+        Of hundreds of candidates the best have much that only the fitness examples like; the allocation was not chosen
+        by them. The paper knows no such choice.
+        """
+        fitting = filter(self.problem.accepts, self.problem.evaluated)
+        ranked = sorted(fitting, key=lambda one: (-self.mean(one.scores), self.problem.size(one.plan)))
+        if self.options.paper:
+            yield ranked[0]
+            return
+        yield from ranked[:_FINALISTS]
+        begun = self._begun()
+        plan = self.genome.plan(begun)
+        if all(plan != one.plan for one in ranked[:_FINALISTS]):
+            (scores,) = self.evaluate([begun]).values()
+            yield Candidate(plan, scores)
+
+    def _begun(self) -> np.ndarray:
+        """The levels that `budget` would take, by losses as they were predicted before anything was tried."""
+        limit = self.problem.size_limit
+        if self.surrogate is None:
+            return self.fit(self._even(self.options.kept), limit)
+        return allocate(self.genome, Surrogate(self.genome, self.problem.curves), limit)
 
     def _larger(self, share: float) -> Iterator[Candidate]:
         """Acceptable candidates beyond the front, for where validation takes none of it: allocations that grow."""

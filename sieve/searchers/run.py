@@ -36,7 +36,8 @@ from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
 
-# A searcher yields candidates that the fitness split accepts, the one it would choose first.
+# A searcher yields candidates that the fitness split accepts, the one it would choose first. Where a size is asked for,
+# all that it yields are tried on the validation split, and the best is taken.
 SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
     "uniform": uniform,
     "budget": budget,
@@ -201,31 +202,41 @@ def run_search(
         if choices.kept is None:
             for split, scores in dense.items():
                 _require_attainable(scores, split, tolerance, confident)
-        attempts = 0
+        attempts, taken = 0, None
         for candidate in SEARCHERS[search](problem):
             attempts += 1
             scores = confirm(candidate.plan)
-            accepted = choices.kept is not None or within(scores, dense["validation"], tolerance, confident)
+            if choices.kept is not None:
+                better = taken is None or scores.evidence.mean() > taken[1].evidence.mean()
+                verdict = "the best yet" if better else "no better"
+            else:
+                better = within(scores, dense["validation"], tolerance, confident)
+                verdict = "confirmed" if better else "not confirmed, next larger"
             progress.say(
                 f"  {candidate.plan.prunable_removed(every):6.1%} removed: validation accuracy {scores.accuracy:.3f}, "
-                f"dense {dense['validation'].accuracy:.3f}: {'confirmed' if accepted else 'not confirmed, next larger'}"
+                f"dense {dense['validation'].accuracy:.3f}: {verdict}"
             )
-            if accepted:
-                tested = bottlenecks(problem, candidate) if choices.bottlenecks and not few else None
-                return SearchResult(
-                    Plan(candidate.plan, pivoted=factors.pivoted),
-                    every,
-                    dense,
-                    {"fitness": candidate.scores, "validation": scores},
-                    problem.evaluated,
-                    attempts,
-                    limits,
-                    engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes},
-                    problem.rank_correlation,
-                    tested,
-                    smaller(problem, candidate.plan),
-                )
-    raise ToleranceError(_nearest(problem, attempts))
+            if better:
+                taken = candidate, scores
+                if choices.kept is None:
+                    break
+        if taken is None:
+            raise ToleranceError(_nearest(problem, attempts))
+        candidate, scores = taken
+        tested = bottlenecks(problem, candidate) if choices.bottlenecks and not few else None
+        return SearchResult(
+            Plan(candidate.plan, pivoted=factors.pivoted),
+            every,
+            dense,
+            {"fitness": candidate.scores, "validation": scores},
+            problem.evaluated,
+            attempts,
+            limits,
+            engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes},
+            problem.rank_correlation,
+            tested,
+            smaller(problem, candidate.plan),
+        )
 
 
 def _curves(

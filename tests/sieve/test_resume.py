@@ -44,7 +44,7 @@ def test_report_of_a_genetic_search(run, world, tmp_path):  # noqa: F811
     assert search["cost_ratio"] == search["layer_tokens_plain"] / search["layer_tokens_spent"]
     assert search["candidates"] > 6
     assert -1 <= search["surrogate_rank_correlation"] <= 1
-    assert search["validation_attempts"] == 1
+    assert 1 < search["validation_attempts"] <= 4  # with --kept, of the best and the allocation that it began with
     assert search["seconds"] > 0
     assert len(json.loads(out)["bottlenecks"]) == 2
     assert "generation 2" in err

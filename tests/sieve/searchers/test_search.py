@@ -360,7 +360,7 @@ def test_likelihoods_tell_where_scores_say_nothing():
     land = problem.engine
     plain = land.scores
     land.scores = lambda plans, part: [Scores(np.ones_like(s.score), s.loglik, s.tokens) for s in plain(plans, part)]
-    (winner,) = SEARCHERS["ga"](problem)
+    winner = next(SEARCHERS["ga"](problem))
     (allocated,) = SEARCHERS["budget"](landscape_problem(kept=0.6))
     assert winner.scores.mean_loglik >= allocated.scores.mean_loglik
 
@@ -374,7 +374,7 @@ def test_right_choices_are_weighed_against_the_wrong_ones():
         Scores(np.ones_like(s.score), -s.loglik, s.tokens, s.loglik) for s in plain(plans, part)
     ]
     problem.dense = land.full({})
-    (winner,) = SEARCHERS["ga"](problem)
+    winner = next(SEARCHERS["ga"](problem))
     (allocated,) = SEARCHERS["budget"](landscape_problem(kept=0.6))
     assert winner.scores.contrast.mean() >= allocated.scores.mean_loglik
 
