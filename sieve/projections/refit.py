@@ -270,9 +270,9 @@ def refitted(
     eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
     size = max(ridge, n * torch.finfo(torch.float32).eps) * gram.diagonal().mean()
     gram = (gram + gram.T) / 2
-    S = torch.cholesky_solve((cross + size * eye).T, torch.linalg.cholesky(gram + size * eye)).T
     Q = None
     if W.shape[0] > n:  # B* has the range of W, in whose coordinates the gradients are
         Q, W = column_basis(W)
-    A, B, energy = loss_aware(W @ S, gram, "input", tokens, gradient, loss_ridge)
+    best = torch.cholesky_solve((W @ (cross + size * eye)).T, torch.linalg.cholesky(gram + size * eye)).T
+    A, B, energy = loss_aware(best, gram, "input", tokens, gradient, loss_ridge)
     return A, B if Q is None else Q @ B, energy
