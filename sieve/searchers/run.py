@@ -207,7 +207,7 @@ def run_search(
             attempts += 1
             scores = confirm(candidate.plan)
             if choices.kept is not None:
-                better = taken is None or scores.evidence.mean() > taken[1].evidence.mean()
+                better = taken is None or _merit(scores) > _merit(taken[1])
                 verdict = "the best yet" if better else "no better"
             else:
                 better = within(scores, dense["validation"], tolerance, confident)
@@ -237,6 +237,11 @@ def run_search(
             tested,
             smaller(problem, candidate.plan),
         )
+
+
+def _merit(scores: Scores) -> tuple[float, float]:
+    """What validation chooses by: the score itself, which a search by likelihoods has not looked at, and then those."""
+    return scores.accuracy, float(scores.evidence.mean())
 
 
 def _curves(

@@ -50,14 +50,16 @@ def test_validation_chooses(world, monkeypatch):
     for plan in offered:
         with sliced(model, factors) as turned:
             turned.set(plan)
-            values.append(evaluate(model, tokenizer, task, task.splits()["validation"]).evidence.mean())
+            scores = evaluate(model, tokenizer, task, task.splits()["validation"])
+            values.append((scores.accuracy, scores.evidence.mean()))
     best = values.index(max(values))
     offered[1], offered[best] = offered[best], offered[1]
 
     result = run_search(model, tokenizer, factors, task, kept=0.95, **options)
     assert result.plan.ranks() == offered[1].ranks()
     assert result.validation_attempts == 3
-    assert result.pruned["validation"].evidence.mean() == pytest.approx(max(values), abs=1e-4)
+    assert result.pruned["validation"].accuracy == max(values)[0]
+    assert result.pruned["validation"].evidence.mean() == pytest.approx(max(values)[1], abs=1e-4)
     tolerant = run_search(model, tokenizer, factors, task, 0.99, **options)
     assert tolerant.plan.ranks() == offered[0].ranks()
     assert tolerant.validation_attempts == 1
