@@ -21,7 +21,7 @@ def test_run_and_table(world, tmp_path, files, capsys):
     for row in rows:
         assert 0 < row["model_removed"] < row["removed"] < 1
         assert row["difference"]["accuracy"]["test"]["value"] == -row["lost"]
-        assert sum(row["stages"].values()) < row["seconds"]
+        assert sum(row["stages"].values()) < row["seconds"] + 0.1  # which are rounded to tenths
         assert ("refit" in row["stages"]) == ("refit" in row["options"])
     recipes.main(run)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows)
