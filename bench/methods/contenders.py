@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -72,23 +72,20 @@ def refitted(base: str, method: str) -> Contender:
 
 def shared(method: str) -> Contender:
     """One pair for the matrices that read one input: the base of `shared_refitted`, of its model."""
-
-    def make(setting: Setting, kept: float, base: Any) -> Factors:
-        return sieve.project(setting.shared.model, setting.shared.statistics(method), method)
-
-    return Contender(make, method)
+    separate = projection(method)
+    return replace(separate, make=lambda setting, kept, base: separate.make(setting.shared, kept, base))
 
 
 def shared_refitted(base: str, method: str) -> Contender:
     """What `base` made by `shared`, refitted plan by plan."""
+    separate = refitted(base, method)
 
     def make(setting: Setting, kept: float, base: Factors) -> PreTrainedModel:
         stacked = setting.shared
-        plan = stacked.plan(kept)
-        pairs = refit(stacked.model, base, plan, stacked.statistics(method))
-        return sieve.apply_(copy.deepcopy(stacked.model), pairs, plan)
+        pairs = separate.make(stacked, kept, base)
+        return sieve.apply_(copy.deepcopy(stacked.model), pairs, stacked.plan(kept))
 
-    return Contender(make, method, nested=False, base=base)
+    return replace(separate, make=make)
 
 
 def masking(method: str, *data: str, **options: Any) -> Contender:

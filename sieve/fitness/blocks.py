@@ -8,6 +8,7 @@ model really behaves so (no block looks behind its predecessor's output) is meas
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from sieve.matrices import decoder_blocks
+from sieve.matrices import decoder_blocks, forwarding
 
 Through = Callable[[int, Callable, tuple, dict], Any]  # (block, its forward, arguments) → its output
 States = list[torch.Tensor]  # hidden states entering one block, per forward pass [rows, tokens, hidden]
@@ -56,20 +57,15 @@ class BlockWise:
         return len(self.blocks)
 
     def __enter__(self) -> "BlockWise":
-        self._own = [block.__dict__.get("forward") for block in self.blocks]  # accelerate, for one, sets such
+        self._changes = ExitStack()
         for index, block in enumerate(self.blocks):
-            block.forward = self._wrapped(index, block.forward)
-        self._handle = self._head.register_forward_pre_hook(self._count_head) if self._head is not None else None
+            self._changes.enter_context(forwarding(block, self._wrapped(index, block.forward)))
+        if self._head is not None:
+            self._changes.callback(self._head.register_forward_pre_hook(self._count_head).remove)
         return self
 
     def __exit__(self, *exception) -> None:
-        for block, own in zip(self.blocks, self._own, strict=True):
-            if own is None:
-                del block.forward  # the class's shows again
-            else:
-                block.forward = own
-        if self._handle is not None:
-            self._handle.remove()
+        self._changes.close()
 
     def run(
         self,

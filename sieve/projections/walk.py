@@ -5,7 +5,7 @@ blocks, and what else a block is called with (masks, positions) is noted once, f
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.calibration.text import Batch
-from sieve.matrices import decoder_blocks
+from sieve.matrices import decoder_blocks, forwarding
 
 Turn = Callable[[bool], None]
 """True: the layers of the block at hand are pruned; False: they are dense."""
@@ -97,7 +97,7 @@ class Walk:
         with ExitStack() as stack:
             for part in self._parts:
                 if part in ended:
-                    stack.enter_context(_forward(part, lambda *args, output=ended[part], **kwargs: output))
+                    stack.enter_context(forwarding(part, lambda *args, output=ended[part], **kwargs: output))
                 else:
                     note = part.register_forward_hook(lambda part, args, output: ended.update({part: output}))
                     stack.callback(note.remove)
@@ -129,22 +129,8 @@ class Walk:
 
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
-                stack.enter_context(_forward(block, idle(index, block.forward)))
+                stack.enter_context(forwarding(block, idle(index, block.forward)))
             model.base_model(
                 input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), use_cache=False
             )
         self._calls.append(calls)
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """`forward` in the place of the module's own."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward  # the class's shows again
-        else:
-            module.forward = own

@@ -46,6 +46,8 @@ class Evolution:
         self.scored: dict[bytes, tuple[np.ndarray, Scores]] = {}
         self._smooth, self._line = smooth, (0.0, 1.0) if smooth and self.options.kept is not None else None
         self._correlations: list[tuple[int, float]] = []
+        # The allocation that `budget` would take: later ones go by losses that the fitness examples have corrected.
+        self._begun = None if self.options.kept is None else self.sized(self.options.kept)[0]
 
     # Judging
 
@@ -266,18 +268,10 @@ class Evolution:
             yield ranked[0]
             return
         yield from ranked[:_FINALISTS]
-        begun = self._begun()
-        plan = self.genome.plan(begun)
+        plan = self.genome.plan(self._begun)
         if all(plan != one.plan for one in ranked[:_FINALISTS]):
-            (scores,) = self.evaluate([begun]).values()
+            (scores,) = self.evaluate([self._begun]).values()
             yield Candidate(plan, scores)
-
-    def _begun(self) -> np.ndarray:
-        """The levels that `budget` would take, by losses as they were predicted before anything was tried."""
-        limit = self.problem.size_limit
-        if self.surrogate is None:
-            return self.fit(self._even(self.options.kept), limit)
-        return allocate(self.genome, Surrogate(self.genome, self.problem.curves), limit)
 
     def _larger(self, share: float) -> Iterator[Candidate]:
         """Acceptable candidates beyond the front, for where validation takes none of it: allocations that grow."""
