@@ -1,13 +1,16 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves a broken one behind."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sieve.errors import InputError, StorageError
 
@@ -77,6 +80,51 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def try_lock(path: str | Path) -> IO[str] | None:
+    """Lock the file `path` (made if it is missing) for this process; None where another holds the lock.
+
+    The lock is the operating system's (flock): it ends when the returned file is closed or its process dies, however
+    that happens. Two locks on one file exclude each other within a process, too. The file names its holder, see
+    `lock_holder`. On a file system without locks everyone gets one.
+
+    Raises: StorageError where the file cannot be made.
+
+    Example:
+        >>> if (lock := try_lock(folder / "lock")) is None:
+        ...     raise InputError(f"{folder} is in use by {lock_holder(folder / 'lock')}")
+    """
+    path = Path(path)
+    with _storage_errors(path):
+        while True:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                    file.close()
+                    raise
+            # Its last holder may have removed the file between the two calls: then this is a lock on nothing.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        return file
+
+
+def lock_holder(path: str | Path) -> str:
+    """Who locked the file last, for messages: "process 123 on host"."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"
 
 
 @contextmanager
