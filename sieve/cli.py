@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from sieve import progress
 from sieve.errors import InputError, SieveError
 from sieve.methods import MASKS, NESTED
+from sieve.utils.terminal import console, printable
 
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
@@ -241,8 +241,8 @@ def _prune(
     if as_json:
         _print_json(report)
     else:
-        show_report(report, Console())
-        print(f"The pruned model is in {output}. Try: sieve eval {output}")
+        show_report(report, console())
+        console().print(f"The pruned model is in {output}. Try: sieve eval {output}", soft_wrap=True)
 
 
 @app.command("eval")
@@ -276,7 +276,7 @@ def evaluate(
             table.add_row(
                 measure.replace("_", " "), f"{value['value']:.4f}", f"{value['low']:.4f} … {value['high']:.4f}"
             )
-    Console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -312,7 +312,8 @@ def calibrate(
     if as_json:
         _print_json(summary)
     else:
-        print(f"{summary['grams']} Gram matrices over {summary['tokens']:,} tokens are in {output}")
+        text = f"{summary['grams']} Gram matrices over {summary['tokens']:,} tokens are in {output}"
+        console().print(text, soft_wrap=True)
 
 
 @app.command()
@@ -328,15 +329,14 @@ def info(
     if as_json:
         _print_json(report)
         return
-    console = Console()
-    show_report(report, console)
+    show_report(report, console())
     if matrices:
         table = Table(title="kept fraction")
         table.add_column("matrix")
         table.add_column("kept", justify="right")
         for name, kept in report["kept"].items():
             table.add_row(name, "dense" if kept == 1 else f"{kept:.3f}")
-        console.print(table)
+        console().print(table)
 
 
 @app.command()
@@ -353,11 +353,11 @@ def tasks(as_json: Json = False) -> None:
         table.add_column(column)
     for name, task in listed.items():
         table.add_row(name, task.type, task.description)
-    Console().print(table)
+    console().print(table)
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))  # ASCII: whatever the encoding of the terminal, and no control characters
 
 
 def main() -> None:
@@ -373,9 +373,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted: nothing half-written is left", 130)
     except Exception as error:
-        _fail(f"unexpected {type(error).__name__}: {error} (SIEVE_TRACEBACK=1 shows where)", 1)
+        message = " ".join(str(error).split())
+        _fail(f"unexpected {type(error).__name__}: {message} (SIEVE_TRACEBACK=1 shows where)", 1)
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"sieve: {message}", file=sys.stderr)
+    print(f"sieve: {printable(message)}", file=sys.stderr)
     sys.exit(code)

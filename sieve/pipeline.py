@@ -107,7 +107,7 @@ def prune(
         scores["pruned"] |= {split: evaluate(model, tokenizer, task, splits[split]) for split in stored}
         validation = (scores[which]["validation"] for which in ("pruned", "dense"))
         if not within(*validation, recipe.tolerance, recipe.confident):
-            progress.say("  [yellow]note:[/] stored, the weights are others than were searched: below the tolerance")
+            progress.note("stored, the weights are others than were searched: below the tolerance")
     masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
     report = build_report(
@@ -131,7 +131,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        progress.say(f"[bold]{name}[/]")
+        progress.say(name, style="bold")
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started

@@ -1,22 +1,27 @@
 """Progress of long work: a named stage with a bar, a rate and an estimate, on standard error.
 
-The library is silent unless asked: `with progress.shown():` (the command line does) turns it on.
+Progress is shown where standard error is a terminal. `with sieve.progress.shown():` shows it anywhere (the command line
+does so), `with sieve.progress.shown(False):` nowhere.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
-_shown = False
+from sieve.utils.terminal import console as make_console
+from sieve.utils.terminal import printable
+
+console = make_console(stderr=True)
+_shown: bool | None = None
+_drawing = False
 
 
 @contextmanager
 def shown(on: bool = True) -> Iterator[None]:
-    """Show (or hide) progress inside the block."""
+    """Show (or hide) progress inside the block, whether or not standard error is a terminal."""
     global _shown
     before, _shown = _shown, on
     try:
@@ -25,10 +30,20 @@ def shown(on: bool = True) -> Iterator[None]:
         _shown = before
 
 
-def say(message: str) -> None:
-    """A line for the user, printed only where progress is shown."""
-    if _shown:
-        console.print(message, soft_wrap=True)
+def is_shown() -> bool:
+    """Whether progress is shown at the moment."""
+    return _on_a_terminal() if _shown is None else _shown
+
+
+def say(message: str, style: str = "") -> None:
+    """A line for the user, printed only where progress is shown; the message is printed as it is, without markup."""
+    if is_shown():
+        console.print(message, style=style, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A line that the user should not miss."""
+    say(f"  note: {message}", style="yellow")
 
 
 @contextmanager
@@ -37,29 +52,43 @@ def bar(description: str, total: int, unit: str, summary: bool = True) -> Iterat
 
     Without a terminal only that line is printed; `summary=False` leaves it out.
     """
+    global _drawing
     done = 0
-    if not _shown:
+    if not is_shown():
         yield lambda n: None
         return
+    # One bar at a time: a terminal has one last line.
+    draws, before = console.is_terminal and not _drawing, _drawing
     started = time.perf_counter()
     columns = (
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total)
+    with Progress(*columns, console=console, transient=True, disable=not draws) as progress:
+        task = progress.add_task(printable(description), total=total)
 
         def advance(n: int) -> None:
             nonlocal done
             done += n
             progress.advance(task, n)
 
-        yield advance
+        _drawing = before or draws
+        try:
+            yield advance
+        finally:
+            _drawing = before
     seconds = time.perf_counter() - started
     if summary:
         say(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+
+
+def _on_a_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False

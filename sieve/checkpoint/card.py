@@ -1,7 +1,10 @@
 """The model card (README.md) of a pruned model."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from sieve.utils.terminal import printable
 
 # The first line of the file, because transformers gives only a warning where this is forgotten.
 WARNING = (
@@ -34,7 +37,7 @@ def model_card(
     parts.append("# A causal language model pruned for one task" if pruned else "# A causal language model, not pruned")
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
-        parts.append(f"Made by Sieve from `{report['model']}` for the task `{report['task']}`{tolerance}.")
+        parts.append(f"Made by Sieve from {_code(report['model'])} for the task {_code(report['task'])}{tolerance}.")
     if ranks:
         pairs = "pairs, stored pivoted" if pivoted else "pairs"
         parts.append(f"{len(ranks)} of its weight matrices are low-rank {pairs}; `config.json` holds their ranks.")
@@ -72,7 +75,7 @@ def _accuracy(report: Mapping[str, Any]) -> str:
     accuracy = report.get("accuracy", {})
     dense, pruned = accuracy.get("dense", {}), accuracy.get("pruned", {})
     rows = [
-        f"| {split} | {_interval(dense[split])} | {_interval(pruned[split])} | {pruned[split]['n']:,} |"
+        f"| {_cell(split)} | {_interval(dense[split])} | {_interval(pruned[split])} | {pruned[split]['n']:,} |"
         for split in pruned
         if split in dense
     ]
@@ -84,3 +87,16 @@ def _accuracy(report: Mapping[str, Any]) -> str:
 
 def _interval(interval: Mapping[str, float]) -> str:
     return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _code(text: str) -> str:
+    """A code span that shows any text as it is: its fence is longer than every run of backticks in the text."""
+    text = printable(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    padding = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{padding}{text}{padding}{fence}"
+
+
+def _cell(text: str) -> str:
+    """Text in a table: nothing in it is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|&#~!])", r"\\\1", printable(text))

@@ -100,7 +100,7 @@ class Engine:
         with self._evaluator.running():
             self.cost.probed(self._evaluator.check())
         if wanted and not self.layers:
-            progress.say("  note: this model's blocks cannot be run one by one: no states are shared")
+            progress.note("this model's blocks cannot be run one by one: no states are shared")
         with ExitStack() as stack:
             if self._workers is not None:
                 self._runner = stack.enter_context(Workers(self._evaluator, self._workers))

@@ -285,5 +285,5 @@ def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: T
             sequences = [Continuation(ids[excess:], start - excess) for ids, start in sequences]
         fitted.append(sequences)
     if cut:
-        progress.say(f"  note: {cut} prompts are longer than the model's {context} tokens: their beginnings are cut")
+        progress.note(f"{cut} prompts are longer than the model's {context} tokens: their beginnings are cut")
     return fitted

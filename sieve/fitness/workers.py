@@ -193,7 +193,7 @@ class Workers:
                 f"workers were lost {LOSSES} times over ({_line(error)}): is there memory for so many? go on with "
                 "--resume and fewer --workers"
             ) from error
-        progress.say("  [yellow]note:[/] a worker was lost: another takes its place")
+        progress.note("a worker was lost: another takes its place")
         self._dismiss(seat.actor)  # it may only have been out of reach
         seat.fill(self._hired(), self._packed)
 

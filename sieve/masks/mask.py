@@ -85,7 +85,7 @@ def mask(
         raise InputError(f"no matrix has rows that divide into groups of {PATTERNS[options.pattern][1]}: "
                          "choose --pattern unstructured")  # fmt: skip
     if skipped:
-        progress.say(f"  note: {len(skipped)} matrices stay dense: their rows do not divide by {options.pattern}")
+        progress.note(f"{len(skipped)} matrices stay dense: their rows do not divide by {options.pattern}")
     sizes = {name: matrix.parameters for name, matrix in matrices.items()}
     return Masks(found, method, options, ramp(traces, sizes, options.ramp) if options.ramp else {})
 
@@ -136,8 +136,8 @@ def _require_finite(name: str, *tensors: torch.Tensor) -> None:
 
 def _note_lengths(task: int, general: int) -> None:
     if max(task, general) > _UNEVEN * min(task, general):
-        progress.say(
-            f"  [yellow]note:[/] {task:,} tokens of the task and {general:,} of general text: both weigh what was "
+        progress.note(
+            f"{task:,} tokens of the task and {general:,} of general text: both weigh what was "
             "asked for, but the statistics of the smaller set are noisy"
         )
 

@@ -9,7 +9,10 @@ from rich.table import Table
 def show_report(report: dict[str, Any], console: Console) -> None:
     """Print size, accuracy by split, and seconds by stage."""
     parameters, sizes = report["parameters"], report["bytes"]
-    table = Table(title=f"{report['model']} pruned for {report['task']} (ε = {report['tolerance']:.1%})")
+    # Not the table's title, which would break a long path into pieces.
+    title = f"{report['model']} pruned for {report['task']} (ε = {report['tolerance']:.1%})"
+    console.print(title, style="italic", soft_wrap=True)
+    table = Table()
     for column in ("", "dense", "pruned", "removed"):
         table.add_column(column, justify="left" if not column else "right")
     prunable, model = parameters["prunable"], parameters["model"]

@@ -179,7 +179,7 @@ def run_search(
         dense = {"fitness": engine.full({})}
         limits = resolution(dense["fitness"].score, tolerance)
         if not limits.sufficient and choices.kept is None:
-            progress.say(f"  [yellow]note:[/] {limits}")
+            progress.note(str(limits))
 
         def score(plan: Plan) -> Scores:
             scores = engine.full(plan)
@@ -338,7 +338,7 @@ def _require_attainable(dense: Scores, split: str, tolerance: float, confident: 
             f"tolerance of {tolerance} asks for {(1 - tolerance) * dense.accuracy:.3f}. Scores must not be negative"
         )
     if dense.accuracy <= 0:
-        progress.say(f"  [yellow]note:[/] the dense model scores 0 on the {split} split: every model is as good")
+        progress.note(f"the dense model scores 0 on the {split} split: every model is as good")
 
 
 def _nearest(problem: Problem, attempts: int) -> str:

@@ -9,6 +9,7 @@ import pytest
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
+ROWS = [{"number": i, "animal": ANIMALS[i % 8], "label": (i * i // 3) % 2} for i in range(160)]
 TASK = """\
 name: legs
 type: multiple_choice
@@ -25,8 +26,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("world")
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    rows = [{"number": i, "animal": ANIMALS[i % 8], "label": (i * i // 3) % 2} for i in range(160)]
-    write_task(folder / "legs.yaml", TASK, rows)
+    write_task(folder / "legs.yaml", TASK, ROWS)
     return SimpleNamespace(model=str(folder / "model"), task=str(folder / "legs.yaml"))
 
 

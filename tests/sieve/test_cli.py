@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import sieve
 from sieve import cli
-from tests.sieve.conftest import TASK, write_task
+from tests.sieve.conftest import ROWS, TASK, write_task
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,27 @@ def test_prune_eval_info(run, world, tmp_path):
     assert "stored pivoted" in out
     assert (output / "README.md").read_text().splitlines()[0].count("import sieve") == 1
     assert sieve.Recipe.load(output / "recipe.yaml").task == world.task
+
+
+def test_names_with_markup_and_control_characters(run, world, tmp_path):
+    """A path may hold whatever a file system allows; it is printed as text, and `sieve info` works on its folder."""
+    place = tmp_path / "[/bold] [red]:smile:\x1b[2J"
+    place.mkdir(parents=True)
+    model, output = place / "model`", place / "pruned"
+    subprocess.run(["cp", "-r", world.model, model], check=True)
+    task = write_task(place / "legs.yaml", TASK.replace("name: legs", 'name: "[/x]"'), ROWS)
+    code, out, err = run("prune", model, "--task", task, *options(world, output)[4:])
+    assert code == 0, err
+    assert "[/x], test split" in run("eval", output)[1]
+    code, shown, _ = run("info", output, "--matrices")
+    assert code == 0
+    assert f"{model} pruned for {task} (".replace("\x1b", "\\x1b") in shown
+    assert "\x1b" not in out + shown
+    assert f"{place}/pruned".replace("\x1b", "\\x1b") in out
+    code, out, err = run("info", place / "nothing")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "[/bold] [red]:smile:\\x1b[2J" in err
+    assert "``" in (output / "README.md").read_text()
 
 
 def test_pairs_without_pivoting(run, world, tmp_path):

@@ -40,3 +40,17 @@ def test_numbers_of_the_report():
 def test_a_partial_report_gives_a_shorter_card():
     assert "## Size" not in model_card(RANKS, {"task": "mine"})
     assert "## Accuracy" not in model_card(RANKS, {"accuracy": {"pruned": {"test": interval(0.5)}}})
+
+
+def test_names_are_text_in_markdown():
+    """A name cannot end its code span, its line or its cell."""
+    report = {
+        **REPORT,
+        "model": "a`b``c\n# Heading",
+        "task": "`<script>",
+        "accuracy": {which: {"a|b [x](y)\x1b": interval(0.5)} for which in ("dense", "pruned")},
+    }
+    card = model_card(RANKS, report)
+    assert "from ```a`b``c\\n# Heading``` for the task `` `<script> ``," in card
+    assert "| a\\|b \\[x\\](y)\\\\x1b | 0.500" in card
+    assert "\x1b" not in card

@@ -1,0 +1,1 @@
+"""What every part of the driver may use and that knows none of them."""

@@ -1,0 +1,42 @@
+"""Text for a terminal: what users name their files, tasks and layers is printed as it is, and steers nothing.
+
+A console made here reads no markup and no emoji codes, and shows control characters as escapes (`\\x1b`).
+"""
+
+import unicodedata
+
+from rich.console import Console
+from rich.text import Text
+
+# Characters that reverse the order of the text around them, so that a name reads as another one.
+_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control characters, lone surrogates (bytes of a file name that are not UTF-8), separators of lines and paragraphs.
+_UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes in the place of characters that a terminal would act on.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(_escaped(char) if _acts(char) else char for char in text)
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on standard output or standard error that prints every string as it is."""
+    return _PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+class _PlainConsole(Console):
+    def render_str(self, text: str, **options) -> Text:
+        # Every string passes here: what is printed, titles, and cells of tables.
+        return super().render_str(printable(text), **options)
+
+
+def _acts(char: str) -> bool:
+    return char in _REORDERING or unicodedata.category(char) in _UNPRINTABLE
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
