@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sieve.errors import InputError, StorageError
+
+_LOCK = "sieve.lock"  # in a folder that is being written
+_HOLDER = "process "  # what every lock of ours begins with
 
 
 def cache_dir() -> Path:
@@ -34,43 +38,82 @@ def require_new(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
-    path = Path(path)
-    with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o644)
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Yield a temporary path; on success its file is synced and renamed to `path`, else removed.
+
+    The file gets the mode that the user's umask gives to new files. What a killed process leaves behind is removed by
+    the next one that writes beside `path`, see `remove_leftovers`.
+
+    Raises: StorageError where the file cannot be written.
+    """
+    with _making(Path(path)) as (temporary, final, mode):
+        yield temporary
+        temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(final)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Like `atomic_file` for a whole folder; `path` must not exist, or be an empty folder."""
-    path = require_new(path)
+    with _making(require_new(path)) as (temporary, final, mode):
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # safetensors makes its files unreadable for others, such as a server
+            _sync(file)
+        _sync(temporary)
+        if final.is_dir():
+            final.rmdir()
+        temporary.replace(final)
+
+
+@contextmanager
+def _making(path: Path) -> Iterator[tuple[Path, Path, int]]:
+    """A temporary path for what becomes `path`, `path` without links, and the mode of new files.
+
+    The temporary path lies in a hidden folder beside `path`, with a lock that says that this process is alive.
+    """
     with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o644)  # safetensors makes its files unreadable for others, such as a server
-                _sync(file)
-            if path.is_dir():
-                path.rmdir()
-            temporary.replace(path)
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        final = Path(os.path.realpath(path))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _locked_folder(final.parent, final.name) as folder:
+            # The lock was made as users make files: its mode is what their umask leaves of 0666.
+            yield folder / final.name, final, stat.S_IMODE((folder / _LOCK).stat().st_mode)
+            _sync(final.parent)
+
+
+@contextmanager
+def _locked_folder(place: Path, name: str) -> Iterator[Path]:
+    """A new hidden folder in `place` for this process alone; it goes when the block ends."""
+    remove_leftovers(place)
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name[:50]}."))
+    try:
+        # Nobody else knows of the folder yet, so that this lock cannot be taken.
+        with try_lock(folder / _LOCK) or nullcontext():
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(place: str | Path) -> None:
+    """Remove what killed processes have left half-written in the folder `place`.
+
+    Only hidden folders with a lock of ours go, and never one that a live process may still write to.
+    """
+    for path in Path(place).glob(f".*/{_LOCK}"):
+        if path.parent.is_symlink() or not lock_holder(path).startswith(_HOLDER):
+            continue
+        # Another user's leftovers stay.
+        with suppress(StorageError), ExitStack() as held:
+            if (lock := try_lock(path)) is None:
+                continue
+            held.enter_context(lock)
+            if (second := try_lock(path)) is not None:
+                # Here two may hold a lock: this file system knows none, and nobody can tell who is alive.
+                second.close()
+                continue
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -114,7 +157,7 @@ def try_lock(path: str | Path) -> IO[str] | None:
                     break
             file.close()
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         return file
 
