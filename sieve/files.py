@@ -74,7 +74,7 @@ def _making(path: Path) -> Iterator[tuple[Path, Path, int]]:
 
     The temporary path lies in a hidden folder beside `path`, with a lock that says that this process is alive.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         final = Path(os.path.realpath(path))
         final.parent.mkdir(parents=True, exist_ok=True)
         with _locked_folder(final.parent, final.name) as folder:
@@ -139,7 +139,7 @@ def try_lock(path: str | Path) -> IO[str] | None:
         ...     raise InputError(f"{folder} is in use by {lock_holder(folder / 'lock')}")
     """
     path = Path(path)
-    with _storage_errors(path):
+    with storage_errors(path):
         while True:
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8")
             try:
@@ -171,7 +171,7 @@ def lock_holder(path: str | Path) -> str:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """The operating system's refusals, as one line that names the file."""
     try:
         yield

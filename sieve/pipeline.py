@@ -41,15 +41,21 @@ def prune(
         recipe: what to do; checked before any work starts.
         output: folder to make; it must not exist, and appears only when complete.
         statistics: file or folder that keeps the calibration (see `sieve.calibrate`).
-        resume: go on with the search that was interrupted on its way to `output`.
+        resume: go on with the run that was interrupted on its way to `output`.
 
-    Raises: every error of the stages; nothing is left behind then but the calibration and, of a search that was
-        interrupted or ran out of disk, what it needs to be resumed.
+    Raises: every error of the stages; nothing is left behind then but the calibration and, once there are results of
+        the search, what is needed to resume it. InputError if another process is making `output`.
     """
     recipe.check()
     require_workers(recipe.workers)
     output = require_new(output)
-    unfinished = Unfinished(output, recipe, resume)
+    with Unfinished(output, resume) as unfinished:
+        report = _pruned(recipe, output, statistics, unfinished)
+        unfinished.remove()
+    return report
+
+
+def _pruned(recipe: Recipe, output: Path, statistics: str | Path | None, unfinished: Unfinished) -> dict[str, Any]:
     stages = Stages()
     with stages("load"):
         task = load_task(recipe.task)
@@ -58,6 +64,7 @@ def prune(
         prunable(model)
         if recipe.shared_input:
             share_inputs_(model)
+    unfinished.begin(recipe)
     with stages("calibrate"):
         measured = calibrate(
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
@@ -114,7 +121,6 @@ def prune(
         recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share, refitted
     )
     save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
-    unfinished.remove()
     return report
 
 

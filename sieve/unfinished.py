@@ -1,68 +1,137 @@
-"""What an interrupted search leaves behind, so that it can be resumed: its recipe and its journal.
+"""What an interrupted run leaves behind, so that it can be resumed: its recipe and its journal.
 
-Both lie in `DIR.unfinished` beside the folder DIR that is being made. Nothing else need be kept: all choices follow
-from the recipe's seed and the scores, so that a search begun again with the journal comes to where it was without
-running the model, and on to the same result.
+Both lie in `DIR.unfinished` beside the folder DIR that is being made, together with a lock that the run's process
+holds. Nothing else need be kept: all choices follow from the recipe's seed and the scores, so that a run begun again
+with the journal comes to where it was without running the model, and on to the same result.
 """
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sieve import progress
-from sieve.errors import InputError, SieveError, StorageError, WorkerError
-from sieve.files import write_json
+from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
+from sieve.files import lock_holder, remove_leftovers, require_new, storage_errors, try_lock, write_json
 from sieve.recipe import Recipe
 
-_RECIPE, _JOURNAL = "recipe.yaml", "journal.txt"
+_LOCK, _RECIPE, _JOURNAL = "run.lock", "recipe.yaml", "journal.txt"
+_FILES = (_RECIPE, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
 
 
 class Unfinished:
-    """The folder of one search that is under way; searches of a few candidates have none.
+    """The folder of one run that is under way. A context manager: inside it the place belongs to this process.
 
-    Raises: InputError where there is nothing to resume, or something that would be overwritten.
+    An error takes the folder with it where there is nothing in it to resume, or where resuming would not mend it.
+
+    Args:
+        output: the folder that is to be made.
+        resume: go on with what an earlier process left there.
+
+    Raises: InputError where another process is at it, where there is nothing to resume, or something that would be
+        overwritten; StorageError where the place cannot be written.
     """
 
-    def __init__(self, output: Path, recipe: Recipe, resume: bool):
-        self._folder, self._recipe, self._resume = _folder(output), recipe, resume
-        self._output = output
-        if resume:
-            unfinished_recipe(output)
-        elif self._folder.exists():
+    def __init__(self, output: Path, resume: bool = False):
+        self.output, self._folder, self._resume = output, _folder(output), resume
+        self._searched = False
+
+    def __enter__(self) -> "Unfinished":
+        if self._resume:
+            unfinished_recipe(self.output)
+        else:
+            self._make()
+        self._lock = try_lock(self._folder / _LOCK)
+        if self._lock is None:
             raise InputError(
-                f"{self._folder} holds an interrupted search: go on with --resume {output}, or remove it first"
+                f"{self.output} is being made by {lock_holder(self._folder / _LOCK)}: wait for it, or choose another "
+                "--output"
             )
+        try:
+            require_new(self.output)  # now that nobody else can be making it
+            if not self._resume:
+                self._clear()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._is_of_no_use(error):
+            self.remove()
+        elif error is not None:
+            progress.say(f"  what is finished is kept: go on with --resume {self.output}")
+        self._lock.close()
+
+    def begin(self, recipe: Recipe) -> None:
+        """Write down what is to be done, once it is known to be possible."""
+        if not self._resume:
+            write_json(self._folder / _RECIPE, recipe.to_dict())
 
     @contextmanager
-    def search(self) -> Iterator[Path | None]:
-        """The journal to search with, or None. An error that resuming would not mend takes the folder with it."""
-        if self._recipe.searcher == "uniform":
-            yield None
-            return
-        if not self._resume:
-            write_json(self._folder / _RECIPE, self._recipe.to_dict())
-        try:
-            yield self._folder / _JOURNAL
-        except SieveError as error:
-            if not self._resume and not isinstance(error, StorageError | WorkerError):
-                self.remove()
-            raise
-        except KeyboardInterrupt:
-            progress.say(f"  interrupted: go on with --resume {self._output}")
-            raise
+    def search(self) -> Iterator[Path]:
+        """The journal to search with."""
+        yield self._folder / _JOURNAL
+        self._searched = True
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove what a run leaves in its folder, and the folder unless there is something else in it."""
+        remove_leftovers(self._folder)
+        self._unlink(_FILES)
+        self._lock.close()
+        with suppress(OSError):
+            self._folder.rmdir()
+
+    def _make(self) -> None:
+        if self._folder.exists() and not self._folder.is_dir():
+            raise InputError(f"{self._folder}, where an interrupted run is kept, is a file: choose another --output")
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(
+            path.name for path in self._folder.iterdir() if not path.name.removeprefix(".").startswith(_FILES)
+        )
+        if foreign:
+            raise InputError(
+                f"{self._folder}, where an interrupted run is kept, holds {foreign[0]!r}, which Sieve did not make: "
+                "choose another --output"
+            )
+
+    def _clear(self) -> None:
+        """Begin with nothing; InputError if that would lose finished work."""
+        if self._has_results():
+            raise InputError(
+                f"{self._folder} holds an interrupted run: go on with --resume {self.output}, or remove it first"
+            )
+        self._unlink(_FILES[:-1])
+
+    def _unlink(self, names: Sequence[str]) -> None:
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _has_results(self) -> bool:
+        """Whether the journal holds a line beside its head: without, all there is to lose is a recipe."""
+        journal = self._folder / _JOURNAL
+        return journal.is_file() and journal.read_bytes().count(b"\n") > 1
+
+    def _is_of_no_use(self, error: BaseException) -> bool:
+        if not self._has_results():
+            return not self._resume
+        if self._searched:
+            return False
+        if isinstance(error, ToleranceError):
+            return True  # it would end so again
+        return not self._resume and isinstance(error, SieveError) and not isinstance(error, StorageError | WorkerError)
 
 
 def unfinished_recipe(output: str | Path) -> Path:
-    """The recipe of the search that was interrupted on its way to `output`; InputError if there is none."""
+    """The recipe of the run that was interrupted on its way to `output`; InputError if there is none."""
     recipe = _folder(Path(output)) / _RECIPE
     if not recipe.is_file():
-        raise InputError(f"there is no interrupted search on its way to {output}: start one with --output {output}")
+        raise InputError(f"there is no interrupted run on its way to {output}: start one with --output {output}")
     return recipe
 
 
 def _folder(output: Path) -> Path:
+    output = output.resolve()
+    if not output.name:
+        raise InputError(f"{output} cannot be made: name a folder in it as --output")
     return output.with_name(f"{output.name}.unfinished")

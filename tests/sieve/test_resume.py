@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from sieve.errors import InputError, NumericsError, StorageError, ToleranceError, WorkerError
+from sieve.files import try_lock
+from sieve.recipe import Recipe
 from sieve.unfinished import Unfinished, unfinished_recipe
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 
@@ -27,6 +31,23 @@ def arguments(world, output):
 def process(*given):
     command = [sys.executable, "-m", "sieve", *map(str, given)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed(command, output, lines):
+    """Run until the journal has so many lines more, then kill."""
+    journal = Path(f"{output}.unfinished") / "journal.txt"
+
+    def written():
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    wanted = written() + lines
+    running = process(*command)
+    while running.poll() is None and written() < wanted:
+        time.sleep(0.01)
+    assert running.poll() is None, running.communicate()
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert not output.exists()
 
 
 def result(folder):
@@ -72,15 +93,7 @@ def test_killed_at_random_moments(run, world, tmp_path, monkeypatch):  # noqa: F
     draw = random.Random(0)
     command = arguments(world, output)
     for _ in range(2):
-        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
-        running = process(*command)
-        while running.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= lines + 4):
-            time.sleep(0.01)
-        time.sleep(draw.random() / 20)
-        assert running.poll() is None, running.communicate()
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        assert not output.exists()
+        killed(command, output, 4 + draw.randrange(8))
         command = ("prune", "--resume", output)
     code, _, err = run("prune", "--resume", output, "--tolerance", 0.2)
     assert code == 2
@@ -106,7 +119,7 @@ def test_killed_at_random_moments(run, world, tmp_path, monkeypatch):  # noqa: F
 def test_nothing_to_resume(run, tmp_path):  # noqa: F811
     code, _, err = run("prune", "--resume", tmp_path / "none")
     assert code == 2
-    assert "no interrupted search" in err
+    assert "no interrupted run" in err
 
 
 @pytest.mark.parametrize(
@@ -127,16 +140,123 @@ def test_bad_options(run, world, tmp_path, change, words):  # noqa: F811
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_a_full_disk_leaves_something_to_resume(tmp_path, world):
-    from sieve.errors import InputError, StorageError
-    from sieve.recipe import Recipe
+def begun(output, world, lines=2, resume=False):
+    """An unfinished run whose journal has so many lines, held by this process."""
+    unfinished = Unfinished(output, resume).__enter__()
+    unfinished.begin(Recipe(world.model, world.task))
+    with unfinished.search() as journal:
+        journal.write_text("line\n" * lines)
+    unfinished._searched = False
+    return unfinished
 
-    recipe = Recipe(world.model, world.task, search="ga")
-    for error, left in ((StorageError("full"), True), (InputError("bad"), False)):
-        unfinished = Unfinished(tmp_path / "out", recipe, resume=False)
-        with pytest.raises(type(error)), unfinished.search():
-            raise error
-        assert (tmp_path / "out.unfinished").exists() == left
-        if left:
-            assert Recipe.load(unfinished_recipe(tmp_path / "out")) == recipe
-            unfinished.remove()
+
+def fails(unfinished, error, searched=False):
+    unfinished._searched = searched
+    unfinished.__exit__(type(error), error, None)
+    return unfinished._folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "lines", "searched", "resume", "left"),
+    [
+        (StorageError("full"), 2, False, False, True),
+        (WorkerError("lost"), 2, False, False, True),
+        (KeyboardInterrupt(), 2, False, False, True),
+        (RuntimeError("out of memory"), 2, False, False, True),
+        (RuntimeError("out of memory"), 1, False, False, False),  # nothing found yet
+        (InputError("bad"), 2, False, False, False),
+        (InputError("changed"), 2, False, True, True),  # a refusal to resume takes nothing
+        (ToleranceError("none"), 2, False, False, False),
+        (ToleranceError("none"), 2, False, True, False),
+        (InputError("bad"), 2, True, False, True),  # what was found is kept, whatever comes later
+        (NumericsError("infinity"), 2, True, False, True),
+    ],
+)
+def test_what_an_error_leaves_to_resume(tmp_path, world, error, lines, searched, resume, left):
+    output = tmp_path / "out"
+    unfinished = begun(output, world, lines)
+    if resume:
+        unfinished._lock.close()
+        unfinished = begun(output, world, lines, resume=True)
+    assert fails(unfinished, error, searched) == left
+    if left:
+        assert Recipe.load(unfinished_recipe(output)) == Recipe(world.model, world.task)
+        with pytest.raises(InputError, match="--resume"), Unfinished(output):
+            pass
+        with Unfinished(output, resume=True) as again:  # and goes on
+            again.remove()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content", [[], ["run.lock"], ["run.lock", "recipe.yaml"], ["recipe.yaml"], [".recipe.yaml.x1y2/sieve.lock"]]
+)
+def test_a_half_made_folder_is_free(tmp_path, world, content):
+    """Of a run killed before it had any result: one may start anew, and where there is a recipe also resume."""
+    output = tmp_path / "out"
+    folder = tmp_path / "out.unfinished"
+    for resume in (False, True):
+        folder.mkdir(exist_ok=True)
+        for name in content:
+            (folder / name).parent.mkdir(exist_ok=True)
+            try_lock(folder / name).close()  # whatever a dead process has written there
+        if resume and "recipe.yaml" not in content:
+            with pytest.raises(InputError, match="start one with --output"), Unfinished(output, resume):
+                pass
+        else:
+            with Unfinished(output, resume) as unfinished:
+                unfinished.remove()
+            assert not folder.exists()
+
+
+def test_what_sieve_did_not_make_stays(tmp_path, world):
+    folder = tmp_path / "out.unfinished"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(InputError, match=r"'thesis.txt', which Sieve did not make"), Unfinished(tmp_path / "out"):
+        pass
+    assert os.listdir(folder) == ["thesis.txt"]
+    (tmp_path / "other.unfinished").write_text("a file")
+    with pytest.raises(InputError, match="is a file"), Unfinished(tmp_path / "other"):
+        pass
+    unfinished = begun(tmp_path / "mine", world)
+    (tmp_path / "mine.unfinished" / "notes.txt").write_text("mine")
+    unfinished.remove()
+    assert os.listdir(tmp_path / "mine.unfinished") == ["notes.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_process_is_told_who_is_at_it(run, world, tmp_path, resume):  # noqa: F811
+    """Whether it starts or resumes, it ends with exit code 2 and touches nothing."""
+    output = tmp_path / "out"
+    unfinished = begun(output, world)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out.unfinished").iterdir()}
+    command = ("prune", "--resume", output) if resume else arguments(world, output)
+    code, _, err = run(*command)
+    assert code == 2
+    assert f"out is being made by process {os.getpid()} on {socket.gethostname()}" in err
+    assert "load" not in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out.unfinished").iterdir()} == before
+    unfinished.remove()
+
+
+def test_two_resumes_at_once(run, world, tmp_path):  # noqa: F811
+    """The journal survives: one of them ends with the result, the others are sent away."""
+    output = tmp_path / "out"
+    killed(arguments(world, output), output, 4)
+    together = [process("prune", "--resume", output, "--quiet") for _ in range(3)]
+    ends = [(running.wait(), running.communicate()[1]) for running in together]
+    assert sorted(code for code, _ in ends) == [0, 2, 2]
+    assert all("is being made by process" in err or "no interrupted run" in err for code, err in ends if code == 2)
+    assert (output / "report.json").is_file()
+    assert not Path(f"{output}.unfinished").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/out", "file/out"])
+def test_an_output_that_cannot_be_made_fails_at_once(run, world, tmp_path, monkeypatch, place):  # noqa: F811
+    monkeypatch.setattr("sieve.pipeline.load_model", lambda *given: pytest.fail("work has begun"))
+    (tmp_path / "file").write_text("")
+    code, _, err = run(*arguments(world, tmp_path / place))
+    assert code == 4
+    assert err.count("\n") == 1
+    assert "cannot write" in err
