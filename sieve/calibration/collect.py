@@ -210,7 +210,7 @@ def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> I
     def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
         rows = (args[0] if side == "input" else output).detach()
         if side == "output" and layer.bias is not None:
-            rows = rows - layer.bias
+            rows = rows - layer.bias.detach()
         gram_(gram, rows.reshape(-1, rows.shape[-1]), mask.weight)
 
     handle = layer.register_forward_hook(hook)

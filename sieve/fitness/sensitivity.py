@@ -21,7 +21,7 @@ import torch
 from sieve import progress
 from sieve.fitness.likelihood import logits_at
 from sieve.models import evaluating
-from sieve.projections import Factors
+from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task, encode
 
 if TYPE_CHECKING:
@@ -81,23 +81,36 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
             logprobs = logits_at(model, ids, torch.stack([rows, places], dim=1)).float().log_softmax(-1)
             # Rows are independent: the gradient of the sum is each example's own.
             loss = -logprobs.gather(1, ids[rows, places + 1][:, None]).sum()
-            gradients = torch.autograd.grad(loss, list(outputs.values()))
+            # What the answers do not depend on has no gradient.
+            gradients = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True, materialize_grads=True)
     finally:
         for handle in handles:
             handle.remove()
-    squares = {}
-    for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
-        pair, bias = factors[name], model.get_submodule(name).bias
-        output = output.detach() if bias is None else output.detach() - bias
-        x = inputs[name]
-        if pair.mean is not None:
-            x, output = x - pair.mean.to(x.dtype), output - pair.output_mean.to(output.dtype)
-        whole = (gradient.float() * output.float()).reshape(len(batch), -1).sum(1)
-        directions = ((gradient @ pair.B).float() * (x @ pair.A.T).float()).reshape(len(batch), -1, pair.max_rank)
-        held = directions.sum(1).double().cumsum(1)
-        lost = whole.double()[:, None] - torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)
-        squares[name] = lost.square().sum(0).cpu().numpy()
-    return squares
+    return {
+        name: _squares(model.get_submodule(name), factors[name], inputs[name], output, gradient, len(batch))
+        for (name, output), gradient in zip(outputs.items(), gradients, strict=True)
+    }
+
+
+@torch.no_grad()
+def _squares(
+    layer: torch.nn.Module,
+    pair: FactorPair,
+    x: torch.Tensor,
+    output: torch.Tensor,
+    gradient: torch.Tensor,
+    examples: int,
+) -> np.ndarray:
+    """Σ d(r)² [R + 1] float64 of one matrix; x [..., n], output and gradient [..., m] are equal parts by example."""
+    if layer.bias is not None:
+        output = output - layer.bias
+    if pair.mean is not None:
+        x, output = x - pair.mean.to(x.dtype), output - pair.output_mean.to(output.dtype)
+    whole = (gradient.float() * output.float()).reshape(examples, -1).sum(1)
+    directions = ((gradient @ pair.B).float() * (x @ pair.A.T).float()).reshape(examples, -1, pair.max_rank)
+    held = directions.sum(1).double().cumsum(1)
+    lost = whole.double()[:, None] - torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)
+    return lost.square().sum(0).cpu().numpy()
 
 
 def _require_gradient(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:

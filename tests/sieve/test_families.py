@@ -1,0 +1,86 @@
+"""Every architecture × every search and method through the command line: pruned, saved, loaded, evaluated."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import sieve
+from sieve import cli
+from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens
+
+GENETIC = ("--generations", "2", "--population", "6", "--offspring", "4", "--bottlenecks", "2")
+WAYS = {
+    "budget": (),
+    "uniform": ("--search", "uniform"),
+    "ga": ("--search", "ga", *GENETIC),
+    "pareto": ("--search", "pareto", *GENETIC),
+    "loss_aware": ("--method", "loss_aware"),
+    "refit": ("--refit",),
+    "loss_aware refit": ("--method", "loss_aware", "--refit", "--dtype", "bfloat16"),
+    "svd": ("--method", "svd"),
+    "svd_llm": ("--method", "svd_llm", "--no-pivot"),
+    "shrinkage": ("--shrinkage", "auto"),
+    "shared": ("--shared-input",),
+    "shared loss_aware": ("--shared-input", "--method", "loss_aware"),
+    "shared ga refit": ("--shared-input", "--search", "ga", *GENETIC, "--kept", "0.5", "--refit"),
+    "magnitude": ("--method", "magnitude"),
+    "wanda": ("--method", "wanda", "--task-aware"),
+    "wanda 2:4": ("--method", "wanda", "--pattern", "2:4"),
+    "sparsegpt": ("--method", "sparsegpt"),
+    "ria": ("--method", "ria"),
+}
+FUSED = ("phi3", "gpt2", "gpt_neox")  # q, k and v are one matrix already
+OFTEN = 5  # every way on so many families less than all
+
+
+def pairs() -> list:
+    """The default way on every family, each other one on two; the whole product is slow."""
+    return [
+        pytest.param(family, way, marks=() if way == "budget" or (i + j) % OFTEN == 0 else pytest.mark.slow)
+        for i, family in enumerate(TINY)
+        for j, way in enumerate(WAYS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    @cache
+    def folder(family: str) -> str:
+        path = tmp_path_factory.mktemp("families") / family
+        tiny_model(family).save_pretrained(path)
+        tiny_tokenizer().save_pretrained(path)
+        return str(path)
+
+    return folder
+
+
+@torch.inference_mode()
+def logits(model):
+    return model.eval()(input_ids=tiny_tokens()).logits.float()
+
+
+@pytest.mark.parametrize(("family", "way"), pairs())
+def test_prune_save_load_evaluate(world, folder_of, family, way, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
+    output = str(tmp_path / "pruned")
+    options = ("--task", world.task, "--tolerance", "0.9", "--calibration-tokens", "1000", "--rank-multiple", "4")
+    command = ["prune", folder_of(family), *options, *WAYS[way], "--output", output, "--json"]
+    result = CliRunner().invoke(cli.app, command)
+    if way.startswith("shared") and family in FUSED:
+        assert "none to share" in str(result.exception)
+        return
+    assert result.exit_code == 0, result.exception
+    report = json.loads(result.stdout)
+    assert 0.4 < report["parameters"]["prunable_removed"] < 1
+    evaluated = json.loads(CliRunner().invoke(cli.app, ["eval", output, "--json"]).stdout)
+    assert {key: evaluated[key] for key in ("accuracy", "loglik")} == {
+        key: report[key]["pruned"]["test"] for key in ("accuracy", "loglik")
+    }
+    loaded, _ = sieve.load(output)
+    plain = AutoModelForCausalLM.from_pretrained(output)
+    assert torch.equal(logits(loaded), logits(plain))
+    assert not torch.allclose(logits(loaded), logits(tiny_model(family)), atol=1e-2)
