@@ -36,6 +36,10 @@ TaskOption = Annotated[str | None, typer.Option(help="A built-in task (see `siev
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that the model brings. Read it first: it can do what you can."),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Tokens = Annotated[int | None, typer.Option(help="Budget of the calibration pass, padding excluded. [default: 32768]")]
 Method = Annotated[
@@ -142,6 +146,7 @@ def prune(
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
+    trust_remote_code: Trust = False,
     seed: Seed = None,
     config: Annotated[
         Path | None, typer.Option(help="A recipe (YAML or JSON); options given here win over it.")
@@ -199,7 +204,7 @@ def prune(
     if output is None:
         raise InputError("no output given: name the folder to make with --output DIR")
     recipe = Recipe.load(config, **options) if config else Recipe.from_dict({}, **options)
-    _prune(recipe, output, statistics, as_json, quiet, resume is not None)
+    _prune(recipe, output, statistics, as_json, quiet, resume is not None, trust_remote_code)
 
 
 @app.command()
@@ -231,18 +236,26 @@ def _share(text: str | None) -> float | str | None:
 
 
 def _prune(
-    recipe: Any, output: Path, statistics: Path | None, as_json: bool, quiet: bool, resume: bool = False
+    recipe: Any,
+    output: Path,
+    statistics: Path | None,
+    as_json: bool,
+    quiet: bool,
+    resume: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     from sieve import pipeline
     from sieve.report import show_report
 
     with progress.shown(not quiet):
-        report = pipeline.prune(recipe, output, statistics or pipeline.calibration_cache(), resume)
+        kept = statistics or pipeline.calibration_cache()
+        report = pipeline.prune(recipe, output, kept, resume, trust_remote_code)
     if as_json:
         _print_json(report)
     else:
         show_report(report, console())
-        console().print(f"The pruned model is in {output}. Try: sieve eval {output}", soft_wrap=True)
+        trusted = " --trust-remote-code" if trust_remote_code else ""
+        console().print(f"The pruned model is in {output}. Try: sieve eval {output}{trusted}", soft_wrap=True)
 
 
 @app.command("eval")
@@ -253,6 +266,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(help="Another model to compare with, example by example.")] = None,
     dtype: Dtype = None,
     device: Device = None,
+    trust_remote_code: Trust = False,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -261,7 +275,9 @@ def evaluate(
     from sieve.evaluation import evaluate_source
 
     with progress.shown(not quiet):
-        result = evaluate_source(model, task, split, against, dtype or "auto", device or "auto", seed)
+        result = evaluate_source(
+            model, task, split, against, dtype or "auto", device or "auto", seed, trust_remote_code
+        )
     if as_json:
         _print_json(result)
         return
@@ -288,6 +304,7 @@ def calibrate(
     method: Method = None,
     dtype: Dtype = None,
     device: Device = None,
+    trust_remote_code: Trust = False,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -304,7 +321,7 @@ def calibrate(
     )  # fmt: skip
     require_new(output)
     with progress.shown(not quiet):
-        loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device)
+        loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         statistics = calibrate(
             loaded, tokenizer, recipe.task, recipe.calibration_tokens, recipe.method, recipe.seed, path=output
         )

@@ -20,9 +20,11 @@ def evaluate_source(
     dtype: str = "auto",
     device: str = "auto",
     seed: int | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Score the model at `source` on one split; with `against`, also the paired difference to that model.
 
+    Code that a model brings runs only with `trust_remote_code`.
     Task and seed default to those of the recipe in a pruned folder. Returns plain numbers, ready for JSON.
     """
     recipe = _recipe(source)
@@ -35,7 +37,7 @@ def evaluate_source(
         raise InputError(f"unknown split {split!r}: choose one of {', '.join(splits)}")
 
     def score(source: str) -> Scores:
-        model, tokenizer = load_model(source, dtype, device)
+        model, tokenizer = load_model(source, dtype, device, trust_remote_code)
         return evaluate(model, tokenizer, loaded, splits[split])
 
     scores = score(source)

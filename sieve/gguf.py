@@ -52,7 +52,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    place, options = str(gguf.parent), {"gguf_file": gguf.name, "local_files_only": True}
+    place, options = str(gguf.parent), {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(

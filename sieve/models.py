@@ -34,7 +34,10 @@ _CONNECT_SECONDS = 5.0
 
 
 def load_model(
-    source: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
+    source: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode, and its tokenizer, which always has a padding token.
 
@@ -44,9 +47,10 @@ def load_model(
         dtype: "bfloat16", "float16", "float32", a torch.dtype, or "auto": the one the model was saved in, but bfloat16
             for GGUF, which names none, and in place of float16 on a CPU, where few have instructions for it.
         device: any torch device, or "auto": a GPU if there is one, else the CPU.
+        trust_remote_code: run the code that a model brings, as models of architectures unknown to transformers do.
 
     Raises:
-        InputError: no such model, not a causal LM, weights missing, unknown dtype or device.
+        InputError: no such model, not a causal LM, weights missing, code that is not trusted, unknown dtype or device.
         NumericsError: NaN or infinity in the weights; names the tensor.
         StorageError: the disk is full.
 
@@ -63,12 +67,13 @@ def load_model(
     else:
         folder, local = _folder_or_hub_id(source)
     with _input_errors(source), quiet_transformers(local):
-        tokenizer = _tokenizer(folder, local)
-        model = _pretrained(folder, wanted, place, local)
+        tokenizer = _tokenizer(folder, local, trust_remote_code)
+        model = _pretrained(folder, wanted, place, local, trust_remote_code)
         if model.dtype == torch.float16 and place.type == "cpu":
             if wanted == "auto":
-                progress.say("  float16 is slow on most CPUs: using bfloat16")  # loaded anew: a cast would
-                model = _pretrained(folder, torch.bfloat16, place, local)  # round the rotary frequencies too
+                progress.say("  float16 is slow on most CPUs: using bfloat16")
+                # Loaded anew: a cast would round the rotary frequencies too.
+                model = _pretrained(folder, torch.bfloat16, place, local, trust_remote_code)
             else:
                 warnings.warn("float16 is slow on most CPUs: consider bfloat16", stacklevel=2)
     check_finite(model)
@@ -191,14 +196,18 @@ def _hub_answers() -> bool:
     return True
 
 
-def _pretrained(folder: str, dtype: str | torch.dtype, device: torch.device, local: bool) -> PreTrainedModel:
+def _pretrained(
+    folder: str, dtype: str | torch.dtype, device: torch.device, local: bool, trust_remote_code: bool
+) -> PreTrainedModel:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=local)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    options = {"local_files_only": local, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, **options)
+    own_class = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not own_class and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{folder} is a {config.model_type}, not a causal language model: name one that is")
     model, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map={"": device}, local_files_only=local, output_loading_info=True
+        folder, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
     )
     missing = sorted(found["missing_keys"])
     if missing:  # transformers has filled them with random numbers
@@ -207,10 +216,10 @@ def _pretrained(folder: str, dtype: str | torch.dtype, device: torch.device, loc
     return model.eval()
 
 
-def _tokenizer(folder: str, local: bool) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: str, local: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -230,6 +239,11 @@ def _input_errors(source: str) -> Iterator[None]:
             raise InputError(
                 f"there is no folder {source!r}, and no model of that name is in the local hub cache while the hub "
                 "cannot be reached: check the name and the connection"
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{source} brings code of its own, which runs only if you trust it: read it, then allow it by "
+                "--trust-remote-code, in Python trust_remote_code=True"
             ) from error
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"cannot load {source}: {reason}") from error

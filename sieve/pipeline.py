@@ -13,6 +13,8 @@ from sieve import progress
 from sieve.apply import apply_
 from sieve.calibration import Statistics, calibrate
 from sieve.checkpoint import model_bytes, model_parameters, save
+from sieve.checkpoint.quantizer import SieveConfig
+from sieve.errors import InputError
 from sieve.files import cache_dir, require_new
 from sieve.fitness import evaluate
 from sieve.fitness.workers import require_workers
@@ -33,7 +35,11 @@ from sieve.unfinished import Unfinished
 
 
 def prune(
-    recipe: Recipe, output: str | Path, statistics: str | Path | None = None, resume: bool = False
+    recipe: Recipe,
+    output: str | Path,
+    statistics: str | Path | None = None,
+    resume: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Calibrate, project, search, confirm, test and save; returns the report that `output/report.json` holds.
 
@@ -42,6 +48,7 @@ def prune(
         output: folder to make; it must not exist, and appears only when complete.
         statistics: file or folder that keeps the calibration (see `sieve.calibrate`).
         resume: go on with the run that was interrupted on its way to `output`.
+        trust_remote_code: run the code that the model brings; a permission, so no recipe gives it.
 
     Raises: every error of the stages; nothing is left behind then but the calibration and, once there are results of
         the search, what is needed to resume it. InputError if another process is making `output`.
@@ -50,17 +57,20 @@ def prune(
     require_workers(recipe.workers)
     output = require_new(output)
     with Unfinished(output, resume) as unfinished:
-        report = _pruned(recipe, output, statistics, unfinished)
+        report = _pruned(recipe, output, statistics, unfinished, trust_remote_code)
         unfinished.remove()
     return report
 
 
-def _pruned(recipe: Recipe, output: Path, statistics: str | Path | None, unfinished: Unfinished) -> dict[str, Any]:
+def _pruned(
+    recipe: Recipe, output: Path, statistics: str | Path | None, unfinished: Unfinished, trust_remote_code: bool
+) -> dict[str, Any]:
     stages = Stages()
     with stages("load"):
         task = load_task(recipe.task)
         splits = task.splits(recipe.seed)
-        model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device)
+        model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
+        _require_dense(model, recipe.model)
         prunable(model)
         if recipe.shared_input:
             share_inputs_(model)
@@ -127,6 +137,16 @@ def _pruned(recipe: Recipe, output: Path, statistics: str | Path | None, unfinis
 def calibration_cache() -> Path:
     """Where the command line keeps the last calibration, so that a run begun again need not repeat it."""
     return cache_dir() / "calibration"
+
+
+def _require_dense(model: PreTrainedModel, source: str) -> None:
+    """A tolerance is relative to the dense model: of a pruned one it would say nothing."""
+    config = getattr(model.config, "quantization_config", None)
+    if isinstance(config, SieveConfig) and (config.ranks or config.masks):
+        raise InputError(
+            f"{source} is pruned already: prune the model that it was made from (to remove more, with a larger "
+            "--tolerance), or look at it with `sieve info`"
+        )
 
 
 class Stages:

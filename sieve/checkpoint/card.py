@@ -29,6 +29,7 @@ def model_card(
     report: Mapping[str, Any] | None = None,
     pivoted: bool = False,
     masks: Mapping[str, float] | None = None,
+    own_code: bool = False,
 ) -> str:
     """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy."""
     report = report or {}
@@ -47,7 +48,7 @@ def model_card(
             f"{len(masks)} of its weight matrices are masked: {zeros:.1%} of their weights on average are zeros, kept "
             "like any other; `config.json` says what each matrix keeps. Training and merged adapters fill zeros."
         )
-    parts += ["## Use", _USE]
+    parts += ["## Use", _USE.replace('folder")', 'folder", trust_remote_code=True)') if own_code else _USE]
     if size := _size(report):
         parts += ["## Size", size]
     if accuracy := _accuracy(report):

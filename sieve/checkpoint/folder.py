@@ -50,7 +50,7 @@ def save(
         tokenizer.save_pretrained(folder)
         marked = getattr(model.config, "quantization_config", None)
         pivoted, masks = (marked.pivoted, marked.masks) if marked else (False, {})
-        write_text(folder / "README.md", model_card(ranks, report, pivoted, masks))
+        write_text(folder / "README.md", model_card(ranks, report, pivoted, masks, model._auto_class is not None))
         if report is not None:
             write_json(folder / "report.json", report)
         if recipe is not None:
@@ -58,7 +58,10 @@ def save(
 
 
 def load(
-    path: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
+    path: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that `save` wrote; the model in eval mode, 2:4 masks compressed where the device can.
 
@@ -66,8 +69,9 @@ def load(
         path: the folder.
         dtype: "auto" (as stored), "bfloat16", "float16", "float32" or a torch.dtype.
         device: "auto" (a GPU if there is one), or any torch device.
+        trust_remote_code: run the code in the folder, for models that bring their own.
 
-    Raises: InputError when the folder is not a model's, or weights are missing from it.
+    Raises: InputError when the folder is not a model's, its code is not trusted, or weights are missing from it.
 
     Example:
         >>> model, tokenizer = sieve.load("runs/mine")
@@ -77,7 +81,7 @@ def load(
 
     if not Path(path).is_dir():
         raise InputError(f"{path} is not a folder: name one that `sieve prune` or `sieve.save` made")
-    model, tokenizer = load_model(str(Path(path).absolute()), dtype, device)
+    model, tokenizer = load_model(str(Path(path).absolute()), dtype, device, trust_remote_code)
     sparse_(model)
     return model, tokenizer
 

@@ -255,6 +255,13 @@ def test_an_existing_output_is_refused_before_work(run, world, tmp_path):
     assert [file.name for file in output.iterdir()] == ["thesis.txt"]
 
 
+def test_a_pruned_model_is_not_pruned_again(run, world, tmp_path):
+    assert run(*options(world, tmp_path / "once"), "--quiet")[0] == 0
+    code, _, err = run("prune", tmp_path / "once", *options(world, tmp_path / "twice")[2:], "--quiet")
+    assert (code, "pruned already" in err, err.count("\n")) == (2, True, 1)
+    assert not list(tmp_path.glob("twice*"))
+
+
 def test_unreachable_tolerance_names_the_nearest(run, world, tmp_path, monkeypatch):
     """Where every candidate fails, the message says how near the best one came, and the code tells machines."""
     from sieve.searchers import run as search_run
