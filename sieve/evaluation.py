@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
+from sieve.recipe import read_recipe
 from sieve.tasks import load_task
+from sieve.utils.messages import shorten
 
 
 def evaluate_source(
@@ -34,7 +34,7 @@ def evaluate_source(
     loaded = load_task(task_name)
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
     if split not in splits:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(splits)}")
+        raise InputError(f"unknown split {shorten(split)}: choose one of {', '.join(splits)}")
 
     def score(source: str) -> Scores:
         model, tokenizer = load_model(source, dtype, device, trust_remote_code)
@@ -61,4 +61,4 @@ def evaluate_source(
 
 def _recipe(source: str) -> dict[str, Any]:
     path = Path(source) / "recipe.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_recipe(path) if path.is_file() else {}

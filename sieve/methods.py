@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Literal
 
 from sieve.errors import InputError
+from sieve.utils.messages import shorten
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,5 @@ NESTED = tuple(name for name, method in METHODS.items() if method.nested)
 def method_named(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """InputError for a name that is not in the table."""
     if name not in among:
-        raise InputError(f"unknown method {name!r}: choose one of {', '.join(among)}")
+        raise InputError(f"unknown method {shorten(name)}: choose one of {', '.join(among)}")
     return among[name]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sieve.errors import InputError
+from sieve.utils.messages import shorten
 
 DENSE: Literal["dense"] = "dense"
 
@@ -104,11 +105,11 @@ class Plan(dict[str, "int | Literal['dense']"]):
         """InputError unless every entry names one of `matrices` and a rank that it can have."""
         for name, rank in self.items():
             if name not in matrices:
-                raise InputError(f"the plan names {name!r}, which is not a prunable matrix of this model")
+                raise InputError(f"the plan names {shorten(name, 120)}, which is not a prunable matrix of this model")
             matrix = matrices[name]
             if rank != DENSE and not (type(rank) is int and 1 <= rank <= matrix.limit):
                 raise InputError(
-                    f"the plan gives {name} the rank {rank!r}: use 'dense' or a whole number in 1…{matrix.limit}"
+                    f"the plan gives {name} the rank {shorten(rank)}: use 'dense' or a whole number in 1…{matrix.limit}"
                 )
 
     def ranks(self) -> dict[str, int]:

@@ -4,16 +4,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sieve.calibration.text import MINIMUM_TOKENS
 from sieve.errors import InputError
 from sieve.fitness.engine import MEMORY
 from sieve.masks import MaskOptions
 from sieve.methods import MASKS, NESTED
 from sieve.projections import check_shrinkage
 from sieve.searchers import Options, check_mask_search, check_options, default_search
+from sieve.tasks.splits import check_seed
+from sieve.utils.messages import shorten
+from sieve.utils.safe_yaml import read_yaml
 
 VERSION = 1
+LARGEST = 2**63 - 1  # what integers of tensors can hold; NaN is not below it either
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -39,7 +42,7 @@ class Recipe:
     objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
         bottlenecks, workers: of the search, as in `sieve.searchers.Options`.
     dtype, device: of the model while it is pruned; the result is stored in that dtype.
-    seed: of the task's splits and of the search.
+    seed: of the task's splits and of the search, from 0 on.
     """
 
     model: str
@@ -88,7 +91,11 @@ class Recipe:
             value = getattr(self, field.name)
             kind = int | field.type if field.type in (float, float | str | None) else field.type
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise InputError(f"recipe: {field.name} must be of type {field.type}, got {value!r}")
+                raise InputError(f"recipe: {field.name} must be of type {field.type}, got {shorten(value)}")
+        check_seed(self.seed)
+        for name, value in asdict(self).items():
+            if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+                raise InputError(f"recipe: {name} must be a finite number, at most {LARGEST:,}, got {shorten(value)}")
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
         check_options(self.tolerance, self.searcher, self.options())
@@ -100,12 +107,14 @@ class Recipe:
             for option in (option for option, given in of_pairs.items() if given):
                 raise InputError(f"{option} is of low-rank pairs and {self.method} makes none: leave it out")
         elif self.method not in NESTED:
-            raise InputError(f"unknown method {self.method!r}: choose one of {', '.join((*NESTED, *MASKS))}")
+            raise InputError(f"unknown method {shorten(self.method)}: choose one of {', '.join((*NESTED, *MASKS))}")
         else:
             self._check_without_masks()
         check_shrinkage(self.shrinkage)
+        if self.calibration_tokens < MINIMUM_TOKENS:
+            raise InputError(f"--calibration-tokens must be at least {MINIMUM_TOKENS}, got {self.calibration_tokens}")
         if self.dtype not in DTYPES:
-            raise InputError(f"unknown dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+            raise InputError(f"unknown dtype {shorten(self.dtype)}: choose one of {', '.join(DTYPES)}")
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
         return self
@@ -138,7 +147,7 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise InputError(f"recipe: unknown key {name!r}; known are {', '.join(known)}")
+                raise InputError(f"recipe: unknown key {shorten(name)}; known are {', '.join(known)}")
         merged = values | {name: value for name, value in overrides.items() if value is not None}
         for name in ("model", "task"):
             if name not in merged:
@@ -148,12 +157,12 @@ class Recipe:
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
         """Read YAML or JSON (which is YAML too); overrides win over the file."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the recipe {path}: {error}") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"the recipe {path} must be a mapping of options")
-        return cls.from_dict(values, **overrides)
+        return cls.from_dict(read_recipe(path), **overrides)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The values of a recipe's file, not yet checked; InputError where it holds no mapping."""
+    values = read_yaml(path, "the recipe")
+    if not isinstance(values, dict):
+        raise InputError(f"the recipe {path} must be a mapping of options, got {shorten(values)}")
+    return values

@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sieve.errors import InputError
+from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +61,7 @@ class SieveConfig(QuantizationConfigMixin):
     ):
         if version != VERSION:
             raise InputError(
-                f"this model was saved in Sieve's format {version!r} and this Sieve reads format {VERSION}: "
+                f"this model was saved in Sieve's format {shorten(version)} and this Sieve reads format {VERSION}: "
                 "install the version of Sieve that saved it"
             )
         if not isinstance(ranks, dict) or any(type(rank) is not int or rank < 1 for rank in ranks.values()):
@@ -68,11 +69,11 @@ class SieveConfig(QuantizationConfigMixin):
         for key, value in (("pivoted", pivoted), ("biased", biased)):
             if type(value) is not bool:
                 raise InputError(
-                    f"config.json is damaged: quantization_config.{key} must be true or false, got {value!r}"
+                    f"config.json is damaged: quantization_config.{key} must be true or false, got {shorten(value)}"
                 )
         for name, kept in (masks or {}).items():
             if not isinstance(kept, float) or not 0 < kept < 1:
-                raise InputError(f"config.json is damaged: it says that {name} keeps {kept!r} of its weights")
+                raise InputError(f"config.json is damaged: it says that {name} keeps {shorten(kept)} of its weights")
         if not all(isinstance(members, list) and len(members) > 1 for members in (shared or {}).values()):
             raise InputError("config.json is damaged: quantization_config.shared must list the members of each stack")
         self.quant_method = quant_method
@@ -114,7 +115,7 @@ class SieveQuantizer(HfQuantizer):
                 _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
             except AttributeError:  # no such module, or one without a weight of rows and columns
                 raise InputError(
-                    f"config.json gives a rank to {name!r}, which is no linear layer of {type(model).__name__}: "
+                    f"config.json gives a rank to {shorten(name, 120)}, no linear layer of {type(model).__name__}: "
                     "this folder mixes the files of different models; save the model again"
                 ) from None
 

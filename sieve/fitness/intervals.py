@@ -113,7 +113,8 @@ def resolution(scores: Sequence[float] | np.ndarray, epsilon: float) -> Resoluti
     elif len(scores) == 1:
         needed = 2
     else:
-        needed = max(2, math.ceil((2 * error / tolerance) ** 2 * len(scores)))
+        # The square of a larger ratio may be no number.
+        needed = max(2, math.ceil(min(2 * error / tolerance, 1e9) ** 2 * len(scores)))
     return Resolution(accuracy, len(scores), error, tolerance, needed)
 
 

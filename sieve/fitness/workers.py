@@ -26,6 +26,7 @@ from sieve import progress
 from sieve.errors import InputError, WorkerError
 from sieve.fitness.packing import Packed, pack, unpack
 from sieve.fitness.shares import Shares
+from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from sieve.fitness.cost import Spent
@@ -45,7 +46,9 @@ def check_workers(workers: int | str | None) -> None:
     number = isinstance(workers, int) and workers >= 1
     address = isinstance(workers, str) and workers.startswith(_SCHEME)
     if not (workers is None or number or address):
-        raise InputError(f"--workers must be a number from 1 on or an address {_SCHEME}host:port, got {workers!r}")
+        raise InputError(
+            f"--workers must be a number from 1 on or an address {_SCHEME}host:port, got {shorten(workers)}"
+        )
 
 
 def require_workers(workers: int | str | None) -> None:

@@ -14,6 +14,7 @@ from sieve.masks.scores import SCORES, inverse_root, of_channels, of_weights
 from sieve.masks.task_aware import fuse, pooled
 from sieve.masks.tied import check_untied
 from sieve.matrices import prunable, weight_of
+from sieve.utils.messages import shorten
 
 _UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far
 
@@ -46,7 +47,7 @@ def mask(
         >>> masks["model.layers.0.mlp.down_proj"].at(768)  # half of 1,536 weights a row
     """
     if method not in SCORES:
-        raise InputError(f"unknown method {method!r}: choose one of {', '.join(SCORES)}")
+        raise InputError(f"unknown method {shorten(method)}: choose one of {', '.join(SCORES)}")
     options = (options or MaskOptions()).check(method)
     if options.task_aware and general is None:
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sieve.errors import InputError
+from sieve.utils.messages import shorten
 
 PATTERNS = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
 """Name → (kept, of so many consecutive weights of a row), or None."""
@@ -42,7 +43,7 @@ class MaskOptions:
         """InputError for a value, or a combination, that could not work; returns the options themselves."""
         for name, known in (("pattern", tuple(PATTERNS)), ("compare", COMPARISONS), ("fusion", FUSIONS)):
             if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+                raise InputError(f"unknown {name} {shorten(getattr(self, name))}: choose one of {', '.join(known)}")
         if not 0 <= self.tau <= 1:
             raise InputError(f"--tau must be in [0, 1], got {self.tau}: 0.2 shares channels that differ by a fifth")
         if not 0 < self.task_share < 1:

@@ -20,6 +20,7 @@ from sieve.matrices import prunable
 from sieve.models import evaluating
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair
+from sieve.utils.messages import shorten
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3)
 """Candidates for s."""
@@ -39,7 +40,7 @@ def check_shrinkage(shrinkage: float | str | None) -> None:
     if shrinkage is None or shrinkage == "auto":
         return
     if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shrinkage!r}")
+        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shorten(shrinkage)}")
 
 
 def choose_shrinkage(

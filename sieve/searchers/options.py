@@ -7,6 +7,7 @@ from sieve.fitness.engine import MEMORY
 from sieve.fitness.workers import check_workers
 from sieve.searchers.genome import GRANULARITIES
 from sieve.searchers.objective import OBJECTIVES
+from sieve.utils.messages import shorten
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ class Options:
         if self.kept is not None and not 0 < self.kept < 1:
             raise InputError(f"--kept must be between 0 and 1, got {self.kept}: 0.5 keeps half the prunable parameters")
         if self.objective not in OBJECTIVES:
-            raise InputError(f"unknown objective {self.objective!r}: choose one of {', '.join(OBJECTIVES)}")
+            raise InputError(f"unknown objective {shorten(self.objective)}: choose one of {', '.join(OBJECTIVES)}")
         if self.granularity not in GRANULARITIES:
-            raise InputError(f"unknown granularity {self.granularity!r}: choose one of {', '.join(GRANULARITIES)}")
+            raise InputError(
+                f"unknown granularity {shorten(self.granularity)}: choose one of {', '.join(GRANULARITIES)}"
+            )
         for name in ("population", "offspring", "generations", "budget"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -35,6 +35,7 @@ from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
+from sieve.utils.messages import shorten
 
 # A searcher yields candidates that the fitness split accepts, the one it would choose first. Where a size is asked for,
 # all that it yields are tried on the validation split, and the best is taken.
@@ -44,6 +45,7 @@ SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
     "ga": ga,
     "pareto": pareto,
 }
+SMALLEST_TOLERANCE = 1e-6  # a millionth of the accuracy, which no number of examples resolves
 TOGETHER = 8  # candidates of one forward pass on a GPU
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
 
@@ -305,9 +307,16 @@ def _identity(
 def check_options(tolerance: float, search: str, options: Options) -> None:
     """InputError for a tolerance outside [0, 1), an unknown searcher or an option that it cannot use."""
     if not 0 <= tolerance < 1:
-        raise InputError(f"the tolerance must be in [0, 1), got {tolerance}: 0.05 means 5 % of the dense accuracy")
+        raise InputError(
+            f"the tolerance must be in [0, 1), got {shorten(tolerance)}: 0.05 means 5 % of the dense accuracy"
+        )
+    if 0 < tolerance < SMALLEST_TOLERANCE:
+        raise InputError(
+            f"the tolerance must be 0, or from {SMALLEST_TOLERANCE:g} to below 1, got {tolerance:g}: 0 demands an "
+            "accuracy that is not lower at all"
+        )
     if search not in SEARCHERS:
-        raise InputError(f"unknown search {search!r}: choose one of {', '.join(SEARCHERS)}")
+        raise InputError(f"unknown search {shorten(search)}: choose one of {', '.join(SEARCHERS)}")
     options.check()
     if search == "budget" and not options.surrogate:
         raise InputError("the budget search has nothing to go by without the surrogate: leave it on")

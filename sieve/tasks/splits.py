@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from sieve.errors import InputError
 from sieve.tasks.example import Example
+from sieve.utils.messages import listed, shorten
 
+LARGEST_SEED = 2**32 - 1
 SPLITS = ("calibration", "fitness", "validation", "test")
 DEFAULT_SIZES: Mapping[str, float | int] = {"calibration": 0.4, "fitness": 0.2, "validation": 0.2, "test": 0.2}
 
@@ -28,14 +30,21 @@ def check_sizes(sizes: Mapping[str, float | int], where: str) -> None:
     """InputError unless there is a fraction (float) or a count (int) for each split."""
     for name in sizes:
         if name not in SPLITS:
-            raise InputError(f"{where}: unknown split {name!r} in splits; known are {', '.join(SPLITS)}")
+            raise InputError(f"{where}: unknown split {shorten(name)} in splits; known are {', '.join(SPLITS)}")
     for name in SPLITS:
         size = sizes.get(name)
-        if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
-            raise InputError(f"{where}: splits needs a fraction or a count above 0 for {name!r}, got {size!r}")
+        # Not `size <= 0`: NaN is neither above 0 nor below.
+        if isinstance(size, bool) or not isinstance(size, int | float) or not size > 0:
+            raise InputError(f"{where}: splits needs a fraction or a count above 0 for {name!r}, got {shorten(size)}")
     fractions = sum(size for size in sizes.values() if isinstance(size, float))
     if fractions > 1 + 1e-9:
         raise InputError(f"{where}: the fractions in splits add up to {fractions:g}: make it at most 1")
+
+
+def check_seed(seed: int) -> None:
+    """InputError unless every generator of random numbers takes the seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"the seed must be a whole number from 0 to {LARGEST_SEED:,}, got {shorten(seed)}")
 
 
 def split(
@@ -68,7 +77,7 @@ def _source(name: str, pools: Mapping[str, Sequence[Example]], where: str) -> st
         if candidate in pools:
             return candidate
     known = ", ".join((*_TRAIN[:1], *_DEV[:1], *_TEST[:1]))
-    raise InputError(f"{where}: no split file for {name!r} among {', '.join(pools)}: name them {known}")
+    raise InputError(f"{where}: no split file for {name!r} among {listed(pools)}: name them {known}")
 
 
 def _groups(examples: Sequence[Example], seed: int) -> list[list[Example]]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sieve.errors import InputError
 from sieve.tasks.example import Example, render, template_fields, with_shots
 from sieve.tasks.rows import check_source, load_pools
 from sieve.tasks.splits import DEFAULT_SIZES, check_sizes, split
+from sieve.utils.messages import shorten
+from sieve.utils.safe_yaml import read_yaml
 
 _BUILTIN = Path(__file__).parent / "builtin"
 _ALLOWED = {
@@ -135,7 +135,7 @@ class Task:
 
     def _require(self, holds: Any, key: str, wanted: str, attribute: str | None = None) -> None:
         if not holds:
-            raise InputError(f"{self.where}: {key} must be {wanted}, got {getattr(self, attribute or key)!r:.60}")
+            raise InputError(f"{self.where}: {key} must be {wanted}, got {shorten(getattr(self, attribute or key))}")
 
     def _check_answers(self, examples: Sequence[Example]) -> None:
         targets = {example.target for example in examples}
@@ -169,15 +169,8 @@ def load_task(task: str | Path | Task) -> Task:
         near = difflib.get_close_matches(str(task), builtin_tasks(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         known = ", ".join(builtin_tasks())
-        raise InputError(f"unknown task {str(task)!r}: {hint}Built in are {known}; your own is a .yaml file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(f"cannot read the task file {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"the task file {path} is not YAML: {' '.join(str(error).split())}") from None
-    return _from_mapping(values, path)
+        raise InputError(f"unknown task {shorten(str(task))}: {hint}Built in are {known}; your own is a .yaml file")
+    return _from_mapping(read_yaml(path, "the task file"), path)
 
 
 def _from_mapping(values: Any, path: Path) -> Task:
@@ -188,7 +181,7 @@ def _from_mapping(values: Any, path: Path) -> Task:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise InputError(f"{path}: unknown key {key!r}{hint}; known are {', '.join(known)}")
+            raise InputError(f"{path}: unknown key {shorten(key)}{hint}; known are {', '.join(known)}")
     for key in ("type", "data", "prompt"):
         if key not in values:
             raise InputError(f"{path}: the key {key!r} is missing")
