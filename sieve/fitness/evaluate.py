@@ -12,6 +12,7 @@ import torch
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, score_copies
+from sieve.fitness.metrics import metric_function
 from sieve.models import context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_text
@@ -209,6 +210,7 @@ def _generation(
 ) -> Prepared:
     from sieve.fitness.generation import greedy_answers, score_answer  # imports much of transformers
 
+    metric_function(task.metric, task.normalise)  # a missing library is found before the model runs
     questions = [[Continuation(*encode(tokenizer, task, example, example.target))] for example in examples]
     questions = _fitted(model, questions, task)
     prompts = [encode(tokenizer, task, example, "")[0] for example in examples]
@@ -225,7 +227,7 @@ def _generation(
         return Scores(
             score=np.array(
                 [
-                    score_answer(answer, example.references, task.metric)
+                    score_answer(answer, example.references, task.metric, task.normalise)
                     for answer, example in zip(answers, examples, strict=True)
                 ]
             ),

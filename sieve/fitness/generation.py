@@ -1,8 +1,5 @@
-"""Greedy answers and how they are judged."""
+"""Greedy answers."""
 
-import re
-import string
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,7 +17,10 @@ from transformers import (
 from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.likelihood import batches
+from sieve.fitness.metrics import score_answer
 from sieve.fitness.numerics import first_nonfinite
+
+__all__ = ["greedy_answers", "score_answer"]
 
 
 def greedy_answers(
@@ -105,36 +105,3 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
-
-
-def score_answer(answer: str, references: Sequence[str], metric: str) -> float:
-    """The best score of `answer` against any of the references, in [0, 1].
-
-    Texts are compared as for SQuAD (Rajpurkar et al. 2016): lower case, no punctuation, no articles.
-    """
-    compare = {"exact_match": _exact, "contains": _contains, "f1": _f1}[metric]
-    given = normalized(answer)
-    return max(compare(given, normalized(reference)) for reference in references)
-
-
-def normalized(text: str) -> list[str]:
-    """Words of a text in lower case, without ASCII punctuation and English articles."""
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def _exact(given: list[str], right: list[str]) -> float:
-    return float(given == right)
-
-
-def _contains(given: list[str], right: list[str]) -> float:
-    spans = (given[start : start + len(right)] for start in range(len(given) - len(right) + 1))
-    return float(any(span == right for span in spans))
-
-
-def _f1(given: list[str], right: list[str]) -> float:
-    """Harmonic mean of the shares of words in common."""
-    if not given or not right:
-        return float(given == right)
-    common = sum((Counter(given) & Counter(right)).values())
-    return 2 * common / (len(given) + len(right))

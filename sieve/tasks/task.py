@@ -1,7 +1,9 @@
 """What a task is, and reading one from YAML."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,16 @@ _BUILTIN = Path(__file__).parent / "builtin"
 _ALLOWED = {
     "type": ("multiple_choice", "generation", "perplexity"),
     "normalize": ("none", "length", "prior"),
-    "metric": ("exact_match", "contains", "f1"),
+    "normalise": ("none", "squad", "numeric"),
 }
+_METRICS = ("exact_match", "contains", "f1", "rouge_l", "bleu", "chrf")
+_OWN_METRIC = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+ALLOW_CODE = "SIEVE_ALLOW_CODE"  # set to 1, task files may name functions of the user's own
 _ONLY_FOR = {  # keys that have no meaning for the other types
     "choices": "multiple_choice",
     "normalize": "multiple_choice",
     "metric": "generation",
+    "normalise": "generation",
     "max_new_tokens": "generation",
     "stop": "generation",
 }
@@ -48,7 +54,9 @@ class Task:
     shots: solved examples before every prompt, taken out of the calibration split.
     split_sizes: fraction (float) or count (int) for calibration, fitness, validation and test.
     chat: wrap prompts by the tokenizer's chat template.
-    metric: of a generated answer: "exact_match" | "contains" | "f1".
+    metric: of a generated answer: "exact_match" | "contains" | "f1" | "rouge_l" | "bleu" | "chrf" | an own function
+        (answer, references) → score in [0, 1], as "module:function" or itself.
+    normalise: of answers and references before words are compared: "none" | "squad" | "numeric".
     max_new_tokens, stop: where generation ends at the latest; `stop` is a text, or None for end-of-text alone.
     file: where the task was read from.
     """
@@ -64,7 +72,8 @@ class Task:
     shots: int = 0
     split_sizes: Mapping[str, float | int] = field(default_factory=lambda: dict(DEFAULT_SIZES))
     chat: bool = False
-    metric: str = "exact_match"
+    metric: str | Callable[[str, Sequence[str]], float] = "exact_match"
+    normalise: str = "squad"
     max_new_tokens: int = 32
     stop: str | None = "\n"
     file: Path | None = None
@@ -107,6 +116,9 @@ class Task:
             self._require(isinstance(getattr(self, name), str), name, "a text")
         for name, values in _ALLOWED.items():
             self._require(getattr(self, name) in values, name, f"one of {', '.join(values)}")
+        named = isinstance(self.metric, str) and (self.metric in _METRICS or _OWN_METRIC.fullmatch(self.metric))
+        wanted = f"one of {', '.join(_METRICS)} or module:function"
+        self._require(named or callable(self.metric), "metric", wanted)
         for name, least in (("shots", 0), ("max_new_tokens", 1)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
@@ -185,6 +197,11 @@ def _from_mapping(values: Any, path: Path) -> Task:
     for key in ("type", "data", "prompt"):
         if key not in values:
             raise InputError(f"{path}: the key {key!r} is missing")
+    own = isinstance(values.get("metric"), str) and _OWN_METRIC.fullmatch(values["metric"])
+    if own and os.environ.get(ALLOW_CODE) != "1":
+        raise InputError(
+            f"{path}: metric {values['metric']!r} names code that would run here: set {ALLOW_CODE}=1 if you trust it"
+        )
     values = {"name": path.stem, **values}
     if "splits" in values:
         values["split_sizes"] = values.pop("splits")
