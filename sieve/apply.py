@@ -1,4 +1,7 @@
-"""A plan onto a model: for good (`apply_`), or for as long as a search looks at it (`sliced`)."""
+"""A plan onto a model: for good (`apply_`), or for a while.
+
+`applied` is what `apply_` stores; `sliced` turns quickly from plan to plan, for a search, up to rounding.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from sieve.masks import Masks, mask_, masked
 from sieve.masks.apply import MaskSlices
 from sieve.matrices import low_rank, prunable, replace
 from sieve.plan import DENSE, Plan
-from sieve.projections import Factors, pivoted, slices_of
+from sieve.projections import FactorPair, Factors, pivoted, slices_of
 
 
 def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, int | str]) -> PreTrainedModel:
@@ -27,7 +30,8 @@ def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, 
             pivoted `Plan`, the pairs are `PivotedLinear`: the same maps in fewer parameters. Of masks, the rank is
             how many weights a row keeps; modules stay what they are.
 
-    Returns: the same model object.
+    Returns: the same model object. Of the plan of a `sieve.search` with these factors it has, bit for bit, the weights
+        whose scores were confirmed on the validation split.
 
     Raises: InputError before anything is changed, if the plan names an unknown matrix or an impossible rank.
 
@@ -44,30 +48,62 @@ def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, 
         mark_masked(model, kept, factors.options.pattern)
         return model
     for name, rank in plan.ranks().items():
-        layer = model.get_submodule(name)
-        shift = factors[name].shift(rank)
-        pair = low_rank(layer, rank, pivoted=plan.pivoted, biased=shift is not None)
-        with torch.no_grad():
-            if plan.pivoted:
-                A, C, permutation = pivoted(factors[name], rank)
-                pair.C.weight.copy_(C)
-                pair.permutation.copy_(permutation)
-                bias = pair.bias
-            else:
-                A, B = factors[name].slice(rank)
-                pair.B.weight.copy_(B)
-                bias = pair.B.bias
-            pair.A.weight.copy_(A)
-            if shift is not None:
-                bias.copy_(centred_bias(layer.bias, shift, bias.dtype))
-            elif bias is not None:
-                bias.copy_(layer.bias)
-        pair.train(layer.training)
-        pair.requires_grad_(layer.weight.requires_grad)
-        replace(model, name, pair)
+        replace(model, name, _stored(model.get_submodule(name), factors[name], rank, plan.pivoted))
     fuse_(model)
     mark(model)
     return model
+
+
+@contextmanager
+def applied(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, int | str]) -> Iterator[None]:
+    """Within the block the model has the weights that `apply_` would give it, bit for bit; afterwards its own again.
+
+    A search judges plans by slices of nested factors. What is stored of a plan is the same map but for rounding:
+    pivoted, with the means in the bias, in the model's dtype. This is that form, for a look at it.
+
+    Args:
+        model: the dense model, or inside `sliced` with no plan set.
+        factors, plan: as for `apply_`; whether pairs are pivoted is what the factors say.
+    """
+    if isinstance(factors, Masks):
+        with masked(model, factors) as turned:
+            turned.set(plan)
+            yield
+        return
+    originals = {name: model.get_submodule(name) for name in factors}
+    ranks = Plan(plan).ranks()
+    try:
+        for name, layer in originals.items():
+            dense = layer.dense if isinstance(layer, SlicedLinear) else layer
+            stored = _stored(dense, factors[name], ranks[name], factors.pivoted) if name in ranks else dense
+            replace(model, name, stored)
+        yield
+    finally:
+        for name, layer in originals.items():
+            replace(model, name, layer)
+
+
+@torch.no_grad()
+def _stored(layer: nn.Module, factors: FactorPair, rank: int, pivot: bool) -> nn.Module:
+    """The pair that takes the place of a dense layer."""
+    shift = factors.shift(rank)
+    pair = low_rank(layer, rank, pivoted=pivot, biased=shift is not None)
+    if pivot:
+        A, C, permutation = pivoted(factors, rank)
+        pair.C.weight.copy_(C)
+        pair.permutation.copy_(permutation)
+        bias = pair.bias
+    else:
+        A, B = factors.slice(rank)
+        pair.B.weight.copy_(B)
+        bias = pair.B.bias
+    pair.A.weight.copy_(A)
+    if shift is not None:
+        bias.copy_(centred_bias(layer.bias, shift, bias.dtype))
+    elif bias is not None:
+        bias.copy_(layer.bias)
+    pair.train(layer.training)
+    return pair.requires_grad_(layer.weight.requires_grad)
 
 
 class Slices:

@@ -22,12 +22,11 @@ from sieve.masks import mask
 from sieve.matrices import prunable
 from sieve.methods import MASKS
 from sieve.models import load_model
-from sieve.projections import project, refit
+from sieve.projections import project
 from sieve.recipe import Recipe
 from sieve.report import build_report, mask_report
 from sieve.searchers import run_search
-from sieve.searchers.problem import within
-from sieve.searchers.refitted import smallest_refitted
+from sieve.searchers.refitted import best_refitted, smallest_refitted
 from sieve.shared import share_inputs_
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
@@ -103,28 +102,23 @@ def _pruned(
     if recipe.refit:
         with stages("refit"):
             if recipe.kept is not None:
-                chosen = refit(model, factors, result.plan, measured)
+                refitted = best_refitted(model, tokenizer, factors, measured, result, task, recipe.seed)
             else:
                 refitted = smallest_refitted(
                     model, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident, recipe.seed
                 )
-                if refitted is None:
-                    progress.say("  no refitted plan is within the tolerance: the pairs stay as they are")
-                else:
-                    chosen, result = refitted.factors, replace(result, plan=refitted.plan, pruned=refitted.pruned)
+            if refitted is None:
+                progress.say("  no refitted plan is within the tolerance: the pairs stay as they are")
+            else:
+                chosen, result = refitted.factors, replace(result, plan=refitted.plan, pruned=refitted.pruned)
     with stages("test"):
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
         scores["dense"]["test"] = evaluate(model, tokenizer, task, splits["test"])
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
-        # Report what is stored: refitted or pivoted, that is not quite the slices that were searched.
-        changed = result.plan.pivoted or recipe.refit
-        stored = ("fitness", "validation", "test") if changed else ("test",)
-        scores["pruned"] |= {split: evaluate(model, tokenizer, task, splits[split]) for split in stored}
-        validation = (scores[which]["validation"] for which in ("pruned", "dense"))
-        if not within(*validation, recipe.tolerance, recipe.confident):
-            progress.note("stored, the weights are others than were searched: below the tolerance")
+        # What was confirmed is what is stored now: only the test split has not been asked yet.
+        scores["pruned"]["test"] = evaluate(model, tokenizer, task, splits["test"])
     masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
     report = build_report(

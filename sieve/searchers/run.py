@@ -12,8 +12,8 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
-from sieve.apply import sliced
-from sieve.errors import InputError, ToleranceError
+from sieve.apply import applied, sliced
+from sieve.errors import InputError
 from sieve.fitness import Scores
 from sieve.fitness.engine import Engine, slices
 from sieve.fitness.evaluate import Prepared, prepare
@@ -28,6 +28,7 @@ from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.budget import budget, smaller
+from sieve.searchers.confirm import confirm
 from sieve.searchers.ga import ga
 from sieve.searchers.objective import measure, size_of
 from sieve.searchers.options import Options
@@ -57,9 +58,10 @@ Fitness = Callable[[PreTrainedModel, Sequence[Example]], Sequence[float]]
 class SearchResult:
     """The confirmed plan and how it was found.
 
-    dense, pruned: scores by split ("fitness", "validation").
-    evaluated: every candidate the search scored on all fitness examples, in order.
-    validation_attempts: how many candidates the validation split was asked about.
+    dense, pruned: scores by split ("fitness", "validation"); `pruned` are those of the plan's stored form, the same
+        bits as `sieve.evaluate` gives after `sieve.apply_`.
+    evaluated: every candidate the search scored on all fitness examples, in order, as slices of the factors.
+    tried: the plans that validation was asked about and what it said of their stored form, in order.
     resolution: how fine a difference the fitness split can tell.
     cost: what the candidates cost and would have cost (`Cost.summary`), and the bytes that shared states took at most.
     rank_correlation: Spearman's, of the surrogate's predictions (made before each evaluation) with the losses that were
@@ -73,12 +75,17 @@ class SearchResult:
     dense: dict[str, Scores]
     pruned: dict[str, Scores]
     evaluated: list[Candidate]
-    validation_attempts: int
+    tried: list[Candidate]
     resolution: Resolution
     cost: dict[str, Any]
     rank_correlation: float | None = None
     bottlenecks: list[Bottleneck] | None = None
     smaller: Sequence[Plan] = ()
+
+    @property
+    def validation_attempts(self) -> int:
+        """How many candidates the validation split was asked about."""
+        return len(self.tried)
 
 
 def search(
@@ -92,8 +99,10 @@ def search(
 ) -> Plan:
     """The smallest plan whose task accuracy stays within `tolerance` of the dense model's.
 
-    Chosen on the task's fitness split and confirmed on its validation split; the test split is not touched.
-    The model is dense again afterwards. Options are those of `run_search`, which also tells how it got there.
+    Chosen on the task's fitness split and confirmed on its validation split, in the very form that `sieve.apply_` gives
+    it (pivoted, rounded to the model's dtype): evaluated on that split after `apply_`, the model scores the same to the
+    last bit. The test split is not touched. The model is dense again afterwards.
+    Options are those of `run_search`, which also tells how it got there.
 
     Raises: InputError for bad arguments, ToleranceError when no pruned model is good enough.
 
@@ -131,7 +140,8 @@ def run_search(
         seed: of the task's splits and of the search.
         matrices: names of those that may be pruned; the others stay dense.
         fitness: scores in the place of the task's own: (model, examples) → one number per example, larger is better.
-            The model is any candidate; the examples are those of the split that is asked about.
+            The model is any candidate, in the end in the form in which it would be stored; the examples are those of
+            the split that is asked about.
         journal: file that keeps every evaluation; a search begun again with it goes on where it was.
         options: fields of `Options`.
     """
@@ -194,56 +204,37 @@ def run_search(
         problem = Problem(
             chosen, score, dense["fitness"], tolerance, confident, multiple, seed, engine, curves, choices, sizes
         )
-        validation = ready(splits["validation"])
+        whole = {split: ready(splits[split]) for split in ("fitness", "validation")}
 
-        def confirm(plan: Mapping[str, int | str]) -> Scores:
-            turned.set(plan)
-            return validation.run(model)
+        def stored(plan: Plan, *asked: str) -> list[Scores]:
+            """Scores of what `apply_` makes of a plan."""
+            turned.set({})
+            with applied(model, factors, plan):
+                return [whole[split].run(model) for split in asked]
 
-        dense["validation"] = confirm({})
+        turned.set({})
+        dense["validation"] = whole["validation"].run(model)
         if choices.kept is None:
             for split, scores in dense.items():
                 _require_attainable(scores, split, tolerance, confident)
-        attempts, taken = 0, None
-        for candidate in SEARCHERS[search](problem):
-            attempts += 1
-            scores = confirm(candidate.plan)
-            if choices.kept is not None:
-                better = taken is None or _merit(scores) > _merit(taken[1])
-                verdict = "the best yet" if better else "no better"
-            else:
-                better = within(scores, dense["validation"], tolerance, confident)
-                verdict = "confirmed" if better else "not confirmed, next larger"
-            progress.say(
-                f"  {candidate.plan.prunable_removed(every):6.1%} removed: validation accuracy {scores.accuracy:.3f}, "
-                f"dense {dense['validation'].accuracy:.3f}: {verdict}"
-            )
-            if better:
-                taken = candidate, scores
-                if choices.kept is None:
-                    break
-        if taken is None:
-            raise ToleranceError(_nearest(problem, attempts))
-        candidate, scores = taken
-        tested = bottlenecks(problem, candidate) if choices.bottlenecks and not few else None
+        offered = SEARCHERS[search](problem)
+        found = confirm(problem, offered, lambda plan: stored(plan, "validation")[0], dense["validation"])
+        plan = found.winner.plan
+        (fitness_scores,) = stored(plan, "fitness")
+        tested = bottlenecks(problem, found.winner) if choices.bottlenecks and not few else None
         return SearchResult(
-            Plan(candidate.plan, pivoted=factors.pivoted),
+            Plan(plan, pivoted=factors.pivoted),
             every,
             dense,
-            {"fitness": candidate.scores, "validation": scores},
+            {"fitness": fitness_scores, "validation": found.validation},
             problem.evaluated,
-            attempts,
+            found.tried,
             limits,
             engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes},
             problem.rank_correlation,
             tested,
-            smaller(problem, candidate.plan),
+            smaller(problem, plan),
         )
-
-
-def _merit(scores: Scores) -> tuple[float, float]:
-    """What validation chooses by: the score itself, which a search by likelihoods has not looked at, and then those."""
-    return scores.accuracy, float(scores.evidence.mean())
 
 
 def _curves(
@@ -348,16 +339,3 @@ def _require_attainable(dense: Scores, split: str, tolerance: float, confident: 
         )
     if dense.accuracy <= 0:
         progress.note(f"the dense model scores 0 on the {split} split: every model is as good")
-
-
-def _nearest(problem: Problem, attempts: int) -> str:
-    best = max(problem.evaluated, key=lambda candidate: candidate.scores.accuracy, default=None)
-    if best is None:
-        return "every level of every matrix is dense at this --rank-multiple: choose a smaller one"
-    floor = (1 - problem.tolerance) * problem.dense.accuracy
-    where = f"none of the {attempts} candidates passed validation" if attempts else "no candidate reached it"
-    return (
-        f"no pruned model has an accuracy of at least {floor:.3f} ({where}); nearest: "
-        f"{best.plan.prunable_removed(problem.matrices):.1%} removed at {best.scores.accuracy:.3f} on fitness data. "
-        "Raise --tolerance or --calibration-tokens"
-    )

@@ -1,0 +1,88 @@
+"""Which of the candidates that a search offers is taken: what the validation split says of them, as they are stored.
+
+A search judges candidates by slices of nested factors. Pivoted, refitted and rounded they are the same maps only up to
+rounding, which can change answers; so what is confirmed is the form that `sieve.apply_` leaves in the model.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sieve import progress
+from sieve.errors import ToleranceError
+from sieve.fitness import Scores
+from sieve.plan import Plan
+from sieve.searchers.problem import Candidate, Problem, within
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The candidate that was taken.
+
+    winner: as the search scored it, on the fitness split.
+    validation: scores of its stored form on the validation split.
+    tried: every plan that validation was asked about, with those scores, in order.
+    """
+
+    winner: Candidate
+    validation: Scores
+    tried: list[Candidate]
+
+
+def confirm(
+    problem: Problem, offered: Iterable[Candidate], stored: Callable[[Plan], Scores], dense: Scores
+) -> Confirmed:
+    """The first candidate whose stored form is within the tolerance; where a size is asked for, the best of all.
+
+    Args:
+        offered: by the search, the one that it would choose first.
+        stored: plan → scores of its stored form on the validation split.
+        dense: the dense model's on that split.
+
+    Raises: ToleranceError naming the nearest where none passes.
+    """
+    by_size = problem.options.kept is not None
+    tried: list[Candidate] = []
+    taken: tuple[Candidate, Scores] | None = None
+    for candidate in offered:
+        scores = stored(candidate.plan)
+        tried.append(Candidate(candidate.plan, scores))
+        if by_size:
+            better = taken is None or merit(scores) > merit(taken[1])
+            verdict = "the best yet" if better else "no better"
+        else:
+            better = within(scores, dense, problem.tolerance, problem.confident)
+            verdict = "confirmed" if better else "not confirmed, next larger"
+        removed = candidate.plan.prunable_removed(problem.matrices)
+        progress.say(
+            f"  {removed:6.1%} removed, as it is stored: validation accuracy {scores.accuracy:.3f}, "
+            f"dense {dense.accuracy:.3f}: {verdict}"
+        )
+        if better:
+            taken = candidate, scores
+            if not by_size:
+                break
+    if taken is None:
+        raise ToleranceError(_nearest(problem, tried, dense))
+    return Confirmed(*taken, tried)
+
+
+def merit(scores: Scores) -> tuple[float, float]:
+    """What validation chooses by: the score itself, which a search by likelihoods has not looked at, and then those."""
+    return scores.accuracy, float(scores.evidence.mean())
+
+
+def _nearest(problem: Problem, tried: list[Candidate], dense: Scores) -> str:
+    """Why nothing was taken, and how near the best came: on the validation split if any got so far."""
+    candidates, reference, split = (
+        (tried, dense, "validation") if tried else (problem.evaluated, problem.dense, "fitness")
+    )
+    best = max(candidates, key=lambda candidate: candidate.scores.accuracy, default=None)
+    if best is None:
+        return "every level of every matrix is dense at this --rank-multiple: choose a smaller one"
+    floor = (1 - problem.tolerance) * reference.accuracy
+    passed = f"none of the {len(tried)} candidates passed validation" if tried else "no candidate reached it"
+    return (
+        f"no pruned model has an accuracy of at least {floor:.3f} on {split} data ({passed}); nearest: "
+        f"{best.plan.prunable_removed(problem.matrices):.1%} removed at {best.scores.accuracy:.3f}. "
+        "Raise --tolerance or --calibration-tokens"
+    )
