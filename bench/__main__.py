@@ -108,6 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     device = torch.device(options.device)
     identity, rows = devices.identity(device), []
+    if options.output.exists() and not _is_table(options.output):
+        print(f"{options.output} is no table of this benchmark: name another file with --output", file=sys.stderr)
+        return 2
     with options.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -122,6 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
         plot(rows, options.plot)
         print(f"plot in {options.plot}")
     return 0
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file is one that this benchmark wrote, or empty."""
+    with file.open(errors="replace", newline="") as lines:
+        return next(csv.reader(lines), COLUMNS) == list(COLUMNS)
 
 
 def _say(row: dict) -> None:

@@ -1,5 +1,6 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves a broken one behind."""
 
+import atexit
 import errno
 import fcntl
 import json
@@ -10,9 +11,11 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from sieve import progress
 from sieve.errors import InputError, StorageError
 
 _LOCK = "sieve.lock"  # in a folder that is being written
@@ -20,10 +23,70 @@ _HOLDER = "process "  # what every lock of ours begins with
 
 
 def cache_dir() -> Path:
-    """Where converted models and calibration statistics live: $SIEVE_CACHE, else the user's cache folder."""
-    if "SIEVE_CACHE" in os.environ:
-        return Path(os.environ["SIEVE_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sieve"
+    """Where converted models and calibration statistics live: $SIEVE_CACHE, else the user's cache folder.
+
+    Raises: StorageError where the user has no home.
+    """
+    place = os.environ.get("SIEVE_CACHE")
+    try:
+        if place:
+            return Path(place).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sieve"
+    except RuntimeError as error:
+        raise StorageError("there is no home folder for a cache: name a folder in SIEVE_CACHE") from error
+
+
+def cache_folder(name: str) -> Path | None:
+    """The user's own cache folder of this name; made, and closed to others, if it is missing.
+
+    None, with a note, where there is none: it cannot be made, belongs to another user or is open to everyone.
+    """
+    try:
+        folder = cache_dir() / name
+        with storage_errors(folder):
+            folder.parent.parent.mkdir(parents=True, exist_ok=True)
+            for one in (folder.parent, folder):
+                one.mkdir(mode=0o700, exist_ok=True)
+                if (reason := why_untrusted(one)) is not None:
+                    progress.note_once(f"the cache is not used: {reason}")
+                    return None
+            remove_leftovers(folder)
+            return folder
+    except StorageError as error:
+        progress.note_once(f"going on without a cache: {error}")
+        return None
+
+
+def in_cache(path: str | Path) -> bool:
+    """Whether a path lies in the user's cache."""
+    with suppress(StorageError):
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(cache_dir()))
+    return False
+
+
+def why_untrusted(path: str | Path) -> str | None:
+    """Why others may have put something at this path; None where only this user and root could.
+
+    In a folder with the sticky bit, such as /tmp, everyone can make files, but not put them in the place of others'.
+    """
+    status = Path(path).stat()
+    if status.st_uid not in (0, os.getuid()):
+        return f"{path} belongs to another user"
+    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    return f"everyone can write to {path}" if status.st_mode & stat.S_IWOTH and not sticky else None
+
+
+@cache
+def process_folder() -> Path:
+    """A folder for this process alone, for what a cache would hold; it goes when the process ends.
+
+    Raises: StorageError where no temporary folder can be made.
+    """
+    stack = ExitStack()
+    with storage_errors(Path("a temporary folder")):
+        folder = stack.enter_context(locked_folder(Path(tempfile.gettempdir()), "sieve"))
+    atexit.register(stack.close)
+    return folder
 
 
 def require_new(path: str | Path) -> Path:
@@ -77,15 +140,15 @@ def _making(path: Path) -> Iterator[tuple[Path, Path, int]]:
     with storage_errors(path):
         final = Path(os.path.realpath(path))
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _locked_folder(final.parent, final.name) as folder:
+        with locked_folder(final.parent, final.name) as folder:
             # The lock was made as users make files: its mode is what their umask leaves of 0666.
             yield folder / final.name, final, stat.S_IMODE((folder / _LOCK).stat().st_mode)
             _sync(final.parent)
 
 
 @contextmanager
-def _locked_folder(place: Path, name: str) -> Iterator[Path]:
-    """A new hidden folder in `place` for this process alone; it goes when the block ends."""
+def locked_folder(place: Path, name: str) -> Iterator[Path]:
+    """A new hidden folder in `place` for this process alone, named after `name`; it goes when the block ends."""
     remove_leftovers(place)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name[:50]}."))
     try:
@@ -114,6 +177,12 @@ def remove_leftovers(place: str | Path) -> None:
                 second.close()
                 continue
             shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """StorageError now, not after long work, where `atomic_file` could not write to this path."""
+    with _making(Path(path)):
+        pass
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,14 +8,22 @@ model then runs in.
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from sieve import progress
 from sieve.errors import InputError, StorageError
-from sieve.files import atomic_folder, cache_dir, write_json
+from sieve.files import (
+    atomic_folder,
+    cache_folder,
+    locked_folder,
+    process_folder,
+    storage_errors,
+    why_untrusted,
+    write_json,
+)
 
 _FORMAT = 1  # of the folder: raise it when the conversion changes
 _MANIFEST = "manifest.json"
@@ -26,26 +34,61 @@ def safetensors_folder(gguf: Path) -> Path:
     """The cached folder with the model and tokenizer of `gguf`; converts on first use, or if the copy is damaged.
 
     The folder is named by the file's contents, appears only when complete, and its checksums are verified every time.
-    Processes that convert the same file at once do so side by side; the first to finish is kept.
+    Processes that convert the same file at once do so side by side; the first to finish is kept. Where there is no
+    cache that can be trusted and written, the folder is one of this process and goes with it.
 
     Raises: InputError if the file is no GGUF or of an architecture that transformers cannot read; StorageError.
     """
     source = {"name": gguf.name, "bytes": gguf.stat().st_size, "sha256": _sha256(gguf)}
-    folder = cache_dir() / "models" / f"{gguf.stem}-{source['sha256'][:16]}"
-    if folder.exists():
+    name = f"{gguf.stem}-{source['sha256'][:16]}"
+    cached = cache_folder("models")
+    if cached is not None:
+        try:
+            return _converted(gguf, source, cached / name)
+        except StorageError as error:
+            progress.note_once(f"the converted {gguf.name} is not kept: {error}")
+    return _converted(gguf, source, process_folder() / name)
+
+
+def _converted(gguf: Path, source: dict[str, Any], folder: Path) -> Path:
+    """`folder`, where it is or becomes a conversion of `source` that can be trusted; else StorageError."""
+    there = folder.exists()
+    if there:
+        if reason := _why_untrusted(folder):
+            raise StorageError(f"there is a copy that is not used, {reason}")
         if _is_intact(folder, source):
             return folder
         progress.say(f"  the cached copy of {gguf.name} is damaged: making it again")
-        shutil.rmtree(folder, ignore_errors=True)
-    progress.say(f"  converting {gguf.name}, once")
+    else:
+        progress.say(f"  converting {gguf.name}, once")
     try:
-        with atomic_folder(folder) as temporary:
-            _convert(gguf, temporary)
-            write_json(temporary / _MANIFEST, {"format": _FORMAT, "source": source, "files": _checksums(temporary)})
+        with storage_errors(folder):
+            (_mend if there else _make)(gguf, source, folder)
+            for path in (folder, *folder.iterdir()):
+                path.chmod(0o700 if path.is_dir() else 0o600)
     except (InputError, StorageError):
         if not _is_intact(folder, source):  # else another process was quicker
             raise
     return folder
+
+
+def _make(gguf: Path, source: dict[str, Any], folder: Path) -> None:
+    with atomic_folder(folder) as temporary:
+        _convert(gguf, temporary)
+        write_json(temporary / _MANIFEST, {"format": _FORMAT, "source": source, "files": _checksums(temporary)})
+
+
+def _mend(gguf: Path, source: dict[str, Any], folder: Path) -> None:
+    """Put the files of a new conversion in the place of those that are there; others stay."""
+    with locked_folder(folder.parent, folder.name) as place:
+        made = place / folder.name
+        _make(gguf, source, made)
+        for file in sorted(made.iterdir(), key=lambda file: file.name == _MANIFEST):  # the manifest last
+            file.replace(folder / file.name)
+
+
+def _why_untrusted(folder: Path) -> str | None:
+    return next(filter(None, map(why_untrusted, (folder, *folder.iterdir()))), None)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -66,16 +109,18 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _is_intact(folder: Path, source: dict[str, Any]) -> bool:
-    """Whether the folder is a complete, unchanged conversion of `source`."""
+    """Whether the folder is a complete, unchanged conversion of `source`; other files in it do not matter."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return manifest == {"format": _FORMAT, "source": source, "files": _checksums(folder)}
-    except (OSError, ValueError):
+        wanted = {"format": _FORMAT, "source": source, "files": _checksums(folder, manifest["files"])}
+        return manifest == wanted
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.iterdir() if file.name != _MANIFEST)
+def _checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Name → SHA-256 of these files of a folder, or of all."""
+    files = sorted(folder.iterdir() if names is None else (folder / name for name in names))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
 

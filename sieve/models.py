@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,12 +82,16 @@ def load_model(
 
 def model_fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over every parameter's name, shape, dtype and contents; tied parameters count once."""
-    parameters = list(model.named_parameters())
+    return tensors_digest(dict(model.named_parameters()))
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) over every tensor's name, shape, dtype and contents, in the order that they have."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
-        digests = pool.map(_content_digest, (parameter for _, parameter in parameters))
+        digests = pool.map(_content_digest, tensors.values())
         total = hashlib.sha256()
-        for (name, parameter), digest in zip(parameters, digests, strict=True):
-            total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {digest}\n".encode())
+        for (name, tensor), digest in zip(tensors.items(), digests, strict=True):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {digest}\n".encode())
     return total.hexdigest()
 
 
@@ -125,8 +129,8 @@ def quiet_transformers(bars_off: bool = True) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _content_digest(parameter: torch.Tensor) -> str:
-    data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+def _content_digest(tensor: torch.Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(data.numpy()).hexdigest()
 
 

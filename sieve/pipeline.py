@@ -15,7 +15,7 @@ from sieve.calibration import Statistics, calibrate
 from sieve.checkpoint import model_bytes, model_parameters, save
 from sieve.checkpoint.quantizer import SieveConfig
 from sieve.errors import InputError
-from sieve.files import cache_dir, require_new
+from sieve.files import cache_folder, require_new
 from sieve.fitness import evaluate
 from sieve.fitness.workers import require_workers
 from sieve.masks import mask
@@ -128,9 +128,9 @@ def _pruned(
     return report
 
 
-def calibration_cache() -> Path:
+def calibration_cache() -> Path | None:
     """Where the command line keeps the last calibration, so that a run begun again need not repeat it."""
-    return cache_dir() / "calibration"
+    return cache_folder("calibration")
 
 
 def _require_dense(model: PreTrainedModel, source: str) -> None:

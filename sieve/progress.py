@@ -16,6 +16,7 @@ from sieve.utils.terminal import printable
 
 console = make_console(stderr=True)
 _shown: bool | None = None
+_noted: set[str] = set()
 _drawing = False
 
 
@@ -44,6 +45,13 @@ def say(message: str, style: str = "") -> None:
 def note(message: str) -> None:
     """A line that the user should not miss."""
     say(f"  note: {message}", style="yellow")
+
+
+def note_once(message: str) -> None:
+    """`note`, but only the first time in this process."""
+    if is_shown() and message not in _noted:
+        _noted.add(message)
+        note(message)
 
 
 @contextmanager

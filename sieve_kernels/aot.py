@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,9 +42,10 @@ def write(table: dict, path: Path) -> None:
         rows = [row for row in table[part] if row["case"] in CASE_NAMES]
         rows.sort(key=lambda row, keys=keys: [order[row[key]] for key in keys])
         parts.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-    temporary.replace(path)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
+        temporary.write("{\n" + ",\n".join(parts) + "\n}\n")
+    os.chmod(temporary.name, 0o644)  # a temporary file is for its owner alone
+    Path(temporary.name).replace(path)
 
 
 def compiled(targets: list[str], dtypes: list[str], cases: list[str], shapes: list[str], jobs: int) -> list[dict]:

@@ -115,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     if file is None:
         print(f"{tuned.VARIABLE}=off: name a file with --output", file=sys.stderr)
         return 2
+    if not tuned.may_write(file):
+        print(f"{file} is no file of choices, or damaged: remove it or name another with --output", file=sys.stderr)
+        return 2
 
     entries = []
     with torch.inference_mode():

@@ -73,6 +73,14 @@ def write(file: Path, device: str, choices: list[dict]) -> None:
     Path(temporary.name).replace(file)
 
 
+def may_write(file: Path) -> bool:
+    """Whether nothing is at `file`, or a file of choices, of whatever version and device."""
+    try:
+        return not file.exists() or {"version", "device", "choices"} <= json.loads(file.read_text()).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
 @lru_cache
 def _read(file: Path, device: str) -> dict[tuple, str]:
     return {_key(entry): entry["implementation"] for entry in _entries(file, device)} if file.exists() else {}

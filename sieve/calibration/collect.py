@@ -1,7 +1,5 @@
 """The calibration pass: forward hooks stream activations of every prunable matrix into Gram matrices."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.calibration.gradients import backward, column_basis, watching_gradients
+from sieve.calibration.keep import keep, kept_file, kept_statistics
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
@@ -25,7 +24,6 @@ from sieve.tasks import Task, load_task
 from sieve_kernels import channel_sums, gram_
 
 HELD_BACK = 8  # one example in so many
-SUFFIX = ".safetensors"
 
 
 def calibrate(
@@ -50,12 +48,13 @@ def calibrate(
         batch_tokens: cells of one batch; memory is the Grams and the activations of one batch. Where gradients are
             asked for, a batch is a quarter of it, since the activations of all layers are kept at once.
         path: keep the statistics in this file; reuse it if it is there and of this model, data and method.
-            A folder keeps the last calibration, under a name made of what it is of.
+            In a folder they get a name made of what they are of. Nothing that is there is replaced or removed; only
+            the user's cache keeps the last calibration alone.
 
     Returns: `Statistics`, float32 sums on the model's device.
 
     Raises: InputError (bad task, too few tokens, `path` holds something else), NumericsError naming the layer
-        whose activations are not finite.
+        whose activations are not finite, StorageError where `path` cannot be written or is damaged.
 
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
@@ -67,12 +66,9 @@ def calibrate(
     )
     learns = wanted.gradients
     identity = {"model": model_fingerprint(model), "data": fingerprint(sequences, learns), "kind": wanted.kind}
-    file = None if path is None else _file(Path(path), identity)
-    if file is not None and file.exists():
-        statistics = Statistics.load(file, model.device)
-        statistics.require(identity, file)
-        progress.say(f"  calibration: reused {file}")
-        return statistics
+    file = None if path is None else kept_file(path, identity)
+    if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
+        return kept
     held_back = []
     if learns:
         if len(sequences) < 2:
@@ -85,18 +81,8 @@ def calibrate(
     measured = collect(model, batches(sequences, batch_tokens), wanted.side, learns)
     statistics = replace(measured, identity=identity, texts=sequences, held_back=held_back)
     if file is not None:
-        statistics.save(file)
-        if file != Path(path):
-            for other in set(file.parent.glob(f"*{SUFFIX}")) - {file}:
-                other.unlink(missing_ok=True)
+        keep(statistics, file)
     return statistics
-
-
-def _file(path: Path, identity: dict[str, str]) -> Path:
-    """The file itself, or in a folder (a path without suffix) the one named after `identity`."""
-    if path.suffix and not path.is_dir():
-        return path
-    return path / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + SUFFIX)
 
 
 @torch.no_grad()

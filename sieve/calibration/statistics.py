@@ -1,21 +1,26 @@
 """What a calibration pass leaves behind: Gram matrices, which matrix reads which, and whose they are."""
 
+import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sieve.calibration.text import Text
 from sieve.errors import InputError, StorageError
 from sieve.files import atomic_file
+from sieve.models import tensors_digest
 
-VERSION = 2
+VERSION = 3
 SUMS = ("x", "|x|", "x²")  # what is summed of every input channel, in the order of the rows
 _SUMS = "sums of "  # prefix of their keys in a file
+_HEADER, _DIGEST = "sieve_statistics", "sha256"  # in a file's metadata
 
 
 @dataclass(frozen=True)
@@ -66,27 +71,47 @@ class Statistics:
         }
         tensors = self.grams | {f"{_SUMS}{key}": value for key, value in self.sums.items()}
         tensors = {key: value.contiguous().cpu() for key, value in tensors.items()}
+        text = json.dumps(header)
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"sieve_statistics": json.dumps(header)})
+            save_file(tensors, temporary, metadata={_HEADER: text, _DIGEST: _digest(text, tensors)})
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Statistics":
-        """Read what `save` wrote. Raises StorageError for anything else."""
+        """Read what `save` wrote. Raises StorageError for anything else, a single changed bit included."""
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                header = json.loads((file.metadata() or {})["sieve_statistics"])
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if _HEADER not in metadata:
+                    raise StorageError(f"{path} is no calibration of Sieve's: name another file with --statistics")
+                header = json.loads(metadata[_HEADER])
                 if header["version"] != VERSION:
                     raise StorageError(
                         f"{path} is of format {header['version']}, this Sieve reads {VERSION}: remove it"
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise StorageError(f"{path} holds no calibration statistics ({error}): remove it and run again") from None
+            if metadata.get(_DIGEST) != _digest(metadata[_HEADER], tensors):
+                raise ValueError("its checksum is another")
+        except StorageError:
+            raise
+        except Exception as error:  # damaged headers make safetensors and the parser of JSON raise errors of many kinds
+            reason = " ".join(f"{error}".split())[:200]
+            raise StorageError(
+                f"{path} is no calibration of Sieve's, or damaged ({reason}): remove it if it is one, or name another "
+                "file with --statistics"
+            ) from None
+        tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
         texts, held_back = ([Text(*text) for text in header[which]] for which in ("texts", "held_back"))
         sums = {key.removeprefix(_SUMS): value for key, value in tensors.items() if key.startswith(_SUMS)}
         grams = {key: value for key, value in tensors.items() if not key.startswith(_SUMS)}
         return cls(grams, sources, header["tokens"], sums, header["identity"], texts, held_back)
+
+    @staticmethod
+    def is_in(path: str | Path) -> bool:
+        """Whether the file at `path` says that it is a calibration of ours."""
+        with suppress(Exception), safe_open(path, framework="pt") as file:
+            return _HEADER in (file.metadata() or {})
+        return False
 
     def require(self, identity: dict[str, str], where: str | Path) -> None:
         """InputError unless these statistics are of exactly that model, data and kind."""
@@ -96,3 +121,8 @@ class Statistics:
                 f"the statistics in {where} are of another {' and '.join(different)}: "
                 "remove the file or name another with --statistics"
             )
+
+
+def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of all that a file says."""
+    return hashlib.sha256(f"{header}\n{tensors_digest(dict(sorted(tensors.items())))}".encode()).hexdigest()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -196,3 +198,63 @@ def test_full_disk(tiny, cache, monkeypatch):
     with pytest.raises(StorageError, match="No space left"):
         safetensors_folder(tiny[0])
     assert list(cache.iterdir()) == []
+
+
+def test_mending_leaves_other_files(tiny, no_conversion):
+    folder = safetensors_folder(tiny[0])
+    (folder / "notes.txt").write_text("mine")
+    (folder / "config.json").write_text("{}")
+    assert safetensors_folder(tiny[0]) == folder
+    assert (folder / "notes.txt").read_text() == "mine"
+    no_conversion()
+    assert safetensors_folder(tiny[0]) == folder  # a file of another's is no damage
+
+
+def test_the_copy_is_private(tiny, cache):
+    folder = safetensors_folder(tiny[0])
+    assert {path.stat().st_mode & 0o777 for path in (cache.parent, cache, folder)} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "."])
+def test_a_copy_that_others_may_have_written_is_not_used(tiny, place):
+    folder = safetensors_folder(tiny[0])
+    (folder / place).chmod(0o777)
+    other = safetensors_folder(tiny[0])
+    assert other != folder
+    assert torch.equal(logits(load_model(str(tiny[0]), "float32")[0]), logits(tiny[1]))
+    assert safetensors_folder(tiny[0]) == other  # made once in this process
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "{}/file"])
+def test_a_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SIEVE_CACHE", place.format(tmp_path))
+    folder = safetensors_folder(tiny[0])
+    assert (folder.parent.stat().st_mode & 0o777) == 0o700
+    assert torch.equal(logits(load_model(str(tiny[0]), "float32")[0]), logits(tiny[1]))
+
+
+def test_a_full_cache(tiny, cache, monkeypatch):
+    plain = os.fsync
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(cache)):
+            raise OSError(28, "No space left on device")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert not safetensors_folder(tiny[0]).is_relative_to(cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_process_takes_its_folder_along(tiny, tmp_path):
+    """Where there is no cache the copy goes when the process ends, and with the next process if it is killed."""
+    script = "import sys, os; from pathlib import Path; from sieve.gguf import safetensors_folder as f\n"
+    script += "print(f(Path(sys.argv[1]))); os.kill(os.getpid(), int(sys.argv[2])) if sys.argv[2] != '0' else None"
+    environment = os.environ | {"SIEVE_CACHE": "/proc/nope", "TMPDIR": str(tmp_path)}
+    for sign, left in (("0", 0), ("9", 1), ("0", 0)):
+        command = [sys.executable, "-c", script, str(tiny[0]), sign]
+        folder = subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
+        assert folder.startswith(str(tmp_path))
+        assert len(list(tmp_path.glob(".sieve.*"))) == left

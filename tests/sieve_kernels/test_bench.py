@@ -68,6 +68,14 @@ def test_command(tmp_path, capsys):
     assert "28 rows in" in capsys.readouterr().out
 
 
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured first"))
+    (tmp_path / "mine.csv").write_text("name,age\nEve,3\n")
+    assert bench.main(["--device", "cpu", "--output", str(tmp_path / "mine.csv")]) == 2
+    assert "no table of this benchmark" in capsys.readouterr().err
+    assert (tmp_path / "mine.csv").read_text() == "name,age\nEve,3\n"
+
+
 @pytest.mark.parametrize("model", list(shapes.MODELS))
 @pytest.mark.parametrize("kept", shapes.KEPT)
 def test_ranks_keep_the_fraction(model, kept):

@@ -151,6 +151,16 @@ def test_tuning_a_cpu(capsys, monkeypatch):
     assert choose(rows=3) == stored[0]["implementation"]
 
 
+@pytest.mark.parametrize("content", ["{}", '{"name": "my package"}', "[1]", "not JSON"])
+def test_a_file_of_another_kind_is_not_replaced(capsys, monkeypatch, tmp_path, content):
+    monkeypatch.setattr(tune, "measure", lambda *_: pytest.fail("measured first"))
+    file = tmp_path / "package.json"
+    file.write_text(content)
+    assert tune.main(["--device", "cpu", "--output", str(file)]) == 2
+    assert "no file of choices" in capsys.readouterr().err
+    assert file.read_text() == content
+
+
 def test_nothing_to_choose(capsys):
     options = ["--device", "cpu", "--operators", "linear", "--dtypes", "float16", "--rows", "64", "--size", "16"]
     assert tune.main(options) == 0

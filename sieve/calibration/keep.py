@@ -1,0 +1,79 @@
+"""Where a calibration is kept: in the file or folder that the user names, or in the user's cache.
+
+A file that the user names is theirs: it must be what is asked for, and nothing else is touched. The cache is ours: what
+it holds is reused where it can be trusted and made anew where it cannot, it keeps one calibration, and it never ends a
+run.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from sieve import progress
+from sieve.calibration.statistics import Statistics
+from sieve.errors import InputError, StorageError
+from sieve.files import in_cache, require_writable, why_untrusted
+
+_NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
+
+
+def kept_file(path: str | Path, identity: Mapping[str, str]) -> Path:
+    """The file itself, or in a folder (a path without suffix) the one named after `identity`."""
+    path = Path(path)
+    if path.suffix and not path.is_dir():
+        return path
+    return path / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + ".safetensors")
+
+
+def kept_statistics(file: Path, identity: Mapping[str, str], device: torch.device) -> Statistics | None:
+    """What `file` holds, or None where there is nothing to reuse; then `file` can be written, or is in the cache.
+
+    Raises: InputError, StorageError for a file outside the cache that is of something else, damaged or not ours, or
+        that cannot be written.
+    """
+    cached = _is_cached(file)
+    if not os.path.exists(file):
+        if not cached:
+            require_writable(file)
+        return None
+    try:
+        if cached and (reason := why_untrusted(file.parent) or why_untrusted(file)):
+            raise StorageError(f"not used: {reason}")
+        statistics = Statistics.load(file, device)
+        statistics.require(identity, file)
+    except (InputError, StorageError) as error:
+        if not cached:
+            raise
+        progress.note_once(f"the cached calibration is made again: {error}")
+        return None
+    progress.say(f"  calibration: reused {file}")
+    return statistics
+
+
+def keep(statistics: Statistics, file: Path) -> None:
+    """Write `file`; in the cache it takes the place of the calibration that was kept before.
+
+    Raises: StorageError where it cannot be written and is not in the cache.
+    """
+    try:
+        statistics.save(file)
+    except StorageError as error:
+        if not _is_cached(file):
+            raise
+        progress.note_once(f"the calibration is not kept: {error}")
+        return
+    if _is_cached(file):
+        file.chmod(0o600)
+        for other in file.parent.glob("*.safetensors"):
+            if other != file and _is_cached(other) and Statistics.is_in(other):
+                other.unlink(missing_ok=True)
+
+
+def _is_cached(file: Path) -> bool:
+    """Whether the file is one that `kept_file` named in our cache."""
+    return _NAME.fullmatch(file.name) is not None and in_cache(file)
