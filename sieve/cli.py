@@ -310,7 +310,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Run the calibration pass alone; `sieve prune --statistics FILE` uses its result."""
-    from sieve.calibration import calibrate
+    from sieve.calibration import calibrate, require_place
     from sieve.files import require_new
     from sieve.models import load_model
     from sieve.recipe import Recipe
@@ -320,6 +320,7 @@ def calibrate(
         seed=seed,
     )  # fmt: skip
     require_new(output)
+    require_place(output)
     with progress.shown(not quiet):
         loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         statistics = calibrate(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.apply import apply_
-from sieve.calibration import Statistics, calibrate
+from sieve.calibration import Statistics, calibrate, require_place
 from sieve.checkpoint import model_bytes, model_parameters, save
 from sieve.checkpoint.quantizer import SieveConfig
 from sieve.errors import InputError
@@ -55,6 +55,8 @@ def prune(
     recipe.check()
     require_workers(recipe.workers)
     output = require_new(output)
+    if statistics is not None:
+        require_place(statistics)
     with Unfinished(output, resume) as unfinished:
         report = _pruned(recipe, output, statistics, unfinished, trust_remote_code)
         unfinished.remove()

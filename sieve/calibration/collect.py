@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.calibration.gradients import backward, column_basis, watching_gradients
-from sieve.calibration.keep import keep, kept_file, kept_statistics
+from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
@@ -60,6 +60,8 @@ def calibrate(
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
     """
     wanted = method_named(method, METHODS | MASKS)
+    if path is not None:
+        require_place(path)
     task = load_task(task)
     sequences = calibration_sequences(
         tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048

@@ -22,6 +22,19 @@ from sieve.files import in_cache, require_writable, why_untrusted
 _NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 
 
+def require_place(path: str | Path) -> None:
+    """StorageError now, not after long work, where no calibration can be kept at `path`; the cache may fail later."""
+    path = Path(path)
+    is_folder = path.is_dir() or not path.suffix
+    if in_cache(path):
+        return
+    if os.path.exists(path) and not is_folder:
+        if not Statistics.is_in(path):
+            raise StorageError(f"{path} is no calibration of Sieve's, or damaged: name another file with --statistics")
+    else:
+        require_writable(path / "x" if is_folder else path)
+
+
 def kept_file(path: str | Path, identity: Mapping[str, str]) -> Path:
     """The file itself, or in a folder (a path without suffix) the one named after `identity`."""
     path = Path(path)
@@ -31,15 +44,12 @@ def kept_file(path: str | Path, identity: Mapping[str, str]) -> Path:
 
 
 def kept_statistics(file: Path, identity: Mapping[str, str], device: torch.device) -> Statistics | None:
-    """What `file` holds, or None where there is nothing to reuse; then `file` can be written, or is in the cache.
+    """What `file` holds, or None where there is nothing to reuse.
 
-    Raises: InputError, StorageError for a file outside the cache that is of something else, damaged or not ours, or
-        that cannot be written.
+    Raises: InputError, StorageError for a file outside the cache that is of something else or damaged.
     """
     cached = _is_cached(file)
     if not os.path.exists(file):
-        if not cached:
-            require_writable(file)
         return None
     try:
         if cached and (reason := why_untrusted(file.parent) or why_untrusted(file)):

@@ -71,10 +71,14 @@ class TestUsersFiles:
         assert "\n" not in str(caught.value)
         assert file.read_bytes() == before
 
-    def test_a_place_that_cannot_be_written_is_named_at_once(self, calibrate, monkeypatch):
-        monkeypatch.setattr("sieve.calibration.collect.collect", lambda *args: pytest.fail("calibrated first"))
-        with pytest.raises(StorageError, match="cannot write /proc/nope"):
-            calibrate("/proc/nope/statistics.safetensors")
+    @pytest.mark.parametrize("place", ["/proc/nope/statistics.safetensors", "/proc/nope", "{}/taken.safetensors"])
+    def test_a_place_that_cannot_be_used_is_named_at_once(self, world, tmp_path, monkeypatch, place):
+        (tmp_path / "taken.safetensors").write_text("mine")
+        monkeypatch.setattr("sieve.pipeline.load_model", lambda *args: pytest.fail("loaded first"))
+        recipe = sieve.Recipe(world.model, world.task)
+        with pytest.raises(StorageError, match=r"cannot write /proc/nope|taken\.safetensors is no calibration"):
+            sieve.prune(recipe, tmp_path / "out", statistics=place.format(tmp_path))
+        assert [file.name for file in tmp_path.iterdir()] == ["taken.safetensors"]
 
 
 class TestCache:
