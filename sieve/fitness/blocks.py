@@ -51,6 +51,7 @@ class BlockWise:
         self._pass, self._run = -1, Run()
         self.parameters = sum(parameter.numel() for parameter in self.blocks.parameters()) // max(len(self), 1)
         self.checked = 0  # layer-tokens that `works` spent
+        self.cell_bytes = 0  # of the hidden state of one token, once `works` has seen one
         self._tuples: dict[int, int] = {}  # block → length of the tuple it returns; absent: a tensor
 
     def __len__(self) -> int:
@@ -98,6 +99,7 @@ class BlockWise:
             return False
         whole, first = self.run(evaluation, keep=[middle])
         self.checked = first.layer_tokens
+        self.cell_bytes = sum(state.nbytes for state in first.states[middle]) // max(first.cells, 1)
         if first.layer_tokens != first.cells * len(self):
             return False  # blocks that do not all see the same tokens
         try:

@@ -13,16 +13,20 @@ class Spent:
     """One evaluation: one candidate on one slice of the data.
 
     layer_tokens: cells of the blocks that ran, padding included. cells: of one whole block. head_rows: rows of logits.
+    copies: how many of a team's places count on this candidate: its own and, where the team is not full, the idle ones.
     """
 
     layer_tokens: int
     cells: int
     head_rows: int
+    copies: int = 1
 
 
 @dataclass
 class Cost:
     """Sums over a search. Within the ratio, plain + overhead = spent + prefix + layers + racing, exactly.
+
+    A search that was interrupted and resumed has the cost of one that was not.
 
     blocks: L. head: what one row of logits costs, in layer-tokens.
     plain, padded: per slice of the data, tokens of its sequences, and cells if they ran in batches of arbitrary order.
@@ -45,19 +49,20 @@ class Cost:
     _sliced: int = 0
 
     def evaluated(self, candidate: Any, part: int, spent: Spent) -> None:
-        """One evaluation of slice `part`, made in this process or, before it was resumed, in an earlier one."""
+        """One evaluation of slice `part`."""
         self.candidates.add(candidate)
         self.evaluations += 1
-        self.spent += spent.layer_tokens
+        layer_tokens, head_rows = spent.layer_tokens * spent.copies, spent.head_rows * spent.copies
+        self.spent += layer_tokens
         whole = spent.cells * self.blocks
         self.prefix += self.plain[part] * self.blocks - whole
-        self.layers += whole - spent.layer_tokens
-        self.logits += (self.plain[part] - spent.head_rows) * self.head
+        self.layers += whole - layer_tokens
+        self.logits += (self.plain[part] - head_rows) * self.head
         self.padding += (self.padded[part] - self.plain[part]) * self.blocks
         self._sliced += self.plain[part] * self.blocks
 
     def found(self, part: int) -> None:
-        """An evaluation that was asked for again, or that an earlier process had finished."""
+        """An evaluation that was asked for again."""
         self.journal += self.plain[part] * self.blocks
 
     def probed(self, layer_tokens: int) -> None:

@@ -20,7 +20,7 @@ from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.evaluate import Prepared, Scores
-from sieve.fitness.evaluator import MEMORY, Evaluator, Ranks
+from sieve.fitness.evaluator import MEMORY, Evaluator, Ranks, Rehearsal
 from sieve.fitness.workers import Workers
 from sieve.plan import DENSE, Matrix
 
@@ -74,7 +74,7 @@ class Engine:
         recorder: Callable[[torch.device], Recorder] | None = None,
     ):
         self._evaluator = Evaluator(model, turned, matrices, parts, layers, memory, together, recorder)
-        self._runner = self._evaluator
+        self._runner, self._rehearsal = self._evaluator, None
         self._names, self._workers = self._evaluator.names, workers
         self._journal = journal
         self._records: dict[str, tuple[Scores, Spent]] = {}  # what is known, from this process or an earlier one
@@ -102,6 +102,8 @@ class Engine:
         if wanted and not self.layers:
             progress.note("this model's blocks cannot be run one by one: no states are shared")
         with ExitStack() as stack:
+            if self._workers is None and all(part.fixed_passes for part in self._evaluator.parts):
+                self._rehearsal = Rehearsal(self._evaluator)
             if self._workers is not None:
                 self._runner = stack.enter_context(Workers(self._evaluator, self._workers))
             stack.enter_context(self._evaluator.running())
@@ -115,7 +117,7 @@ class Engine:
     @property
     def peak_bytes(self) -> int:
         """The most that stored states took, of all workers together."""
-        return self._runner.peak_bytes
+        return (self._rehearsal or self._runner).peak_bytes
 
     def __len__(self) -> int:
         """How many slices there are."""
@@ -141,12 +143,11 @@ class Engine:
         fresh = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in self._charged}
         missing = {key: plan for key, plan in fresh.items() if key not in self._records}
         for key in keys:
-            if key not in missing:
+            if key not in fresh:
                 self.cost.found(part)
-        self._evaluate(missing, part, len(plans) == 1)  # by what is asked: what is known depends on interruptions
-        for key, plan in fresh.items():
-            self._charged.add(key)
-            self.cost.evaluated(self.ranks(plan), part, self._records[key][1])
+        alone = len(plans) == 1  # by what is asked: what is known depends on interruptions
+        self._evaluate(missing, part, alone)
+        self._charge(fresh, part, alone)
         if fresh:
             self._evaluator.cells[part] = self._records[keys[0]][1].cells
             steps = self._evaluator.steps([self.ranks(plan) for plan in fresh.values()], part)
@@ -155,7 +156,8 @@ class Engine:
 
     def retain(self, plans: Sequence[Mapping[str, int | str]]) -> None:
         """Of states kept between calls, only those that these plans' descendants may share are still of use."""
-        self._runner.retain([self.ranks(plan) for plan in plans])
+        for keeper in filter(None, (self._runner, self._rehearsal)):
+            keeper.retain([self.ranks(plan) for plan in plans])
 
     def _evaluate(self, plans: Mapping[str, Mapping[str, int | str]], part: int, alone: bool) -> None:
         keys, candidates = list(plans), [self.ranks(plan) for plan in plans.values()]
@@ -163,6 +165,15 @@ class Engine:
             self._records[keys[index]] = (scores, spent)
             if self._journal is not None:
                 self._journal.add(keys[index], _to_record(scores, spent))
+
+    def _charge(self, plans: Mapping[str, Mapping[str, int | str]], part: int, alone: bool) -> None:
+        """Count what was asked for first in this call: as if nothing had been interrupted, where that can be told."""
+        candidates, spent = [self.ranks(plan) for plan in plans.values()], [self._records[key][1] for key in plans]
+        if self._rehearsal is not None and spent:
+            spent = self._rehearsal.spent(candidates, part, alone, spent[0])
+        for ranks, one in zip(candidates, spent, strict=True):
+            self.cost.evaluated(ranks, part, one)
+        self._charged.update(plans)
 
     def _key(self, plan: Mapping[str, int | str], part: int) -> str:
         return f"{part}:{','.join(map(str, self.ranks(plan)))}"

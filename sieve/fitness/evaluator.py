@@ -11,15 +11,16 @@ in for those that are missing, so that products have the same shapes whoever is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sieve import progress
-from sieve.fitness.blocks import BlockWise, States
+from sieve.fitness.blocks import BlockWise, Run, States
 from sieve.fitness.cost import Spent
 from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.graphs import WORK, Graphs, Recorder
@@ -153,11 +154,7 @@ class Evaluator:
         start = max([0, *stored, self._store.deepest(part, prefix)]) if self.layers else 0
         states = stored[start] if start in stored else self._store.get(part, prefix[:start])
         anchors = [block for block in self._store.anchors if block > start] if self.layers else []
-        self.turned.set(self._plan(ranks))
-        with progress.shown(False):
-            scores, run = self.blocks.run(
-                lambda: self.parts[part].run(self.model), start, states, {*step.keep, *anchors}
-            )
+        (scores,), run = self._passes((ranks,), start, states, {*step.keep, *anchors})
         for block in anchors:
             self._store.put(part, prefix[:block], run.states[block])
         stored |= {block: run.states[block] for block in step.keep if block > start}
@@ -177,11 +174,7 @@ class Evaluator:
         states = [torch.cat(passes) for passes in zip(*states, strict=True)]
         room = min(self._most(part) // number, len(self._store.anchors)) if self.layers else 0
         anchors = [block for block in self._store.anchors[len(self._store.anchors) - room :] if block > start]
-        self.turned.set_many([self._plan(ranks) for ranks in team])
-        with progress.shown(False):
-            found, run = self.blocks.run(
-                lambda: self.parts[part].run_copies(self.model, number), start, states, anchors, self._graphs
-            )
+        found, run = self._passes(team, start, states, anchors)
         held = sum(size_of(run.states[block]) for block in anchors)
         self.peak_bytes = max(self.peak_bytes, self._store.bytes + held)
         for block in anchors:
@@ -192,8 +185,19 @@ class Evaluator:
         self.cells[part] = run.cells // number
         tokens, head_rows = run.layer_tokens // number, run.head_rows // number
         spent = [Spent(tokens, self.cells[part], head_rows)] * number
-        spent[0] = Spent(tokens * (1 + missing), self.cells[part], head_rows * (1 + missing))
+        spent[0] = replace(spent[0], copies=1 + missing)
         return list(zip(found, spent, strict=True))[: number - missing]
+
+    def _passes(self, team: Team, start: int, states: States, keep: Iterable[int]) -> tuple[list[Scores], Run]:
+        """The forward passes of a candidate alone, or of `together`; see `BlockWise.run`."""
+        part, number = self.parts[self._part], len(team)
+        with progress.shown(False):
+            if number == 1:
+                self.turned.set(self._plan(team[0]))
+                scores, run = self.blocks.run(lambda: part.run(self.model), start, states, keep)
+                return [scores], run
+            self.turned.set_many([self._plan(ranks) for ranks in team])
+            return self.blocks.run(lambda: part.run_copies(self.model, number), start, states, keep, self._graphs)
 
     def _plan(self, ranks: Ranks) -> dict[str, int]:
         return {name: rank for name, rank in zip(self.names, ranks, strict=True) if rank}
@@ -204,6 +208,35 @@ class Evaluator:
         config = self.model.config.get_text_config(decoder=True)
         width = config.hidden_size * self.model.dtype.itemsize
         return self.memory // 2 // max(cells * width, 1)
+
+
+class Rehearsal(Evaluator):
+    """Goes through all that an evaluator does but the passes: what they cost in a search that nothing interrupts.
+
+    A search that is resumed has lost the states that it shared, so that what it does anew is no measure.
+
+    Args:
+        evaluator: after its `check`; of models whose passes are fixed.
+    """
+
+    def __init__(self, evaluator: Evaluator):
+        vars(self).update(vars(evaluator))
+        self.cells, self.peak_bytes, self._stored = {}, 0, {}
+        self._store = StateStore(len(self.blocks), self.memory // 2)
+        self._known: dict[int, Spent] = {}
+
+    def spent(self, candidates: Sequence[Ranks], part: int, alone: bool, known: Spent) -> list[Spent]:
+        """What the candidates of one call cost, in their order. `known`: what any of this part was found to cost."""
+        self._known[part] = known
+        results = {index: spent for index, _, spent in self.evaluate(candidates, part, alone)}
+        return [results[index] for index in range(len(candidates))]
+
+    def _passes(self, team: Team, start: int, states: States, keep: Iterable[int]) -> tuple[list[None], Run]:
+        number, known = len(team), self._known[self._part]
+        cells, bytes_each = known.cells * number, self.blocks.cell_bytes
+        kept = {block: [torch.empty(cells, bytes_each, dtype=torch.uint8, device="meta")] for block in keep}
+        ran = cells * (len(self.blocks) - start)
+        return [None] * number, Run(kept, cells, ran, known.head_rows * number)
 
 
 def _same(one: Scores, two: Scores) -> bool:

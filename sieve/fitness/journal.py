@@ -16,7 +16,7 @@ from typing import Any
 
 from sieve.errors import InputError, StorageError
 
-VERSION = 2
+VERSION = 3
 
 
 class Journal:

@@ -121,6 +121,52 @@ def test_costs_add_up_and_nothing_is_evaluated_twice():
     assert cost.plain[0] == sum(own[: 4 * 24]) + sum(len(TOKENIZER.encode(n + c)) for n, c in priors)
 
 
+def generations(model, number=3):
+    """Calls as a genetic search makes them: parents, then children that share their first blocks, one plan alone."""
+    parents = drawn_plans(model, 8)
+    calls = [(parents, part) for part in range(2)]
+    for seed in range(1, number):
+        children = [
+            {name: parent.get(name, rank) if ".0." in name else rank for name, rank in plan.items()}
+            for parent, plan in zip(parents, drawn_plans(model, 8, seed), strict=True)
+        ]
+        calls += [(children, 0), (children[:3], 1), (children[:1], 1), (parents[:2], 0)]
+    return calls
+
+
+def played(calls, model, **options):
+    with engine_of(model, **options) as engine:
+        for place, (plans, part) in enumerate(calls):
+            engine.scores(plans, part)
+            if place % 3 == 2:
+                engine.retain(plans)
+        measured = sum(spent.layer_tokens * spent.copies for _, spent in engine._records.values())
+        return engine.cost.summary() | {"peak": engine.peak_bytes, "nominal": engine.nominal}, measured
+
+
+@pytest.mark.parametrize(
+    ("together", "memory", "layers"),
+    [(1, 2 << 30, True), (1, 1 << 20, True), (1, 0, False), (4, 2 << 30, True), (4, 1 << 20, True)],
+)
+def test_costs_do_not_tell_that_a_search_was_interrupted(tmp_path, together, memory, layers):
+    """They are what was measured where it was not; a resumed one has lost the states that it shared."""
+    model, path = deep_model(), tmp_path / "journal"
+    calls = generations(model)
+    options = {"examples": EXAMPLES[:32], "together": together, "memory": memory, "layers": layers}
+    with Journal(path, {}) as journal:
+        whole, measured = played(calls, model, journal=journal, **options)
+    assert whole["layer_tokens_spent"] - whole["layer_tokens_overhead"] == measured
+    lines = path.read_bytes().splitlines(keepends=True)
+    more = 0
+    for left in (1, 20):
+        path.write_bytes(b"".join(lines[:left]))
+        with Journal(path, {}) as journal:
+            again, measured = played(calls, model, journal=journal, **options)
+        assert again == whole
+        more += whole["layer_tokens_spent"] - whole["layer_tokens_overhead"] < measured
+    assert more or memory < 2 << 30  # what was really done is more
+
+
 def test_a_journal_answers_for_an_earlier_process(tmp_path):
     model = tiny_model("llama")
     plans = drawn_plans(model, 8)
@@ -138,7 +184,7 @@ def test_a_journal_answers_for_an_earlier_process(tmp_path):
         again = [engine.scores(plans, part) for part in range(2)]
         assert (engine.nominal, len(journal.records)) == (nominal, len({str(plan) for plan in plans}) * 2)
         assert len(runs) == len(journal.records) - len({str(plan) for plan in plans[:5]})
-        assert engine.cost.spent >= spent
+        assert engine.cost.spent == spent
     for one, two in zip([*whole[0], *whole[1]], [*again[0], *again[1]], strict=True):
         assert np.array_equal(one.loglik, two.loglik)
         assert np.array_equal(one.contrast, two.contrast)
