@@ -158,7 +158,7 @@ def test_costs_do_not_tell_that_a_search_was_interrupted(tmp_path, together, mem
     assert whole["layer_tokens_spent"] - whole["layer_tokens_overhead"] == measured
     lines = path.read_bytes().splitlines(keepends=True)
     more = 0
-    for left in (1, 20):
+    for left in (5, len(lines) - 1):
         path.write_bytes(b"".join(lines[:left]))
         with Journal(path, {}) as journal:
             again, measured = played(calls, model, journal=journal, **options)
