@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks.rows import Row
+from sieve.tasks.row import Row
+from sieve.utils.messages import shorten
 
 Reading = Callable[[Any, Sequence[str]], "int | None"]
 
@@ -29,10 +30,10 @@ def resolve_answers(rows: Sequence[Row], name: str, choices: Sequence[Sequence[s
     best = min(columns, key=lambda column: column.count(None))  # the first of equals
     for row, value, texts, answer in zip(rows, values, choices, best, strict=True):
         if answer is None:
-            listed = ", ".join(repr(text.strip()) for text in texts[:6])
+            listed = ", ".join(shorten(text.strip()) for text in texts[:6])
             raise InputError(
-                f"{where}: {row.where}: the answer {value!r} in field {name!r} is none of the choices ({listed}): "
-                "make it an index from 0, a letter from A, or the text of one of them"
+                f"{where}: {row.where}: the answer {shorten(value)} in field {name!r} is none of the choices "
+                f"({listed}): make it an index from 0, a letter from A, or the text of one of them"
             )
     return best
 

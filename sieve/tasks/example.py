@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks.answers import resolve_answers
-from sieve.tasks.rows import Row
+from sieve.tasks.row import Row
+from sieve.utils.messages import listed, shorten
 
 if TYPE_CHECKING:
     from sieve.tasks.task import Task
@@ -53,10 +55,10 @@ def template_fields(template: str, where: str) -> list[str]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise InputError(f"{where}: {error} in {template!r}: write {{{{ and }}}} for literal braces") from None
+        raise InputError(f"{where}: {error} in {shorten(template)}: write {{{{ and }}}} for literal braces") from None
     for _, name, spec, conversion in parsed:
         if name is not None and (not name or spec or conversion):
-            raise InputError(f"{where}: {template!r} must name plain fields, as in {{text}}")
+            raise InputError(f"{where}: {shorten(template)} must name plain fields, as in {{text}}")
     return list(dict.fromkeys(name for _, name, _, _ in parsed if name is not None))
 
 
@@ -76,9 +78,6 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
     neutral = fill(task.prompt, dict.fromkeys(prompt_fields, "")) if task.normalize == "prior" else ""
     prompts = [fill(task.prompt, _texts(row, prompt_fields)) for row in rows]
     if task.type == "perplexity":
-        for row, prompt in zip(rows, prompts, strict=True):
-            if not prompt.strip():
-                raise InputError(f"{task.where}: {row.where} has an empty text: remove it")
         return [Example("", references=(text,), question=_same(text)) for text in prompts]
     if task.type == "generation":
         return [
@@ -94,6 +93,19 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
     ]
 
 
+def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Rows that hold a text, of a perplexity task: those that do not are left out and counted in a note."""
+    check_fields(task, [row for rows in pools.values() for row in rows])
+    names = template_fields(task.prompt, task.where)
+    kept = {pool: [row for row in rows if not all(map(row.is_blank, names))] for pool, rows in pools.items()}
+    total, left = (sum(map(len, rows.values())) for rows in (pools, kept))
+    if not left:
+        raise InputError(f"{task.where}: all {total:,} texts are empty: check prompt, which names {listed(names)}")
+    if left < total:
+        progress.note(f"{task.where}: {total - left:,} of {total:,} texts are empty and left out")
+    return {pool: rows for pool, rows in kept.items() if rows}
+
+
 def check_fields(task: Task, rows: Sequence[Row]) -> None:
     """InputError for a field that the task names and the data does not have."""
     known = list(dict.fromkeys(name for row in rows for name in row.values))
@@ -106,7 +118,7 @@ def check_fields(task: Task, rows: Sequence[Row]) -> None:
         wanted.append(("answer", task.answer))
     for key, name in wanted:
         if name not in known:
-            raise InputError(f"{task.where}: {key} names an unknown field {name!r}; the data has {', '.join(known)}")
+            raise InputError(f"{task.where}: {key} names an unknown field {name!r}; the data has {listed(known)}")
 
 
 def with_shots(example: Example, shots: Sequence[Example]) -> Example:
@@ -145,7 +157,7 @@ def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
     if len(texts) < 2:
         raise InputError(
             f"{task.where}: {row.where}: the field {task.choices!r} must hold a list of at least two choices "
-            f"or lines 'A. …', got {_short(value)}"
+            f"or lines 'A. …', got {shorten(value)}"
         )
     return _none_empty(task, row, [continuing(prompt, text) for text in texts])
 
@@ -160,7 +172,7 @@ def lettered_lines(text: str) -> list[str]:
     """ "A. one\\nB. two" → ["one", "two"]; a line without the next letter continues the choice before it."""
     choices: list[str] = []
     following = None
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, map(str.strip, re.split(r"\r\n|\r|\n", text))):
         match = re.match(r"\(?([A-Z])[.):]\s*(.*)", line)
         if match and match[1] == (following or match[1]):
             choices.append(match[2])
@@ -168,8 +180,3 @@ def lettered_lines(text: str) -> list[str]:
         elif choices:
             choices[-1] += f"\n{line}"
     return choices
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

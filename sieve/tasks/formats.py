@@ -1,0 +1,120 @@
+"""Data files → rows: JSON lines, CSV, Parquet."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sieve.errors import InputError
+from sieve.tasks.row import Row, flat, numbered
+from sieve.utils.messages import one_line, shorten
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+_LARGEST_FIELD = 2**31 - 1  # characters of a CSV field; the library's own limit is 131,072
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file; InputError in one line that names the file, and the row where one is at fault."""
+    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"cannot read {path}: data must be one of {', '.join(SUFFIXES)}")
+    try:
+        return read(path)
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read {path}: it is not UTF-8: save it in that encoding") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or one_line(error)}") from None
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            line = line.lstrip("\ufeff")  # a byte order mark: Windows begins files with it
+            if not line.strip():
+                continue
+            where = f"{path.name} line {number}"
+            try:
+                values = json.loads(line, object_pairs_hook=_once_each)
+            except ValueError as error:
+                raise InputError(f"{where} is not JSON: {one_line(error)}") from None
+            except RecursionError:
+                raise InputError(f"{where} is not JSON of ordinary depth: its brackets are nested too deeply") from None
+            if not isinstance(values, dict):
+                raise InputError(f"{where} must be a JSON object with named fields, got {shorten(values)}")
+            rows.append(Row(flat(values), where))
+    return rows
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError(f"the key {shorten(_twice([name for name, _ in pairs]))} stands twice")
+    return values
+
+
+def _csv(path: Path) -> list[Row]:
+    """Columns without a name, such as a table's index, are left out; blank lines too."""
+    with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
+        # Strict: else a quotation mark that is never closed takes the rest of the file into one value.
+        lines = _csv_lines(csv.reader(file, strict=True), path.name)
+        names = [name.strip() for name in next(lines, (0, []))[1]]
+        _require_distinct([name for name in names if name], path.name)
+        return [_csv_row(names, values, f"{path.name} row {number}") for number, values in lines]
+
+
+def _csv_lines(reader: Iterator[list[str]], name: str) -> Iterator[tuple[int, list[str]]]:
+    """The header as number 0, then the rows."""
+    number = 0
+    try:
+        for values in reader:
+            if values:
+                yield number, values
+                number += 1
+    except csv.Error as error:
+        where = f"{name} row {number}" if number else f"the header of {name}"
+        raise InputError(
+            f"{where} is not CSV: {one_line(error)}: a quotation mark inside a quoted value is written twice"
+        ) from None
+
+
+def _csv_row(names: Sequence[str], values: Sequence[str], where: str) -> Row:
+    if any(values[len(names) :]):
+        raise InputError(f"{where} has more values than the header: quote the ones that hold a comma")
+    # A row that ends early lacks its last fields.
+    return Row({name: value for name, value in zip(names, values, strict=False) if name}, where)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    limit = csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _parquet(path: Path) -> list[Row]:
+    import pyarrow.parquet  # slow to import, and needed for this alone
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+        _require_distinct(table.column_names, path.name)
+        return numbered(table.to_pylist(), path.name)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises many kinds: damage, codecs, times that Python does not have
+        raise InputError(f"cannot read {path}: {one_line(error)}") from None
+
+
+def _require_distinct(names: Sequence[str], where: str) -> None:
+    twice = _twice(names)
+    if twice is not None:
+        raise InputError(f"{where} has two columns named {shorten(twice)}: rename one")
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
