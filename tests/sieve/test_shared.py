@@ -127,7 +127,7 @@ def test_stacks_are_saved_without_pairs_and_with_masks_and_loaded_bare(tmp_path)
     bare = AutoModel.from_pretrained(tmp_path / "dense").eval()
     with torch.inference_mode():
         expected = model.model(input_ids=tiny_tokens()).last_hidden_state
-        assert torch.allclose(bare(input_ids=tiny_tokens()).last_hidden_state, expected, atol=1e-6)
+        assert torch.allclose(bare(input_ids=tiny_tokens()).last_hidden_state, expected, atol=1e-5)
     masks = sieve.mask(model, None, "magnitude")
     sieve.apply_(model, masks, Plan.uniform(masks.matrices(model).values(), 0.5))
     sieve.save(model, tiny_tokenizer(), tmp_path / "masked")
