@@ -5,49 +5,86 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks.row import Row
+from sieve.tasks.row import Row, plain
 from sieve.utils.messages import shorten
 
+ANSWER_IS = ("index", "text", "letter")
+
 Reading = Callable[[Any, Sequence[str]], "int | None"]
+Column = list["int | None"]
 
 
-def resolve_answers(rows: Sequence[Row], name: str, choices: Sequence[Sequence[str]], where: str) -> list[int]:
+def resolve_answers(
+    rows: Sequence[Row], name: str, choices: Sequence[Sequence[str]], where: str, answer_is: str | None = None
+) -> list[int]:
     """Index of the right choice for each row.
 
-    The column as a whole is read in one way, the first that fits all of its rows: "1" among the choices "0", "1",
-    "2" may be a text in one row and an index in the next only by mistake.
+    The column as a whole is read in one way, one that fits all of its rows: "1" among the choices "0", "1", "2" may be
+    a text in one row and an index in the next only by mistake.
 
     Args:
         name: the answer field.
         choices: texts to choose from, row by row.
         where: the task's file, for messages.
+        answer_is: "index", "text" or "letter"; None finds it out.
 
-    Raises: InputError naming the first row whose answer is not among its choices.
+    Raises: InputError naming the first row whose answer is not among its choices, or the first that has two meanings
+        where two ways of reading fit all rows.
     """
     values = [row.field(name) for row in rows]
-    readings = _readings(values)
-    columns = [[reading(value, texts) for value, texts in zip(values, choices, strict=True)] for reading in readings]
-    best = min(columns, key=lambda column: column.count(None))  # the first of equals
-    for row, value, texts, answer in zip(rows, values, choices, best, strict=True):
-        if answer is None:
-            listed = ", ".join(shorten(text.strip()) for text in texts[:6])
-            raise InputError(
-                f"{where}: {row.where}: the answer {shorten(value)} in field {name!r} is none of the choices "
-                f"({listed}): make it an index from 0, a letter from A, or the text of one of them"
-            )
-    return best
+    columns: list[tuple[str, Column]] = []
+    for kind, reading in _READINGS:
+        # "true" is an index only where it is nothing else: of the choices " True" and " False" it is the first.
+        last_resort = reading is _index_or_truth and any(None not in column for _, column in columns)
+        if answer_is in (None, kind) and not last_resort:
+            columns.append((kind, [reading(value, texts) for value, texts in zip(values, choices, strict=True)]))
+    fitting: dict[str, Column] = {}
+    for kind, column in columns:
+        if None not in column:
+            fitting.setdefault(kind, column)
+    if not fitting:
+        closest = min((column for _, column in columns), key=lambda column: column.count(None))
+        first = closest.index(None)
+        raise _none_of(rows[first], name, choices[first], where, answer_is)
+    for row, value, texts, *answers in zip(rows, values, choices, *fitting.values(), strict=True):
+        if len(set(answers)) > 1:
+            meanings = {kind: texts[answer] for kind, answer in zip(fitting, answers, strict=True)}
+            raise _two_meanings(row, name, value, meanings, where)
+    return next(iter(fitting.values()))
 
 
-def _readings(values: Sequence[Any]) -> list[Reading]:
-    """In the order in which they are tried: numbers are indices before they are texts, anything else the reverse."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return [_index, _as_text]
-    return [_as_text, _lettered_text, _letter, _index]
+def _none_of(row: Row, name: str, texts: Sequence[str], where: str, answer_is: str | None) -> InputError:
+    listed = ", ".join(shorten(text.strip()) for text in texts[:6])
+    remedy = {
+        None: "make it an index from 0, a letter from A, or the text of one of them",
+        "index": "answer_is asks for an index from 0",
+        "text": "answer_is asks for the text of one of them",
+        "letter": "answer_is asks for a letter from A",
+    }
+    return InputError(
+        f"{where}: {row.where}: the answer {shorten(row.field(name))} in field {name!r} is none of the choices "
+        f"({listed}): {remedy[answer_is]}"
+    )
+
+
+def _two_meanings(row: Row, name: str, value: Any, meanings: dict[str, str], where: str) -> InputError:
+    read = {"index": "as an index from 0", "text": "as a text", "letter": "as a letter from A"}
+    spelled = ", ".join(f"{read[kind]} it is {shorten(text.strip())}" for kind, text in meanings.items())
+    keys = " or ".join(f"answer_is: {kind}" for kind in meanings)
+    return InputError(
+        f"{where}: the field {name!r} can be read in {len(meanings)} ways, which fit all rows and differ: {row.where} "
+        f"has {shorten(value)}; {spelled}. Say which by {keys}"
+    )
 
 
 def _as_text(value: Any, choices: Sequence[str]) -> int | None:
-    wanted = str(value).strip().casefold()
-    return next((index for index, text in enumerate(choices) if text.strip().casefold() == wanted), None)
+    wanted = plain(value).strip()
+    exact = [index for index, text in enumerate(choices) if text.strip() == wanted]
+    if exact:
+        return exact[0]
+    # Case counts only where it tells choices apart: " us" and " US".
+    alike = [index for index, text in enumerate(choices) if text.strip().casefold() == wanted.casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _lettered_text(value: Any, choices: Sequence[str]) -> int | None:
@@ -67,14 +104,17 @@ def _letter(value: Any, choices: Sequence[str]) -> int | None:
 
 
 def _index(value: Any, choices: Sequence[str]) -> int | None:
-    text = str(value).strip().lower()
-    if text in ("false", "true"):  # a yes/no label: the second choice is the one that holds
-        return _in_range(int(text == "true"), choices)
     try:
-        number = float(text)
+        number = float(plain(value))
     except ValueError:
         return None
     return _in_range(int(number), choices) if number.is_integer() else None
+
+
+def _index_or_truth(value: Any, choices: Sequence[str]) -> int | None:
+    """A yes/no label: the second choice is the one that holds."""
+    text = str(value).strip().lower()
+    return _in_range(int(text == "true"), choices) if text in ("false", "true") else _index(value, choices)
 
 
 def _words(text: str) -> list[str]:
@@ -83,3 +123,13 @@ def _words(text: str) -> list[str]:
 
 def _in_range(index: int, choices: Sequence[str]) -> int | None:
     return index if 0 <= index < len(choices) else None
+
+
+# Of one kind, the first that fits all rows counts.
+_READINGS: list[tuple[str, Reading]] = [
+    ("index", _index),
+    ("text", _as_text),
+    ("text", _lettered_text),
+    ("letter", _letter),
+    ("index", _index_or_truth),
+]

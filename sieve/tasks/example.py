@@ -85,7 +85,7 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
             for row, prompt in zip(rows, prompts, strict=True)
         ]
     choices = [_choices(task, row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-    answers = resolve_answers(rows, task.answer, choices, task.where)
+    answers = resolve_answers(rows, task.answer, choices, task.where, task.answer_is)
     return [
         # Where the prompt is the same for all rows, the choices are the question.
         Example(prompt, texts, answer, neutral=neutral, question=_same(prompt if prompt_fields else "\n".join(texts)))

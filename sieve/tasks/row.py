@@ -71,6 +71,12 @@ def flat(values: Mapping[str, Any], prefix: str = "", levels: int = _LEVELS) -> 
     return found
 
 
+def plain(value: Any) -> str:
+    """The value as a text; 3.0 as "3", since tables store whole numbers so where a column has gaps."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if whole else str(value)
+
+
 def is_missing(value: Any) -> bool:
     """Whether there is no value: null, or NaN, by which tables say so."""
     return value is None or (isinstance(value, float) and math.isnan(value))

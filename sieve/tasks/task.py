@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
+from sieve.tasks.answers import ANSWER_IS
 from sieve.tasks.example import Example, render, template_fields, with_shots, without_empty
 from sieve.tasks.rows import check_source, load_pools, user_path
 from sieve.tasks.splits import DEFAULT_SIZES, check_sizes, split
@@ -26,6 +27,7 @@ _OWN_METRIC = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 ALLOW_CODE = "SIEVE_ALLOW_CODE"  # set to 1, task files may name functions of the user's own
 _ONLY_FOR = {  # keys that have no meaning for the other types
     "choices": "multiple_choice",
+    "answer_is": "multiple_choice",
     "normalize": "multiple_choice",
     "metric": "generation",
     "normalise": "generation",
@@ -48,6 +50,7 @@ class Task:
         lettered lines.
     answer: name of the field with the right answer: index, letter or text of a choice; for generation one text or
         a list of texts, each of them right.
+    answer_is: how the answer field of a choice is read: "index", "text" or "letter"; None where only one way fits.
     description: one line for lists.
     normalize: of a choice's log-likelihood: "none", "length" (per character) or "prior" (less that after a prompt
         without content).
@@ -76,6 +79,7 @@ class Task:
     normalise: str = "squad"
     max_new_tokens: int = 32
     stop: str | None = "\n"
+    answer_is: str | None = None
     file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +129,7 @@ class Task:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             self._require(whole and value >= least, name, f"a whole number of at least {least}")
+        self._require(self.answer_is in (None, *ANSWER_IS), "answer_is", f"one of {', '.join(ANSWER_IS)}")
         self._require(isinstance(self.chat, bool), "chat", "true or false")
         self._require(self.stop is None or (isinstance(self.stop, str) and self.stop), "stop", "a text or null")
         self._require(isinstance(self.split_sizes, Mapping), "splits", "a fraction or count per split", "split_sizes")

@@ -74,6 +74,14 @@ class TestReading:
         example = task.splits()["test"][0]
         assert example.choices == (f" one {example.prompt[:-1]}", f" two {example.prompt[:-1]}")
 
+    def test_how_answers_are_read(self, write):
+        rows = [{"text": f"t{i}", "label": i % 2} for i in range(20)]
+        for kind, wanted in (("index", 1), ("text", 0)):
+            task = load_task(write(rows, choices=[" 1", " 0"], prompt="{text}", answer_is=kind))
+            answers = {e.prompt: e.answer for e in task.splits()["calibration"]}
+            assert answers
+            assert all(answer == (int(prompt[1:]) % 2 == wanted) for prompt, answer in answers.items())
+
     @pytest.mark.parametrize("options", [["one", "two"], "A. one\nB. two", "C. one\nD. two", "\n(A) one\n(B) two\n"])
     def test_choices_in_a_field(self, write, options):
         rows = [{"q": f"q{i}", "options": options, "label": "AB"[i % 2]} for i in range(20)]
@@ -199,6 +207,9 @@ class TestBadInput:
             ({"shots": -1}, ["shots must be a whole number of at least 0, got -1"]),
             ({"shots": True}, ["shots must be a whole number"]),
             ({"chat": "yes"}, ["chat must be true or false, got 'yes'"]),
+            ({"answer_is": "number"}, ["answer_is must be one of index, text, letter, got 'number'"]),
+            ({"answer_is": "letter"}, ["line 1", "0 in field 'label'", "answer_is asks for a letter"]),
+            ({"choices": [" 1", " 0"]}, ["'label'", "line 1 has 0", "answer_is: index or answer_is: text"]),
             ({"metric": "f1"}, ["metric is only for generation"]),
             ({"data": "other.jsonl"}, ["other.jsonl does not exist", "relative to the task file"]),
             ({"data": 3}, ["data must be a file, a folder", "got 3"]),
@@ -253,6 +264,7 @@ class TestBadInput:
             ({"answer": None, "choices": None, "shots": 1}, "shots must be 0 for perplexity"),
             ({"answer": None, "choices": None, "prompt": "always this"}, "prompt must be a text with fields"),
             ({"answer": None}, "choices is only for multiple_choice"),
+            ({"answer": None, "choices": None, "answer_is": "text"}, "answer_is is only for multiple_choice"),
         ],
     )
     def test_perplexity(self, write, changes, part):
