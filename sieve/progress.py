@@ -6,6 +6,7 @@ does so), `with sieve.progress.shown(False):` nowhere.
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,14 @@ def note_once(message: str) -> None:
     if is_shown() and message not in _noted:
         _noted.add(message)
         note(message)
+
+
+def warn(message: str) -> None:
+    """`note_once` where progress is shown, else a Python warning."""
+    if is_shown():
+        note_once(message)
+    else:
+        warnings.warn(message, stacklevel=3)
 
 
 @contextmanager

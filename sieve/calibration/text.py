@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sieve.errors import InputError
-from sieve.tasks import Example, Task, encode
+from sieve.tasks import Example, Task
+from sieve.tasks.encoding import encode_target
 
 MINIMUM_TOKENS = 256
 
@@ -43,7 +44,7 @@ def calibration_sequences(
         raise InputError(f"--calibration-tokens {tokens} is too few: use at least {MINIMUM_TOKENS}, better 16,000")
     sequences, left = [], tokens
     for example in examples:
-        ids, start = encode(tokenizer, task, example, example.target)
+        ids, start = encode_target(tokenizer, task, example)
         ids = ids[: min(left, context)]
         sequences.append(Text(ids, start))
         left -= len(ids)

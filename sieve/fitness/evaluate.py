@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, s
 from sieve.fitness.metrics import metric_function
 from sieve.models import context_length, evaluating
 from sieve.tasks import Example, Task, encode
-from sieve.tasks.encoding import encode_text
+from sieve.tasks.encoding import encode_choices
+from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,15 +146,12 @@ def _multiple_choice(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    questions = [
-        [Continuation(*encode(tokenizer, task, example, choice)) for choice in example.choices] for example in examples
-    ]
+    questions = _encoded(tokenizer, task, ((example.prompt, example.choices) for example in examples))
+    for question, example in zip(questions, examples, strict=True):
+        _check_choices(question, example, task)
     questions = _fitted(model, questions, task)
     choices = _neutral_choices(examples) if task.normalize == "prior" else {}
-    neutral = [
-        [Continuation(*encode_text(tokenizer, task, prompt, text)) for text in texts]
-        for prompt, texts in choices.items()
-    ]
+    neutral = _encoded(tokenizer, task, ((prompt, list(texts)) for prompt, texts in choices.items()))
     neutral = _fitted(model, neutral, task)
     right = [example.answer for example in examples]
 
@@ -188,6 +186,38 @@ def _multiple_choice(
         )
 
     return _copied(run, questions, neutral)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, task: Task, asked: Iterable[tuple[str, Sequence[str]]]
+) -> list[list[Continuation]]:
+    """Each prompt with each of its choices."""
+    encoded = (encode_choices(tokenizer, task, prompt, texts) for prompt, texts in asked)
+    return [[Continuation(*one) for one in question] for question in encoded]
+
+
+def _check_choices(question: list[Continuation], example: Example, task: Task) -> None:
+    """InputError for choices of the same tokens; a warning for one that goes on from another, if sums are compared."""
+    start = question[0].start
+    known: dict[tuple[int, ...], str] = {}
+    for sequence, text in zip(question, example.choices, strict=True):
+        ids = tuple(sequence.ids[start:])
+        if ids in known:
+            raise InputError(
+                f"{task.where}: the choices {shorten(known[ids])} and {shorten(text)} after "
+                f"{shorten(example.prompt[-60:])} are the same tokens to this model: remove one of them"
+            )
+        known[ids] = text
+    if task.normalize != "none":
+        return
+    for ids, text in known.items():
+        shorter = next((known[ids[:end]] for end in range(len(ids)) if ids[:end] in known), None)
+        if shorter is not None:
+            progress.warn(
+                f"{task.where}: the choice {shorten(text.strip())} begins with the choice {shorten(shorter.strip())} "
+                "and so can never be the likelier one: use normalize: length"
+            )
+            return
 
 
 def _neutral_choices(examples: Sequence[Example]) -> dict[str, dict[str, int]]:

@@ -22,7 +22,8 @@ from sieve import progress
 from sieve.fitness.likelihood import logits_at
 from sieve.models import evaluating
 from sieve.projections import FactorPair, Factors
-from sieve.tasks import Example, Task, encode
+from sieve.tasks import Example, Task
+from sieve.tasks.encoding import encode_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ def sensitivity(
 
     Returns: matrix name → float64 [R + 1] in nats, entry r for rank r, and the tokens that were read.
     """
-    sequences = sorted((encode(tokenizer, task, example, example.target) for example in examples), key=_length)
+    sequences = sorted((encode_target(tokenizer, task, example) for example in examples), key=_length)
     sums = {name: np.zeros(pair.max_rank + 1) for name, pair in factors.items()}
     tokens = 0
     with evaluating(model), progress.bar("gradients", len(sequences), "examples") as advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
     from sieve.tasks.task import Task
 
+Encoded = tuple[list[int], int]  # ids and start: tokens from ids[start] on are scored, 1 ≤ start ≤ len(ids)
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, continuation: str
-) -> tuple[list[int], int]:
+
+def encode(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, continuation: str) -> Encoded:
     """Token ids of the example's prompt followed by `continuation`, and the index of the first scored token.
 
     The text is tokenised in one piece, as a user's would be. Where a token spans the border, it is scored with the
@@ -30,25 +31,42 @@ def encode(
 
     Raises: InputError where chat is asked for and the tokenizer has no template.
     """
-    return encode_text(tokenizer, task, example.prompt, continuation)
+    return encode_choices(tokenizer, task, example.prompt, [continuation])[0]
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str, continuation: str
-) -> tuple[list[int], int]:
-    """`encode` for a prompt that stands alone."""
+def encode_choices(
+    tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str, choices: Sequence[str]
+) -> list[Encoded]:
+    """`encode` for each choice after one prompt, all of them scored from one place: the first start of any.
+
+    After "Answer: " the token of " yes" spans the border and "1" has one of its own: from one place, both pay for the
+    space. Before the start, all of them have the same tokens.
+    """
     if task.chat:
-        prompt, continuation = _chat(tokenizer, task, prompt), continuation.lstrip()
+        prompt, choices = _chat(tokenizer, task, prompt), [choice.lstrip() for choice in choices]
     special = not task.chat  # a chat template writes the special tokens itself
-    ids = _ids(tokenizer, prompt + continuation, special)
     context = _ids(tokenizer, prompt, special)
+    encoded = [_ids(tokenizer, prompt + choice, special) for choice in choices]
+    start = min(_start(ids, context, choice) for ids, choice in zip(encoded, choices, strict=True))
+    if start > 0:
+        return [(ids, start) for ids in encoded]
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [([first, *ids], 1) if first is not None else (ids, min(1, len(ids))) for ids in encoded]
+
+
+def encode_target(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example) -> Encoded:
+    """The right answer as evaluation scores it: from the same place as the other choices."""
+    if not example.choices:
+        return encode(tokenizer, task, example, example.target)
+    return encode_choices(tokenizer, task, example.prompt, example.choices)[example.answer]
+
+
+def _start(ids: Sequence[int], context: Sequence[int], continuation: str) -> int:
+    """How many tokens are those of the prompt alone; a continuation has at least one."""
     start = 0
     while start < min(len(ids), len(context)) and ids[start] == context[start]:
         start += 1
-    if start == 0:
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return ([first, *ids], 1) if first is not None else (ids, min(1, len(ids)))
-    return ids, min(start, len(ids) - 1) if continuation else start
+    return min(start, len(ids) - 1) if continuation and start else start
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:

@@ -151,21 +151,42 @@ def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
     """The choices of one row as they continue the prompt."""
     if not isinstance(task.choices, str):
         texts = [fill(text, _texts(row, template_fields(text, task.where))) for text in task.choices]
-        return _none_empty(task, row, texts)
+        return _distinct(task, row, texts)
     value = row.field(task.choices)
-    texts = [str(item) for item in value] if isinstance(value, list) else lettered_lines(str(value))
+    texts = _listed(value)
     if len(texts) < 2:
         raise InputError(
             f"{task.where}: {row.where}: the field {task.choices!r} must hold a list of at least two choices "
             f"or lines 'A. …', got {shorten(value)}"
         )
-    return _none_empty(task, row, [continuing(prompt, text) for text in texts])
+    return _distinct(task, row, [continuing(prompt, text) for text in texts])
 
 
-def _none_empty(task: Task, row: Row, texts: Sequence[str]) -> tuple[str, ...]:
-    if not all(text.strip() for text in texts):
-        raise InputError(f"{task.where}: {row.where} has an empty choice: remove the row or complete its choices")
+def _distinct(task: Task, row: Row, texts: Sequence[str]) -> tuple[str, ...]:
+    """The choices, of which none is empty and no two are equal but for white space around them."""
+    seen: set[str] = set()
+    for text in map(str.strip, texts):
+        if not text:
+            raise InputError(f"{task.where}: {row.where} has an empty choice: remove the row or complete its choices")
+        if text in seen:
+            raise InputError(
+                f"{task.where}: {row.where} has the choice {shorten(text)} twice, so that no answer can be told from "
+                "another: remove the row or one of the two"
+            )
+        seen.add(text)
     return tuple(texts)
+
+
+def has_distinct_choices(task: Task, row: Row) -> bool:
+    """Whether no two of the row's listed choices are equal; for data that is not the user's to correct."""
+    texts = (
+        [text.strip() for text in _listed(row.values.get(task.choices, []))] if isinstance(task.choices, str) else []
+    )
+    return len(set(texts)) == len(texts)
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else lettered_lines(str(value))
 
 
 def lettered_lines(text: str) -> list[str]:

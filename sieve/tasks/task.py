@@ -10,7 +10,7 @@ from typing import Any
 
 from sieve.errors import InputError
 from sieve.tasks.answers import ANSWER_IS
-from sieve.tasks.example import Example, render, template_fields, with_shots, without_empty
+from sieve.tasks.example import Example, has_distinct_choices, render, template_fields, with_shots, without_empty
 from sieve.tasks.rows import check_source, load_pools, user_path
 from sieve.tasks.splits import DEFAULT_SIZES, check_sizes, split
 from sieve.utils.messages import shorten
@@ -104,6 +104,8 @@ class Task:
         pools = load_pools(self.data, folder, self.where)
         if self.type == "perplexity":
             pools = without_empty(self, pools)
+        if self.file and self.file.parent == _BUILTIN:
+            pools = {name: [row for row in rows if has_distinct_choices(self, row)] for name, rows in pools.items()}
         rendered = render(self, [row for rows in pools.values() for row in rows])
         self._check_answers(rendered)
         remaining = iter(rendered)

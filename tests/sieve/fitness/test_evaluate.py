@@ -3,13 +3,17 @@
 import math
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from sieve import progress
 from sieve.errors import InputError, NumericsError
 from sieve.fitness import evaluate
 from sieve.fitness.generation import _Stop, greedy_answers
@@ -55,6 +59,22 @@ def loglik(model, tokenizer, prompt, continuation):
     ids = torch.tensor([tokenizer.encode(prompt + continuation)])
     logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     return logprobs[-len(continuation) :].sum().item()
+
+
+def joining_tokenizer():
+    """A token per character, but " a" is one."""
+    characters = {chr(code): code for code in range(33, 127)}
+    model = Tokenizer(models.BPE({"<s>": 1, "Ġ": 2, "Ġa": 3, **characters}, [("Ġ", "a")]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="<s>")
+
+
+@torch.no_grad()
+def from_the_border(model, tokenizer, prompt, choice):
+    """Log-likelihood of the choice and of the space before it."""
+    ids = torch.tensor([tokenizer.encode(prompt + choice)])
+    logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return logprobs[len(tokenizer.encode(prompt.rstrip())) - 1 :].sum().item()
 
 
 class TestMultipleChoice:
@@ -127,6 +147,41 @@ class TestMultipleChoice:
     def test_an_answer_beyond_the_context(self, model, tokenizer):
         with pytest.raises(InputError, match="longer than the model's context of 256 tokens"):
             evaluate(model, tokenizer, choice_task(), [Example("?", (" a", "b" * 300), 0)])
+
+    def test_a_choice_that_begins_another_is_warned_of(self, model, tokenizer):
+        examples = [Example("How many?", tuple(f" {number}" for number in range(1, 11)), 9)]
+        with pytest.warns(UserWarning, match="'10' begins with the choice '1' .* use normalize: length"):
+            evaluate(model, tokenizer, choice_task(), examples)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            evaluate(model, tokenizer, choice_task(normalize="length"), examples)
+            evaluate(model, tokenizer, choice_task(), [Example("How many?", (" 1", " 2"), 0)])
+
+    def test_a_warning_is_said_once_where_progress_is_shown(self, model, tokenizer, capsys):
+        examples = [Example("How many cups?", (" one", " one hundred"), 0)]
+        with progress.shown():
+            for _ in range(2):
+                evaluate(model, tokenizer, choice_task(), examples)
+        assert capsys.readouterr().err.count("'one hundred' begins with the choice 'one'") == 1
+
+    def test_choices_of_the_same_tokens_are_refused(self, model, tokenizer):
+        with pytest.raises(InputError, match=r"'é' and 'ü' .* are the same tokens"):  # both unknown to this tokenizer
+            evaluate(model, tokenizer, choice_task(), [Example("?", ("é", "ü"), 0)])
+
+    @pytest.mark.parametrize("normalize", ["none", "prior"])
+    def test_a_token_over_the_border_counts_for_all_choices(self, model, normalize):
+        """The prompt ends in a space, which joins a word and stands alone before a digit."""
+        tokenizer = joining_tokenizer()
+        example = Example("x: ", ("ab", "1", "2"), 1, neutral=": ")
+        scores = evaluate(model, tokenizer, choice_task(normalize=normalize), [example])
+        wanted = []
+        for choice in example.choices:
+            value = from_the_border(model, tokenizer, example.prompt, choice)
+            if normalize == "prior":
+                value -= from_the_border(model, tokenizer, example.neutral, choice)
+            wanted.append(value)
+        assert scores.contrast[0] == pytest.approx(wanted[1] - np.logaddexp.reduce(wanted), abs=1e-4)
+        assert scores.loglik[0] == pytest.approx(from_the_border(model, tokenizer, "x: ", "1"), abs=1e-4)
 
     def test_leaves_the_model_as_it_was(self, tokenizer):
         model = tiny_model("llama").train()

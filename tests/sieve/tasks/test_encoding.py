@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from sieve.errors import InputError
 from sieve.models import EMBEDDED_MODEL, load_model
 from sieve.tasks import Example, Task, encode
+from sieve.tasks.encoding import encode_choices, encode_target
 from tests.tiny_models import tiny_tokenizer
 
 TASK = Task("t", "generation", [{"q": "x", "a": "y"}], "{q}", answer="a")
@@ -40,6 +41,25 @@ def test_no_continuation():
 def test_a_token_over_the_border_is_scored():
     assert encode(merging(), TASK, Example("ca"), "b") == ([4, 5], 1)
     assert encode(merging(), TASK, Example("ca"), "c") == ([4, 2, 4], 2)
+
+
+def test_choices_are_scored_from_one_place():
+    """After "ca", "b" merges with the prompt's last token and "c" does not: both are scored from there."""
+    both = encode_choices(merging(), TASK, "ca", ["b", "c"])
+    assert both == [([4, 5], 1), ([4, 2, 4], 1)]
+    assert encode_choices(merging(), TASK, "a", ["b", "c"]) == [([0, 5], 1), ([0, 2, 4], 1)]  # <s> before both
+
+
+def test_a_space_at_the_end_of_the_prompt_is_paid_by_all():
+    """The tokenizer joins a space to a letter behind it, not to a digit."""
+    vocabulary = {"<s>": 0, ":": 1, "Ġ": 2, "a": 3, "Ġa": 4, "1": 5}
+    model = Tokenizer(models.BPE(vocabulary, [("Ġ", "a")]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="<s>")
+    assert encode_choices(tokenizer, TASK, ": ", ["a", "1"]) == [([1, 4], 1), ([1, 2, 5], 1)]
+    example = Example(": ", ("a", "1"), 1)
+    assert encode_target(tokenizer, TASK, example) == ([1, 2, 5], 1)
+    assert encode(tokenizer, TASK, example, "1") == ([1, 2, 5], 2)
 
 
 def test_something_always_comes_first():

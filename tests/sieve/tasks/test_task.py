@@ -344,3 +344,16 @@ class TestBuiltin:
     def test_the_shipped_example(self):
         splits = load_task(Path(__file__).parents[3] / "examples" / "reviews.yaml").splits()
         assert [len(part) for part in splits.values()] == [16, 8, 8, 8]
+
+
+class TestEqualChoices:
+    def test_are_refused_by_row(self):
+        rows = [{"q": "x", "c": ["a", "b"], "y": 0}, {"q": "z", "c": ["a", "b", " a "], "y": 1}]
+        task = Task("t", "multiple_choice", rows, "{q}", choices="c", answer="y")
+        with pytest.raises(InputError, match="data row 2 has the choice 'a' twice"):
+            task.splits()
+
+    @pytest.mark.model
+    def test_of_our_own_data_are_left_out(self):
+        for part in load_task("commonsense_qa").splits().values():
+            assert all(len({text.strip() for text in one.choices}) == len(one.choices) for one in part)
