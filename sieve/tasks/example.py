@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks.answers import resolve_answers
+from sieve.tasks.identity import group_names, question_names, same
 from sieve.tasks.row import Row
 from sieve.utils.messages import listed, shorten
 
@@ -28,6 +29,7 @@ class Example:
     references: right answers of a generation question; for perplexity the text alone.
     neutral: the prompt without its content, against which `normalize: prior` judges a choice.
     question: what makes two examples the same one, whatever their few-shot examples.
+    group: examples of one group are in one split; "" where the question alone counts.
     """
 
     prompt: str
@@ -36,6 +38,7 @@ class Example:
     references: tuple[str, ...] = ()
     neutral: str = ""
     question: str = ""
+    group: str = ""
 
     @property
     def target(self) -> str:
@@ -77,20 +80,25 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
     prompt_fields = template_fields(task.prompt, task.where)
     neutral = fill(task.prompt, dict.fromkeys(prompt_fields, "")) if task.normalize == "prior" else ""
     prompts = [fill(task.prompt, _texts(row, prompt_fields)) for row in rows]
-    if task.type == "perplexity":
-        return [Example("", references=(text,), question=_same(text)) for text in prompts]
-    if task.type == "generation":
-        return [
-            Example(prompt, references=_references(row, task.answer), question=_same(prompt))
+    if task.type == "multiple_choice":
+        choices = [_choices(task, row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        answers = resolve_answers(rows, task.answer, choices, task.where, task.answer_is)
+        questions = question_names(prompts, choices)
+        examples = [
+            Example(prompt, texts, answer, neutral=neutral)
+            for prompt, texts, answer in zip(prompts, choices, answers, strict=True)
+        ]
+    else:
+        questions = list(map(same, prompts))
+        examples = [
+            Example("", references=(prompt,))
+            if task.type == "perplexity"
+            else Example(prompt, references=_references(row, task.answer))
             for row, prompt in zip(rows, prompts, strict=True)
         ]
-    choices = [_choices(task, row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-    answers = resolve_answers(rows, task.answer, choices, task.where, task.answer_is)
-    return [
-        # Where the prompt is the same for all rows, the choices are the question.
-        Example(prompt, texts, answer, neutral=neutral, question=_same(prompt if prompt_fields else "\n".join(texts)))
-        for prompt, texts, answer in zip(prompts, choices, answers, strict=True)
-    ]
+    groups = group_names(rows, questions, task.group)
+    named = zip(examples, questions, groups, strict=True)
+    return [replace(example, question=question, group=group) for example, question, group in named]
 
 
 def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
@@ -116,6 +124,7 @@ def check_fields(task: Task, rows: Sequence[Row]) -> None:
         wanted += [("choices", name) for text in task.choices for name in template_fields(text, task.where)]
     if task.answer:
         wanted.append(("answer", task.answer))
+    wanted += [("group", name) for name in task.group]
     for key, name in wanted:
         if name not in known:
             raise InputError(f"{task.where}: {key} names an unknown field {name!r}; the data has {listed(known)}")
@@ -125,10 +134,6 @@ def with_shots(example: Example, shots: Sequence[Example]) -> Example:
     """The example with solved ones before it."""
     before = "".join(f"{shot.prompt}{shot.target}\n\n" for shot in shots)
     return replace(example, prompt=before + example.prompt, neutral=before + example.neutral)
-
-
-def _same(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _texts(row: Row, names: Iterable[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def geography() -> list[dict[str, Any]]:
 
 
 def capitals() -> list[dict[str, Any]]:
-    """{question, choices, answer}: the capital of a country, and the country of a capital."""
+    """{question, country, choices, answer}: the capital of a country, and the country of a capital."""
     states = [state for state in _table("countries").values() if state["capital"] and state["population"] > 0]
     names = [state["name"] for state in states]
     towns = [state["capital"] for state in states]
@@ -53,8 +53,8 @@ def capitals() -> list[dict[str, Any]]:
         name, capital = state["name"], state["capital"]
         if towns.count(capital) > 1 or name in capital or capital in name:
             continue
-        of_country = {"question": f"What is the capital of {name}?"}
-        of_capital = {"question": f"Of which country is {capital} the capital?"}
+        of_country = {"question": f"What is the capital of {name}?", "country": name}
+        of_capital = {"question": f"Of which country is {capital} the capital?", "country": name}
         rows.append(of_country | _choices(capital, towns, salt=f"capital of {name}"))
         rows.append(of_capital | _choices(name, names, salt=f"country of {capital}"))
     return rows

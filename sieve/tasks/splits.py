@@ -1,7 +1,7 @@
 """Disjoint, deterministic splits.
 
 Examples are ordered by a hash of their question and the seed, so that the order in which the data is stored does not
-matter and equal questions stay together: they never stand on both sides of a border.
+matter. Equal questions, and examples of one group, stay together: they never stand on both sides of a border.
 """
 
 import hashlib
@@ -53,8 +53,8 @@ def split(
     """Divide the pools (split file → examples; "" for one that has none) among the four splits.
 
     Splits that share a pool share it in proportion to their fractions; a count is taken as it is. Fractions that add
-    up to less than 1 leave the rest of every pool unused. A question found in several pools counts only in the one
-    that is tested on last.
+    up to less than 1 leave the rest of every pool unused. A question (or group) found in several pools counts only in
+    the one that is tested on last.
 
     Raises: InputError for a split that would be empty or a count that the data cannot fill.
     """
@@ -63,10 +63,10 @@ def split(
     parts: dict[str, list[Example]] = {}
     share = min(1.0, sum(size for size in sizes.values() if isinstance(size, float)))
     for pool in dict.fromkeys(source[name] for name in reversed(SPLITS)):
-        groups = _groups([example for example in pools[pool] if example.question not in used], seed)
+        groups = _groups([example for example in pools[pool] if _group(example) not in used], seed)
         takers = {name: sizes[name] for name in SPLITS if source[name] == pool}
         parts |= _deal(groups, takers, share, where, pool)
-        used |= {example.question for example in pools[pool]}
+        used |= {_group(example) for example in pools[pool]}
     return {name: parts[name] for name in SPLITS}
 
 
@@ -80,41 +80,67 @@ def _source(name: str, pools: Mapping[str, Sequence[Example]], where: str) -> st
     raise InputError(f"{where}: no split file for {name!r} among {listed(pools)}: name them {known}")
 
 
+def _group(example: Example) -> str:
+    return example.group or example.question
+
+
 def _groups(examples: Sequence[Example], seed: int) -> list[list[Example]]:
-    """Examples with the same question, in an order drawn from the seed and the questions alone."""
+    """Examples of one group each, in an order drawn from the seed and the groups' names alone."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(example.question, []).append(example)
+        groups.setdefault(_group(example), []).append(example)
 
-    def key(example: Example) -> bytes:
-        return hashlib.sha256(f"{seed}\0{example.question}".encode()).digest()
+    def key(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
 
     def within(example: Example) -> tuple:
         return example.prompt, example.choices, example.answer, example.references
 
-    return [sorted(group, key=within) for group in sorted(groups.values(), key=lambda group: key(group[0]))]
+    return [sorted(groups[name], key=within) for name in sorted(groups, key=key)]
 
 
 def _deal(
-    groups: list[list[Example]], takers: Mapping[str, float | int], share: float, where: str, pool: str
+    groups: Sequence[list[Example]], takers: Mapping[str, float | int], share: float, where: str, pool: str
 ) -> dict[str, list[Example]]:
-    total = sum(map(len, groups))
-    fractions = sum(size for size in takers.values() if isinstance(size, float))
+    """One split after the other takes whole groups until it has its size; what its last group has beyond is not used.
+
+    A split leaves a group for each of those after it. Where large groups have cost examples, fractions are of what is
+    left.
+    """
+    total = left = sum(map(len, groups))
     parts: dict[str, list[Example]] = {}
-    remaining = iter(groups)
-    for name, size in takers.items():
-        wanted = size if isinstance(size, int) else int(total * share * size / fractions + 1e-9)
+    dealt = lost = 0
+    for later, (name, size) in zip(reversed(range(len(takers))), takers.items(), strict=True):
+        wanted = size if isinstance(size, int) else int(total * share * size / _fractions(takers) + 1e-9)
+        if lost and not isinstance(size, int):
+            open_takers = {taker: takers[taker] for taker in takers if taker not in parts}
+            wanted = min(wanted, int(left * size / _fractions(open_takers) + 1e-9))
         part: list[Example] = []
-        while len(part) < wanted and (group := next(remaining, None)) is not None:
-            part += group
+        while len(part) < wanted and len(groups) - dealt > (later if part else 0):
+            part += groups[dealt]
+            left -= len(groups[dealt])
+            dealt += 1
+        lost += max(len(part) - wanted, 0)
         parts[name] = part[:wanted]
-        origin = f"{pool!r} has" if pool else "the data has"
-        if not part:
-            raise InputError(
-                f"{where}: the {name} split is empty: {origin} {total} examples; add data or change splits"
-            )
-        if isinstance(size, int) and len(part) < wanted:
-            raise InputError(
-                f"{where}: splits asks for {wanted} {name} examples, {len(part)} are left: {origin} {total} in all"
-            )
+        if not part or (isinstance(size, int) and len(part) < wanted):
+            raise InputError(f"{where}: {_shortage(name, size, len(part), groups, pool)}")
     return parts
+
+
+def _fractions(sizes: Mapping[str, float | int]) -> float:
+    return sum(size for size in sizes.values() if isinstance(size, float))
+
+
+def _shortage(name: str, size: float | int, found: int, groups: Sequence[list[Example]], pool: str) -> str:
+    sizes = list(map(len, groups))
+    data = f"{pool!r} has" if pool else "the data has"
+    together = ""
+    if max(sizes, default=1) > 1:
+        together = (
+            f", in {len(groups):,} groups (rows of one question, or alike in a field of `group`), the largest of "
+            f"{max(sizes):,}, and a group is in one split"
+        )
+    if not found:
+        return f"the {name} split is empty: {data} {sum(sizes)} examples{together}; add data or change splits"
+    asked = f"splits asks for {shorten(size)} {name} examples, {found} are left"
+    return f"{asked}: {data} {sum(sizes)} in all{together}"

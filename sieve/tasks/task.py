@@ -12,7 +12,7 @@ from sieve.errors import InputError
 from sieve.tasks.answers import ANSWER_IS
 from sieve.tasks.example import Example, has_distinct_choices, render, template_fields, with_shots, without_empty
 from sieve.tasks.rows import check_source, load_pools, user_path
-from sieve.tasks.splits import DEFAULT_SIZES, check_sizes, split
+from sieve.tasks.splits import DEFAULT_SIZES, check_seed, check_sizes, split
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
 
@@ -51,6 +51,7 @@ class Task:
     answer: name of the field with the right answer: index, letter or text of a choice; for generation one text or
         a list of texts, each of them right.
     answer_is: how the answer field of a choice is read: "index", "text" or "letter"; None where only one way fits.
+    group: names of fields, or one name: rows that share a value of one of them are in one split.
     description: one line for lists.
     normalize: of a choice's log-likelihood: "none", "length" (per character) or "prior" (less that after a prompt
         without content).
@@ -80,11 +81,14 @@ class Task:
     max_new_tokens: int = 32
     stop: str | None = "\n"
     answer_is: str | None = None
+    group: Sequence[str] = ()
     file: Path | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.choices, list):
             object.__setattr__(self, "choices", tuple(self.choices))
+        if isinstance(self.group, str | list):
+            object.__setattr__(self, "group", (self.group,) if isinstance(self.group, str) else tuple(self.group))
         self._check()
 
     @property
@@ -95,11 +99,12 @@ class Task:
     def splits(self, seed: int = 0) -> dict[str, list[Example]]:
         """The examples: "calibration", "fitness", "validation", "test" → disjoint lists, in an order drawn by `seed`.
 
-        Deterministic in (data, seed); the same question never stands in two splits.
+        Deterministic in (data, seed); the same question, or rows of one group, never stand in two splits.
 
         Raises: InputError for data that cannot be read, unknown fields, a right answer that is not among the choices,
             an empty split, or an answer that is the same for all examples.
         """
+        check_seed(seed)
         folder = self.file.parent if self.file else Path()
         pools = load_pools(self.data, folder, self.where)
         if self.type == "perplexity":
@@ -132,6 +137,8 @@ class Task:
             whole = isinstance(value, int) and not isinstance(value, bool)
             self._require(whole and value >= least, name, f"a whole number of at least {least}")
         self._require(self.answer_is in (None, *ANSWER_IS), "answer_is", f"one of {', '.join(ANSWER_IS)}")
+        named = isinstance(self.group, tuple) and all(isinstance(name, str) and name for name in self.group)
+        self._require(named, "group", "the name of a field or a list of them")
         self._require(isinstance(self.chat, bool), "chat", "true or false")
         self._require(self.stop is None or (isinstance(self.stop, str) and self.stop), "stop", "a text or null")
         self._require(isinstance(self.split_sizes, Mapping), "splits", "a fraction or count per split", "split_sizes")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve.errors import InputError
-from sieve.tasks import Example
+from sieve.tasks import Example, Task
 from sieve.tasks.splits import DEFAULT_SIZES, SPLITS, split
 
 
@@ -110,6 +110,21 @@ class TestSplitFiles:
     def test_unknown_names(self):
         with pytest.raises(InputError, match=r"no split file for 'calibration' among part1, part2: name them train"):
             divide(self.pools("part1", "part2"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_large_group_leaves_examples_for_all(seed):
+    parts = divide({"": ["large"] * 500 + NUMBERS}, seed=seed)
+    sizes = {name: len(part) for name, part in parts.items()}
+    without = {name: len([text for text in texts(part) if text != "large"]) for name, part in parts.items()}
+    assert sum(size == 0 for size in without.values()) <= 1  # the one that has the large group may have that alone
+    assert min(sizes.values()) >= 10
+
+
+@pytest.mark.parametrize("seed", [-1, -(10**30), 2**32, 1.0, True, None, "0"])
+def test_seeds_that_not_every_generator_takes(seed):
+    with pytest.raises(InputError, match="the seed must be a whole number from 0"):
+        Task("t", "perplexity", [{"x": str(i)} for i in range(20)], "{x}").splits(seed)
 
 
 def test_all_the_same_question():
