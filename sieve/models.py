@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sieve import progress
-from sieve.errors import InputError, StorageError
+from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
 
@@ -52,11 +52,12 @@ def load_model(
     Raises:
         InputError: no such model, not a causal LM, weights missing, code that is not trusted, unknown dtype or device.
         NumericsError: NaN or infinity in the weights; names the tensor.
-        StorageError: the disk is full.
+        StorageError: the disk is full, or weights are others than Sieve saved.
 
     Example:
         >>> model, tokenizer = load_model("smollm2")
     """
+    from sieve.checkpoint.checksums import verify
     from sieve.matrices import check_finite
 
     wanted, place = _dtype(dtype), _device(device)
@@ -67,6 +68,8 @@ def load_model(
     else:
         folder, local = _folder_or_hub_id(source)
     with _input_errors(source), quiet_transformers(local):
+        if local and gguf is None:  # a cached copy has been verified
+            verify(folder)
         tokenizer = _tokenizer(folder, local, trust_remote_code)
         model = _pretrained(folder, wanted, place, local, trust_remote_code)
         if model.dtype == torch.float16 and place.type == "cpu":
@@ -234,7 +237,7 @@ def _input_errors(source: str) -> Iterator[None]:
     """What transformers says of a model that it cannot load, in one line."""
     try:
         yield
-    except InputError:
+    except SieveError:
         raise
     except Exception as error:  # damaged files make transformers and its parts raise errors of every kind
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from sieve.checkpoint.card import model_card
+from sieve.checkpoint.checksums import stamped, write_checksums
 from sieve.errors import InputError
 from sieve.files import atomic_folder, write_json, write_text
 from sieve.layers import PAIRS, PivotedLinear
@@ -46,7 +47,8 @@ def save(
     _check_plain(model)
     ranks = mark(model)
     with atomic_folder(path) as folder, quiet_transformers():
-        model.save_pretrained(folder)
+        with stamped(model) as identity:
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         marked = getattr(model.config, "quantization_config", None)
         pivoted, masks = (marked.pivoted, marked.masks) if marked else (False, {})
@@ -55,6 +57,7 @@ def save(
             write_json(folder / "report.json", report)
         if recipe is not None:
             write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        write_checksums(folder, identity)
 
 
 def load(
@@ -71,7 +74,8 @@ def load(
         device: "auto" (a GPU if there is one), or any torch device.
         trust_remote_code: run the code in the folder, for models that bring their own.
 
-    Raises: InputError when the folder is not a model's, its code is not trusted, or weights are missing from it.
+    Raises: InputError when the folder is not a model's, its code is not trusted, or weights are missing from it;
+        StorageError when its weights are damaged.
 
     Example:
         >>> model, tokenizer = sieve.load("runs/mine")

@@ -9,6 +9,7 @@ This module runs in the middle of transformers' own import (see `registration`),
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -103,9 +104,12 @@ class SieveQuantizer(HfQuantizer):
     quantization_config: SieveConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        from sieve.checkpoint.checksums import verify
         from sieve.matrices import low_rank, replace
         from sieve.stacks import stack_
 
+        for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or []}:
+            verify(folder)
         config = self.quantization_config
         stack_(model, {_local(name, model): members for name, members in config.shared.items()})
         for name, rank in config.ranks.items():
@@ -126,6 +130,23 @@ class SieveQuantizer(HfQuantizer):
         del model.config._is_quantized
         model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
         return fuse_(model)
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+class Stamp(HfQuantizer):
+    """What `save_pretrained` asks for metadata of the weights: beside them it changes nothing."""
+
+    def __init__(self, metadata: dict[str, str]):
+        self._metadata = metadata
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+        return None, dict(self._metadata)
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
         return True

@@ -1,0 +1,154 @@
+"""Checksums of a saved folder: `checksums.json` beside the weights, verified when Sieve or transformers loads them.
+
+The weights that belong to it carry its id in the metadata of their header, twice, so that a flipped bit cannot hide
+them. What `save_pretrained`, an adapter's merge or another tool writes into the folder later carries none: it is
+unverified, and not refused.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sieve import progress
+from sieve.errors import StorageError
+from sieve.files import storage_errors, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHECKSUMS = "checksums.json"
+VERSION = 1
+PIECE = 1 << 26
+"""Bytes that are hashed together. A file's checksum is of the checksums of its pieces: they are hashed in parallel."""
+_BLOCK = 1 << 20
+_HEAD = 4096  # bytes of a safetensors file that hold its metadata
+_FREE = {CHECKSUMS, "README.md"}  # not checked: a model card may be edited
+
+_verified: dict[Path, tuple[int, ...]] = {}  # file → its status when its checksum was right
+
+
+@contextmanager
+def stamped(model: "PreTrainedModel") -> Iterator[str]:
+    """Inside the block `model.save_pretrained` writes the id that is yielded into the weights' metadata."""
+    from sieve.checkpoint.quantizer import Stamp
+
+    identity = os.urandom(16).hex()
+    if getattr(model, "hf_quantizer", None) is not None:  # another library's, which has a say of its own
+        yield identity
+        return
+    model.hf_quantizer = Stamp({"sieve": identity, "checksums": f"{CHECKSUMS} {identity}"})
+    try:
+        yield identity
+    finally:
+        del model.hf_quantizer
+
+
+def write_checksums(folder: Path, identity: str) -> None:
+    """Write `checksums.json` of all files in `folder`, the last of them to be written."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in _FREE)
+    digests = _digests([folder / name for name in names])
+    content = {
+        "version": VERSION,
+        "id": identity,
+        "piece_bytes": PIECE,
+        "files": dict(zip(names, digests, strict=True)),
+    }
+    write_json(folder / CHECKSUMS, content | {"sha256": _digest_of(content)})
+
+
+def verify(folder: str | Path) -> None:
+    """Compare a saved folder's weights with its checksums; a folder without checksums passes.
+
+    Other files, such as the configuration, may be edited: where they have changed a note says so.
+
+    Raises: StorageError naming the weights that are damaged, or `checksums.json` if it is.
+    """
+    folder = Path(folder)
+    if not (folder / CHECKSUMS).is_file():
+        return
+    with storage_errors(folder):
+        identity, recorded = _read(folder / CHECKSUMS)
+        there = [name for name in recorded if (folder / name).is_file()]
+        belonging = [name for name in there if _belongs(folder / name, identity)]
+        unknown = [name for name in belonging if _verified.get(folder / name) != _status(folder / name)]
+        before = [_status(folder / name) for name in unknown]
+        digests = _digests([folder / name for name in unknown])
+    changed = [name for name in recorded if name not in belonging]
+    for name, status, digest in zip(unknown, before, digests, strict=True):
+        if digest == recorded[name]:
+            _verified[folder / name] = status
+        elif _is_weights(name):
+            raise StorageError(
+                f"{folder / name} is damaged: its checksum is not the one that it was saved with. Get the folder again "
+                f"(if a tool of yours changed the file, remove {CHECKSUMS})"
+            )
+        else:
+            changed.append(name)
+    if changed:
+        progress.note_once(f"unverified in {folder}, changed since Sieve saved it: {', '.join(sorted(changed))}")
+
+
+def _read(path: Path) -> tuple[str, dict[str, str]]:
+    """The id and the checksums by file name."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest = content.pop("sha256")
+        if digest != _digest_of(content):
+            raise ValueError("its own checksum is another")
+        if (content["version"], content["piece_bytes"]) != (VERSION, PIECE):
+            raise ValueError("it was written by another version of Sieve")
+        if any(Path(name).name != name for name in content["files"]):
+            raise ValueError("it names files elsewhere")
+        return content["id"], content["files"]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            f"{path} is damaged ({error}): get the folder again, or remove the file to load it unverified"
+        ) from None
+
+
+def _belongs(path: Path, identity: str) -> bool:
+    """Whether a file is the one that was saved, whole or damaged; of others than weights there is no telling."""
+    if not _is_weights(path.name):
+        return True
+    with path.open("rb") as file:
+        return identity.encode() in file.read(_HEAD)
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _status(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(files: Iterable[Path]) -> list[str]:
+    """Each file's SHA-256 (hex) over the SHA-256 of its pieces."""
+    files = list(files)
+    pieces = [(file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)]
+    totals = {file: hashlib.sha256() for file in files}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
+        for (file, _), digest in zip(pieces, pool.map(_piece_digest, pieces), strict=True):
+            totals[file].update(digest)
+    return [total.hexdigest() for total in totals.values()]
+
+
+def _piece_digest(piece: tuple[Path, int]) -> bytes:
+    path, start = piece
+    digest, left = hashlib.sha256(), PIECE
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()
