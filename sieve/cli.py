@@ -71,6 +71,10 @@ def prune(
         bool | None,
         typer.Option("--confident", help="Demand the lower end of the paired 95 % interval, not the mean."),
     ] = None,
+    allow_no_signal: Annotated[
+        bool | None,
+        typer.Option("--allow-no-signal", help="Go on where the dense model scores 0: every candidate will do."),
+    ] = None,
     calibration_tokens: Tokens = None,
     method: Method = None,
     pivot: Annotated[
@@ -165,6 +169,7 @@ def prune(
         "tolerance": tolerance,
         "search": search,
         "confident": confident,
+        "allow_no_signal": allow_no_signal,
         "calibration_tokens": calibration_tokens,
         "method": method,
         "pivot": pivot,
@@ -273,6 +278,7 @@ def evaluate(
 ) -> None:
     """Score MODEL on a task. For a pruned folder the task and seed default to those of its recipe."""
     from sieve.evaluation import evaluate_source
+    from sieve.report import chance_line
 
     with progress.shown(not quiet):
         result = evaluate_source(
@@ -293,6 +299,8 @@ def evaluate(
                 measure.replace("_", " "), f"{value['value']:.4f}", f"{value['low']:.4f} … {value['high']:.4f}"
             )
     console().print(table)
+    if (line := chance_line(result)) is not None:
+        console().print(line, soft_wrap=True)
 
 
 @app.command()

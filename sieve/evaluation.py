@@ -5,6 +5,7 @@ from typing import Any
 
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
+from sieve.fitness.chance import Chance, chance_level
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
 from sieve.recipe import read_recipe
@@ -25,7 +26,8 @@ def evaluate_source(
     """Score the model at `source` on one split; with `against`, also the paired difference to that model.
 
     Code that a model brings runs only with `trust_remote_code`.
-    Task and seed default to those of the recipe in a pruned folder. Returns plain numbers, ready for JSON.
+    Task and seed default to those of the recipe in a pruned folder. Returns plain numbers, ready for JSON: "chance" and
+    "majority" are what knowing nothing scores on the split (None where the task has none).
     """
     recipe = _recipe(source)
     task_name = task or recipe.get("task")
@@ -46,6 +48,7 @@ def evaluate_source(
         "task": loaded.name,
         "split": split,
         "accuracy": vars(bootstrap(scores.score)),
+        **_chance(chance_level(loaded, splits[split])),
         "loglik": vars(bootstrap(scores.loglik)),
         "tokens": scores.tokens,
     }
@@ -57,6 +60,10 @@ def evaluate_source(
             "loglik_difference": vars(paired(scores.loglik, other.loglik)),
         }
     return result
+
+
+def _chance(level: Chance | None) -> dict[str, float | None]:
+    return {"chance": None, "majority": None} if level is None else vars(level)
 
 
 def _recipe(source: str) -> dict[str, Any]:

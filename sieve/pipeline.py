@@ -17,6 +17,7 @@ from sieve.checkpoint.quantizer import SieveConfig
 from sieve.errors import InputError
 from sieve.files import cache_folder, require_new
 from sieve.fitness import evaluate
+from sieve.fitness.chance import chance_level
 from sieve.fitness.workers import require_workers
 from sieve.masks import mask
 from sieve.matrices import prunable
@@ -27,6 +28,7 @@ from sieve.recipe import Recipe
 from sieve.report import build_report, mask_report
 from sieve.searchers import run_search
 from sieve.searchers.refitted import best_refitted, smallest_refitted
+from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.shared import share_inputs_
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
@@ -73,6 +75,10 @@ def _pruned(
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         _require_dense(model, recipe.model)
         prunable(model)
+    with stages("dense"):
+        # Before anything is done to the model, and before the long work that a task without signal would be lost on.
+        dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal)
+        dense_test = evaluate(model, tokenizer, task, splits["test"])
         if recipe.shared_input:
             share_inputs_(model)
     unfinished.begin(recipe)
@@ -98,6 +104,8 @@ def _pruned(
             rank_multiple=recipe.rank_multiple,
             seed=recipe.seed,
             journal=journal,
+            dense=dense,
+            allow_no_signal=recipe.allow_no_signal,
             **asdict(recipe.options()),
         )
     chosen, refitted = factors, None
@@ -116,7 +124,7 @@ def _pruned(
     with stages("test"):
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
-        scores["dense"]["test"] = evaluate(model, tokenizer, task, splits["test"])
+        scores["dense"]["test"] = dense_test
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
         # What was confirmed is what is stored now: only the test split has not been asked yet.
@@ -124,8 +132,10 @@ def _pruned(
     masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
     report = build_report(
-        recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share, refitted
-    )
+        recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share, refitted,
+        {split: chance_level(task, splits[split]) for split in scores["pruned"]},
+        signal_notes(task, splits, result.dense),
+    )  # fmt: skip
     save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
     return report
 

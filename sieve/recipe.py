@@ -31,6 +31,7 @@ class Recipe:
     method: name of a projection or of a mask's scores.
     pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
     confident: demand the lower end of the paired 95 % interval, not the mean.
+    allow_no_signal: go on where the dense model scores 0, so that every candidate is within the tolerance.
     shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
     shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
     refit: fit pairs anew, to inputs as the pruned model has them: those of the search's plan if `kept` names its size,
@@ -55,6 +56,7 @@ class Recipe:
     shared_input: bool = False
     refit: bool = False
     confident: bool = False
+    allow_no_signal: bool = False
     calibration_tokens: int = 32_768
     rank_multiple: int | None = None
     pattern: str = "unstructured"

@@ -83,7 +83,12 @@ def _accuracy(report: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     head = "| split | dense | pruned | examples |\n| --- | --- | --- | --- |\n"
-    return head + "\n".join(rows) + "\n\nIn brackets: 95 % bootstrap intervals."
+    parts = [head + "\n".join(rows), "In brackets: 95 % bootstrap intervals."]
+    levels = {"chance": accuracy.get("chance"), "always the most frequent answer": accuracy.get("majority")}
+    known = [f"{name} {level['test']:.3f}" for name, level in levels.items() if level and level.get("test") is not None]
+    if known:
+        parts[-1] += f" Knowing nothing scores, on the test split: {', '.join(known)}."
+    return "\n\n".join(parts + [f"Note: {_cell(note)}" for note in report.get("notes", ())])
 
 
 def _interval(interval: Mapping[str, float]) -> str:

@@ -3,6 +3,6 @@
 from sieve.report.build import build_report
 from sieve.report.masks import mask_report
 from sieve.report.read import read_report
-from sieve.report.show import show_report
+from sieve.report.show import chance_line, show_report
 
-__all__ = ["build_report", "mask_report", "read_report", "show_report"]
+__all__ = ["build_report", "chance_line", "mask_report", "read_report", "show_report"]

@@ -2,12 +2,13 @@
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sieve.fitness import Scores
+from sieve.fitness.chance import Chance
 from sieve.fitness.intervals import Interval, bootstrap, paired
 from sieve.recipe import Recipe
 from sieve.searchers import Candidate, SearchResult
@@ -28,6 +29,8 @@ def build_report(
     masks: dict[str, Any] | None = None,
     shrinkage: float = 0.0,
     refitted: Refitted | None = None,
+    levels: Mapping[str, Chance | None] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -40,7 +43,10 @@ def build_report(
         shrinkage: share of a prior in the Gram matrices.
         masks: of `mask_report`, where weights were masked.
         refitted: of the search among refitted plans, where there was one and it found one.
+        levels: split → what knowing nothing scores (`chance_level`), where the task has such.
+        notes: what a reader of the numbers must know, in a line each.
     """
+    levels = levels or {}
     prunable = sum(matrix.parameters for matrix in result.matrices.values())
     kept = result.plan.size(result.matrices)
     splits = list(scores["pruned"])
@@ -57,8 +63,12 @@ def build_report(
         },
         "bytes": {which: size[which]["bytes"] for which in ("dense", "pruned")},
         "accuracy": {
-            which: {split: _interval(bootstrap(scores[which][split].score)) for split in splits}
-            for which in ("dense", "pruned")
+            **{
+                which: {split: _interval(bootstrap(scores[which][split].score)) for split in splits}
+                for which in ("dense", "pruned")
+            },
+            "chance": {split: level and level.chance for split, level in levels.items()},
+            "majority": {split: level and level.majority for split, level in levels.items()},
         },
         "loglik": {
             which: {split: _interval(bootstrap(scores[which][split].loglik)) for split in splits}
@@ -73,6 +83,7 @@ def build_report(
             }
             for measure, field in (("accuracy", "score"), ("loglik", "loglik"))
         },
+        "notes": list(notes),
         "resolution": {
             "standard_error": result.resolution.standard_error,
             "tolerance": result.resolution.tolerance,

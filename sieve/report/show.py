@@ -35,6 +35,10 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             _within(difference["loglik"][split], "+"),
         )
     console.print(table)
+    if (line := chance_line(report["accuracy"], "test")) is not None:
+        console.print(line, soft_wrap=True)
+    for note in report.get("notes", ()):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if report.get("pivoted"):
         console.print("Pairs are stored pivoted: r (m + n - r) parameters at rank r.")
     if report.get("masks"):
@@ -52,6 +56,20 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print(f"bottlenecks (one level less breaks the tolerance): {', '.join(_names(found))}", soft_wrap=True)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())
     console.print(f"{sum(report['seconds'].values()):.0f} s in all: {stages}")
+
+
+def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None:
+    """What knowing nothing scores, in a line; None where the task has no such level.
+
+    Args:
+        numbers: has "chance" and "majority": of a `split` each, or numbers; reports of before have none.
+    """
+    levels = {"chance": numbers.get("chance"), "always the most frequent answer": numbers.get("majority")}
+    if split is not None:
+        levels = {name: (level or {}).get(split) for name, level in levels.items()}
+    found = [f"{name} {level:.3f}" for name, level in levels.items() if level is not None]
+    where = "" if split is None else f" ({split} split)"
+    return f"Knowing nothing{where}: {', '.join(found)}" if found else None
 
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve import progress
@@ -23,7 +24,7 @@ from sieve.fitness.journal import Journal
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
-from sieve.models import model_fingerprint
+from sieve.models import evaluating, model_fingerprint
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
@@ -34,6 +35,7 @@ from sieve.searchers.objective import measure, size_of
 from sieve.searchers.options import Options
 from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.signal import DECIDING, dense_scores, require_signal
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
 from sieve.utils.messages import shorten
@@ -128,6 +130,8 @@ def run_search(
     matrices: Sequence[str] | None = None,
     fitness: Fitness | None = None,
     journal: str | Path | None = None,
+    dense: Mapping[str, Scores] | None = None,
+    allow_no_signal: bool = False,
     **options,
 ) -> SearchResult:
     """`search`, with everything it learned.
@@ -143,6 +147,9 @@ def run_search(
             The model is any candidate, in the end in the form in which it would be stored; the examples are those of
             the split that is asked about.
         journal: file that keeps every evaluation; a search begun again with it goes on where it was.
+        dense: the dense model's scores on the fitness and validation splits (`dense_scores`), where they are known.
+        allow_no_signal: search although the dense model scores 0, so that every candidate is within the tolerance.
+            Whether its scores are better than chance and the most frequent answer is said before the first candidate.
         options: fields of `Options`.
     """
     choices = Options(**options)
@@ -163,6 +170,12 @@ def run_search(
             return Prepared(lambda model: _own(fitness, model, examples), 0, 0, fixed_passes=False)
         return prepare(model, tokenizer, task, examples)
 
+    def measured() -> dict[str, Scores]:
+        if fitness is None:
+            return dense_scores(model, tokenizer, task, splits, allow_no_signal)
+        with evaluating(model), torch.inference_mode():
+            return {split: ready(splits[split]).run(model) for split in DECIDING}
+
     few = search == "uniform"  # candidates, none like another: slices and shared blocks would only cost
     parts = [splits["fitness"]] if few else slices(splits["fitness"])
     identity = {} if journal is None else _identity(model, factors, splits["fitness"], {
@@ -172,6 +185,9 @@ def run_search(
     })  # fmt: skip
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, identity))
+        dense = _dense(book, measured if dense is None or fitness is not None else lambda given=dense: dict(given))
+        for split in DECIDING if fitness is None else ():
+            require_signal(dense[split], split, task, allow_no_signal)
         curves, probed = None, 0
         if choices.surrogate and not few and isinstance(factors, Factors):  # masks have no directions to cut one by one
             originals = Factors({name: factors[name] for name in chosen}, factors.method, factors.pivoted)
@@ -187,8 +203,6 @@ def run_search(
         )  # fmt: skip
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
         stack.enter_context(engine.running())
-        progress.say("  the dense model")
-        dense = {"fitness": engine.full({})}
         limits = resolution(dense["fitness"].score, tolerance)
         if not limits.sufficient and choices.kept is None:
             progress.note(str(limits))
@@ -204,7 +218,7 @@ def run_search(
         problem = Problem(
             chosen, score, dense["fitness"], tolerance, confident, multiple, seed, engine, curves, choices, sizes
         )
-        whole = {split: ready(splits[split]) for split in ("fitness", "validation")}
+        whole = {split: ready(splits[split]) for split in DECIDING}
 
         def stored(plan: Plan, *asked: str) -> list[Scores]:
             """Scores of what `apply_` makes of a plan."""
@@ -212,8 +226,6 @@ def run_search(
             with applied(model, factors, plan):
                 return [whole[split].run(model) for split in asked]
 
-        turned.set({})
-        dense["validation"] = whole["validation"].run(model)
         if choices.kept is None:
             for split, scores in dense.items():
                 _require_attainable(scores, split, tolerance, confident)
@@ -235,6 +247,26 @@ def run_search(
             tested,
             smaller(problem, plan),
         )
+
+
+def _dense(book: Journal | None, measure: Callable[[], dict[str, Scores]]) -> dict[str, Scores]:
+    """The dense model's scores by split, from the journal if it has them: a resumed search compares with the same."""
+    if book is not None and "dense" in book.records:
+        record = book.records["dense"]
+        return {split: Scores(**{**record[split], **_arrays(record[split])}) for split in DECIDING}
+    dense = measure()
+    if book is not None:
+        plain = {split: {name: _listed(value) for name, value in vars(one).items()} for split, one in dense.items()}
+        book.add("dense", plain)
+    return dense
+
+
+def _arrays(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in record.items() if isinstance(value, list)}
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _curves(
