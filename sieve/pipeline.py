@@ -25,7 +25,8 @@ from sieve.methods import MASKS
 from sieve.models import load_model
 from sieve.projections import project
 from sieve.recipe import Recipe
-from sieve.report import build_report, mask_report
+from sieve.report.build import build_report
+from sieve.report.masks import mask_report
 from sieve.searchers import run_search
 from sieve.searchers.refitted import best_refitted, smallest_refitted
 from sieve.searchers.signal import dense_scores, signal_notes

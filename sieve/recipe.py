@@ -1,19 +1,24 @@
-"""A run described: typed, versioned, the same as YAML, JSON, Python and command-line options."""
+"""A run described: typed, versioned, the same as YAML, JSON, Python and command-line options.
+
+The command line imports this module for its defaults. What takes seconds to import (torch) is imported where values are
+checked.
+"""
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from sieve.calibration.text import MINIMUM_TOKENS
 from sieve.errors import InputError
-from sieve.fitness.engine import MEMORY
-from sieve.masks import MaskOptions
 from sieve.methods import MASKS, NESTED
-from sieve.projections import check_shrinkage
-from sieve.searchers import Options, check_mask_search, check_options, default_search
 from sieve.tasks.splits import check_seed
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
+
+if TYPE_CHECKING:
+    from sieve.masks import MaskOptions
+    from sieve.searchers import Options
 
 VERSION = 1
 LARGEST = 2**63 - 1  # what integers of tensors can hold; NaN is not below it either
@@ -79,7 +84,7 @@ class Recipe:
     layers: bool = True
     racing: bool = True
     surrogate: bool = True
-    memory: int = MEMORY
+    memory: int = 2 << 30
     bottlenecks: int = 16
     workers: int | str | None = None
     dtype: str = "auto"
@@ -87,19 +92,25 @@ class Recipe:
     seed: int = 0
     version: int = VERSION
 
-    def check(self) -> "Recipe":
+    def check(self) -> Recipe:
         """InputError for any value that could not work; returns the recipe itself."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            kind = int | field.type if field.type in (float, float | str | None) else field.type
+        for name, declared in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kind = int | declared if declared in (float, float | str | None) else declared
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise InputError(f"recipe: {field.name} must be of type {field.type}, got {shorten(value)}")
+                raise InputError(f"recipe: {name} must be of type {declared}, got {shorten(value)}")
         check_seed(self.seed)
         for name, value in asdict(self).items():
             if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
                 raise InputError(f"recipe: {name} must be a finite number, at most {LARGEST:,}, got {shorten(value)}")
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
+        self._check_names()
+        # Only now: this imports torch.
+        from sieve.calibration.text import MINIMUM_TOKENS
+        from sieve.projections import check_shrinkage
+        from sieve.searchers import check_mask_search, check_options
+
         check_options(self.tolerance, self.searcher, self.options())
         if self.method in MASKS:
             self.mask_options().check(self.method)
@@ -108,33 +119,43 @@ class Recipe:
             of_pairs = {"--refit": self.refit, "--shrinkage": shrunk, "--shared-input": self.shared_input}
             for option in (option for option, given in of_pairs.items() if given):
                 raise InputError(f"{option} is of low-rank pairs and {self.method} makes none: leave it out")
-        elif self.method not in NESTED:
-            raise InputError(f"unknown method {shorten(self.method)}: choose one of {', '.join((*NESTED, *MASKS))}")
         else:
             self._check_without_masks()
         check_shrinkage(self.shrinkage)
         if self.calibration_tokens < MINIMUM_TOKENS:
             raise InputError(f"--calibration-tokens must be at least {MINIMUM_TOKENS}, got {self.calibration_tokens}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"unknown dtype {shorten(self.dtype)}: choose one of {', '.join(DTYPES)}")
-        if self.rank_multiple is not None and self.rank_multiple < 1:
-            raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
         return self
 
     @property
     def searcher(self) -> str:
         """The name of the searcher that is used."""
+        from sieve.searchers import default_search
+
         return self.search or default_search(self.method in MASKS)
 
     def options(self) -> Options:
         """Those of the search."""
+        from sieve.searchers import Options
+
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     def mask_options(self) -> MaskOptions:
         """Those of masks."""
+        from sieve.masks import MaskOptions
+
         return MaskOptions(**{field.name: getattr(self, field.name) for field in fields(MaskOptions)})
 
+    def _check_names(self) -> None:
+        if self.method not in (*NESTED, *MASKS):
+            raise InputError(f"unknown method {shorten(self.method)}: choose one of {', '.join((*NESTED, *MASKS))}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown dtype {shorten(self.dtype)}: choose one of {', '.join(DTYPES)}")
+        if self.rank_multiple is not None and self.rank_multiple < 1:
+            raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
+
     def _check_without_masks(self) -> None:
+        from sieve.masks import MaskOptions
+
         for field in (*fields(MaskOptions), *(field for field in fields(self) if field.name == "general")):
             if getattr(self, field.name) != field.default:
                 option = f"--{field.name.replace('_', '-')}"
@@ -144,7 +165,7 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "Recipe":
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Recipe:
         """Values of a file, with every override that is not None in their place."""
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -157,7 +178,7 @@ class Recipe:
         return cls(**merged).check()
 
     @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
+    def load(cls, path: str | Path, **overrides: Any) -> Recipe:
         """Read YAML or JSON (which is YAML too); overrides win over the file."""
         return cls.from_dict(read_recipe(path), **overrides)
 

@@ -1,0 +1,147 @@
+"""Sieve as a process among others: signals end it cleanly, and its exit code is right whoever reads what it prints."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 - fixtures
+
+SIEVE = [sys.executable, "-m", "sieve"]
+GENETIC = ("--search", "ga", "--generations", 3, "--population", 6, "--offspring", 8, "--bottlenecks", 0)
+
+
+def started(*arguments, **streams):
+    return subprocess.Popen([*SIEVE, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **streams)
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "left"),
+    [
+        (signal.SIGTERM, "load", []),
+        (signal.SIGINT, "calibrate", []),
+        (signal.SIGHUP, "the dense model", ["out.unfinished"]),
+        (signal.SIGTERM, "test", ["out.unfinished"]),
+    ],
+)
+def test_a_signal_cleans_up_says_so_and_has_its_exit_code(world, tmp_path, number, moment, left):
+    place = tmp_path / "place"
+    running = started(*options(world, place / "out"), *GENETIC, stdout=subprocess.PIPE)
+    seen = []
+    for line in running.stderr:
+        seen.append(line)
+        if line.strip() == moment:
+            break
+    time.sleep(0.3)
+    running.send_signal(number)
+    # A service manager may send another one: it does not disturb the clean-up.
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 128 + number, [*seen, err]
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("sieve: interrupted: ")
+    found = sorted(path.name for path in place.glob("*")) + sorted(path.name for path in place.glob(".*"))
+    assert found in (left, [])
+    assert ("--resume" in last) == bool(found)
+    assert not list((tmp_path / "cache").rglob(".*"))
+
+
+def test_nohup_stays_deaf(world, tmp_path):
+    """What its caller ignores, the command ignores."""
+    running = started(
+        *options(world, tmp_path / "out"), stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    for line in running.stderr:
+        if line.strip() == "load":
+            break
+    running.send_signal(signal.SIGHUP)
+    running.communicate(timeout=120)
+    assert running.returncode == 0
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def shell(command):
+    return subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", ["tasks", "tasks --json", "--help", "prune --help", "--version"])
+def test_what_is_printed_may_go_nowhere(command):
+    """The exit code tells how the command went, not whether somebody wanted all of its output."""
+    line = f"{sys.executable} -m sieve {command}"
+    for gone in ("| head -0", "| true", ">&-", ">&- 2>&-", ">/dev/null 2>&-", "<&-"):
+        done = shell(f"{line} {gone}")
+        assert (done.returncode, done.stderr) == (0, ""), gone
+    done = shell(f"{line} >/dev/full")
+    assert (done.returncode, done.stderr) == (4, "sieve: cannot write to standard output: No space left on device\n")
+
+
+def test_errors_have_their_exit_code_without_standard_error():
+    line = f"{sys.executable} -m sieve"
+    for gone in ("2>&-", "2>/dev/full", "2>&1 | true"):
+        done = shell(f"{line} info nothing {gone}")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", ""), gone
+
+
+@pytest.mark.parametrize("name", ["PYTHONIOENCODING=ascii", "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0", "TERM=dumb"])
+def test_poor_terminals(name):
+    for command in ("prune --help", "tasks", "tasks --json", "info ü"):
+        done = shell(f"{name} {sys.executable} -m sieve {command}")
+        assert done.returncode == (2 if "info" in command else 0)
+        assert "Traceback" not in done.stderr
+        if "TERM" not in name:
+            assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize("gone", [">&-", "| head -0", ">/dev/full"])
+def test_a_saved_folder_is_said_to_be_saved(world, tmp_path, gone):
+    arguments = " ".join(map(str, options(world, tmp_path / "out")))
+    done = shell(f"PYTHONIOENCODING=ascii {sys.executable} -m sieve {arguments} --quiet {gone}")
+    assert (done.returncode, done.stderr) == (0, f"sieve: the pruned model is in {tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_quick_commands_import_no_torch(tmp_path):
+    """What is wrong with the arguments is said at once."""
+    wrong = ["prune", "m", "--task", "t", "--output", "o", "--dtype", "x"]
+    commands = (["--help"], ["prune", "--help"], ["--version"], ["prune"], ["info", "nothing"], ["tasks"], wrong)
+    for command in (*commands, ["calibrate", "m", "--output", "x"]):
+        script = (
+            f"import sys; sys.argv = ['sieve', *{command!r}]\nfrom sieve.cli import main\ntry:\n    main()\nfinally:\n"
+            "    print('heavy' if {'torch', 'transformers', 'numpy'} & sys.modules.keys() else 'light')"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.splitlines()[-1] == "light", command
+
+
+def test_every_default_is_shown(run, monkeypatch):  # noqa: F811
+    from sieve.masks import MaskOptions
+    from sieve.recipe import Recipe
+    from sieve.searchers import Options
+
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, _ = run("prune", "--help")
+    assert code == 0
+    shown = {}
+    for line in out.splitlines():
+        if found := re.search(r"--([a-z-]+)\b.*\[default: (.*)\]", line):
+            shown[found[1].replace("-", "_")] = found[2]
+    recipe = Recipe("m", "t")
+    for name, want in (("tolerance", 0.05), ("calibration_tokens", 32768), ("tau", 0.2), ("bottlenecks", 16)):
+        assert shown[name] == str(getattr(recipe, name)) == str(want)
+    assert len(shown) >= 25
+    # The recipe's flat fields repeat those of their components.
+    for options_of in (Options, MaskOptions):
+        for field in options_of.__dataclass_fields__.values():
+            assert getattr(recipe, field.name) == field.default, field.name
+
+
+def test_version(run):  # noqa: F811
+    import sieve
+
+    assert run("--version") == (0, f"sieve {sieve.__version__}\n", "")
