@@ -21,6 +21,7 @@ from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
+from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,6 +102,23 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens the model can read, or None where its configuration does not say."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def embeds(model: PreTrainedModel, token: int) -> bool:
+    """Whether the model has an embedding for the token id; yes where its embedding is of a kind that does not say."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return rows is None or token < rows
+
+
+def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, largest: int) -> None:
+    """InputError unless the model has an embedding for every token id up to `largest`."""
+    if not embeds(model, largest):
+        rows = model.get_input_embeddings().num_embeddings
+        raise InputError(
+            f"the tokenizer gives {shorten(tokenizer.convert_ids_to_tokens(largest))} the id {largest:,}, and the "
+            f"model's embedding has ids up to {rows - 1:,}: use the tokenizer that belongs to the model, or resize "
+            "the embedding and train it"
+        )
 
 
 @contextmanager

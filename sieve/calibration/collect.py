@@ -18,7 +18,7 @@ from sieve.calibration.text import Batch, batches, calibration_sequences, finger
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
 from sieve.methods import MASKS, METHODS, method_named
-from sieve.models import context_length, evaluating, model_fingerprint
+from sieve.models import check_token_ids, context_length, evaluating, model_fingerprint
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
 from sieve_kernels import channel_sums, gram_
@@ -66,6 +66,7 @@ def calibrate(
     sequences = calibration_sequences(
         tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048
     )
+    check_token_ids(model, tokenizer, max(max(text.ids, default=0) for text in sequences))
     learns = wanted.gradients
     identity = {"model": model_fingerprint(model), "data": fingerprint(sequences, learns), "kind": wanted.kind}
     file = None if path is None else kept_file(path, identity)

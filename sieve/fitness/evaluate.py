@@ -13,7 +13,7 @@ from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, score_copies
 from sieve.fitness.metrics import metric_function
-from sieve.models import context_length, evaluating
+from sieve.models import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_choices
 from sieve.utils.messages import shorten
@@ -67,6 +67,7 @@ class Prepared:
     plain_tokens: tokens of all sequences, each on its own (prompts with each choice; each prior once).
     padded_tokens: cells of those sequences in batches of `PLAIN_BATCH`, in order, padded to the longest.
     fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
+    largest_id: of the tokens of all sequences.
     run_copies: (model, P) → scores of the P candidates that the model is at a time (see `score_copies`), if it can.
     """
 
@@ -75,6 +76,7 @@ class Prepared:
     padded_tokens: int
     fixed_passes: bool = True
     run_copies: Callable[[PreTrainedModel, int], list[Scores]] | None = None
+    largest_id: int = 0
 
 
 PLAIN_BATCH = 16
@@ -117,12 +119,15 @@ def prepare(
 ) -> Prepared:
     """What `evaluate` does before the model runs: rendering and tokenising, which no change of weights alters.
 
-    Of the model only its context length is read. `sharing`: which work is spared; it changes no result.
+    Of the model only its context length and the size of its embedding are read. `sharing`: which work is spared; it
+    changes no result.
     """
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
     make = {"multiple_choice": _multiple_choice, "generation": _generation, "perplexity": _perplexity}[task.type]
-    return make(model, tokenizer, task, examples, batch_tokens, sharing)
+    prepared = make(model, tokenizer, task, examples, batch_tokens, sharing)
+    check_token_ids(model, tokenizer, prepared.largest_id)
+    return prepared
 
 
 def _copied(run_copies: Callable[[PreTrainedModel, int], list[Scores]], *questions) -> Prepared:
@@ -133,9 +138,14 @@ def _copied(run_copies: Callable[[PreTrainedModel, int], list[Scores]], *questio
 def _prepared(
     run: Callable[[PreTrainedModel], Scores], *questions: list[list[Continuation]], fixed_passes: bool = True
 ) -> Prepared:
-    lengths = [len(sequence.ids) for asked in questions for sequences in asked for sequence in sequences]
+    every = [sequence.ids for asked in questions for sequences in asked for sequence in sequences]
+    lengths = list(map(len, every))
     batched = [lengths[first : first + PLAIN_BATCH] for first in range(0, len(lengths), PLAIN_BATCH)]
-    return Prepared(run, sum(lengths), sum(len(batch) * max(batch) for batch in batched), fixed_passes)
+    padded = sum(len(batch) * max(batch) for batch in batched)
+    largest = max(
+        (max(one.ids, default=0) for asked in questions for sequences in asked for one in sequences), default=0
+    )
+    return Prepared(run, sum(lengths), padded, fixed_passes, largest_id=largest)
 
 
 def _multiple_choice(

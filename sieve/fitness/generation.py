@@ -19,6 +19,7 @@ from sieve.errors import NumericsError
 from sieve.fitness.likelihood import batches
 from sieve.fitness.metrics import score_answer
 from sieve.fitness.numerics import first_nonfinite
+from sieve.models import embeds
 
 __all__ = ["greedy_answers", "score_answer"]
 
@@ -40,7 +41,9 @@ def greedy_answers(
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    pad = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0)
+    # A padding token that was added to the tokenizer alone has no embedding.
+    pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
+    pad = next(pads, 0)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
     )
