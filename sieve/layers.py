@@ -30,6 +30,16 @@ class LowRankLinear(nn.Module):
             return lowrank_linear(x, self.A.weight, self.B.weight, self.B.bias)
         return self.B(self.A(x))
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """B A [m, n], multiplied anew at each reading: for code that reads the weight of a layer it does not call."""
+        return self.B.weight @ self.A.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[m]."""
+        return self.B.bias
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
@@ -62,6 +72,12 @@ class PivotedLinear(nn.Module):
         z = self.A(x)
         y = torch.cat([z, self.C(z)], -1).index_select(-1, torch.argsort(self.permutation))
         return y if self.bias is None else y + self.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole matrix [m, n], multiplied anew at each reading, as that of `LowRankLinear`."""
+        rows = torch.cat([self.A.weight, self.C.weight @ self.A.weight])
+        return rows[torch.argsort(self.permutation)]
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"

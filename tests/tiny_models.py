@@ -80,14 +80,19 @@ def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(TINY[name]())
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-                else:
-                    parameter.mul_(7)
+        model = randomise_(AutoModelForCausalLM.from_config(TINY[name]()))
     return _cast(model, dtype)
+
+
+@torch.no_grad()
+def randomise_(model: PreTrainedModel) -> PreTrainedModel:
+    """Make every parameter count, as `tiny_model` says."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        else:
+            parameter.mul_(7)
+    return model
 
 
 def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:

@@ -164,8 +164,7 @@ def readers_of_one_input(model: PreTrainedModel, matrices: dict[str, Matrix], ba
     missing = [name for name in matrices if name not in seen]
     if missing:
         raise InputError(
-            f"{missing[0]} is not called in a plain forward pass (as in a mixture of experts), "
-            "so its outputs cannot be calibrated: Sieve prunes dense decoder models"
+            f"{missing[0]} is not called in a forward pass over the calibration data, so it cannot be calibrated"
         )
     return list(readers.values())
 
