@@ -62,6 +62,9 @@ def _option(name: str, text: str, *flags: str, default: str = "") -> Any:
 
 Model = Annotated[str, typer.Argument(help="'smollm2' (embedded), a hub id, a local folder or a GGUF file.")]
 TaskOption = Annotated[str | None, typer.Option(help="A built-in task (see `sieve tasks`) or a task file.")]
+Data = Annotated[
+    Path | None, typer.Option(help="A data file or folder in the place of the one that the task names.", metavar="PATH")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Dtype = Annotated[str | None, _option("dtype", "auto, bfloat16, float16 or float32.")]
@@ -103,6 +106,7 @@ def _of_all_commands(
 def prune(
     model: Annotated[str | None, typer.Argument(help="'smollm2', a hub id, a local folder or a GGUF file.")] = None,
     task: TaskOption = None,
+    data: Data = None,
     output: Annotated[Path | None, typer.Option(help="Folder to make for the pruned model.")] = None,
     tolerance: Annotated[float | None, _option("tolerance", "ε in [0, 1), relative to the dense accuracy.")] = None,
     search: Annotated[
@@ -248,7 +252,7 @@ def prune(
         output, config = resume, unfinished_recipe(resume)
     _require_given({"output": output} if config else {"model": model, "task": task, "output": output})
     recipe = Recipe.load(config, **options) if config else Recipe.from_dict({}, **options)
-    _prune(recipe, output, statistics, as_json, quiet, resume is not None, trust_remote_code)
+    _prune(recipe, output, statistics, as_json, quiet, resume is not None, trust_remote_code, data)
 
 
 @app.command()
@@ -295,13 +299,14 @@ def _prune(
     quiet: bool,
     resume: bool = False,
     trust_remote_code: bool = False,
+    data: Path | None = None,
 ) -> None:
     with progress.shown(not quiet), interrupts.reported(lambda: _left(output)):
         from sieve import pipeline
         from sieve.report.show import show_report
 
         kept = statistics or pipeline.calibration_cache()
-        report = pipeline.prune(recipe, output, kept, resume, trust_remote_code)
+        report = pipeline.prune(recipe, output, kept, resume, trust_remote_code, data)
     if as_json:
         _print_json(report)
     else:
@@ -326,6 +331,7 @@ def _left(output: Path) -> str:
 def evaluate(
     model: Model,
     task: TaskOption = None,
+    data: Data = None,
     split: Annotated[str, typer.Option(help="calibration, fitness, validation or test.")] = "test",
     against: Annotated[str | None, typer.Option(help="Another model to compare with, example by example.")] = None,
     dtype: Dtype = None,
@@ -341,7 +347,7 @@ def evaluate(
 
     with progress.shown(not quiet):
         result = evaluate_source(
-            model, task, split, against, dtype or "auto", device or "auto", seed, trust_remote_code
+            model, task, split, against, dtype or "auto", device or "auto", seed, trust_remote_code, data
         )
     if as_json:
         _print_json(result)
@@ -360,6 +366,8 @@ def evaluate(
     console().print(table)
     if (line := chance_line(result)) is not None:
         console().print(line, soft_wrap=True)
+    if result["same_data"] is False:
+        console().print("These numbers are not of the data that the model's report is of.")
 
 
 @app.command()

@@ -1,15 +1,20 @@
 """`sieve eval`: a stored model's score on a task, alone or against another model."""
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.chance import Chance, chance_level
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
 from sieve.recipe import read_recipe
-from sieve.tasks import load_task
+from sieve.report import read_report
+from sieve.tasks import Example, builtin_tasks, load_task
+from sieve.tasks.stored import TASK_FILE, describe_data
 from sieve.utils.messages import shorten
 
 
@@ -22,21 +27,24 @@ def evaluate_source(
     device: str = "auto",
     seed: int | None = None,
     trust_remote_code: bool = False,
+    data: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score the model at `source` on one split; with `against`, also the paired difference to that model.
 
     Code that a model brings runs only with `trust_remote_code`.
-    Task and seed default to those of the recipe in a pruned folder. Returns plain numbers, ready for JSON: "chance" and
-    "majority" are what knowing nothing scores on the split (None where the task has none).
+    Task and seed default to those that a pruned folder was made with; `data` is a file or folder in the place of the
+    task's. Returns plain numbers, ready for JSON; `same_data` says whether the examples are those of the folder's
+    report, and is None where there is nothing to compare. "chance"
+    and "majority" are what knowing nothing scores on the split (None where the task has none).
     """
     recipe = _recipe(source)
-    task_name = task or recipe.get("task")
-    if task_name is None:
-        raise InputError(f"no task given, and {source} holds no recipe that names one: use --task")
-    loaded = load_task(task_name)
+    loaded = load_task(task or _own_task(source, recipe), data)
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
     if split not in splits:
         raise InputError(f"unknown split {shorten(split)}: choose one of {', '.join(splits)}")
+    same = _same_data(source, {split: splits[split]}) if task is None and seed is None else None
+    if same is False:
+        progress.note(f"the {split} data is not what {source} was made with: its report is of other data")
 
     def score(source: str) -> Scores:
         model, tokenizer = load_model(source, dtype, device, trust_remote_code)
@@ -47,6 +55,7 @@ def evaluate_source(
         "model": source,
         "task": loaded.name,
         "split": split,
+        "same_data": same,
         "accuracy": vars(bootstrap(scores.score)),
         **_chance(chance_level(loaded, splits[split])),
         "loglik": vars(bootstrap(scores.loglik)),
@@ -64,6 +73,30 @@ def evaluate_source(
 
 def _chance(level: Chance | None) -> dict[str, float | None]:
     return {"chance": None, "majority": None} if level is None else vars(level)
+
+
+def _own_task(source: str, recipe: Mapping[str, Any]) -> str:
+    """The task that a pruned folder keeps; the one that its recipe names, where an earlier version made it."""
+    kept = Path(source) / TASK_FILE
+    if kept.is_file():
+        return str(kept)
+    name = recipe.get("task")
+    if name is None:
+        raise InputError(f"no task given, and {source} holds no recipe that names one: use --task")
+    if name not in builtin_tasks() and not os.path.isfile(os.path.expanduser(name)):
+        raise InputError(f"{source} keeps no task of its own, and there is no {name} here: use --task FILE")
+    return name
+
+
+def _same_data(source: str, splits: Mapping[str, Sequence[Example]]) -> bool | None:
+    """Whether these are the examples that the folder's report is of; None where it does not say."""
+    if not (Path(source) / "report.json").is_file():
+        return None
+    before = read_report(source).get("data")
+    if not isinstance(before, Mapping) or any(not isinstance(before.get(name), Mapping) for name in splits):
+        return None
+    now = describe_data(splits)
+    return all(before[name] == now[name] for name in splits)
 
 
 def _recipe(source: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from sieve import progress
 from sieve.errors import InputError, StorageError
 
@@ -188,6 +190,10 @@ def require_writable(path: str | Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_yaml(path: str | Path, value: Any) -> None:
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -33,6 +33,7 @@ from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.shared import share_inputs_
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
+from sieve.tasks.stored import describe_data
 from sieve.unfinished import Unfinished
 
 
@@ -42,6 +43,7 @@ def prune(
     statistics: str | Path | None = None,
     resume: bool = False,
     trust_remote_code: bool = False,
+    data: str | Path | None = None,
 ) -> dict[str, Any]:
     """Calibrate, project, search, confirm, test and save; returns the report that `output/report.json` holds.
 
@@ -52,37 +54,45 @@ def prune(
         resume: go on with the run that was interrupted on its way to `output`.
         trust_remote_code: run the code that the model brings; a permission, so no recipe gives it.
 
+        data: file or folder in the place of the one that the task names.
+
     Raises: every error of the stages; nothing is left behind then but the calibration and, once there are results of
         the search, what is needed to resume it. InputError if another process is making `output`.
     """
-    recipe.check()
+    recipe = recipe.check().absolute()
     require_workers(recipe.workers)
     output = require_new(output)
     if statistics is not None:
         require_place(statistics)
     with Unfinished(output, resume) as unfinished:
-        report = _pruned(recipe, output, statistics, unfinished, trust_remote_code)
+        report = _pruned(recipe, output, statistics, unfinished, trust_remote_code, data)
         unfinished.remove()
     return report
 
 
 def _pruned(
-    recipe: Recipe, output: Path, statistics: str | Path | None, unfinished: Unfinished, trust_remote_code: bool
+    recipe: Recipe,
+    output: Path,
+    statistics: str | Path | None,
+    unfinished: Unfinished,
+    trust_remote_code: bool,
+    data: str | Path | None,
 ) -> dict[str, Any]:
     stages = Stages()
     with stages("load"):
-        task = load_task(recipe.task)
+        task = load_task(recipe.task, data)
         splits = task.splits(recipe.seed)
+        found = describe_data(splits)
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         _require_dense(model, recipe.model)
         prunable(model)
+    unfinished.begin(recipe, task, found)
     with stages("dense"):
         # Before anything is done to the model, and before the long work that a task without signal would be lost on.
         dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal)
         dense_test = evaluate(model, tokenizer, task, splits["test"])
         if recipe.shared_input:
             share_inputs_(model)
-    unfinished.begin(recipe)
     with stages("calibrate"):
         measured = calibrate(
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
@@ -133,11 +143,11 @@ def _pruned(
     masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
     report = build_report(
-        recipe, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share, refitted,
-        {split: chance_level(task, splits[split]) for split in scores["pruned"]},
+        recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share,
+        refitted, {split: chance_level(task, splits[split]) for split in scores["pruned"]},
         signal_notes(task, splits, result.dense),
     )  # fmt: skip
-    save(model, tokenizer, output, report=report, recipe=recipe.to_dict())
+    save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
     return report
 
 

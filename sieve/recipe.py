@@ -6,13 +6,15 @@ checked.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sieve.errors import InputError
 from sieve.methods import MASKS, NESTED
 from sieve.tasks.splits import check_seed
+from sieve.tasks.stored import TASK_FILE
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
 
@@ -164,6 +166,20 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def absolute(self) -> Recipe:
+        """The same with paths that hold in any folder: of a local model and of task files."""
+        model = os.path.abspath(os.path.expanduser(self.model))
+        return replace(
+            self,
+            model=model if not _is_embedded(self.model) and os.path.exists(model) else self.model,
+            task=_absolute_file(self.task),
+            general=_absolute_file(self.general),
+        )
+
+    def beside_task(self) -> dict[str, Any]:
+        """Its values for a folder that holds the task, too, as `task.yaml`; of a built-in one the name says enough."""
+        return self.to_dict() | ({"task": TASK_FILE} if _is_file(self.task) else {})
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Recipe:
         """Values of a file, with every override that is not None in their place."""
@@ -179,8 +195,32 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Recipe:
-        """Read YAML or JSON (which is YAML too); overrides win over the file."""
-        return cls.from_dict(read_recipe(path), **overrides)
+        """Read YAML or JSON (which is YAML too); overrides win over the file.
+
+        Paths in it are relative to its folder where there is such a file or folder, else to the current one.
+        """
+        values = read_recipe(path)
+        for name in ("model", "task", "general"):
+            value = values.get(name)
+            if isinstance(value, str) and (_is_file(value) if name != "model" else not _is_embedded(value)):
+                beside = os.path.abspath(Path(path).parent / value)
+                values[name] = beside if os.path.exists(beside) else value
+        return cls.from_dict(values, **overrides)
+
+
+def _is_embedded(model: str) -> bool:
+    from sieve.models import EMBEDDED_MODEL
+
+    return model == EMBEDDED_MODEL
+
+
+def _is_file(task: str) -> bool:
+    """Whether a task is named by its file."""
+    return Path(task).suffix.lower() in (".yaml", ".yml")
+
+
+def _absolute_file(task: str) -> str:
+    return os.path.abspath(os.path.expanduser(task)) if _is_file(task) else task
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

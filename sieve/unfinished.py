@@ -1,21 +1,24 @@
-"""What an interrupted run leaves behind, so that it can be resumed: its recipe and its journal.
+"""What an interrupted run leaves behind, so that it can be resumed: its recipe, its task and its journal.
 
-Both lie in `DIR.unfinished` beside the folder DIR that is being made, together with a lock that the run's process
+They lie in `DIR.unfinished` beside the folder DIR that is being made, together with a lock that the run's process
 holds. Nothing else need be kept: all choices follow from the recipe's seed and the scores, so that a run begun again
 with the journal comes to where it was without running the model, and on to the same result.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
-from sieve.files import lock_holder, remove_leftovers, require_new, storage_errors, try_lock, write_json
+from sieve.files import lock_holder, remove_leftovers, require_new, storage_errors, try_lock, write_json, write_yaml
 from sieve.recipe import Recipe
+from sieve.tasks import Task
+from sieve.tasks.stored import TASK_FILE, Data, changed_splits
 
-_LOCK, _RECIPE, _JOURNAL = "run.lock", "recipe.yaml", "journal.txt"
-_FILES = (_RECIPE, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
+_LOCK, _RECIPE, _DATA, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "journal.txt"
+_FILES = (_RECIPE, TASK_FILE, _DATA, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
 
 
 class Unfinished:
@@ -62,10 +65,17 @@ class Unfinished:
             progress.say(f"  what is finished is kept: go on with --resume {self.output}")
         self._lock.close()
 
-    def begin(self, recipe: Recipe) -> None:
-        """Write down what is to be done, once it is known to be possible."""
-        if not self._resume:
-            write_json(self._folder / _RECIPE, recipe.to_dict())
+    def begin(self, recipe: Recipe, task: Task, data: Data) -> None:
+        """Write down what is to be done, once it is known to be possible; resumed, it must be of the same data.
+
+        The test split decides nothing: where it alone has changed, the run goes on with what it is now.
+        """
+        if self._resume:
+            self._check(data)
+        else:
+            write_json(self._folder / _RECIPE, recipe.beside_task())
+        write_json(self._folder / _DATA, data)
+        write_yaml(self._folder / TASK_FILE, task.to_dict())
 
     @contextmanager
     def search(self) -> Iterator[Path]:
@@ -106,6 +116,22 @@ class Unfinished:
     def _unlink(self, names: Sequence[str]) -> None:
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
+
+    def _check(self, data: Data) -> None:
+        path = self._folder / _DATA
+        if not path.is_file():
+            return  # killed before it was written, or made by an earlier version: the journal has its own say
+        try:
+            changed = changed_splits(json.loads(path.read_text(encoding="utf-8")), data)
+        except (ValueError, LookupError, TypeError) as error:
+            raise StorageError(f"{path} is damaged: remove {self._folder} to begin anew") from error
+        if any(not split.startswith("test") for split in changed):
+            raise InputError(
+                f"the task's data has changed since this run began: {', '.join(changed)}. Restore it to resume, or "
+                f"remove {self._folder} and start with --output {self.output}"
+            )
+        for split in changed:
+            progress.note(f"the data has changed since this run began: {split}")
 
     def _has_results(self) -> bool:
         """Whether the journal holds a line beside its head: without, all there is to lose is a recipe."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sieve.utils.terminal import printable
@@ -38,7 +39,9 @@ def model_card(
     parts.append("# A causal language model pruned for one task" if pruned else "# A causal language model, not pruned")
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
-        parts.append(f"Made by Sieve from {_code(report['model'])} for the task {_code(report['task'])}{tolerance}.")
+        name = str(report["model"])
+        name = Path(name).name if Path(name).is_absolute() else name  # a card is shared: nobody else has that folder
+        parts.append(f"Made by Sieve from {_code(name)} for the task {_code(report['task'])}{tolerance}.")
     if ranks:
         pairs = "pairs, stored pivoted" if pivoted else "pairs"
         parts.append(f"{len(ranks)} of its weight matrices are low-rank {pairs}; `config.json` holds their ranks.")

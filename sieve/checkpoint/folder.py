@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from sieve.checkpoint.card import model_card
 from sieve.checkpoint.checksums import stamped, write_checksums
 from sieve.errors import InputError
-from sieve.files import atomic_folder, write_json, write_text
+from sieve.files import atomic_folder, write_json, write_text, write_yaml
 from sieve.layers import PAIRS, PivotedLinear
+from sieve.tasks.stored import TASK_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sieve.tasks import Task
 
 
 def save(
@@ -25,6 +27,7 @@ def save(
     path: str | Path,
     report: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    task: Task | None = None,
 ) -> None:
     """Write the model to a new folder that transformers loads after `import sieve`; complete or not at all.
 
@@ -34,6 +37,8 @@ def save(
         path: the folder; it must not exist, or be empty.
         report: written to `report.json` and summed up in the model card `README.md`.
         recipe: written to `recipe.yaml`.
+        task: what the model was pruned for, written to `task.yaml`: `sieve eval` then needs no other file of it but its
+            data.
 
     Raises:
         InputError: the folder exists, or the model has adapters or quantised weights.
@@ -56,7 +61,9 @@ def save(
         if report is not None:
             write_json(folder / "report.json", report)
         if recipe is not None:
-            write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+            write_yaml(folder / "recipe.yaml", dict(recipe))
+        if task is not None:
+            write_yaml(folder / TASK_FILE, task.to_dict())
         write_checksums(folder, identity)
 
 

@@ -13,6 +13,8 @@ from sieve.fitness.intervals import Interval, bootstrap, paired
 from sieve.recipe import Recipe
 from sieve.searchers import Candidate, SearchResult
 from sieve.searchers.refitted import Refitted
+from sieve.tasks import Task
+from sieve.tasks.stored import Data
 
 VERSION = 1
 PACKAGES = ("sieve-pruning", "torch", "triton", "transformers", "safetensors", "numpy", "scipy")
@@ -20,6 +22,8 @@ PACKAGES = ("sieve-pruning", "torch", "triton", "transformers", "safetensors", "
 
 def build_report(
     recipe: Recipe,
+    task: Task,
+    data: Data,
     result: SearchResult,
     scores: dict[str, dict[str, Scores]],
     size: dict[str, dict[str, int]],
@@ -35,6 +39,7 @@ def build_report(
     """The report of a finished run.
 
     Args:
+        task, data: what the model was pruned for, and what its splits were.
         scores: "dense" and "pruned" → split → per-example scores, on the same examples.
         size: "dense" and "pruned" → {"parameters", "bytes"} of the whole model, tied weights counted once.
         calibration_tokens: tokens that were summed.
@@ -53,7 +58,8 @@ def build_report(
     return {
         "version": VERSION,
         "model": recipe.model,
-        "task": recipe.task,
+        "task": task.name,
+        "data": data,
         "tolerance": recipe.tolerance,
         "parameters": {
             "prunable_removed": 1 - kept / prunable,

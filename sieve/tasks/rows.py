@@ -3,6 +3,7 @@
 A source gives *pools*: name → rows. One file is one pool, named ""; a folder of split files has one per split.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def check_source(data: Any, where: str) -> None:
         raise InputError(f"{where}: data must be {forms}, got {shorten(data)}")
 
 
+def absolute_source(data: Any, folder: Path) -> Any:
+    """The source as it is named from anywhere; `folder` is what its paths are relative to."""
+    if isinstance(data, str | Path):
+        return os.path.abspath(folder / os.path.expanduser(data))
+    if isinstance(data, Mapping):
+        local = "dataset" in data and os.path.isdir(data["dataset"])  # `datasets` takes folders, of the current one
+        return {**data, "dataset": os.path.abspath(data["dataset"])} if local else dict(data)
+    return [dict(row) for row in data]
+
+
 def load_pools(data: Any, folder: Path, where: str) -> dict[str, list[Row]]:
     """All rows of a source that `check_source` accepts; paths are relative to `folder`.
 
@@ -87,7 +98,10 @@ def _from_path(path: Path, where: str, package: Path | None = None) -> dict[str,
         if path.is_file():
             return {"": read_rows(path)}
         if not path.is_dir():
-            raise InputError(f"{where}: data file {path} does not exist: correct `data:`, relative to the task file")
+            raise InputError(
+                f"{where}: data file {path} does not exist: correct `data:`, relative to the task file, or name it "
+                "with --data PATH"
+            )
         files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     except OSError as error:
         raise InputError(f"{where}: cannot read the data {shorten(str(path), 120)}: {error.strerror}") from None

@@ -4,14 +4,14 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
 from sieve.tasks.answers import ANSWER_IS
 from sieve.tasks.example import Example, has_distinct_choices, render, template_fields, with_shots, without_empty
-from sieve.tasks.rows import check_source, load_pools, user_path
+from sieve.tasks.rows import absolute_source, check_source, load_pools, user_path
 from sieve.tasks.splits import DEFAULT_SIZES, check_seed, check_sizes, split
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
@@ -124,6 +124,18 @@ class Task:
         parts["calibration"] = rest
         return {name: [with_shots(example, shots) for example in part] for name, part in parts.items()}
 
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of the task's file, with `data` named from anywhere: what `load_task` makes the same task of."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "file"}
+        values = {key: value for key, value in values.items() if _ONLY_FOR.get(key, self.type) == self.type}
+        folder = self.file.parent if self.file else Path()
+        values |= {"data": absolute_source(self.data, folder), "splits": dict(values.pop("split_sizes"))}
+        if isinstance(self.choices, tuple) and "choices" in values:
+            values["choices"] = list(self.choices)
+        if callable(self.metric) and "metric" in values:
+            values["metric"] = f"{self.metric.__module__}:{self.metric.__qualname__}"
+        return values
+
     def _check(self) -> None:
         for name in ("name", "prompt", "answer", "description"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
@@ -179,8 +191,11 @@ def builtin_tasks() -> list[str]:
     return sorted(path.stem for path in _BUILTIN.glob("*.yaml"))
 
 
-def load_task(task: str | Path | Task) -> Task:
+def load_task(task: str | Path | Task, data: str | Path | None = None) -> Task:
     """A task from a built-in name or a YAML file (a `Task` is returned as it is).
+
+    Args:
+        data: a file or folder in the place of the one that the task names.
 
     Raises: InputError in one line that names the file, the key and the fix.
 
@@ -188,6 +203,8 @@ def load_task(task: str | Path | Task) -> Task:
         >>> load_task("geography").splits()["test"][0].prompt
         'Question: In which country is the city of Douala?\\nAnswer:'
     """
+    if data is not None:
+        return replace(load_task(task), data=os.path.abspath(user_path(data, "the data")))
     if isinstance(task, Task):
         return task
     path = user_path(task, "the task")

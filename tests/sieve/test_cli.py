@@ -79,7 +79,7 @@ def test_prune_eval_info(run, world, tmp_path):
     assert "model.layers.0.self_attn.q_proj" in out
     assert "stored pivoted" in out
     assert (output / "README.md").read_text().splitlines()[0].count("import sieve") == 1
-    assert sieve.Recipe.load(output / "recipe.yaml").task == world.task
+    assert sieve.Recipe.load(output / "recipe.yaml").task == str(output / "task.yaml")
 
 
 def test_names_with_markup_and_control_characters(run, world, tmp_path):

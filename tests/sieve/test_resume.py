@@ -19,6 +19,8 @@ from sieve import pipeline
 from sieve.errors import InputError, NumericsError, StorageError, ToleranceError, WorkerError
 from sieve.files import try_lock
 from sieve.recipe import Recipe
+from sieve.tasks import load_task
+from sieve.tasks.stored import describe_data
 from sieve.unfinished import Unfinished, unfinished_recipe
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 
@@ -186,7 +188,8 @@ def test_bad_options(run, world, tmp_path, change, words):  # noqa: F811
 def begun(output, world, lines=2, resume=False):
     """An unfinished run whose journal has so many lines, held by this process."""
     unfinished = Unfinished(output, resume).__enter__()
-    unfinished.begin(Recipe(world.model, world.task))
+    task = load_task(world.task)
+    unfinished.begin(Recipe(world.model, world.task), task, describe_data(task.splits()))
     with unfinished.search() as journal:
         journal.write_text("line\n" * lines)
     unfinished._searched = False
@@ -223,7 +226,9 @@ def test_what_an_error_leaves_to_resume(tmp_path, world, error, lines, searched,
         unfinished = begun(output, world, lines, resume=True)
     assert fails(unfinished, error, searched) == left
     if left:
-        assert Recipe.load(unfinished_recipe(output)) == Recipe(world.model, world.task)
+        recipe = Recipe.load(unfinished_recipe(output))
+        assert recipe == Recipe(world.model, f"{output}.unfinished/task.yaml")
+        assert load_task(recipe.task).splits() == load_task(world.task).splits()
         with pytest.raises(InputError, match="--resume"), Unfinished(output):
             pass
         with Unfinished(output, resume=True) as again:  # and goes on
@@ -303,3 +308,97 @@ def test_an_output_that_cannot_be_made_fails_at_once(run, world, tmp_path, monke
     assert code == 4
     assert err.count("\n") == 1
     assert "cannot write" in err
+
+
+@pytest.fixture
+def moved(run, world, tmp_path, monkeypatch):  # noqa: F811
+    """A run begun with relative paths in one folder, killed after its search, and looked at from another one."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(Path(world.task).parent, here)
+    monkeypatch.chdir(here)
+    given = ("prune", "model", "--task", "legs.yaml", "--output", "out", "--tolerance", 0.9, "--rank-multiple", 4,
+             "--calibration-tokens", 1000, "--search", "uniform")  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "save", lambda *some, **more: (_ for _ in ()).throw(StorageError("the disk is full")))
+        assert run(*given)[0] == 4
+    monkeypatch.chdir(elsewhere)
+    return here
+
+
+def test_a_folder_stands_alone(run, moved, tmp_path):  # noqa: F811
+    """Resumed and evaluated from another folder, without the task's file, its data elsewhere or changed."""
+    (moved / "legs.yaml").unlink()
+    output = moved / "out"
+    code, _, err = run("prune", "--resume", "../here/out")
+    assert code == 0, err
+    report = json.loads((output / "report.json").read_text())
+    assert report["task"] == "legs"
+    code, out, err = run("eval", "../here/out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["accuracy"] == report["accuracy"]["pruned"]["test"]
+    assert json.loads(out)["same_data"] is True
+    card = (output / "README.md").read_text()
+    assert "from `model` for" in card
+
+    rows = (moved / "legs.jsonl").read_text().splitlines(keepends=True)
+    shutil.move(moved / "legs.jsonl", tmp_path / "moved.jsonl")
+    code, _, err = run("eval", output)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "--data PATH" in err
+    code, out, err = run("eval", output, "--data", "../moved.jsonl", "--json")
+    assert (code, json.loads(out)["same_data"]) == (0, True), err
+    (tmp_path / "moved.jsonl").write_text("".join(rows[:-9]))
+    code, out, err = run("eval", output, "--data", tmp_path / "moved.jsonl")
+    assert code == 0
+    assert "its report is of other data" in err
+    assert "not of the data" in out
+    code, _, err = run(
+        "prune", "--config", output / "recipe.yaml", "--output", "again", "--data", "../moved.jsonl", "-q"
+    )
+    assert code == 0, err
+    assert json.loads(run("eval", "again", "--json")[1])["same_data"] is True
+
+
+def test_a_folder_of_an_earlier_version_is_read(run, moved, monkeypatch):  # noqa: F811
+    """It has a recipe with paths of the folder that it was made in, and no task."""
+    output = moved / "out"
+    assert run("prune", "--resume", output)[0] == 0
+    (output / "task.yaml").unlink()
+    recipe = (output / "recipe.yaml").read_text()
+    (output / "recipe.yaml").write_text(recipe.replace("task: task.yaml", "task: legs.yaml"))
+    code, _, err = run("eval", output)
+    assert code == 2
+    assert "there is no legs.yaml here: use --task FILE" in err
+    assert run("eval", output, "--task", moved / "legs.yaml")[0] == 0
+    monkeypatch.chdir(moved)
+    assert run("eval", output)[0] == 0
+
+
+def test_changed_data_is_refused_by_name_before_any_work(run, moved, monkeypatch):  # noqa: F811
+    data = moved / "legs.jsonl"
+    rows = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(rows[1:]))
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "calibrate", lambda *given, **more: pytest.fail("work has begun"))
+        code, _, err = run("prune", "--resume", moved / "out")
+    assert code == 2
+    assert "the task's data has changed since this run began" in err
+    assert "examples, now" in err
+    assert "out.unfinished and start with --output" in err
+    data.write_text("".join(rows))
+    assert run("prune", "--resume", moved / "out")[0] == 0
+
+
+def test_only_the_test_split_may_change(run, world, tmp_path):  # noqa: F811
+    """It decides nothing: what was found stays true."""
+    unfinished = begun(tmp_path / "out", world)
+    task = load_task(world.task)
+    data = describe_data(task.splits())
+    unfinished._lock.close()
+    with Unfinished(tmp_path / "out", resume=True) as again:
+        again.begin(Recipe(world.model, world.task), task, data | {"test": {"examples": 3, "sha256": "x"}})
+        with pytest.raises(InputError, match=r"changed .*: fitness \(32 examples, now 3\)"):
+            again.begin(Recipe(world.model, world.task), task, data | {"fitness": {"examples": 3, "sha256": "x"}})
+        again.remove()
