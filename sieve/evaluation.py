@@ -12,7 +12,7 @@ from sieve.fitness.chance import Chance, chance_level
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
 from sieve.recipe import read_recipe
-from sieve.report import read_report
+from sieve.report.read import read_report
 from sieve.tasks import Example, builtin_tasks, load_task
 from sieve.tasks.stored import TASK_FILE, describe_data
 from sieve.utils.messages import shorten
