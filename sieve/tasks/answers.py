@@ -62,7 +62,7 @@ def _none_of(row: Row, name: str, texts: Sequence[str], where: str, answer_is: s
         "letter": "answer_is asks for a letter from A",
     }
     return InputError(
-        f"{where}: {row.where}: the answer {shorten(row.field(name))} in field {name!r} is none of the choices "
+        f"{where}: {row.where}: the answer {shorten(row.field(name))} in field {shorten(name)} is none of the choices "
         f"({listed}): {remedy[answer_is]}"
     )
 
@@ -72,8 +72,8 @@ def _two_meanings(row: Row, name: str, value: Any, meanings: dict[str, str], whe
     spelled = ", ".join(f"{read[kind]} it is {shorten(text.strip())}" for kind, text in meanings.items())
     keys = " or ".join(f"answer_is: {kind}" for kind in meanings)
     return InputError(
-        f"{where}: the field {name!r} can be read in {len(meanings)} ways, which fit all rows and differ: {row.where} "
-        f"has {shorten(value)}; {spelled}. Say which by {keys}"
+        f"{where}: the field {shorten(name)} can be read in {len(meanings)} ways, which fit all rows and differ: "
+        f"{row.where} has {shorten(value)}; {spelled}. Say which by {keys}"
     )
 
 

@@ -127,7 +127,9 @@ def check_fields(task: Task, rows: Sequence[Row]) -> None:
     wanted += [("group", name) for name in task.group]
     for key, name in wanted:
         if name not in known:
-            raise InputError(f"{task.where}: {key} names an unknown field {name!r}; the data has {listed(known)}")
+            raise InputError(
+                f"{task.where}: {key} names an unknown field {shorten(name)}; the data has {listed(known)}"
+            )
 
 
 def with_shots(example: Example, shots: Sequence[Example]) -> Example:
@@ -148,7 +150,7 @@ def _references(row: Row, name: str) -> tuple[str, ...]:
     value = row.field(name)
     texts = tuple(str(item).strip() for item in (value if isinstance(value, list) else [value]))
     if not texts or not all(texts):
-        raise InputError(f"{row.where}: the answer field {name!r} is empty: remove the row or give it an answer")
+        raise InputError(f"{row.where}: the answer field {shorten(name)} is empty: remove the row or give it an answer")
     return texts
 
 
@@ -161,7 +163,7 @@ def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
     texts = _listed(value)
     if len(texts) < 2:
         raise InputError(
-            f"{task.where}: {row.where}: the field {task.choices!r} must hold a list of at least two choices "
+            f"{task.where}: {row.where}: the field {shorten(task.choices)} must hold a list of at least two choices "
             f"or lines 'A. …', got {shorten(value)}"
         )
     return _distinct(task, row, [continuing(prompt, text) for text in texts])

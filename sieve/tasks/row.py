@@ -8,6 +8,7 @@ from typing import Any
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
 
+_LARGEST_BITS = 1024  # of a whole number; Python refuses to write far larger ones
 _LEVELS = 10  # of nested mappings whose fields have names with dots
 
 
@@ -25,7 +26,7 @@ class Row:
         """
         value = self.values.get(name)
         if is_missing(value):
-            raise InputError(f"{self.where} has no field {name!r}: add it or remove the row")
+            raise InputError(f"{self.where} has no field {shorten(name)}: add it or remove the row")
         return self._readable(value, name)
 
     def is_blank(self, name: str) -> bool:
@@ -43,6 +44,8 @@ class Row:
             if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
                 raise self._refusal(name, "holds half a character (a lone surrogate)", "repair the text")
             return value
+        if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
+            raise self._refusal(name, f"holds {shorten(value)}", "write it as a text")
         if isinstance(value, Mapping):
             inner = f"name one of its fields, as in {name}.{shorten(next(iter(value), 'text')).strip(chr(39))}"
             raise self._refusal(name, "holds a mapping", inner)
@@ -53,7 +56,7 @@ class Row:
         return value
 
     def _refusal(self, name: str, problem: str, remedy: str) -> InputError:
-        return InputError(f"{self.where}: the field {name!r} {problem}: {remedy}")
+        return InputError(f"{self.where}: the field {shorten(name)} {problem}: {remedy}")
 
 
 def numbered(rows: Any, name: str) -> list[Row]:

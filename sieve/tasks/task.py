@@ -94,7 +94,7 @@ class Task:
     @property
     def where(self) -> str:
         """What messages call this task: its file, else its name."""
-        return str(self.file) if self.file and self.file.parent != _BUILTIN else f"task {self.name!r}"
+        return str(self.file) if self.file and self.file.parent != _BUILTIN else f"task {shorten(self.name)}"
 
     def splits(self, seed: int = 0) -> dict[str, list[Example]]:
         """The examples: "calibration", "fitness", "validation", "test" → disjoint lists, in an order drawn by `seed`.
@@ -182,7 +182,7 @@ class Task:
         if self.type != "perplexity" and len(targets) == 1:
             raise InputError(
                 f"{self.where}: the right answer is {shorten(targets.pop().strip())} for all {len(examples)} examples: "
-                f"check the answer field {self.answer!r} or add data with other answers"
+                f"check the answer field {shorten(self.answer)} or add data with other answers"
             )
 
 
