@@ -18,6 +18,7 @@ from sieve.errors import InputError
 from sieve.files import cache_folder, require_new
 from sieve.fitness import evaluate
 from sieve.fitness.chance import chance_level
+from sieve.fitness.evaluate import prepare
 from sieve.fitness.workers import require_workers
 from sieve.masks import mask
 from sieve.matrices import prunable
@@ -86,6 +87,8 @@ def _pruned(
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         _require_dense(model, recipe.model)
         prunable(model)
+        # Every example is rendered, tokenised and checked before any work.
+        truncated = {name: prepare(model, tokenizer, task, part).truncated for name, part in splits.items()}
     unfinished.begin(recipe, task, found)
     with stages("dense"):
         # Before anything is done to the model, and before the long work that a task without signal would be lost on.
@@ -146,6 +149,7 @@ def _pruned(
         recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share,
         refitted, {split: chance_level(task, splits[split]) for split in scores["pruned"]},
         signal_notes(task, splits, result.dense),
+        truncated,
     )  # fmt: skip
     save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
     return report

@@ -131,7 +131,20 @@ def collect(
                 decoder(input_ids=batch.ids.to(model.device), attention_mask=mask.mask, use_cache=False)
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
+    if gradients and not any(bool(grams[source.gradient].diagonal().any()) for source in sources.values()):
+        answers = sum(max(0, int(length) - start) for batch in data
+                      for length, start in zip(batch.mask.sum(1), batch.starts.tolist(), strict=True))  # fmt: skip
+        raise NumericsError(_no_gradient(answers, model.dtype))
     return Statistics(grams, sources, tokens, sums)
+
+
+def _no_gradient(answers: int, dtype: torch.dtype) -> str:
+    if not answers:
+        return "no token of a right answer is in the calibration data, so there is no gradient: give its rows answers"
+    return (
+        f"the {answers} answer tokens of the calibration data have no gradient at any matrix: the model gives them a "
+        f"probability of exactly 1, or gradients underflow in {dtype}; use another --dtype, or --method output_aligned"
+    )
 
 
 def readers_of_one_input(model: PreTrainedModel, matrices: dict[str, Matrix], batch: Batch) -> list[list[str]]:

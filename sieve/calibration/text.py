@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks import Example, Task
-from sieve.tasks.encoding import encode_target
+from sieve.tasks.encoding import Encoded, encode_target, fitted, windows
 
 MINIMUM_TOKENS = 256
+ENOUGH_TOKENS = 16_000
 
 
 class Text(NamedTuple):
@@ -36,26 +38,55 @@ def calibration_sequences(
 ) -> list[Text]:
     """Prompt and right answer of each example, in the split's order, until `tokens` are reached.
 
-    The last sequence is cut at the budget, longer ones at the model's `context`.
+    Prompts that are longer than `context` are cut as for evaluation, and so is the last one at the budget; texts
+    without a prompt (perplexity) are read in windows of `context`.
 
-    Raises: InputError for a budget or a split below `MINIMUM_TOKENS`.
+    Raises: InputError for a budget or a split below `MINIMUM_TOKENS`, or an answer longer than `context`.
     """
     if tokens < MINIMUM_TOKENS:
-        raise InputError(f"--calibration-tokens {tokens} is too few: use at least {MINIMUM_TOKENS}, better 16,000")
-    sequences, left = [], tokens
+        raise InputError(
+            f"--calibration-tokens {tokens} is too few: use at least {MINIMUM_TOKENS}, better {ENOUGH_TOKENS:,}"
+        )
+    sequences, left, truncated = [], tokens, 0
     for example in examples:
         ids, start = encode_target(tokenizer, task, example)
-        ids = ids[: min(left, context)]
-        sequences.append(Text(ids, start))
-        left -= len(ids)
+        if task.type == "perplexity":
+            pieces = windows(ids, start, context - 1)
+        else:
+            pieces = fitted(tokenizer, task, [(ids, start)], context)
+            truncated += len(pieces[0][0]) < len(ids)
+        for piece in pieces:
+            text = _within(tokenizer, task, piece, left)
+            if text is None:
+                left = 0
+                break
+            sequences.append(text)
+            left -= len(text.ids)
         if left <= 0:
             break
-    if tokens - left < MINIMUM_TOKENS:
+    if truncated:
+        progress.note(f"calibration: {truncated} prompts are longer than {context} tokens and were cut")
+    found = sum(len(ids) for ids, _ in sequences)
+    if found < MINIMUM_TOKENS:
         raise InputError(
-            f"the calibration split of {task.name!r} holds only {tokens - left} tokens, too few to prune by: "
-            f"give it more examples (at least {MINIMUM_TOKENS} tokens, better 16,000)"
+            f"the calibration split of {task.name!r} holds only {found} tokens, too few to prune by: "
+            f"give it more examples (at least {MINIMUM_TOKENS} tokens, better {ENOUGH_TOKENS:,})"
         )
+    if found < ENOUGH_TOKENS:
+        more = "raise --calibration-tokens" if found + context > tokens else "give the calibration split more examples"
+        progress.note(f"only {found:,} tokens to calibrate with, where {ENOUGH_TOKENS:,} or more are advised: {more}")
     return sequences
+
+
+def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left: int) -> Text | None:
+    """What of a sequence the budget has room for; None where that is not even the answer."""
+    ids, start = piece
+    if task.type == "perplexity":
+        return Text(ids[:left], start) if left > 0 else None
+    try:
+        return Text(*fitted(tokenizer, task, [piece], left)[0])
+    except InputError:
+        return None
 
 
 def fingerprint(sequences: Sequence[Text], answers: bool = False) -> str:

@@ -15,7 +15,7 @@ from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, s
 from sieve.fitness.metrics import metric_function
 from sieve.models import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
-from sieve.tasks.encoding import encode_choices
+from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Prepared:
     padded_tokens: cells of those sequences in batches of `PLAIN_BATCH`, in order, padded to the longest.
     fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
     largest_id: of the tokens of all sequences.
+    truncated: how many examples' prompts were cut to the model's context.
     run_copies: (model, P) → scores of the P candidates that the model is at a time (see `score_copies`), if it can.
     """
 
@@ -77,6 +78,7 @@ class Prepared:
     fixed_passes: bool = True
     run_copies: Callable[[PreTrainedModel, int], list[Scores]] | None = None
     largest_id: int = 0
+    truncated: int = 0
 
 
 PLAIN_BATCH = 16
@@ -159,10 +161,10 @@ def _multiple_choice(
     questions = _encoded(tokenizer, task, ((example.prompt, example.choices) for example in examples))
     for question, example in zip(questions, examples, strict=True):
         _check_choices(question, example, task)
-    questions = _fitted(model, questions, task)
+    questions, truncated = _fitted(model, tokenizer, task, questions)
     choices = _neutral_choices(examples) if task.normalize == "prior" else {}
     neutral = _encoded(tokenizer, task, ((prompt, list(texts)) for prompt, texts in choices.items()))
-    neutral = _fitted(model, neutral, task)
+    neutral, _ = _fitted(model, tokenizer, task, neutral, say=False)
     right = [example.answer for example in examples]
 
     def run(model: PreTrainedModel, copies: int) -> list[Scores]:
@@ -195,7 +197,7 @@ def _multiple_choice(
             ),
         )
 
-    return _copied(run, questions, neutral)
+    return replace(_copied(run, questions, neutral), truncated=truncated)
 
 
 def _encoded(
@@ -251,15 +253,21 @@ def _generation(
     from sieve.fitness.generation import greedy_answers, score_answer  # imports much of transformers
 
     metric_function(task.metric, task.normalise)  # a missing library is found before the model runs
-    questions = [[Continuation(*encode(tokenizer, task, example, example.target))] for example in examples]
-    questions = _fitted(model, questions, task)
-    prompts = [encode(tokenizer, task, example, "")[0] for example in examples]
-    context = context_length(model)
+    targets = [encode_target(tokenizer, task, example) for example in examples]
+    context, room = context_length(model), None
     if context is not None:
-        keep = context - task.max_new_tokens
-        if keep < 1:
+        room = context - task.max_new_tokens
+        if room < 1:
             raise InputError(f"{task.where}: max_new_tokens must be below the model's context of {context} tokens")
-        prompts = [ids[-keep:] for ids in prompts]
+    prompts = [encode(tokenizer, task, example, "") for example in examples]
+    limits = [None if room is None else min(context + 1, room + len(ids) - start) for ids, start in targets]
+    questions = [
+        [Continuation(*fitted(tokenizer, task, [target], limit)[0])]
+        for target, limit in zip(targets, limits, strict=True)
+    ]
+    prompts = [fitted(tokenizer, task, [prompt], room)[0][0] for prompt in prompts]
+    truncated = sum(len(question[0].ids) < len(ids) for question, (ids, _) in zip(questions, targets, strict=True))
+    _say_truncated(task, truncated, context)
 
     def run(model: PreTrainedModel) -> Scores:
         logliks, tokens = score(model, questions, batch_tokens, "right answers", sharing)
@@ -275,7 +283,8 @@ def _generation(
             tokens=tokens + written,
         )
 
-    return _prepared(run, questions, [[Continuation(ids, 1) for ids in prompts]], fixed_passes=False)
+    prepared = _prepared(run, questions, [[Continuation(ids, 1) for ids in prompts]], fixed_passes=False)
+    return replace(prepared, truncated=truncated)
 
 
 def _perplexity(
@@ -288,44 +297,47 @@ def _perplexity(
 ) -> Prepared:
     """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window."""
     length = min(context_length(model) or batch_tokens, batch_tokens)
-    windows: list[list[Continuation]] = []
+    asked: list[list[Continuation]] = []
     owner: list[int] = []
     for index, example in enumerate(examples):
         ids, start = encode(tokenizer, task, example, example.target)
         if len(ids) <= start:
             raise InputError(f"{task.where}: the text {example.target!r:.40} is too short to be scored: remove it")
-        for first in range(start, len(ids), length):
-            windows.append([Continuation(ids[first - 1 : first + length], 1)])
+        for window in windows(ids, start, length):
+            asked.append([Continuation(*window)])
             owner.append(index)
 
     scored = np.zeros(len(examples))
-    np.add.at(scored, owner, [len(window[0].ids) - 1 for window in windows])
+    np.add.at(scored, owner, [len(window[0].ids) - 1 for window in asked])
 
     def run(model: PreTrainedModel, copies: int) -> list[Scores]:
-        every, tokens = score_copies(model, windows, batch_tokens, "perplexity", sharing, copies)
+        every, tokens = score_copies(model, asked, batch_tokens, "perplexity", sharing, copies)
         total = np.zeros((copies, len(examples)))
         for sums, logliks in zip(total, every, strict=True):
             np.add.at(sums, owner, [values[0] for values in logliks])
         return [Scores(score=np.exp(sums / scored), loglik=sums / scored, tokens=tokens) for sums in total]
 
-    return _copied(run, windows)
+    return _copied(run, asked)
 
 
-def _fitted(model: PreTrainedModel, questions: list[list[Continuation]], task: Task) -> list[list[Continuation]]:
-    """Questions within the model's context: the beginning of a prompt that is too long is cut."""
+def _fitted(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    questions: list[list[Continuation]],
+    say: bool = True,
+) -> tuple[list[list[Continuation]], int]:
+    """Questions within the model's context, and how many prompts were cut for that."""
     context = context_length(model)
-    if context is None:
-        return questions
-    cut = 0
-    fitted = []
-    for sequences in questions:
-        excess = max(len(ids) for ids, _ in sequences) - 1 - context  # the last token is scored, not read
-        if excess > 0:
-            cut += 1
-            if any(start <= excess for _, start in sequences):
-                raise InputError(f"{task.where}: an answer is longer than the model's context of {context} tokens")
-            sequences = [Continuation(ids[excess:], start - excess) for ids, start in sequences]
-        fitted.append(sequences)
-    if cut:
-        progress.note(f"{cut} prompts are longer than the model's {context} tokens: their beginnings are cut")
-    return fitted
+    limit = None if context is None else context + 1  # the last token is scored, not read
+    short = [[Continuation(*one) for one in fitted(tokenizer, task, question, limit)] for question in questions]
+    truncated = sum(len(one[0].ids) < len(two[0].ids) for one, two in zip(short, questions, strict=True))
+    if say:
+        _say_truncated(task, truncated, context)
+    return short, truncated
+
+
+def _say_truncated(task: Task, truncated: int, context: int | None) -> None:
+    if truncated:
+        lost = "beginnings" if task.truncate == "left" else "middles"
+        progress.note_once(f"{truncated} prompts are longer than the model's {context} tokens: their {lost} are cut")

@@ -19,16 +19,18 @@ import numpy as np
 import torch
 
 from sieve import progress
+from sieve.errors import NumericsError
 from sieve.fitness.likelihood import logits_at
-from sieve.models import evaluating
+from sieve.models import context_length, evaluating
 from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task
-from sieve.tasks.encoding import encode_target
+from sieve.tasks.encoding import encode_target, fitted, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EXAMPLES = 256  # in one batch after another; more tell a matrix's share of the loss little better
+LONGEST = 2048  # tokens of an example, where the model names no context
 _CELLS = 1024  # rows × tokens of a batch
 
 
@@ -47,7 +49,13 @@ def sensitivity(
 
     Returns: matrix name → float64 [R + 1] in nats, entry r for rank r, and the tokens that were read.
     """
-    sequences = sorted((encode_target(tokenizer, task, example) for example in examples), key=_length)
+    context = context_length(model) or LONGEST
+    targets = (encode_target(tokenizer, task, example) for example in examples)
+    if task.type == "perplexity":
+        sequences = [window for ids, start in targets for window in windows(ids, start, context - 1)]
+    else:
+        sequences = [fitted(tokenizer, task, [target], context)[0] for target in targets]
+    sequences.sort(key=_length)
     sums = {name: np.zeros(pair.max_rank + 1) for name, pair in factors.items()}
     tokens = 0
     with evaluating(model), progress.bar("gradients", len(sequences), "examples") as advance:
@@ -56,6 +64,11 @@ def sensitivity(
                 sums[name] += squares
             tokens += sum(map(_length, batch))
             advance(len(batch))
+    if not any(total.any() for total in sums.values()):
+        raise NumericsError(
+            "the right answers have no gradient at any matrix: the model gives them a probability of exactly 1, or "
+            f"gradients underflow in {model.dtype}; use another --dtype, or --search uniform"
+        )
     return {name: total / len(sequences) / 2 for name, total in sums.items()}, tokens
 
 

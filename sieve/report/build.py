@@ -35,6 +35,7 @@ def build_report(
     refitted: Refitted | None = None,
     levels: Mapping[str, Chance | None] | None = None,
     notes: Sequence[str] = (),
+    truncated: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -47,6 +48,7 @@ def build_report(
         ridge: of the loss-aware projection; null in the report where gradients had no say.
         shrinkage: share of a prior in the Gram matrices.
         masks: of `mask_report`, where weights were masked.
+        truncated: split → how many prompts were cut to the model's context.
         refitted: of the search among refitted plans, where there was one and it found one.
         levels: split → what knowing nothing scores (`chance_level`), where the task has such.
         notes: what a reader of the numbers must know, in a line each.
@@ -103,6 +105,7 @@ def build_report(
             "shrinkage": shrinkage,
             "refit": recipe.refit,
         },
+        "truncated": truncated or {},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "kept": result.plan.kept(result.matrices),
         "pivoted": result.plan.pivoted,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
 from sieve.tasks.example import Example
+from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,38 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, task: Task, example: Examp
     if not example.choices:
         return encode(tokenizer, task, example, example.target)
     return encode_choices(tokenizer, task, example.prompt, example.choices)[example.answer]
+
+
+def fitted(
+    tokenizer: PreTrainedTokenizerBase, task: Task, question: Sequence[Encoded], limit: int | None
+) -> list[Encoded]:
+    """Sequences of one question in at most `limit` tokens (None: any number): the prompt loses what is too much.
+
+    `task.truncate` says where: "left" the prompt's beginning, "middle" its middle. Special tokens at the beginning and
+    the scored part always stay. The same tokens are cut from all sequences, which agree in all before `start`.
+
+    Raises: InputError where the scored part alone is too long.
+    """
+    excess = max(len(ids) for ids, _ in question) - limit if limit is not None else 0
+    if excess <= 0:
+        return list(question)
+    ids, start = question[0]
+    special = set(tokenizer.all_special_ids)
+    first = next((place for place in range(start) if ids[place] not in special), start)
+    room = start - first - excess  # what stays of the prompt
+    if room < 0 or first + room < 1:
+        text = tokenizer.decode(max(question, key=lambda one: len(one[0]))[0][start:])
+        raise InputError(
+            f"{task.where}: an answer is longer than the model's context of {limit - 1} tokens: remove or shorten "
+            f"{shorten(text)}"
+        )
+    begin = first + (room // 2 if task.truncate == "middle" else 0)
+    return [(ids[:begin] + ids[begin + excess :], start - excess) for ids, start in question]
+
+
+def windows(ids: list[int], start: int, length: int) -> list[Encoded]:
+    """A text in pieces that score at most `length` tokens each, every token from `start` on in one of them."""
+    return [(ids[first - 1 : first + length], 1) for first in range(start, len(ids), length)]
 
 
 def _start(ids: Sequence[int], context: Sequence[int], continuation: str) -> int:

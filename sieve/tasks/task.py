@@ -21,6 +21,7 @@ _ALLOWED = {
     "type": ("multiple_choice", "generation", "perplexity"),
     "normalize": ("none", "length", "prior"),
     "normalise": ("none", "squad", "numeric"),
+    "truncate": ("left", "middle"),
 }
 _METRICS = ("exact_match", "contains", "f1", "rouge_l", "bleu", "chrf")
 _OWN_METRIC = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
@@ -58,6 +59,7 @@ class Task:
     shots: solved examples before every prompt, taken out of the calibration split.
     split_sizes: fraction (float) or count (int) for calibration, fitness, validation and test.
     chat: wrap prompts by the tokenizer's chat template.
+    truncate: what a prompt that is too long for the model's context loses: "left" its beginning, "middle" its middle.
     metric: of a generated answer: "exact_match" | "contains" | "f1" | "rouge_l" | "bleu" | "chrf" | an own function
         (answer, references) → score in [0, 1], as "module:function" or itself.
     normalise: of answers and references before words are compared: "none" | "squad" | "numeric".
@@ -76,6 +78,7 @@ class Task:
     shots: int = 0
     split_sizes: Mapping[str, float | int] = field(default_factory=lambda: dict(DEFAULT_SIZES))
     chat: bool = False
+    truncate: str = "left"
     metric: str | Callable[[str, Sequence[str]], float] = "exact_match"
     normalise: str = "squad"
     max_new_tokens: int = 32

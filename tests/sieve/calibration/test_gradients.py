@@ -79,8 +79,16 @@ def test_answers_that_the_budget_cut_off_have_no_loss():
     batch = batches([Text([5, 6, 7], 3), Text([5, 6], 4)], 100)[0]
     with torch.no_grad():
         assert float(answer_loss(tiny_model("llama"), batch)) == 0
-    measured = collect(tiny_model("llama"), [batch], gradients=True)
-    assert not any(measured.grams[source.gradient].any() for source in measured.sources.values())
+    with pytest.raises(NumericsError, match="no token of a right answer is in the calibration data"):
+        collect(tiny_model("llama"), [batch], gradients=True)
+
+
+def test_a_model_without_a_gradient_is_told_why():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # tied: the embeddings too
+    with pytest.raises(NumericsError, match=r"2 answer tokens .* have no gradient at any matrix: .* --dtype"):
+        collect(model, batches([Text([5, 6, 7], 1)], 100), gradients=True)
 
 
 def test_column_basis_is_unique():
