@@ -12,12 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sieve.errors import InputError
+from sieve.errors import InputError, StorageError
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class SieveQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         from sieve.fusion import fuse_
 
+        _check_permutations(model)
         self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
         del model.config._is_quantized
         model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
@@ -161,6 +163,21 @@ def _local(name: str, model: PreTrainedModel) -> str:
     prefix = f"{model.base_model_prefix}."
     is_bare = not hasattr(model, model.base_model_prefix)
     return name.removeprefix(prefix) if is_bare else name
+
+
+def _check_permutations(model: PreTrainedModel) -> None:
+    """StorageError for a pivoted pair whose outputs would go astray; parts that are not loaded (meta) are left out."""
+    from sieve.layers import PivotedLinear
+    from sieve_kernels.lowrank.checks import is_permutation
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, PivotedLinear) and not layer.permutation.is_meta:
+            order = layer.permutation
+            if order.dtype != torch.int64 or order.shape != (layer.out_features,) or not is_permutation(order):
+                raise StorageError(
+                    f"the weights are damaged: the permutation of {name} does not hold each of 0 to "
+                    f"{layer.out_features - 1} once; copy the folder again, or save the model again"
+                )
 
 
 def _skip_initialisation(parent: nn.Module) -> None:

@@ -9,6 +9,7 @@ from sieve_kernels import dispatch
 from sieve_kernels.arguments import autocast, describe, require_alike, require_float, require_same_device
 from sieve_kernels.glu import reference
 from sieve_kernels.glu.ops import lowrank_swiglu
+from sieve_kernels.lowrank.checks import check_permutation
 from sieve_kernels.lowrank.ops.dense import linear
 from sieve_kernels.lowrank.ops.linear import lowrank_linear
 from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
@@ -36,7 +37,7 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
         y [..., k] in x's dtype (float16, bfloat16, float32 or float64, the same for all but permutations).
 
     Raises:
-        ValueError: shapes or devices do not fit, or the activation is unknown.
+        ValueError: shapes or devices do not fit, (on CPU) a permutation is none, or the activation is unknown.
         TypeError: dtypes differ or are not floats, or a permutation is not int64.
 
     Example:
@@ -111,6 +112,9 @@ def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Layer]:
 
 def _mlp(x, tensors, counts, activation):
     layers = _split(tensors, counts)
+    for layer in layers:
+        if len(layer) == 3:
+            check_permutation(layer[2])
     rank = max((layer[0].shape[0] for layer in layers if len(layer) > 1), default=0)
     return dispatch.implementation("lowrank_mlp", x, rank)(x, layers, activation)
 

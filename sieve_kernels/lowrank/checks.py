@@ -1,5 +1,6 @@
 """What the operators of the family demand of an input and a pair of factors."""
 
+import torch
 from torch import Tensor
 
 from sieve_kernels.arguments import describe, require_alike, require_float
@@ -25,3 +26,41 @@ def check_factors(
 def listing(tensors: dict[str, Tensor | None]) -> str:
     """Shapes and dtypes of those that are there, for a message."""
     return ", ".join(f"{name} {describe(t)}" for name, t in tensors.items() if t is not None)
+
+
+_MOST_REMEMBERED = 4096
+_permutations: set[tuple] = set()
+
+
+def check_permutation(permutation: Tensor) -> None:
+    """ValueError unless a permutation [m] int64 on the CPU holds each of 0 … m - 1 once. On a GPU, where looking would
+    make the host wait, nothing is checked; the kernels leave out what lies outside.
+
+    What was found fit is remembered until it changes. Tensors of inference mode count no changes: they are looked at
+    on every call.
+    """
+    if permutation.device.type != "cpu":
+        return
+    if permutation.is_inference():
+        _require_each_once(permutation)
+        return
+    key = (permutation.data_ptr(), permutation._version, permutation.shape[0], permutation.stride(0))
+    if key in _permutations:
+        return
+    _require_each_once(permutation)
+    if len(_permutations) >= _MOST_REMEMBERED:
+        _permutations.clear()
+    _permutations.add(key)
+
+
+def is_permutation(values: Tensor) -> bool:
+    """Whether values [m] hold each of 0 … m - 1 once, on any device."""
+    return torch.equal(values.sort().values, torch.arange(len(values), dtype=values.dtype, device=values.device))
+
+
+def _require_each_once(permutation: Tensor) -> None:
+    if not is_permutation(permutation):
+        low, high = (int(value) for value in torch.aminmax(permutation))
+        m = len(permutation)
+        wrong = f"values from {low} to {high}" if low < 0 or high >= m else "a value twice"
+        raise ValueError(f"permutation [{m}] must hold each of 0 to {m - 1} once, got {wrong}")

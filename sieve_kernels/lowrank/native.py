@@ -106,7 +106,10 @@ def run(x: Tensor, layers: Sequence[Layer], activation: int = _PLAIN, weights: i
         numbers += (0, 0, 0, 0) if A is None else (A.data_ptr(), A.stride()[0], _address(A_scale), A.shape[0])
         numbers += (B.data_ptr(), B.stride()[0], _address(B_scale), width)
         numbers += (_address(bias), _address(permutation), y.data_ptr(), width)
-    if not _sieve_layers(struct.pack(f"{len(numbers)}q", *numbers)):
+    done = _sieve_layers(struct.pack(f"{len(numbers)}q", *numbers))
+    if done < 0:
+        raise ValueError("a permutation holds values outside of 0 to m - 1")
+    if not done:
         raise RuntimeError(f"the compiled kernel does not serve {tokens.shape[0]} rows of {x.dtype}: {native.status()}")
 
 

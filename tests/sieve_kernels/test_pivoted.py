@@ -8,8 +8,8 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import lowrank_linear, lowrank_linear_pivoted
-from sieve_kernels.lowrank import reference
+from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_pivoted, lowrank_mlp, native
+from sieve_kernels.lowrank import checks, reference
 
 every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -256,3 +256,78 @@ def test_bad_arguments(implementation, error, change, text):
     arguments = dict(zip(names, make((4,), 8, 6, 3), strict=True)) | change
     with pytest.raises(error, match=text):
         lowrank_linear_pivoted(**arguments)
+
+
+WRONG = {
+    "below": (lambda p: p.index_fill(0, torch.tensor([2]), -1), "values from -1 to"),
+    "just above": (lambda p: p.index_fill(0, torch.tensor([2]), len(p)), "values from 0 to 45"),
+    "far above": (lambda p: p.index_fill(0, torch.tensor([2]), 10**7), "to 10000000"),
+    "twice": (lambda p: p.index_fill(0, torch.tensor([2, 30]), int(p[5])), "a value twice"),
+}
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_no_permutation(implementation, wrong, rows, dtype):
+    """Refused before anything is written; and by the operators that take one without a layer's other checks."""
+    x, A, C, permutation, _ = make((rows,), 83, 45, 21, dtype)
+    change, words = WRONG[wrong]
+    bad = change(permutation)
+    with pytest.raises(ValueError, match=rf"permutation \[45\] must hold each of 0 to 44 once, got .*{words}"):
+        lowrank_linear_pivoted(x, A, C, bad)
+    with pytest.raises(ValueError, match="must hold each of 0 to 44 once"):
+        lowrank_mlp(x, (A, C, bad), (A, C, permutation), (torch.ones(3, 45, dtype=dtype),))
+    with pytest.raises(ValueError, match="must hold each of 0 to 44 once"):
+        torch.ops.sieve_kernels.lowrank_linear_pivoted_backward(x.new_ones(rows, 45), x, A, C, bad, [True] * 3)
+
+
+def test_a_permutation_is_looked_at_again_when_it_changes():
+    x, A, C, permutation, _ = make((1,), 8, 6, 3)
+    lowrank_linear_pivoted(x, A, C, permutation)
+    permutation[1] = 9
+    with pytest.raises(ValueError, match="to 9"):
+        lowrank_linear_pivoted(x, A, C, permutation)
+    with torch.inference_mode():  # whose tensors count no changes
+        order = torch.randperm(6)
+        lowrank_linear_pivoted(x, A, C, order)
+        order[1] = -3
+        with pytest.raises(ValueError, match="from -3"):
+            lowrank_linear_pivoted(x, A, C, order)
+
+
+def test_few_permutations_are_remembered(monkeypatch):
+    monkeypatch.setattr(checks, "_MOST_REMEMBERED", 3)
+    kept = [torch.randperm(5) for _ in range(10)]
+    for permutation in kept:
+        checks.check_permutation(permutation)
+        assert len(checks._permutations) <= 3
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.parametrize("value", [-1, 45, 10**7])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_compiled_kernels_look_themselves(rows, value):
+    """Also at what was found fit and then changed behind torch's back."""
+    from sieve_kernels.lowrank import native as compiled
+
+    x, A, C, permutation, _ = make((rows,), 83, 45, 21, torch.bfloat16)
+    lowrank_linear_pivoted(x, A, C, permutation)
+    permutation.numpy()[3] = value
+    if rows <= dispatch.FEW_ROWS or native.has_amx():
+        with pytest.raises(ValueError, match="outside of 0 to m - 1"):
+            compiled.pivoted(x, A, C, permutation, None)
+
+
+def test_gpu_kernel_writes_inside(device):
+    """What a GPU's host does not look at: columns outside are left out, and those inside are right."""
+    x, A, C, permutation, bias = make((3,), 8, 6, 3, device=device)
+    y = lowrank_linear_pivoted(x, A, C, permutation, bias)
+    spoilt, left = permutation.clone(), permutation[[1, 4]]
+    spoilt[1], spoilt[4] = -1, 10**7
+    triton_pivoted = pytest.importorskip("sieve_kernels.lowrank.triton_kernels.pivoted")
+    found = triton_pivoted.pivoted(x, A, C, spoilt, bias)
+    kept = [j for j in range(6) if j not in left.tolist()]
+    torch.testing.assert_close(found[:, kept], y[:, kept])
+    assert found[:, left].isnan().all()  # never written

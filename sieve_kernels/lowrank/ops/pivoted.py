@@ -6,6 +6,7 @@ from torch import Tensor
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows, autocast, describe, require_alike, require_float, require_same_device
 from sieve_kernels.lowrank import reference
+from sieve_kernels.lowrank.checks import check_permutation
 from sieve_kernels.registration import register
 
 
@@ -19,15 +20,16 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
         x: inputs [..., n].
         A: first factor [r, n], r ≥ 1.
         C: second factor without the identity's rows [m - r, r]; m = r is allowed, C then has no rows.
-        permutation: [m] int64, a permutation of 0 … m - 1: where each of [z, z Cᵀ] goes. Its values are not checked,
-            which would make the host wait for a GPU. Halves that ascend make the cheapest writes.
+        permutation: [m] int64, a permutation of 0 … m - 1: where each of [z, z Cᵀ] goes. On CPU anything else is
+            refused; on a GPU, where looking would make the host wait, results are undefined, but nothing is written
+            outside of y. Halves that ascend make the cheapest writes.
         bias: [m] or None, in the order of y.
 
     Returns:
         y [..., m] in x's dtype (float16, bfloat16, float32 or float64, the same for all arguments but permutation).
 
     Raises:
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not fit, or (on CPU) the permutation is none.
         TypeError: dtypes differ or are not floats, or the permutation is not int64.
 
     Example:
@@ -59,6 +61,7 @@ def _check(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | 
 
 
 def _pivoted(x, A, C, permutation, bias):
+    check_permutation(permutation)  # here and not above: a trace has no values to look at
     return dispatch.implementation("lowrank_linear_pivoted", x, A.shape[0])(x, A, C, permutation, bias)
 
 
@@ -67,6 +70,7 @@ def _pivoted_fake(x, A, C, permutation, bias):
 
 
 def _pivoted_backward(grad, x, A, C, permutation, needed):
+    check_permutation(permutation)
     function = dispatch.implementation("lowrank_linear_pivoted_backward", x, A.shape[0])
     return function(grad, x, A, C, permutation, needed)
 

@@ -21,6 +21,7 @@ def scatter_matmul_kernel(
     M,
     N,
     K,
+    width,
     stride_am,
     stride_ak,
     stride_bn,
@@ -46,7 +47,8 @@ def scatter_matmul_kernel(
 ):
     """out[:, columns] = a bᵀ + bias[columns]. Grid: (tiles of a bᵀ,).
 
-    Tiles of some rows come after one another, so that L2 can join the scattered columns of a row.
+    Tiles of some rows come after one another, so that L2 can join the scattered columns of a row. Columns outside of
+    out are left out: they come from a tensor that the host does not look at.
     """
     row, col = tile_of(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -60,10 +62,11 @@ def scatter_matmul_kernel(
     if KEEP:
         tiles.store_tile(kept_ptr, acc, rows, cols, stride_km, stride_kn, M, N)
     columns = tl.load(columns_ptr + cols * stride_columns, mask=cols < N, other=0)  # [BLOCK_N]
+    inside = (cols < N) & (columns >= 0) & (columns < width)
     if BIASED:
-        acc += tl.load(bias_ptr + columns * stride_bias, mask=cols < N, other=0.0).to(ACC)[None, :]
+        acc += tl.load(bias_ptr + columns * stride_bias, mask=inside, other=0.0).to(ACC)[None, :]
     at = out_ptr + rows[:, None].to(tl.int64) * stride_om + columns[None, :] * stride_on
-    tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=(rows < M)[:, None] & (cols < N)[None, :])
+    tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=(rows < M)[:, None] & inside[None, :])
 
 
 def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,6 +101,7 @@ def _scatter(a: Tensor, b: Tensor, columns: Tensor, bias: Tensor | None, out: Te
             M,
             N,
             K,
+            out.shape[1],
             *a.stride(),
             *b.stride(),
             columns.stride(0),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from sieve.checkpoint import load, mark, model_bytes, save, weight_bytes
@@ -286,3 +286,18 @@ def small_disk(path, kilobytes):
         yield path
     finally:
         subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("value", [-1, 10**7, 32, "twice"])
+def test_a_permutation_that_is_none(pivoted_folder, tmp_path, value):
+    """Refused at loading by us and by transformers, with the matrix's name: its outputs would go astray."""
+    folder = shutil.copytree(pivoted_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    key = next(key for key in weights if key.endswith("q_proj.permutation"))
+    weights[key][3] = weights[key][0] if value == "twice" else value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    words = rf"permutation of {key.removesuffix('.permutation')} does not hold each of 0 to 31 once"
+    with pytest.raises(StorageError, match=words):
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(StorageError):  # by its checksum, where it has one
+        load(folder)
