@@ -243,12 +243,12 @@ TARGET_END
 #endif
 
 // out [n, m] += Σ_t x_t y_tᵀ over `count` tokens, those of `index` (or the first ones). y = nullptr: y = x, the upper
-// triangle of out is read and both are written. type: 0 bf16, 1 float32. Returns whether the processor can (AMX).
+// triangle of out is read and both are written. type: 0 bf16, 1 float32. Returns whether it could (AMX).
 extern "C" int sieve_gram(int type, float* out, int64_t out_stride, const void* x, int64_t x_stride, int64_t n,
                           const void* y, int64_t y_stride, int64_t m, const int64_t* index, int64_t count) {
 #ifdef SIEVE_AMX
   using namespace sieve;
-  if (!amx_usable()) return 0;
+  if (isa_in_use < AMX) return 0;
   const Tokens left{static_cast<const char*>(x), x_stride, n, index, static_cast<Type>(type)};
   const Tokens right{static_cast<const char*>(y), y_stride, m, index, static_cast<Type>(type)};
   (type == BF16 ? accumulate<BF16> : accumulate<FLOAT32>)(out, out_stride, left, y ? right : left, count, y == nullptr);

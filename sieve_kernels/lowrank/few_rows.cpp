@@ -3,6 +3,7 @@
 // meet once, between z and y.
 #include "../native/activations.h"
 #include "../native/crew.h"
+#include "../native/features.h"
 #include "../native/layers.h"
 #include "../native/parallel.h"
 #include "../native/target.h"
@@ -69,8 +70,7 @@ void activate_all(int activation, float* v, int64_t count) {
 }  // namespace
 }  // namespace sieve
 
-#if defined(__x86_64__) && defined(TARGET)
-#define SIEVE_X86 1
+#ifdef SIEVE_X86
 #include <immintrin.h>
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma")
 #define ISA avx512bf16
@@ -106,17 +106,11 @@ namespace sieve {
 
 using Run = void (*)(const Problem&, void*, void*, Team&);
 
-// The widest instruction set there is, or the one that SIEVE_KERNELS_ISA names, if the processor has it.
-static Run widest() {
-  const char* wanted = std::getenv("SIEVE_KERNELS_ISA");
-  const auto take = [&](const char* name) { return wanted == nullptr || std::strcmp(wanted, name) == 0; };
+static Run function_in_use() {
 #ifdef SIEVE_X86
-  const bool avx512 =
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  if (avx512 && products && take("avx512bf16")) return avx512bf16::run;
-  if (avx512 && take("avx512")) return avx512::run;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && take("avx2")) return avx2::run;
+  if (isa_in_use >= AVX512BF16) return avx512bf16::run;
+  if (isa_in_use >= AVX512) return avx512::run;
+  if (isa_in_use >= AVX2) return avx2::run;
 #endif
   return portable::run;
 }
@@ -130,7 +124,7 @@ static int64_t shared_bytes(const Problem& problem) {
 }
 
 void few_rows(const Problem& problem) {
-  static const Run run = widest();
+  static const Run run = function_in_use();
   int64_t weights = 0;
   for (int64_t i = 0; i < problem.count; ++i) weights += weights_of(problem, i);
   const int64_t bytes = weights * bytes_of(problem.weights);

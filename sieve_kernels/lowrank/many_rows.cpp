@@ -280,7 +280,7 @@ Sources sources_of(const Layer& layer) {
 }  // namespace
 
 bool many_rows(const Problem& given) {
-  if (given.type != BF16 || given.weights != BF16 || !amx_usable()) return false;
+  if (given.type != BF16 || given.weights != BF16 || isa_in_use < AMX) return false;
   Problem problem = given;
   std::vector<Layer> layers(given.layers, given.layers + given.count);
   std::vector<Sources> sources;

@@ -1,14 +1,24 @@
 """The compiled CPU kernels: loading them, what this processor can run of them, and why not where it cannot.
 
-They are one shared library with a plain C interface, called through ctypes, and run on torch's own threads.
+They are one shared library with a plain C interface, called through ctypes, and run on torch's own threads. They use
+the widest instruction set that the processor has. The environment variable SIEVE_KERNELS_ISA, read when they load,
+names a narrower one, to see what an older processor would do, or `none`, for torch's own products.
 """
 
 import ctypes
+import os
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch  # noqa: F401 - brings the OpenMP runtime whose symbols the library needs
+
+VARIABLE = "SIEVE_KERNELS_ISA"
+
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+"""Instruction sets, each with all before it: `Isa` of features.h."""
+
+NONE = "none"
 
 _MISSING = (
     "the compiled CPU kernels were not built: install a C++ compiler (g++ or clang++ with OpenMP) and reinstall "
@@ -18,14 +28,25 @@ _MISSING = (
 
 @lru_cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason."""
+    """The library and the instruction set that it uses, or None and the reason."""
+    wanted = os.environ.get(VARIABLE) or None
+    if wanted not in (None, NONE, *ISAS):
+        raise ValueError(f"{VARIABLE}={wanted} is not one of {', '.join((NONE, *ISAS))}")
+    if wanted == NONE:
+        return None, f"the compiled CPU kernels are switched off ({VARIABLE}={NONE}); torch's own products serve"
     found = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_library{suffix}")).exists()]
     if not found:
         return None, _MISSING
     try:
-        return ctypes.CDLL(str(found[0])), ""
-    except OSError as error:  # most likely a torch without OpenMP
-        return None, f"the compiled CPU kernels do not load ({error}); torch's own products serve"
+        loaded = ctypes.CDLL(str(found[0]))
+        widest = loaded.sieve_widest_isa()
+    except (OSError, AttributeError) as error:  # most likely a torch without OpenMP, or a library of another version
+        return None, f"the compiled CPU kernels do not load ({error}): reinstall; torch's own products serve"
+    isa = widest if wanted is None else ISAS.index(wanted)
+    if isa > widest:
+        raise ValueError(f"{VARIABLE}={wanted}: this processor runs {', '.join(ISAS[: widest + 1])} only")
+    loaded.sieve_use_isa(isa)
+    return loaded, ISAS[isa]
 
 
 def library() -> ctypes.CDLL | None:
@@ -33,14 +54,24 @@ def library() -> ctypes.CDLL | None:
     return _load()[0]
 
 
-@lru_cache
+def isa() -> str:
+    """The instruction set in use, one of ISAS, or "none" where there are no compiled kernels."""
+    return NONE if library() is None else _load()[1]
+
+
+def available() -> tuple[str, ...]:
+    """What SIEVE_KERNELS_ISA may name here, narrowest first."""
+    return (NONE,) if library() is None else (NONE, *ISAS[: library().sieve_widest_isa() + 1])
+
+
 def has_amx() -> bool:
     """Whether tile-matrix (AMX) kernels can run here."""
-    return library() is not None and bool(library().sieve_has_amx())
+    return isa() == "amx"
 
 
 def status() -> str:
     """One line for people: what serves on this CPU."""
     if library() is None:
         return _load()[1]
-    return "compiled CPU kernels, with AMX tiles" if has_amx() else "compiled CPU kernels, this processor has no AMX"
+    tiles = "" if has_amx() else ", without AMX tiles"
+    return f"compiled CPU kernels, instruction set {isa()}{tiles} ({VARIABLE} may name {', '.join(available())})"

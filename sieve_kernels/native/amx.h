@@ -15,7 +15,7 @@
 #include "target.h"
 
 // From here to the TARGET_END of the including file, functions are compiled for processors with AMX: call them only
-// after `amx_usable`.
+// where `isa_in_use` is AMX.
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
 
 namespace sieve {

@@ -58,7 +58,7 @@ inline int64_t weights_of(const Problem& problem, int64_t i) {
 // Few rows on any processor, for weights of any type.
 void few_rows(const Problem& problem);
 
-// More rows, bf16 throughout. Tells whether this processor can (AMX).
+// More rows, bf16 throughout. Tells whether it could (AMX).
 bool many_rows(const Problem& problem);
 
 }  // namespace sieve

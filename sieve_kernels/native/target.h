@@ -1,6 +1,10 @@
 // Functions between TARGET("…") and TARGET_END are compiled for processors with these features, by GCC and clang alike:
-// call them only where `__builtin_cpu_supports` them. Include what they need before.
+// call them only where `isa_in_use` (features.h) has them. Include what they need before.
 #pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SIEVE_X86 1
+#endif
 
 #define SIEVE_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)

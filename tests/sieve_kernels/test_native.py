@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,20 +42,53 @@ def test_weights_long_enough_for_several_threads(rows):
     assert_accurate(lowrank_linear_pivoted(x, A, C, permutation), exact, y)
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", native.ISAS)
 def test_every_instruction_set(isa):
-    """What an older processor would run. The choice is made once a process."""
+    """What an older processor would run, in every kernel. The choice is made once a process."""
+    if isa not in native.available():
+        pytest.skip(f"this processor has no {isa}")
     code = (
         "import torch, torch.nn.functional as F, sieve_kernels as k\n"
+        "from sieve_kernels import dispatch, native as compiled\n"
         "from sieve_kernels.lowrank import native\n"
+        f"assert compiled.isa() == {isa!r} and {isa!r} in compiled.status()\n"
+        "many = [300] if compiled.has_amx() else []\n"
         "for dtype, allowed in ((torch.bfloat16, 1e-2), (torch.float32, 1e-6)):\n"
-        "    for rows, n in ((1, 83), (2, 5), (2, 64), (1, 1)):\n"
+        "    for rows, n in ((1, 83), (2, 5), (2, 64), (1, 1), *((rows, 83) for rows in many)):\n"
         "        x, A, B = (torch.randn(s).to(dtype) for s in ((rows, n), (21, n), (45, 21)))\n"
         "        exact = F.linear(F.linear(x.double(), A.double()), B.double())\n"
-        "        error = (native.linear(x, A, B, None).double() - exact).norm() / exact.norm()\n"
+        "        serve = native.linear if rows < 9 or dtype == torch.bfloat16 else k.lowrank_linear\n"
+        "        error = (serve(x, A, B, None).double() - exact).norm() / exact.norm()\n"
         "        assert error < allowed, (dtype, rows, n, error)\n"
+        "    x, weight = torch.randn(40, 83).to(dtype), torch.rand(83).to(dtype)\n"
+        "    norm = F.rms_norm(x.double(), (83,), weight.double(), 1e-6)\n"
+        "    assert (k.rms_norm(x, weight, 1e-6).double() - norm).norm() < allowed * norm.norm()\n"
+        "    gram = x.double().T @ x.double()\n"
+        "    assert (k.gram_(torch.zeros(83, 83), x).double() - gram).norm() < 1e-6 * gram.norm()\n"
+        "assert ('native' in dispatch.explain('gram_', x)) == compiled.has_amx()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"SIEVE_KERNELS_ISA": isa})
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {native.VARIABLE: isa})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("avx3", "SIEVE_KERNELS_ISA=avx3 is not one of none, portable, avx2, avx512, avx512bf16, amx"),
+        ("amx", "SIEVE_KERNELS_ISA=amx: this processor runs portable, avx2 only"),
+    ],
+)
+def test_an_instruction_set_that_there_is_not(wanted, words, monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, wanted)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: SimpleNamespace(sieve_widest_isa=lambda: 1))
+    with pytest.raises(ValueError, match=words):
+        native._load.__wrapped__()
+
+
+def test_a_library_of_another_version(monkeypatch):
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: SimpleNamespace())
+    loaded, why = native._load.__wrapped__()
+    assert loaded is None
+    assert "reinstall" in why
 
 
 def test_same_bits_for_any_number_of_threads():
@@ -118,19 +152,23 @@ def test_nothing_to_sum():
     assert all(y.count_nonzero() == 0 for y in lowrank_linear_group(x, As, Bs))
 
 
-def test_without_the_library(tmp_path):
-    """A package that could not be compiled works, and says what is missing."""
+@pytest.mark.parametrize("off", ["switched off", "not built"])
+def test_without_the_library(off):
+    """A package that could not be compiled works, and says what is missing; so does one whose library is not wanted."""
     code = (
         "import torch, sieve_kernels as k\n"
         "from sieve_kernels import native, dispatch\n"
-        "native.EXTENSION_SUFFIXES.clear()\n"
+        f"if {off!r} == 'not built': native.EXTENSION_SUFFIXES.clear()\n"
         "print(k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1)).sum().item())\n"
-        "print(native.status())\n"
+        "print(native.isa(), native.available(), native.status())\n"
         "print(dispatch.explain('gram_', torch.ones(3, 2)))\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    environment = os.environ | {native.VARIABLE: "none" if off == "switched off" else ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    out = done.stdout.splitlines()
     assert out[0] == "24.0"
-    assert "install a C++ compiler" in out[1]
+    assert out[1].startswith("none ('none',) the compiled CPU kernels")
+    assert ("SIEVE_KERNELS_ISA=none" if off == "switched off" else "install a C++ compiler") in out[1]
     assert "torch" in out[2]
 
 
