@@ -175,8 +175,8 @@ def _check_permutations(model: PreTrainedModel) -> None:
             order = layer.permutation
             if order.dtype != torch.int64 or order.shape != (layer.out_features,) or not is_permutation(order):
                 raise StorageError(
-                    f"the weights are damaged: the permutation of {name} does not hold each of 0 to "
-                    f"{layer.out_features - 1} once; copy the folder again, or save the model again"
+                    f"the weights are damaged or lack what config.json asks for: the permutation of {name} does not "
+                    f"hold each of 0 to {layer.out_features - 1} once; copy the folder again, or save the model again"
                 )
 
 
