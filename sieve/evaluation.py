@@ -9,6 +9,7 @@ from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.chance import Chance, chance_level
+from sieve.fitness.check import check_splits
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
 from sieve.recipe import read_recipe
@@ -48,6 +49,7 @@ def evaluate_source(
 
     def score(source: str) -> Scores:
         model, tokenizer = load_model(source, dtype, device, trust_remote_code)
+        check_splits(model, tokenizer, loaded, {split: splits[split]})
         return evaluate(model, tokenizer, loaded, splits[split])
 
     scores = score(source)

@@ -192,6 +192,20 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_space(path: str | Path, needed: int) -> None:
+    """StorageError unless the disk that `path` is on, or will be on, has so many bytes left."""
+    place = Path(os.path.realpath(path))
+    while not place.exists():
+        place = place.parent
+    with storage_errors(Path(path)):
+        free = shutil.disk_usage(place).free
+    if free < needed:
+        raise StorageError(
+            f"{path} may need {needed / 2**30:.1f} GiB and its disk has {free / 2**30:.1f} GiB left: free some space "
+            "or choose another place"
+        )
+
+
 def write_yaml(path: str | Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 

@@ -15,10 +15,10 @@ from sieve.calibration import Statistics, calibrate, require_place
 from sieve.checkpoint import model_bytes, model_parameters, save
 from sieve.checkpoint.quantizer import SieveConfig
 from sieve.errors import InputError
-from sieve.files import cache_folder, require_new
+from sieve.files import cache_folder, require_new, require_space
 from sieve.fitness import evaluate
 from sieve.fitness.chance import chance_level
-from sieve.fitness.evaluate import prepare
+from sieve.fitness.check import check_splits
 from sieve.fitness.workers import require_workers
 from sieve.masks import mask
 from sieve.matrices import prunable
@@ -36,6 +36,8 @@ from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
 from sieve.tasks.stored import describe_data
 from sieve.unfinished import Unfinished
+
+_JOURNAL_BYTES = 64 << 20  # of the largest search: some thousand evaluations of some hundred examples
 
 
 def prune(
@@ -87,8 +89,11 @@ def _pruned(
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         _require_dense(model, recipe.model)
         prunable(model)
-        # Every example is rendered, tokenised and checked before any work.
-        truncated = {name: prepare(model, tokenizer, task, part).truncated for name, part in splits.items()}
+        ready = check_splits(model, tokenizer, task, splits)
+        truncated = {name: part.truncated for name, part in ready.items()}
+        if recipe.task_aware:
+            general_text(recipe.general).splits(recipe.seed)
+        require_space(output, model_bytes(model) + _JOURNAL_BYTES)  # masked or not, no model grows
     unfinished.begin(recipe, task, found)
     with stages("dense"):
         # Before anything is done to the model, and before the long work that a task without signal would be lost on.

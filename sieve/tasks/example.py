@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sieve import progress
@@ -30,6 +30,7 @@ class Example:
     neutral: the prompt without its content, against which `normalize: prior` judges a choice.
     question: what makes two examples the same one, whatever their few-shot examples.
     group: examples of one group are in one split; "" where the question alone counts.
+    where: the row of the data that it was made of, for messages.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Example:
     neutral: str = ""
     question: str = ""
     group: str = ""
+    where: str = field(default="", compare=False, repr=False)
 
     @property
     def target(self) -> str:
@@ -97,8 +99,10 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
             for row, prompt in zip(rows, prompts, strict=True)
         ]
     groups = group_names(rows, questions, task.group)
-    named = zip(examples, questions, groups, strict=True)
-    return [replace(example, question=question, group=group) for example, question, group in named]
+    named = zip(examples, questions, groups, rows, strict=True)
+    return [
+        replace(example, question=question, group=group, where=row.where) for example, question, group, row in named
+    ]
 
 
 def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:

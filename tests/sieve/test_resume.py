@@ -402,3 +402,34 @@ def test_only_the_test_split_may_change(run, world, tmp_path):  # noqa: F811
         with pytest.raises(InputError, match=r"changed .*: fitness \(32 examples, now 3\)"):
             again.begin(Recipe(world.model, world.task), task, data | {"fitness": {"examples": 3, "sha256": "x"}})
         again.remove()
+
+
+@pytest.mark.parametrize("split", ["calibration", "fitness", "validation", "test"])
+def test_a_row_that_cannot_be_scored_is_named_before_any_work(run, world, tmp_path, monkeypatch, split):  # noqa: F811
+    """Longer than the context, in whichever split it is."""
+    shutil.copytree(Path(world.task).parent, tmp_path / "task")
+    data = tmp_path / "task" / "legs.jsonl"
+    task = load_task(tmp_path / "task" / "legs.yaml")
+    number = int(task.splits()[split][-1].where.split()[-1])
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    sides = [{"choices": [" few", " many"]} for _ in rows]
+    sides[number - 1] = {"choices": [" few" * 200, " many"]}
+    data.write_text("".join(json.dumps(row | side) + "\n" for row, side in zip(rows, sides, strict=True)))
+    text = (tmp_path / "task" / "legs.yaml").read_text().replace('choices: [" few", " many"]', "choices: choices")
+    (tmp_path / "task" / "legs.yaml").write_text(text)
+    monkeypatch.setattr(pipeline, "evaluate", lambda *given: pytest.fail("work has begun"))
+    monkeypatch.setattr(pipeline, "dense_scores", lambda *given: pytest.fail("work has begun"))
+    code, _, err = run("prune", world.model, "--task", tmp_path / "task" / "legs.yaml", "--output", tmp_path / "out")
+    assert code == 2
+    assert "longer than the model's context" in err
+    assert f"split, legs.jsonl line {number})" in err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_full_disk_is_found_before_any_work(run, world, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(pipeline, "dense_scores", lambda *given: pytest.fail("work has begun"))
+    monkeypatch.setattr("sieve.files.shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 20))
+    code, _, err = run(*arguments(world, tmp_path / "out"))
+    assert code == 4
+    assert "may need 0.1 GiB and its disk has 0.0 GiB left" in err
+    assert not list(tmp_path.glob("out*"))
