@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
-import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,21 +81,6 @@ def load_model(
     return model, tokenizer
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) over every parameter's name, shape, dtype and contents; tied parameters count once."""
-    return tensors_digest(dict(model.named_parameters()))
-
-
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) over every tensor's name, shape, dtype and contents, in the order that they have."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
-        digests = pool.map(_content_digest, tensors.values())
-        total = hashlib.sha256()
-        for (name, tensor), digest in zip(tensors.items(), digests, strict=True):
-            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {digest}\n".encode())
-    return total.hexdigest()
-
-
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens the model can read, or None where its configuration does not say."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -148,11 +130,6 @@ def quiet_transformers(bars_off: bool = True) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars_off and bars:
             logging.enable_progress_bar()
-
-
-def _content_digest(tensor: torch.Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(data.numpy()).hexdigest()
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

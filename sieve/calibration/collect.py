@@ -18,9 +18,10 @@ from sieve.calibration.text import Batch, batches, calibration_sequences, finger
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
 from sieve.methods import MASKS, METHODS, method_named
-from sieve.models import check_token_ids, context_length, evaluating, model_fingerprint
+from sieve.models import check_token_ids, context_length, evaluating
 from sieve.plan import Matrix
 from sieve.tasks import Task, load_task
+from sieve.utils.identity import identity_of
 from sieve_kernels import channel_sums, gram_
 
 HELD_BACK = 8  # one example in so many
@@ -47,9 +48,9 @@ def calibrate(
         seed: of the task's splits.
         batch_tokens: cells of one batch; memory is the Grams and the activations of one batch. Where gradients are
             asked for, a batch is a quarter of it, since the activations of all layers are kept at once.
-        path: keep the statistics in this file; reuse it if it is there and of this model, data and method.
-            In a folder they get a name made of what they are of. Nothing that is there is replaced or removed; only
-            the user's cache keeps the last calibration alone.
+        path: keep the statistics in this file; reuse it if it is there and of this model, tokenizer, data, method and
+            versions (`sieve.utils.identity`). In a folder they get a name made of what they are of. Nothing that is
+            there is replaced or removed; only the user's cache keeps the last calibration alone.
 
     Returns: `Statistics`, float32 sums on the model's device.
 
@@ -68,7 +69,7 @@ def calibrate(
     )
     check_token_ids(model, tokenizer, max(max(text.ids, default=0) for text in sequences))
     learns = wanted.gradients
-    identity = {"model": model_fingerprint(model), "data": fingerprint(sequences, learns), "kind": wanted.kind}
+    identity = identity_of(model, tokenizer) | {"data": fingerprint(sequences, learns), "kind": wanted.kind}
     file = None if path is None else kept_file(path, identity)
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
         return kept

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def require_place(path: str | Path) -> None:
         require_writable(path / "x" if is_folder else path)
 
 
-def kept_file(path: str | Path, identity: Mapping[str, str]) -> Path:
+def kept_file(path: str | Path, identity: Mapping[str, Any]) -> Path:
     """The file itself, or in a folder (a path without suffix) the one named after `identity`."""
     path = Path(path)
     if path.suffix and not path.is_dir():
@@ -43,7 +44,7 @@ def kept_file(path: str | Path, identity: Mapping[str, str]) -> Path:
     return path / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + ".safetensors")
 
 
-def kept_statistics(file: Path, identity: Mapping[str, str], device: torch.device) -> Statistics | None:
+def kept_statistics(file: Path, identity: Mapping[str, Any], device: torch.device) -> Statistics | None:
     """What `file` holds, or None where there is nothing to reuse.
 
     Raises: InputError, StorageError for a file outside the cache that is of something else or damaged.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sieve.calibration.text import Text
 from sieve.errors import InputError, StorageError
 from sieve.files import atomic_file
-from sieve.models import tensors_digest
+from sieve.utils.identity import differences, tensors_digest
 
 VERSION = 3
 SUMS = ("x", "|x|", "x²")  # what is summed of every input channel, in the order of the rows
@@ -47,7 +47,7 @@ class Statistics:
     sources: matrix name → which Gram serves it, and of which side.
     tokens: how many tokens were summed.
     sums: key → [3, n] float32 on the model's device: Σ x, Σ |x| and Σ x² of each input channel (`SUMS`).
-    identity: what these statistics are of: fingerprints of model and data, and what kind of statistics they are.
+    identity: what these statistics are of: model, tokenizer, data, versions, and what kind of statistics they are.
     texts: the calibration examples that were summed, for methods that look at them again.
     held_back: calibration examples that were left out of the sums, for a method that has something to choose.
     """
@@ -56,7 +56,7 @@ class Statistics:
     sources: dict[str, Source]
     tokens: int
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    identity: dict[str, str] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
     texts: list[Text] = field(default_factory=list)
     held_back: list[Text] = field(default_factory=list)
 
@@ -113,9 +113,9 @@ class Statistics:
             return _HEADER in (file.metadata() or {})
         return False
 
-    def require(self, identity: dict[str, str], where: str | Path) -> None:
+    def require(self, identity: Mapping[str, Any], where: str | Path) -> None:
         """InputError unless these statistics are of exactly that model, data and kind."""
-        different = [key for key, value in identity.items() if self.identity.get(key) != value]
+        different = differences(self.identity, identity)
         if different:
             raise InputError(
                 f"the statistics in {where} are of another {' and '.join(different)}: "

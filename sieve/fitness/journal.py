@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from sieve.errors import InputError, StorageError
+from sieve.utils.identity import differences
 
 VERSION = 3
 
@@ -95,7 +96,7 @@ class Journal:
         if header.get("sieve") != "journal" or header.get("version") != VERSION:
             raise InputError(f"{self.path} is no journal of this version of Sieve: choose another place")
         found, wanted = header["identity"], self._header["identity"]
-        changed = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+        changed = differences(found, wanted)
         if changed:
             raise InputError(
                 f"{self.path} is the journal of another search: changed since are {', '.join(changed)}; "

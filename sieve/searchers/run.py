@@ -3,8 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from sieve.fitness.journal import Journal
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
-from sieve.models import evaluating, model_fingerprint
+from sieve.models import evaluating
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
@@ -38,6 +37,7 @@ from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.signal import DECIDING, dense_scores, require_signal
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
+from sieve.utils.identity import identity_of
 from sieve.utils.messages import shorten
 
 # A searcher yields candidates that the fitness split accepts, the one it would choose first. Where a size is asked for,
@@ -50,6 +50,7 @@ SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
 }
 SMALLEST_TOLERANCE = 1e-6  # a millionth of the accuracy, which no number of examples resolves
 TOGETHER = 8  # candidates of one forward pass on a GPU
+_NAMES_OF_TASK = ("name", "description", "data", "file")
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
 
 # The user's own: (model, examples) → one number per example, larger is better.
@@ -178,7 +179,7 @@ def run_search(
 
     few = search == "uniform"  # candidates, none like another: slices and shared blocks would only cost
     parts = [splits["fitness"]] if few else slices(splits["fitness"])
-    identity = {} if journal is None else _identity(model, factors, splits["fitness"], {
+    identity = {} if journal is None else _identity(model, tokenizer, factors, task, splits, {
         "search": search, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple, "seed": seed,
         "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
         "workers": choices.workers is not None,  # their number decides nothing
@@ -316,15 +317,24 @@ def _own(fitness: Fitness, model: PreTrainedModel, examples: Sequence[Example]) 
 
 
 def _identity(
-    model: PreTrainedModel, factors: Factors | Masks, examples: Sequence[Example], recipe: Mapping[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    factors: Factors | Masks,
+    task: Task,
+    splits: Mapping[str, Sequence[Example]],
+    recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that an evaluation depends on, by the names that a refusal gives."""
-    data = hashlib.sha256(repr(examples).encode()).hexdigest()
-    version = metadata.version("sieve-pruning")
-    return {
-        "version of Sieve": version, "model": model_fingerprint(model), "data": data, "factors": factors.fingerprint(),
+    """All that an evaluation depends on, by the names that a refusal gives. The test split decides nothing."""
+    # Where the data lie does not matter; a function has no name that lasts but its own.
+    asked = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NAMES_OF_TASK}
+    if callable(task.metric):
+        asked["metric"] = f"{task.metric.__module__}:{task.metric.__qualname__}"
+    data = [asked, *(splits[split] for split in ("calibration", "fitness", "validation"))]
+    return identity_of(model, tokenizer) | {
+        "data": hashlib.sha256(repr(data).encode()).hexdigest(),
+        "factors": factors.fingerprint(),
         "recipe": dict(recipe),
-    }  # fmt: skip
+    }
 
 
 def check_options(tolerance: float, search: str, options: Options) -> None:

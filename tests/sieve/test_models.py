@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, GgufConfig, T5Config, T5ForCondit
 
 from sieve.checkpoint import save
 from sieve.errors import InputError, NumericsError, StorageError
-from sieve.models import EMBEDDED_MODEL, _gguf_file, load_model, model_fingerprint
+from sieve.models import EMBEDDED_MODEL, _gguf_file, load_model
+from sieve.utils.identity import model_fingerprint
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 
