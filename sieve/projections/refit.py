@@ -67,7 +67,8 @@ def refit(
         ridge: λ > 0 as a share of the mean energy of an input channel. None: each matrix takes the one of `RIDGES` with
             the least error on held-back calibration examples, and keeps its pair where none is better than that.
 
-    Returns: `Factors` of the pruned matrices alone, each of exactly its rank in the plan.
+    Returns: `Factors` of the pruned matrices alone, each of exactly its rank in the plan. A search confirmed the plan
+        with the pairs that it had, not with these: `sieve.prune` with `refit` confirms them, too.
 
     Raises: InputError for a plan or factors of another model or a ridge that is not positive, NumericsError naming the
         matrix whose inputs are not finite.
