@@ -9,6 +9,7 @@ from sieve.calibration.text import batches
 from sieve.errors import InputError
 from sieve.matrices import decoder_blocks, replace
 from sieve.models import evaluating
+from sieve.utils.messages import shorten
 
 MEASURES = ("influence", "angular")
 _BATCH_TOKENS = 2048  # cells of a batch: the states between all blocks are kept at once
@@ -56,7 +57,7 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
             examples: Gromov et al. (arXiv 2403.17887).
     """
     if measure not in MEASURES:
-        raise InputError(f"unknown measure {measure!r}: choose one of {', '.join(MEASURES)}")
+        raise InputError(f"unknown measure {shorten(measure)}: choose one of {', '.join(MEASURES)}")
     if not statistics.texts:
         raise InputError("the statistics hold no calibration examples: calibrate again")
     if not count:

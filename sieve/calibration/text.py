@@ -12,6 +12,7 @@ from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import Encoded, encode_target, fitted, windows
+from sieve.utils.messages import shorten
 
 MINIMUM_TOKENS = 256
 ENOUGH_TOKENS = 16_000
@@ -69,7 +70,7 @@ def calibration_sequences(
     found = sum(len(ids) for ids, _ in sequences)
     if found < MINIMUM_TOKENS:
         raise InputError(
-            f"the calibration split of {task.name!r} holds only {found} tokens, too few to prune by: "
+            f"the calibration split of {shorten(task.name)} holds only {found} tokens, too few to prune by: "
             f"give it more examples (at least {MINIMUM_TOKENS} tokens, better {ENOUGH_TOKENS:,})"
         )
     if found < ENOUGH_TOKENS:

@@ -302,7 +302,7 @@ def _perplexity(
     for index, example in enumerate(examples):
         ids, start = encode(tokenizer, task, example, example.target)
         if len(ids) <= start:
-            raise InputError(f"{task.where}: the text {example.target!r:.40} is too short to be scored: remove it")
+            raise InputError(f"{task.where}: the text {shorten(example.target)} is too short to be scored: remove it")
         for window in windows(ids, start, length):
             asked.append([Continuation(*window)])
             owner.append(index)

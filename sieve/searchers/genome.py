@@ -8,6 +8,7 @@ import numpy as np
 from sieve.errors import InputError
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.objective import SizeOf, parameters
+from sieve.utils.messages import shorten
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 PAPER_LEVELS = (0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 0.9, 1.0)  # DESIGN 2.9
@@ -101,7 +102,7 @@ class Genome:
 def _members(matrices: Iterable[Matrix], granularity: str) -> list[list[Matrix]]:
     """Matrices by gene, in the order of the blocks."""
     if granularity not in GRANULARITIES:
-        raise InputError(f"unknown granularity {granularity!r}: choose one of {', '.join(GRANULARITIES)}")
+        raise InputError(f"unknown granularity {shorten(granularity)}: choose one of {', '.join(GRANULARITIES)}")
     genes: dict[tuple, list[Matrix]] = {}
     for matrix in sorted(matrices, key=lambda matrix: matrix.block):
         place, _, leaf = matrix.name.rpartition(".")

@@ -114,7 +114,7 @@ def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, l
     if not left:
         raise InputError(f"{task.where}: all {total:,} texts are empty: check prompt, which names {listed(names)}")
     if left < total:
-        progress.note(f"{task.where}: {total - left:,} of {total:,} texts are empty and left out")
+        progress.warn(f"{task.where}: {total - left:,} of {total:,} texts are empty and left out")
     return {pool: rows for pool, rows in kept.items() if rows}
 
 

@@ -145,6 +145,8 @@ class TestGenerationAndPerplexity:
         assert sum(map(len, parts.values())) == len(ROWS)
         assert all(example.target.endswith(tuple(TEXTS)) for part in parts.values() for example in part)
         assert "4 of 24 texts are empty and left out" in " ".join(capsys.readouterr().err.split())
+        with progress.shown(False), pytest.warns(UserWarning, match="4 of 24 texts are empty"):
+            task.splits()
 
 
 class TestShots:
