@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: setup demo test lint bench aot clean
+.PHONY: setup demo test test-cpus lint bench aot clean
 
 setup: $(VENV)/ready
 
@@ -23,6 +23,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# As other processors would run it: minutes, and so not part of `make test`.
+test-cpus: setup
+	$(BIN)/python -m tests.cpus
 
 lint: setup
 	$(BIN)/ruff check .

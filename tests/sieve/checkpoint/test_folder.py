@@ -203,7 +203,7 @@ class TestBadInput:
 
     def test_pairs_taken_for_pivoted(self, copy):
         edit_config(copy, pivoted=True)
-        with pytest.raises(StorageError, match="lack what config.json asks for: the permutation of"):
+        with pytest.raises(StorageError, match=r"lack what config\.json asks for: the permutation of"):
             load(copy)
 
     def test_rank_that_differs_from_the_weights(self, copy):

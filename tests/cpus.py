@@ -1,0 +1,65 @@
+"""`make test-cpus`: the tests of CPU kernels and of likelihoods as other processors would run them.
+
+Torch's own kernels (ATEN_CPU_CAPABILITY) are held to AVX2 and to none of its own vectors, the libraries below it
+(oneDNN, MKL) with them; our compiled ones (SIEVE_KERNELS_ISA) to each instruction set that this processor has, and to
+none; with one thread and two. Not every combination runs: every value of every dimension does, and every pair of
+torch's capability and number of threads where there are four combinations or more.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sieve_kernels import native
+
+TESTS = Path(__file__).parent
+KERNELS = TESTS / "sieve_kernels"
+NOT_OF_CPUS = ("aot", "bench", "dispatch", "matmul", "traffic", "tune")
+CAPABILITIES = ("default", "avx2")
+BELOW_TORCH = {
+    "default": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+}
+OF_CPUS = "not triton and not compiles and not opcheck"
+"""GPU kernels in Triton's interpreter, and tracing, which no instruction set changes."""
+
+
+def combinations(isas: tuple[str, ...]) -> list[dict[str, str]]:
+    """Environment variables of each run."""
+    runs = []
+    for i in range(max(len(isas), 2)):
+        capability = CAPABILITIES[i % 2]
+        runs.append(
+            {
+                "ATEN_CPU_CAPABILITY": capability,
+                native.VARIABLE: isas[i % len(isas)],
+                "OMP_NUM_THREADS": str(1 + (i + i // 2) % 2),
+                **BELOW_TORCH[capability],
+            }
+        )
+    return runs
+
+
+def main() -> int:
+    """Run all combinations, say which fail, and return how many do."""
+    print(native.status())
+    files = sorted(set(KERNELS.glob("test_*.py")) - {KERNELS / f"test_{name}.py" for name in NOT_OF_CPUS})
+    files.append(TESTS / "sieve" / "fitness" / "test_likelihood.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OF_CPUS, *map(str, files)]
+    failed = []
+    for variables in combinations(native.available()):
+        name, started = " ".join(f"{key}={value}" for key, value in variables.items()), time.monotonic()
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+        verdict = "passed" if done.returncode == 0 else "FAILED"
+        print(f"{verdict} in {time.monotonic() - started:.0f} s: {name}", flush=True)
+        if done.returncode:
+            failed.append(name)
+            print(done.stdout[-5000:], done.stderr[-2000:], sep="\n", flush=True)
+    print("all passed" if not failed else "\n".join(["failed:", *failed]))
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
