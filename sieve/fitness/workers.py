@@ -5,17 +5,22 @@ which the workers of one machine read in place. Candidates are sent one at a tim
 Which worker has which candidate is a matter of moments and decides no bit of its scores: every evaluation runs the same
 passes, on `THREADS` threads wherever it is. What decides, the journal among it, stays in the driver.
 
-A worker that is lost costs the candidate that it was at, which another one evaluates again.
+A worker that is lost costs the candidate that it was at, which another one evaluates again. Lost is also one that gives
+no sign of life (it was stopped, or its machine is gone), and one that takes far longer than all evaluations before.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
+import signal
 import socket
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -36,9 +41,16 @@ if TYPE_CHECKING:
 THREADS = 1  # of each worker, however many there are: how sums are rounded depends on how many threads share them
 CONNECT_SECONDS = 5.0
 START_SECONDS = 300.0
+TICK = 1.0  # seconds after which we look whether workers live
+BEAT_SECONDS = 5.0  # between a sign of life and asking for the next
+SILENT_SECONDS = 30.0  # without a sign of life: the worker is stopped or gone
+# An evaluation that takes so many times the slowest one so far, by token, and at least so many seconds, hangs.
+HANGING, HANGING_SECONDS = 20.0, 300.0
 LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
+_BEAT = "beat"  # the group of actor methods that run beside an evaluation
 _SCHEME, _PORT = "ray://", 10001
 _STORE = 128 << 20  # bytes of Ray's store beside the model
+_TOKEN = secrets.token_hex(32)  # of our own clusters
 
 
 def check_workers(workers: int | str | None) -> None:
@@ -96,6 +108,10 @@ class Worker:
     def retain(self, candidates: Sequence[Ranks]) -> None:
         self._evaluator.retain(candidates)
 
+    def beat(self) -> int:
+        """A sign of life, from a thread of its own; the process's id."""
+        return os.getpid()
+
 
 class Workers:
     """Evaluates candidates as `Evaluator` does, on actors. A context manager.
@@ -112,7 +128,9 @@ class Workers:
         self._gpu = evaluator.model.device.type == "cuda"
         self._seats: list[_Seat] = []
         self._failed = 0  # starts in a row
+        self._own = False  # whether the cluster is ours, and on this machine
         self._peaks: Counter[int] = Counter()
+        self._slowest = 0.0  # seconds per token of a finished evaluation
 
     @property
     def peak_bytes(self) -> int:
@@ -129,7 +147,9 @@ class Workers:
             given = self._evaluator
             what = given.model, given.turned, given.matrices, given.parts, given.layers
             self._packed = ray.put(pack((*what, given.memory // number, given.together, given.recorder)))
-            self._kind = ray.remote(num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0)(Worker)
+            self._kind = ray.remote(
+                num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0, concurrency_groups={_BEAT: 1}
+            )(Worker)
             self._seats = [_Seat(place, self._hired(), self._packed) for place in range(number)]
             self._first()
         except BaseException:
@@ -140,7 +160,7 @@ class Workers:
     def __exit__(self, *exception) -> None:
         with self._open:
             for seat in self._seats:
-                self._dismiss(seat.actor)
+                self._end(seat)
 
     def evaluate(self, candidates: Sequence[Ranks], part: int, alone: bool = True) -> Iterator[Result]:
         """Results on slice `part` as they come. No two candidates are equal. `alone`: see `Evaluator.teams`."""
@@ -151,23 +171,27 @@ class Workers:
         shares = Shares([self._evaluator.by_block(team[0]) for team in teams], len(self._seats))
         losses: Counter[int] = Counter()
         missing = len(teams)
+        tokens = self._evaluator.parts[part].plain_tokens
+        clock = _Clock()
         while missing:
             for seat in self._seats:
                 if seat.idle and (found := shares.next(seat.number)) is not None:
                     index, run = found
                     seat.send(index, None if run is None else [teams[one] for one in run], part, alone)
             busy = [seat for seat in self._seats if seat.pending is not None]
-            working = any(seat.index is not None for seat in busy)
-            done, _ = ray.wait([seat.pending for seat in busy], timeout=None if working else START_SECONDS)
-            if not done:
+            done, _ = ray.wait([seat.pending for seat in busy], timeout=TICK)
+            seconds = clock.passed()
+            if not done and all(seat.index is None and seat.seconds > START_SECONDS for seat in busy):
                 raise WorkerError(f"no worker came back within {START_SECONDS:.0f} s: go on with --resume later")
             for seat in busy:
-                if seat.pending not in done:
-                    continue
                 index = seat.index
                 try:
+                    seat.pass_time(seconds)
+                    if seat.pending not in done:
+                        self._require_alive(seat, tokens)
+                        continue
                     result = seat.take()
-                except ray.exceptions.RayError as error:
+                except (ray.exceptions.RayError, _SilentError) as error:
                     self._lost(seat, index, losses, error)
                     if index is not None:
                         shares.lost(seat.number, index)
@@ -175,6 +199,7 @@ class Workers:
                 self._failed = 0
                 if index is not None:
                     results, peak = result
+                    self._slowest = max(self._slowest, seat.seconds / tokens)
                     self._peaks[seat.number] = max(self._peaks[seat.number], peak)
                     missing -= 1
                     for member, (scores, spent) in zip(members[index], results, strict=True):
@@ -184,6 +209,14 @@ class Workers:
         """See `Evaluator.retain`."""
         for seat in self._seats:
             seat.actor.retain.remote(candidates)
+
+    def _require_alive(self, seat: _Seat, tokens: int) -> None:
+        """Raise _SilentError if nothing is to be expected of what the seat is at."""
+        if seat.silence > SILENT_SECONDS:
+            raise _SilentError(f"no sign of life for {SILENT_SECONDS:.0f} s")
+        limit = max(HANGING_SECONDS, HANGING * self._slowest * tokens)
+        if seat.index is not None and self._slowest and seat.seconds > limit:
+            raise _SilentError(f"an evaluation that should be done within {limit:.0f} s is not")
 
     def _lost(self, seat: _Seat, index: int | None, losses: Counter[int], error: Exception) -> None:
         """Start another one in its place, unless that has been in vain."""
@@ -196,12 +229,20 @@ class Workers:
                 f"workers were lost {LOSSES} times over ({_line(error)}): is there memory for so many? go on with "
                 "--resume and fewer --workers"
             ) from error
-        progress.note("a worker was lost: another takes its place")
-        self._dismiss(seat.actor)  # it may only have been out of reach
+        reason = f" ({error})" if isinstance(error, _SilentError) else ""
+        progress.note(f"a worker was lost{reason}: another takes its place")
+        self._end(seat)  # it may only have been out of reach
         seat.fill(self._hired(), self._packed)
 
     def _hired(self) -> Any:
         return self._kind.remote()
+
+    def _end(self, seat: _Seat) -> None:
+        self._dismiss(seat.actor)
+        if self._own and seat.process is not None:
+            # Ray asks a worker to end before it makes it end, and one that is stopped does not hear that.
+            with suppress(ProcessLookupError):
+                os.kill(seat.process, signal.SIGKILL)
 
     def _dismiss(self, actor: Any) -> None:
         import ray
@@ -218,16 +259,20 @@ class Workers:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if isinstance(self._workers, str):
-                ray.init(self._workers, **quiet)
+                with _own_signals():
+                    ray.init(self._workers, **quiet)
             else:
                 size = sum(tensor.nbytes for tensor in self._evaluator.model.state_dict().values())
-                ray.init(
-                    "local", num_cpus=self._workers * THREADS, include_dashboard=False,
-                    object_store_memory=3 * size + _STORE, **quiet,
-                )  # fmt: skip
+                self._open.enter_context(_alone_on_this_machine())
+                with _own_signals():
+                    ray.init(
+                        "local", num_cpus=self._workers * THREADS, include_dashboard=False,
+                        object_store_memory=3 * size + _STORE, **quiet,
+                    )  # fmt: skip
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             hint = "; if it asks for a token, set RAY_AUTH_MODE=token" if isinstance(self._workers, str) else ""
             raise InputError(f"no Ray cluster for --workers {self._workers}: {_line(error)}{hint}") from error
+        self._own = isinstance(self._workers, int)
         self._open.callback(ray.shutdown)
 
     def _room(self) -> int:
@@ -268,11 +313,34 @@ class _Seat:
 
     def fill(self, actor: Any, packed: Any) -> None:
         self.actor, self.index, self._place = actor, None, 0
+        self.seconds = self.silence = self._pause = 0.0
+        self.process: int | None = None
+        self._beat = self._ask()
         self.pending = actor.load.remote(packed)
 
     def send(self, index: int, run: Sequence[Team] | None, part: int, alone: bool) -> None:
         self._place = 0 if run is not None else self._place + 1
+        self.seconds = 0.0
         self.index, self.pending = index, self.actor.evaluate.remote(run, part, alone, self._place)
+
+    def pass_time(self, seconds: float) -> None:
+        """So much later: ask for signs of life, and count what is awaited. Silence counts from the first answer on."""
+        import ray
+
+        self.seconds += seconds
+        if self._beat is None:
+            self._pause += seconds
+            if self._pause >= BEAT_SECONDS:
+                self._beat = self._ask()
+        elif ray.wait([self._beat], timeout=0)[0]:
+            # A worker that has ended raises here what its evaluation raises.
+            self.process, self._beat = ray.get(self._beat), None
+            self.silence = self._pause = 0.0
+        elif self.process is not None:
+            self.silence += seconds
+
+    def _ask(self) -> Any:
+        return self.actor.beat.options(concurrency_group=_BEAT).remote()
 
     def take(self) -> Any:
         """What came; raises what the worker raised."""
@@ -283,6 +351,77 @@ class _Seat:
             return ray.get(pending)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
+
+
+class _SilentError(Exception):
+    """Nothing is to be expected any more of a worker that Ray does not know to be lost."""
+
+
+class _Clock:
+    """Time in which this process could listen: while it is stopped itself, nobody else is late."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def passed(self) -> float:
+        """Seconds since the last call."""
+        before, self._last = self._last, time.monotonic()
+        return min(self._last - before, 2 * TICK)
+
+
+@contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """A cluster that starts inside the block listens on the loopback interface, and asks its clients for a token."""
+    from ray._private import ray_constants
+
+    # Ray has no other switch for it. It is read when ray is imported, here and in the processes that ray starts.
+    settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    if "RAY_AUTH_MODE" not in os.environ:
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    clusters = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    with _environment(settings):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        _reread_environment()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = clusters
+    _reread_environment()
+
+
+def _reread_environment() -> None:
+    """Ray remembers what it read at its import; versions that know no tokens have nothing to be told."""
+    with suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself: it stays with whoever had it."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if main and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: Exception) -> str:

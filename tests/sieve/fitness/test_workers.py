@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from sieve import progress
 from sieve.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.fitness import workers as workers_module
@@ -289,3 +292,103 @@ def test_a_candidate_that_kills_every_worker_ends_the_search(monkeypatch):
     stack, engine = acting(tiny_model("llama"), lambda rank: rank == 3 and os.kill(os.getpid(), signal.SIGKILL), 2)
     with stack, pytest.raises(WorkerError, match=r"lost 2 times.*--resume"):
         engine.scores(plans_of(range(1, 6)), 0)
+
+
+@pytest.fixture
+def room(ray_session, monkeypatch):
+    """The cluster without workers of other tests; short times."""
+    while ray_session:
+        ray.kill(ray_session.pop())
+    monkeypatch.setattr(workers_module, "TICK", 0.2)
+    monkeypatch.setattr(workers_module, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(workers_module, "SILENT_SECONDS", 3.0)
+
+
+@pytest.mark.usefixtures("room")
+@pytest.mark.parametrize("how", ["stopped", pytest.param("hanging", marks=pytest.mark.slow)])
+def test_a_worker_that_is_stopped_or_hangs_loses_its_candidate_to_another(tmp_path, monkeypatch, capsys, how):
+    """Ray notices neither. The search goes on, with the same scores, and says so once."""
+    once = tmp_path / "once"
+    if how == "hanging":
+        monkeypatch.setattr(workers_module, "HANGING_SECONDS", 3.0)
+
+    def act(rank):
+        time.sleep(0.05)
+        if rank == 5 and not once.exists():
+            once.write_text(str(os.getpid()))
+            if how == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(1000)
+
+    stack, engine = acting(tiny_model("llama"), act, 2)
+    with progress.shown(), stack:
+        engine.scores(plans_of([20, 21]), 1)
+        scores = engine.scores(plans_of(range(1, 11)), 0)
+        assert [one.accuracy for one in scores] == list(range(1, 11))
+        for _ in range(200):  # Ray takes five seconds over it
+            if not os.path.exists(f"/proc/{once.read_text()}"):
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the worker that was given up is still there")
+    assert capsys.readouterr().err.count("a worker was lost") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("room")
+def test_slow_evaluations_and_a_driver_that_was_stopped_lose_nobody(monkeypatch, capsys):
+    """An evaluation may take longer than a worker may be silent; a driver that could not listen blames nobody."""
+    monkeypatch.setattr(workers_module, "SILENT_SECONDS", 1.5)
+    now, jumps = time.monotonic, iter([0, 0, 0, 1000, 1000, 5000])
+    monkeypatch.setattr(workers_module.time, "monotonic", lambda: now() + next(jumps, 5000))
+    stack, engine = acting(tiny_model("llama"), lambda rank: time.sleep(3), 2)
+    with progress.shown(), stack:
+        assert [one.accuracy for one in engine.scores(plans_of([1, 2]), 0)] == [1, 2]
+    assert "lost" not in capsys.readouterr().err
+
+
+LISTENING = """
+import os, signal, subprocess, sys
+from tests.sieve.fitness.test_workers import acting, plans_of
+from tests.tiny_models import tiny_model
+
+if __name__ == "__main__":
+    mine = lambda number, frame: None
+    signal.signal(signal.SIGTERM, mine)
+    stack, engine = acting(tiny_model("llama"), lambda rank: None, 1)
+    with stack:
+        engine.scores(plans_of([1, 2]), 0)
+        import ray
+        import psutil
+        ours = {child.pid for child in psutil.Process().children(recursive=True)} | {os.getpid()}
+        for line in subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout.splitlines():
+            if any(f"pid={pid}," in line for pid in ours):
+                print("port", line.split()[3])
+        code = f"import ray; ray.init('{ray.get_runtime_context().gcs_address}', log_to_driver=False); print('in')"
+        bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        command = [sys.executable, "-c", code]
+        try:
+            done = subprocess.run(
+                command, env={**bare, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=25
+            )
+            print("stranger", done.stdout.split())
+        except subprocess.TimeoutExpired:  # it tries again and again
+            print("stranger []")
+    left = [name for name in os.environ if name.startswith("RAY_AUTH")]
+    print("left", left, signal.getsignal(signal.SIGTERM) is mine)
+"""
+
+
+@pytest.mark.slow
+def test_our_own_cluster_is_for_this_process_alone(tmp_path):
+    """It listens on the loopback interface and turns strangers away; signals stay with whoever had them."""
+    script = tmp_path / "listening.py"
+    script.write_text(LISTENING)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    ports = [line.split()[1] for line in lines if line.startswith("port")]
+    assert len(ports) >= 4
+    assert all("127.0.0.1" in port or "[::1]" in port for port in ports), ports
+    assert "stranger []" in lines
+    assert lines[-1] == "left [] True"
