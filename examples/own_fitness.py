@@ -29,9 +29,9 @@ def fitness(model, examples):
 
 statistics = sieve.calibrate(model, tokenizer, task, tokens=4096)
 factors = sieve.project(model, statistics)
-plan = sieve.search(
-    model, tokenizer, factors, task, tolerance=0.1, search=search, fitness=fitness,
-    matrices=[name for name in prunable(model) if ".mlp." in name],
-)  # fmt: skip
+mlps = [name for name in prunable(model) if ".mlp." in name]
+# Minutes of work: show how far it is, also where standard error is no terminal.
+with sieve.progress.shown():
+    plan = sieve.search(model, tokenizer, factors, task, tolerance=0.1, search=search, fitness=fitness, matrices=mlps)
 removed = plan.prunable_removed(prunable(model, plan.pivoted))
 print(f"{len(plan)} matrices pruned, {removed:.1%} of the prunable parameters removed")

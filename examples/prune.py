@@ -36,4 +36,6 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    # Minutes of work: show how far it is, also where standard error is no terminal.
+    with sieve.progress.shown():
+        main(*sys.argv[1:])

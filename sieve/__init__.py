@@ -12,6 +12,7 @@ from sieve import registration
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sieve import progress
     from sieve.apply import apply_
     from sieve.calibration import Statistics, calibrate
     from sieve.checkpoint import load, save
@@ -79,6 +80,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "progress":
+        return import_module("sieve.progress")
     if name not in _HOME:
         raise AttributeError(f"module 'sieve' has no attribute {name!r}")
     return globals().setdefault(name, getattr(import_module(f"sieve.{_HOME[name]}"), name))
