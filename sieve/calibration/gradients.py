@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.text import Batch
 from sieve.fitness.likelihood import logits_at
+from sieve.fitness.shortcuts import allowed
 from sieve_kernels import gram_
 
 _SHORT = 256  # tokens a row: what attention scores of all layers may take in memory
@@ -22,7 +23,7 @@ def answer_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         cells += [(row, at - 1) for at in range(start, length)]
         targets += batch.ids[row, start:length].tolist()
     places = torch.tensor(cells or [(0, 0)], device=model.device)
-    logits = logits_at(model, batch.ids.to(model.device), places)[: len(cells)]
+    logits = logits_at(model, batch.ids.to(model.device), places, few=allowed(model).logits)[: len(cells)]
     return nn.functional.cross_entropy(
         logits.float(), torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="sum"
     )

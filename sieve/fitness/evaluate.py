@@ -13,6 +13,7 @@ from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, score_copies
 from sieve.fitness.metrics import metric_function
+from sieve.fitness.shortcuts import verified
 from sieve.models import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
@@ -121,8 +122,8 @@ def prepare(
 ) -> Prepared:
     """What `evaluate` does before the model runs: rendering and tokenising, which no change of weights alters.
 
-    Of the model only its context length and the size of its embedding are read. `sharing`: which work is spared; it
-    changes no result.
+    `sharing`: which work is spared; it changes no result. The first time, a few of the sequences are run to see what
+    of it the model can do (`sieve.fitness.shortcuts`).
     """
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
@@ -132,9 +133,17 @@ def prepare(
     return prepared
 
 
-def _copied(run_copies: Callable[[PreTrainedModel, int], list[Scores]], *questions) -> Prepared:
+def _copied(run_copies: Callable[[PreTrainedModel, int], list[Scores]], sharing: Sharing, *questions) -> Prepared:
     prepared = _prepared(lambda model: run_copies(model, 1)[0], *questions)
-    return replace(prepared, run_copies=run_copies)
+    return replace(prepared, run_copies=run_copies) if sharing.rows else prepared
+
+
+def _shortcuts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[list[Continuation]], sharing: Sharing
+) -> Sharing:
+    """What of `sharing` gives the plain result on this model; the first time, it is tried."""
+    check_token_ids(model, tokenizer, max(max(one.ids) for question in questions for one in question))
+    return verified(model, questions, sharing)
 
 
 def _prepared(
@@ -166,6 +175,7 @@ def _multiple_choice(
     neutral = _encoded(tokenizer, task, ((prompt, list(texts)) for prompt, texts in choices.items()))
     neutral, _ = _fitted(model, tokenizer, task, neutral, say=False)
     right = [example.answer for example in examples]
+    sharing = _shortcuts(model, tokenizer, questions, sharing)
 
     def run(model: PreTrainedModel, copies: int) -> list[Scores]:
         logliks, tokens = score_copies(model, questions, batch_tokens, "multiple choice", sharing, copies)
@@ -197,7 +207,7 @@ def _multiple_choice(
             ),
         )
 
-    return replace(_copied(run, questions, neutral), truncated=truncated)
+    return replace(_copied(run, sharing, questions, neutral), truncated=truncated)
 
 
 def _encoded(
@@ -268,6 +278,7 @@ def _generation(
     prompts = [fitted(tokenizer, task, [prompt], room)[0][0] for prompt in prompts]
     truncated = sum(len(question[0].ids) < len(ids) for question, (ids, _) in zip(questions, targets, strict=True))
     _say_truncated(task, truncated, context)
+    sharing = _shortcuts(model, tokenizer, questions, sharing)
 
     def run(model: PreTrainedModel) -> Scores:
         logliks, tokens = score(model, questions, batch_tokens, "right answers", sharing)
@@ -307,6 +318,7 @@ def _perplexity(
             asked.append([Continuation(*window)])
             owner.append(index)
 
+    sharing = _shortcuts(model, tokenizer, asked, sharing)
     scored = np.zeros(len(examples))
     np.add.at(scored, owner, [len(window[0].ids) - 1 for window in asked])
 
@@ -317,7 +329,7 @@ def _perplexity(
             np.add.at(sums, owner, [values[0] for values in logliks])
         return [Scores(score=np.exp(sums / scored), loglik=sums / scored, tokens=tokens) for sums in total]
 
-    return _copied(run, asked)
+    return _copied(run, sharing, asked)
 
 
 def _fitted(

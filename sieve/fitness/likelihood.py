@@ -52,11 +52,13 @@ class Sharing:
     prefix: tokens that several sequences begin with are run once.
     logits: the head runs on the positions that predict a scored token.
     padding: sequences of similar length go together.
+    rows: several sequences go through one forward pass; without, there is no padding at all.
     """
 
     prefix: bool = True
     logits: bool = True
     padding: bool = True
+    rows: bool = True
 
 
 EVERYTHING = Sharing()
@@ -114,6 +116,7 @@ def score_copies(
     Returns the log-likelihoods of each candidate, and the tokens that one of them ran.
     """
     cached = sharing.prefix and _can_reuse_cache(model)
+    batch_tokens = batch_tokens if sharing.rows else 0
     units = _units(questions, cached)
     shared = [
         min(_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit)) for unit in units

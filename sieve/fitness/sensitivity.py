@@ -21,6 +21,7 @@ import torch
 from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.likelihood import logits_at
+from sieve.fitness.shortcuts import allowed
 from sieve.models import context_length, evaluating
 from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task
@@ -92,7 +93,11 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
     handles.append(model.get_input_embeddings().register_forward_hook(_require_gradient))
     try:
         with torch.enable_grad():
-            logprobs = logits_at(model, ids, torch.stack([rows, places], dim=1)).float().log_softmax(-1)
+            logprobs = (
+                logits_at(model, ids, torch.stack([rows, places], dim=1), few=allowed(model).logits)
+                .float()
+                .log_softmax(-1)
+            )
             # Rows are independent: the gradient of the sum is each example's own.
             loss = -logprobs.gather(1, ids[rows, places + 1][:, None]).sum()
             # What the answers do not depend on has no gradient.

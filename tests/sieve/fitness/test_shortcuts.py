@@ -1,0 +1,109 @@
+"""Shortcuts are used where they give a model's plain result, and there alone."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, OpenAIGPTConfig
+
+from sieve import progress
+from sieve.errors import InputError
+from sieve.fitness import evaluate
+from sieve.fitness.evaluate import prepare
+from sieve.fitness.likelihood import EVERYTHING, score
+from sieve.fitness.shortcuts import allowed, verified
+from tests.sieve.fitness.test_evaluate import choice_examples, choice_task
+from tests.sieve.fitness.test_likelihood import OTHERS, naive, other_model, questions
+from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer
+
+
+def built(config):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(7)
+    return model
+
+
+def openai_gpt():
+    return built(OpenAIGPTConfig(vocab_size=VOCABULARY, n_positions=256, n_embd=32, n_layer=2, n_head=4))
+
+
+def bert(is_decoder):
+    return built(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=256,
+            is_decoder=is_decoder,
+        )
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_can_all(name, dtype):
+    assert verified(tiny_model(name, dtype=dtype), questions(), EVERYTHING) == EVERYTHING
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_with_a_peculiarity(name):
+    assert verified(other_model(name), questions(), EVERYTHING) == EVERYTHING
+
+
+def test_a_model_without_a_cache():
+    model, asked = openai_gpt(), questions()
+    sharing = verified(model, asked, EVERYTHING)
+    assert not sharing.prefix
+    assert sharing.rows
+    assert allowed(model) == sharing
+    got, _ = score(model, asked, 64, "", sharing)
+    want = [[naive(model, one) for one in question] for question in asked]
+    for values, expected in zip(got, want, strict=True):
+        assert values == pytest.approx(expected, abs=1e-4, rel=0)
+
+
+def test_it_is_told_once(capsys):
+    model = openai_gpt()
+    with progress.shown():
+        for _ in range(2):
+            evaluate(model, tiny_tokenizer(), choice_task(), choice_examples())
+    assert capsys.readouterr().err.count("OpenAIGPTLMHeadModel scores otherwise") == 1
+
+
+def test_a_model_that_mixes_rows_is_evaluated_row_by_row():
+    model = tiny_model("llama")
+    layer = model.model.layers[0]
+    layer.register_forward_hook(lambda module, args, output: output + output.mean(0, keepdim=True))
+    asked = questions(number=4)
+    sharing = verified(model, asked, EVERYTHING)
+    assert not sharing.rows
+    got, _ = score(model, asked, 64, "", sharing)
+    for values, question in zip(got, asked, strict=True):
+        assert values == pytest.approx([naive(model, one) for one in question], abs=1e-4, rel=0)
+    assert prepare(model, tiny_tokenizer(), choice_task(), choice_examples()).run_copies is None
+
+
+def test_a_head_that_needs_all_positions():
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda module, args, output: output * (1 + output.shape[1] / 256))
+    assert not verified(model, questions(), EVERYTHING).logits
+
+
+def test_models_that_see_what_follows_are_refused():
+    with pytest.raises(InputError, match="BertLMHeadModel is not a causal language model"):
+        evaluate(bert(False), tiny_tokenizer(), choice_task(), choice_examples())
+    evaluate(bert(True), tiny_tokenizer(), choice_task(), choice_examples())
+
+
+def test_once_per_model(monkeypatch):
+    model, runs = tiny_model("llama"), []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    prepare(model, tiny_tokenizer(), choice_task(), choice_examples())
+    first = len(runs)
+    prepare(model, tiny_tokenizer(), choice_task(), choice_examples())
+    assert 0 < first == len(runs) < 25
