@@ -1,18 +1,31 @@
 """Reading a report back."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from sieve.errors import InputError, StorageError
+from sieve.report.show import show_report
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
-    """`report.json` of a pruned model's folder."""
+    """`report.json` of a pruned model's folder. Raises InputError if it has none, StorageError if it is damaged."""
     path = Path(folder) / "report.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no report.json: name a folder that `sieve prune` made")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StorageError(f"{path} is damaged: {error}") from None
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{path} cannot be read or is damaged: {error}") from None
+    try:
+        # Whatever can be shown has all that anyone asks of it.
+        show_report(report, Console(file=io.StringIO()))
+        if not all(isinstance(kept, int | float) for kept in report["kept"].values()):
+            raise TypeError("kept must hold numbers")
+    except Exception as error:  # a field that is missing, or of any other kind, fails in its own way
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(f"{error}".split())[:200]
+        raise StorageError(f"{path} is damaged: {reason}; `sieve prune` makes it") from None
+    return report
