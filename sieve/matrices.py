@@ -21,6 +21,7 @@ _NEVER_CALLED = "not called in a forward pass over text"
 _SOME_TOKENS = "not given one row a token, as experts of a mixture are not"
 _STACKED = "several matrices in one tensor, as experts of a mixture are"
 _SHARED = "its weight is also that of another layer"
+_TINY = "no pair is smaller than a single row or column"
 _used: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # by layer, why its use keeps it dense; "" if nothing
 
 
@@ -61,7 +62,8 @@ def left_dense(model: nn.Module) -> dict[str, str]:
     unknown = {name: layer for name, layer in layers.items() if layer not in _used}
     if unknown:
         _used.update(_reasons(model, unknown))
-    left = {name: _used[layer] for name, layer in layers.items() if _used[layer]}
+    left = {name: _TINY for name, layer in layers.items() if _is_tiny(layer)}
+    left |= {name: _used[layer] for name, layer in layers.items() if _used[layer]}
     left |= _tied(model, layers) | _experts(model)
     if unknown:
         for line in summary(left, layers):
@@ -182,6 +184,11 @@ def _is_linear(layer: nn.Module) -> bool:
         return torch.allclose(layer(x), nn.functional.linear(x, W, layer.bias), rtol=0.02, atol=0.02)
     except Exception:  # one that asks for more than its input
         return False
+
+
+def _is_tiny(layer: nn.Module) -> bool:
+    """Whether rank 1 takes as many numbers as the matrix, m + n ≥ m n."""
+    return layer.weight.dim() == 2 and sum(layer.weight.shape) >= layer.weight.numel()
 
 
 def _tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:

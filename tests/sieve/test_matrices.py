@@ -124,6 +124,13 @@ def test_one_tensor_of_many_experts_is_named():
     assert set(left.values()) == {"several matrices in one tensor, as experts of a mixture are"}
 
 
+def test_a_matrix_of_one_row_stays_dense():
+    left = left_dense(tiny_random("qwen2_moe"))
+    gates = (f"model.layers.{i}.mlp.shared_expert_gate" for i in range(4))
+    gates = dict.fromkeys(gates, "no pair is smaller than a single row or column")
+    assert gates.items() <= left.items()
+
+
 def test_weights_that_layers_share_stay_dense():
     """Pruning one would leave the other its whole weight, and save neither's tie."""
     model = tiny_model("llama")
