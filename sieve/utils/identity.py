@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -122,7 +123,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _without_volatile(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_volatile(one) for key, one in value.items() if key not in _VOLATILE}
-    return value
+    if isinstance(value, list):
+        return [_without_volatile(one) for one in value]
+    # JSON has no infinity, and Mamba 2's configuration has one.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _digest(value: Any) -> str:
