@@ -70,6 +70,7 @@ __all__ = [
     "load_model",
     "load_task",
     "mask",
+    "progress",
     "project",
     "prune",
     "refit",
