@@ -19,6 +19,7 @@ from sieve.files import cache_folder, require_new, require_space
 from sieve.fitness import evaluate
 from sieve.fitness.chance import chance_level
 from sieve.fitness.check import check_splits
+from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
 from sieve.masks import mask
 from sieve.matrices import prunable
@@ -131,11 +132,14 @@ def _pruned(
     if recipe.refit:
         with stages("refit"):
             if recipe.kept is not None:
-                refitted = best_refitted(model, tokenizer, factors, measured, result, task, recipe.seed)
+                refitted = best_refitted(
+                    model, tokenizer, factors, measured, result, task, recipe.seed, unfinished.journal
+                )
             else:
                 refitted = smallest_refitted(
-                    model, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident, recipe.seed
-                )
+                    model, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident, recipe.seed,
+                    unfinished.journal,
+                )  # fmt: skip
             if refitted is None:
                 progress.say("  no refitted plan is within the tolerance: the pairs stay as they are")
             else:
@@ -147,7 +151,11 @@ def _pruned(
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
         # What was confirmed is what is stored now: only the test split has not been asked yet.
-        scores["pruned"]["test"] = evaluate(model, tokenizer, task, splits["test"])
+        scores["pruned"]["test"] = remembered(
+            unfinished.journal,
+            f"stored on test {found['test']['sha256']}",
+            lambda: evaluate(model, tokenizer, task, splits["test"]),
+        )
     masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
     report = build_report(

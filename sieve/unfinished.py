@@ -7,12 +7,13 @@ with the journal comes to where it was without running the model, and on to the 
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
 from sieve.files import lock_holder, remove_leftovers, require_new, storage_errors, try_lock, write_json, write_yaml
+from sieve.fitness.journal import Journal
 from sieve.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.stored import TASK_FILE, Data, changed_splits
@@ -36,7 +37,7 @@ class Unfinished:
 
     def __init__(self, output: Path, resume: bool = False):
         self.output, self._folder, self._resume = output, _folder(output), resume
-        self._searched = False
+        self._searched, self.journal, self._open = False, None, ExitStack()
 
     def __enter__(self) -> "Unfinished":
         if self._resume:
@@ -59,6 +60,7 @@ class Unfinished:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._open.close()
         if error is not None and self._is_of_no_use(error):
             self.remove()
         elif error is not None:
@@ -79,9 +81,10 @@ class Unfinished:
 
     @contextmanager
     def search(self) -> Iterator[Path]:
-        """The journal to search with."""
+        """The journal to search with; once the search is through, `journal` is open for the stages after it."""
         yield self._folder / _JOURNAL
         self._searched = True
+        self.journal = self._open.enter_context(Journal(self._folder / _JOURNAL, None))
 
     def remove(self) -> None:
         """Remove what a run leaves in its folder, and the folder unless there is something else in it."""

@@ -28,6 +28,7 @@ class Journal:
     Args:
         path: file to continue, or to begin.
         identity: what a record depends on (model, data, recipe): name → value. A file of another identity is refused.
+            None: go on with whatever the file is of, which the caller knows to be right.
 
     Raises: InputError naming what differs; StorageError for a line that is not what was written, naming it, or when
         the disk is full: what was complete before stays.
@@ -38,9 +39,9 @@ class Journal:
         ...         journal.add(key, {"score": 0.7})
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any]):
+    def __init__(self, path: str | Path, identity: Mapping[str, Any] | None):
         self.path = Path(path)
-        header = {"sieve": "journal", "version": VERSION, "identity": dict(identity)}
+        header = {"sieve": "journal", "version": VERSION, "identity": None if identity is None else dict(identity)}
         self._header = json.loads(json.dumps(header))  # tuples and the like as they will be read back
         self.records: dict[str, dict[str, Any]] = {}
         self._lines = 0
@@ -96,6 +97,8 @@ class Journal:
         if header.get("sieve") != "journal" or header.get("version") != VERSION:
             raise InputError(f"{self.path} is no journal of this version of Sieve: choose another place")
         found, wanted = header["identity"], self._header["identity"]
+        if wanted is None:
+            return
         changed = differences(found, wanted)
         if changed:
             raise InputError(

@@ -5,7 +5,7 @@ had to refuse. It follows one plan, so each candidate costs a refit: few are tri
 leads to.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +14,8 @@ from sieve import progress
 from sieve.apply import applied
 from sieve.calibration import Statistics
 from sieve.fitness import Scores, evaluate
+from sieve.fitness.journal import Journal
+from sieve.fitness.remembered import plan_key, remembered
 from sieve.plan import Plan
 from sieve.projections import Factors, refit
 from sieve.searchers.confirm import merit
@@ -50,6 +52,7 @@ def smallest_refitted(
     tolerance: float,
     confident: bool = False,
     seed: int = 0,
+    journal: Journal | None = None,
 ) -> Refitted | None:
     """The search's plan, or a smaller one, whose refitted pairs keep the score within the tolerance.
 
@@ -61,28 +64,24 @@ def smallest_refitted(
         factors, statistics: as for `refit`.
         result: of a search by a tolerance; `result.smaller` is what is tried beyond its plan.
         task, tolerance, confident, seed: the search's.
+        journal: that of the search, which keeps the scores: what an earlier process has tried is not refitted again,
+            but for the plan that is taken.
     """
-    made: dict[str, Factors] = {}  # the last accepted plan's alone: all of them may be larger than the model
-    scored = _scorer(model, tokenizer, result, task, seed)
-
-    def pairs(plan: Mapping[str, int | str]) -> Factors:
-        return made[str(plan)] if str(plan) in made else refit(model, factors, plan, statistics)
+    pairs = _Pairs(lambda plan: refit(model, factors, plan, statistics))
+    scored = _scorer(model, tokenizer, result, task, seed, pairs, journal)
 
     def score(plan: Plan) -> Scores:
-        given = pairs(plan)
-        scores = scored(plan, given, "fitness")
+        scores = scored(plan, "fitness")
         if within(scores, result.dense["fitness"], tolerance, confident):
-            made.clear()
-            made[str(plan)] = given
+            pairs.keep()
         return scores
 
     problem = Problem(result.matrices, score, result.dense["fitness"], tolerance, confident)
     for attempts, candidate in enumerate(smallest(problem, [*result.smaller, result.plan]), 1):
-        given = pairs(candidate.plan)
-        validation = scored(candidate.plan, given, "validation")
+        validation = scored(candidate.plan, "validation")
         if within(validation, result.dense["validation"], tolerance, confident):
             pruned = {"fitness": candidate.scores, "validation": validation}
-            return Refitted(candidate.plan, given, pruned, problem.evaluated, attempts)
+            return Refitted(candidate.plan, pairs(candidate.plan), pruned, problem.evaluated, attempts)
     return None
 
 
@@ -94,32 +93,69 @@ def best_refitted(
     result: SearchResult,
     task: Task,
     seed: int = 0,
+    journal: Journal | None = None,
 ) -> Refitted:
     """Of the plans that validation chose among, the one that is best when its pairs are fitted anew.
 
     Args: those of `smallest_refitted`; `result` is of a search for a size.
     """
-    scored = _scorer(model, tokenizer, result, task, seed)
+    pairs = _Pairs(lambda plan: refit(model, factors, plan, statistics))
+    scored = _scorer(model, tokenizer, result, task, seed, pairs, journal)
     evaluated: list[Candidate] = []
-    best: tuple[Plan, Factors, dict[str, Scores]] | None = None
+    best: tuple[Plan, dict[str, Scores]] | None = None
     for candidate in result.tried:
-        given = refit(model, factors, candidate.plan, statistics)
-        pruned = {split: scored(candidate.plan, given, split) for split in ("fitness", "validation")}
+        pruned = {split: scored(candidate.plan, split) for split in ("fitness", "validation")}
         evaluated.append(Candidate(candidate.plan, pruned["fitness"]))
-        if best is None or merit(pruned["validation"]) > merit(best[2]["validation"]):
-            best = candidate.plan, given, pruned
-    return Refitted(*best, evaluated, len(evaluated))
+        if best is None or merit(pruned["validation"]) > merit(best[1]["validation"]):
+            best = candidate.plan, pruned
+            pairs.keep()
+    plan, pruned = best
+    return Refitted(plan, pairs(plan), pruned, evaluated, len(evaluated))
+
+
+class _Pairs:
+    """Refitted pairs of a plan, made when they are asked for.
+
+    Only the last plan's and those told to keep are held: all of them may be larger than the model.
+    """
+
+    def __init__(self, make: Callable[[Plan], Factors]):
+        self._make = make
+        self._last: dict[str, Factors] = {}
+        self._kept: dict[str, Factors] = {}
+
+    def __call__(self, plan: Plan) -> Factors:
+        key = plan_key(plan)
+        if key in self._kept:
+            return self._kept[key]
+        if key not in self._last:
+            self._last = {}  # freed before there are others
+            self._last = {key: self._make(plan)}
+        return self._last[key]
+
+    def keep(self) -> None:
+        """Hold on to the last plan's, in the place of those that were kept."""
+        self._kept, self._last = self._last, {}
 
 
 def _scorer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, result: SearchResult, task: Task, seed: int
-) -> Callable[[Plan, Factors, str], Scores]:
-    """(plan, refitted pairs, split) → scores of what is stored of them."""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    result: SearchResult,
+    task: Task,
+    seed: int,
+    pairs: _Pairs,
+    journal: Journal | None,
+) -> Callable[[Plan, str], Scores]:
+    """(plan, split) → scores of what is stored of its refitted pairs."""
     splits = task.splits(seed)
 
-    def scored(plan: Plan, given: Factors, split: str) -> Scores:
-        with applied(model, given, plan):
-            scores = evaluate(model, tokenizer, task, splits[split])
+    def scored(plan: Plan, split: str) -> Scores:
+        def measure() -> Scores:
+            with applied(model, pairs(plan), plan):
+                return evaluate(model, tokenizer, task, splits[split])
+
+        scores = remembered(journal, f"refitted on {split}: {plan_key(plan)}", measure)
         progress.say(
             f"  {plan.prunable_removed(result.matrices):6.1%} removed, refitted: {split} accuracy "
             f"{scores.accuracy:.3f}, dense {result.dense[split].accuracy:.3f}"

@@ -20,6 +20,7 @@ from sieve.fitness.evaluate import Prepared, prepare
 from sieve.fitness.graphs import CudaRecorder
 from sieve.fitness.intervals import Resolution, resolution
 from sieve.fitness.journal import Journal
+from sieve.fitness.remembered import plan_key, remembered
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
@@ -221,19 +222,23 @@ def run_search(
         )
         whole = {split: ready(splits[split]) for split in DECIDING}
 
-        def stored(plan: Plan, *asked: str) -> list[Scores]:
+        def stored(plan: Plan, split: str) -> Scores:
             """Scores of what `apply_` makes of a plan."""
-            turned.set({})
-            with applied(model, factors, plan):
-                return [whole[split].run(model) for split in asked]
+
+            def measure() -> Scores:
+                turned.set({})
+                with applied(model, factors, plan):
+                    return whole[split].run(model)
+
+            return remembered(book, f"stored on {split}: {plan_key(plan)}", measure)
 
         if choices.kept is None:
             for split, scores in dense.items():
                 _require_attainable(scores, split, tolerance, confident)
         offered = SEARCHERS[search](problem)
-        found = confirm(problem, offered, lambda plan: stored(plan, "validation")[0], dense["validation"])
+        found = confirm(problem, offered, lambda plan: stored(plan, "validation"), dense["validation"])
         plan = found.winner.plan
-        (fitness_scores,) = stored(plan, "fitness")
+        fitness_scores = stored(plan, "fitness")
         tested = bottlenecks(problem, found.winner) if choices.bottlenecks and not few else None
         return SearchResult(
             Plan(plan, pivoted=factors.pivoted),

@@ -132,6 +132,7 @@ def without_seconds(report):
         {"search": "ga", "generations": 2, "population": 4, "offspring": 6, "budget": 40_000},
         {"search": "pareto", "generations": 1, "population": 8, "offspring": 4, "surrogate": False},
         {"search": "budget", "refit": True},
+        {"search": "budget", "refit": True, "kept": 0.6},
         {"search": "uniform", "layers": False},
         {"search": "uniform", "method": "wanda"},
     ],
@@ -433,3 +434,23 @@ def test_a_full_disk_is_found_before_any_work(run, world, tmp_path, monkeypatch)
     assert code == 4
     assert "may need 0.1 GiB and its disk has 0.0 GiB left" in err
     assert not list(tmp_path.glob("out*"))
+
+
+class Killed(BaseException):
+    """What stops a run here as a signal does."""
+
+
+def test_a_run_that_fails_at_the_end_tests_nothing_again(world, tmp_path, monkeypatch):
+    """Search, validation and test are in the journal: only what is stored is made again."""
+    recipe = Recipe(world.model, world.task, tolerance=0.5, calibration_tokens=1000, rank_multiple=4, search="uniform")
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "save", lambda *given, **more: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            pipeline.prune(recipe, tmp_path / "out")
+    asked = []
+    for place in ("sieve.pipeline.evaluate", "sieve.searchers.run.applied"):
+        module, _, name = place.rpartition(".")
+        plain = getattr(sys.modules[module], name)
+        monkeypatch.setattr(place, lambda *given, plain=plain, place=place: (asked.append(place), plain(*given))[1])
+    pipeline.prune(Recipe.load(unfinished_recipe(tmp_path / "out")), tmp_path / "out", resume=True)
+    assert asked == ["sieve.pipeline.evaluate"]  # the dense model, at the start

@@ -8,10 +8,12 @@ import torch
 
 import sieve
 from sieve.fitness import evaluate
+from sieve.fitness.journal import Journal
 from sieve.matrices import prunable
 from sieve.plan import Plan
 from sieve.searchers import run_search
-from sieve.searchers.refitted import smallest_refitted
+from sieve.searchers.problem import Candidate
+from sieve.searchers.refitted import best_refitted, smallest_refitted
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -79,3 +81,73 @@ def test_a_plan_that_bisection_has_passed_is_confirmed_with_its_own_pairs(search
     assert (found.plan, found.validation_attempts) == (result.smaller[1], 2)
     expected = sieve.refit(model, factors, found.plan, statistics)
     assert all(torch.equal(found.factors[name].B, pair.B) for name, pair in expected.items())
+
+
+class Killed(BaseException):
+    """What stops a process here as a signal does."""
+
+
+@pytest.mark.parametrize("accuracies", [(0, 0), (9, 0)], ids=["taken", "none is good"])
+def test_finished_refits_are_not_made_again(searched, tmp_path, monkeypatch, accuracies):
+    """Killed before each further refit and begun again with the journal: only pairs that are taken are made twice."""
+    from sieve.searchers import refitted
+
+    model, tokenizer, factors, statistics, result, task = searched
+    made, plain, journal = [], refitted.refit, tmp_path / "journal"
+    given = (model, tokenizer, factors, statistics, with_dense(result, *accuracies), task, 0.05)
+
+    def living(number):
+        left = iter(range(number))
+
+        def refit(model, factors, plan, *more):
+            if next(left, None) is None:
+                raise Killed
+            made.append(str(plan))
+            return plain(model, factors, plan, *more)
+
+        monkeypatch.setattr(refitted, "refit", refit)
+
+    living(99)
+    whole = smallest_refitted(*given)
+    wanted = [*made]
+    made.clear()
+    for _ in range(len(set(wanted)) - 1):
+        living(1)
+        with Journal(journal, {}) as book, pytest.raises(Killed):
+            smallest_refitted(*given, journal=book)
+    assert len(set(wanted)) > 1
+    assert made == list(dict.fromkeys(wanted))[:-1]
+    living(99)
+    with Journal(journal, {}) as book:
+        again = smallest_refitted(*given, journal=book)
+    assert len(made) <= len(wanted) + 1
+    assert (again is None) == (whole is None)
+    if whole is not None:
+        assert (again.plan, again.validation_attempts) == (whole.plan, whole.validation_attempts)
+        assert [str(one) for one in again.evaluated] == [str(one) for one in whole.evaluated]
+        assert all(torch.equal(again.factors[name].A, pair.A) for name, pair in whole.factors.items())
+        made.clear()
+        with Journal(journal, {}) as book:
+            smallest_refitted(*given, journal=book)
+        assert made == [str(whole.plan)]
+
+
+def test_a_finished_size_is_not_refitted_again_where_a_size_is_asked_for(searched, tmp_path, monkeypatch):
+    from sieve.searchers import refitted
+
+    model, tokenizer, factors, statistics, result, task = searched
+    result = replace(result, tried=[Candidate(plan, result.dense["validation"]) for plan in result.smaller[1:]])
+    made, plain = [], refitted.refit
+
+    def refit(model, factors, plan, *more):
+        made.append(str(plan))
+        return plain(model, factors, plan, *more)
+
+    monkeypatch.setattr(refitted, "refit", refit)
+    found = []
+    for _ in range(2):
+        with Journal(tmp_path / "journal", {}) as book:
+            found.append(best_refitted(model, tokenizer, factors, statistics, result, task, journal=book))
+    assert made == [*(str(one.plan) for one in result.tried), str(found[0].plan)]
+    assert found[1].plan == found[0].plan
+    assert [str(one) for one in found[1].evaluated] == [str(one) for one in found[0].evaluated]

@@ -1,0 +1,33 @@
+"""Scores that a run needs once, such as those on the validation split: from its journal where that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sieve.fitness.evaluate import Scores
+
+if TYPE_CHECKING:
+    from sieve.fitness.journal import Journal
+
+
+def remembered(journal: Journal | None, key: str, measure: Callable[[], Scores]) -> Scores:
+    """What `measure` gives, which is called only where the journal does not know `key` yet."""
+    if journal is None:
+        return measure()
+    if key not in journal.records:
+        scores = measure()
+        journal.add(key, {"scores": {name: _plain(value) for name, value in vars(scores).items()}})
+    found = journal.records[key]["scores"]
+    return Scores(**{name: np.array(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
+def plan_key(plan: Mapping[str, int | str]) -> str:
+    """The plan as a part of a key."""
+    return ",".join(f"{name}={rank}" for name, rank in sorted(plan.items()))
+
+
+def _plain(value: np.ndarray | int | None) -> list[float] | int | None:
+    return value.tolist() if isinstance(value, np.ndarray) else value
