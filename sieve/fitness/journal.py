@@ -54,6 +54,8 @@ class Journal:
             self._file = open(self.path, "ab", buffering=0)
             if whole < len(content):
                 self._file.truncate(whole)
+        except StorageError:
+            raise
         except OSError as error:
             raise _storage(self.path, error) from error
         if not self._lines:
