@@ -115,7 +115,7 @@ def score_copies(
     Every forward pass has so many copies of its rows, one after the other, and so many times `batch_tokens` cells.
     Returns the log-likelihoods of each candidate, and the tokens that one of them ran.
     """
-    cached = sharing.prefix and _can_reuse_cache(model)
+    cached = sharing.prefix and can_reuse_cache(model)
     batch_tokens = batch_tokens if sharing.rows else 0
     units = _units(questions, cached)
     shared = [
@@ -250,7 +250,7 @@ def logits_at(
     return output.logits[0] if taken else output.logits[cells[:, 0], cells[:, 1]]
 
 
-def _can_reuse_cache(model: PreTrainedModel) -> bool:
+def can_reuse_cache(model: PreTrainedModel) -> bool:
     """Whether the model keeps keys and values alone; recurrent states cannot be cut to a length."""
     if getattr(model, "_is_stateful", False):
         return False

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 from sieve import progress
 from sieve.errors import InputError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score
+from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, can_reuse_cache, score
 from sieve.models import evaluating
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
 
     def works(sharing: Sharing) -> bool:
         try:
+            if sharing.prefix and not _fills_cache(model, sequences[0].ids):
+                return False
             found, _ = score(model, questions, 1 << 20, "", sharing)
         except Exception:  # whatever an architecture makes of a cache that it does not know
             return False
@@ -126,6 +129,15 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
     if works(Sharing(**alone)):
         return Sharing(**alone)
     return Sharing(**dict.fromkeys(names, False))
+
+
+def _fills_cache(model: PreTrainedModel, ids: Sequence[int]) -> bool:
+    """Whether the model keeps what it reads: else a continuation loses its prompt, however little that shows."""
+    if not can_reuse_cache(model):
+        return True
+    cache = DynamicCache()
+    model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, return_dict=True)
+    return cache.get_seq_length() == len(ids)
 
 
 def _plain(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:

@@ -67,6 +67,12 @@ def test_a_model_without_a_cache():
         assert values == pytest.approx(expected, abs=1e-4, rel=0)
 
 
+def test_a_cache_that_stays_empty_is_noticed_however_little_it_shows():
+    config = OpenAIGPTConfig(vocab_size=VOCABULARY, n_positions=256, n_embd=32, n_layer=12, n_head=4)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    assert not verified(model, questions(), EVERYTHING).prefix
+
+
 def test_it_is_told_once(capsys):
     model = openai_gpt()
     with progress.shown():
