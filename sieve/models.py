@@ -19,6 +19,7 @@ from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
 from sieve.utils.messages import shorten
+from sieve_kernels import SettingError, check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +49,8 @@ def load_model(
         trust_remote_code: run the code that a model brings, as models of architectures unknown to transformers do.
 
     Raises:
-        InputError: no such model, not a causal LM, weights missing, code that is not trusted, unknown dtype or device.
+        InputError: no such model, not a causal LM, weights missing, code that is not trusted, unknown dtype or device,
+            an environment variable of the kernels that cannot be used here.
         NumericsError: NaN or infinity in the weights; names the tensor.
         StorageError: the disk is full, or weights are others than Sieve saved.
 
@@ -58,6 +60,7 @@ def load_model(
     from sieve.checkpoint.checksums import verify
     from sieve.matrices import check_finite
 
+    _check_kernels()
     wanted, place = _dtype(dtype), _device(device)
     gguf = _gguf_file(source)
     if gguf is not None:
@@ -130,6 +133,14 @@ def quiet_transformers(bars_off: bool = True) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars_off and bars:
             logging.enable_progress_bar()
+
+
+def _check_kernels() -> None:
+    """InputError where SIEVE_KERNELS or SIEVE_KERNELS_ISA would end a run at its first kernel."""
+    try:
+        check_settings()
+    except SettingError as error:
+        raise InputError(str(error)) from error
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -4,6 +4,8 @@ Useful alone: importing this package needs torch, NumPy and SciPy; Triton is loo
 arrives.
 """
 
+from sieve_kernels.dispatch import check_settings
+from sieve_kernels.errors import SettingError
 from sieve_kernels.glu.mlp import lowrank_mlp
 from sieve_kernels.glu.ops import lowrank_swiglu
 from sieve_kernels.gram.ops import cross_gram_, gram_
@@ -17,7 +19,9 @@ from sieve_kernels.lowrank.quantize import quantize_rows
 from sieve_kernels.pointwise.ops import channel_sums, rms_norm, rotary
 
 __all__ = [
+    "SettingError",
     "channel_sums",
+    "check_settings",
     "cross_gram_",
     "gram_",
     "linear",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import native, tuned
+from sieve_kernels.errors import SettingError
 
 VARIABLE = "SIEVE_KERNELS"
 
@@ -209,6 +210,12 @@ TABLE: dict[str, tuple[Rule, ...]] = {
 }
 
 
+def check_settings() -> None:
+    """SettingError where SIEVE_KERNELS or SIEVE_KERNELS_ISA has a value that every later call would refuse."""
+    _check_override(os.environ.get(VARIABLE))
+    native.library()
+
+
 def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
     """The function that serves `operator` for an input x [..., n]."""
     return _load(operator, x.device, x.dtype, _rows(x), rank, os.environ.get(VARIABLE))
@@ -231,6 +238,12 @@ def _load(
     return rule.load()
 
 
+def _check_override(override: str | None) -> None:
+    known = {rule.name for table in TABLE.values() for rule in table}
+    if override and override not in known:
+        raise SettingError(f"{VARIABLE}={override} is not one of {', '.join(sorted(known))}")
+
+
 def _rows(x: Tensor) -> int:
     return x.numel() // max(1, x.shape[-1])
 
@@ -238,9 +251,7 @@ def _rows(x: Tensor) -> int:
 def _choose(operator: str, call: Call, override: str | None) -> tuple[Rule, str]:
     """The rule that a call takes, and why."""
     rules = TABLE[operator]
-    known = {rule.name for table in TABLE.values() for rule in table}
-    if override and override not in known:
-        raise ValueError(f"{VARIABLE}={override} is not one of {', '.join(sorted(known))}")
+    _check_override(override)
     able = {rule.name: rule for rule in rules if rule.can(call)}
     if override in able:
         return able[override], f"{VARIABLE}={override}"

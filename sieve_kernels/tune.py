@@ -16,6 +16,7 @@ import torch
 
 from sieve_kernels import dispatch, tuned
 from sieve_kernels.aot_cases import CASES, Case, Problem
+from sieve_kernels.errors import SettingError
 
 CASES_BY_OPERATOR = {case.name: case for case in CASES if case.name in dispatch.TABLE}
 ROWS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
@@ -107,6 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, help="default: where dispatch looks")
     options = parser.parse_args(arguments)
+    try:
+        dispatch.check_settings()
+    except SettingError as error:
+        print(error, file=sys.stderr)
+        return 2
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no GPU found, so nothing was measured; --device cpu measures what a CPU can choose", file=sys.stderr)
         return 2

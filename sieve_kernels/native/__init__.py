@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch  # noqa: F401 - brings the OpenMP runtime whose symbols the library needs
 
+from sieve_kernels.errors import SettingError
+
 VARIABLE = "SIEVE_KERNELS_ISA"
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
@@ -31,7 +33,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library and the instruction set that it uses, or None and the reason."""
     wanted = os.environ.get(VARIABLE) or None
     if wanted not in (None, NONE, *ISAS):
-        raise ValueError(f"{VARIABLE}={wanted} is not one of {', '.join((NONE, *ISAS))}")
+        raise SettingError(f"{VARIABLE}={wanted} is not one of {', '.join((NONE, *ISAS))}")
     if wanted == NONE:
         return None, f"the compiled CPU kernels are switched off ({VARIABLE}={NONE}); torch's own products serve"
     found = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_library{suffix}")).exists()]
@@ -44,7 +46,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"the compiled CPU kernels do not load ({error}): reinstall; torch's own products serve"
     isa = widest if wanted is None else ISAS.index(wanted)
     if isa > widest:
-        raise ValueError(f"{VARIABLE}={wanted}: this processor runs {', '.join(ISAS[: widest + 1])} only")
+        raise SettingError(f"{VARIABLE}={wanted}: this processor runs {', '.join(ISAS[: widest + 1])} only")
     loaded.sieve_use_isa(isa)
     return loaded, ISAS[isa]
 

@@ -81,6 +81,18 @@ def test_what_is_printed_may_go_nowhere(command):
     assert (done.returncode, done.stderr) == (4, "sieve: cannot write to standard output: No space left on device\n")
 
 
+@pytest.mark.parametrize("setting", ["SIEVE_KERNELS_ISA=avx3", "SIEVE_KERNELS=cublas"])
+def test_a_bad_setting_of_the_kernels_is_bad_input(world, tmp_path, setting):
+    """Said before anything is read or made."""
+    calibration = ("calibrate", world.model, "--task", world.task, "--output", tmp_path / "s.safetensors")
+    for command in (options(world, tmp_path / "out"), calibration):
+        done = shell(f"{setting} {sys.executable} -m sieve {' '.join(map(str, command))} --quiet")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"sieve: {setting} is not one of ")
+        assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_errors_have_their_exit_code_without_standard_error():
     line = f"{sys.executable} -m sieve"
     for gone in ("2>&-", "2>/dev/full", "2>&1 | true"):

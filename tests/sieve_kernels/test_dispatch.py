@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sieve_kernels import dispatch, native
+from sieve_kernels import SettingError, check_settings, dispatch, native, tune
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -77,8 +77,19 @@ def test_override_where_it_can_serve():
 
 
 def test_unknown_override_is_refused():
-    with pytest.raises(ValueError, match="SIEVE_KERNELS=cublas is not one of native, parts, torch"):
+    with pytest.raises(SettingError, match="SIEVE_KERNELS=cublas is not one of native, parts, torch"):
         choose("gram_", dispatch.Call(GPU, torch.float32, 8), "cublas")
+
+
+def test_settings_are_checked_before_any_call(monkeypatch, capsys):
+    for fine in ("", "torch", "triton_fused"):
+        monkeypatch.setenv(dispatch.VARIABLE, fine)
+        check_settings()
+    monkeypatch.setenv(dispatch.VARIABLE, "cublas")
+    with pytest.raises(SettingError, match="SIEVE_KERNELS=cublas"):
+        check_settings()
+    assert tune.main(["--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("SIEVE_KERNELS=cublas is not one of ")
 
 
 def test_explain(monkeypatch, without_compiled):

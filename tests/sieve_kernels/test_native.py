@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate
 
-from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_group, lowrank_linear_pivoted, lowrank_swiglu, native
+from sieve_kernels import (
+    SettingError,
+    dispatch,
+    lowrank_linear,
+    lowrank_linear_group,
+    lowrank_linear_pivoted,
+    lowrank_swiglu,
+    native,
+)
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
 
@@ -80,7 +88,7 @@ def test_every_instruction_set(isa):
 def test_an_instruction_set_that_there_is_not(wanted, words, monkeypatch):
     monkeypatch.setenv(native.VARIABLE, wanted)
     monkeypatch.setattr(native.ctypes, "CDLL", lambda path: SimpleNamespace(sieve_widest_isa=lambda: 1))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SettingError, match=words):
         native._load.__wrapped__()
 
 
