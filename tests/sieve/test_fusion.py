@@ -8,6 +8,7 @@ import torch
 import sieve.fusion
 from sieve.fusion import fuse_, fused
 from sieve.matrices import low_rank, prunable, replace
+from tests.all_architectures import tiny_random
 from tests.tiny_models import tiny_model, tiny_tokens
 
 
@@ -176,6 +177,21 @@ def test_dense_layers_use_our_product_until_something_wraps_their_weight(monkeyp
 
 class Wrapped(torch.Tensor):
     """Stands for a quantiser's tensor."""
+
+
+def test_outputs_of_dense_layers_can_be_added_to_in_place():
+    """RoCBert's embeddings do so."""
+    model = tiny_random("roc_bert")
+
+    def gradients():
+        loss = model(input_ids=tiny_tokens()).logits.square().mean()
+        return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
+
+    expected = gradients()
+    with fused(model):
+        found = gradients()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_copies_run_their_own_weights():
