@@ -19,10 +19,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sieve.apply import apply_, sliced
 from sieve.calibration.collect import collect
+from sieve.calibration.gradients import backward
 from sieve.calibration.text import Text, batches
 from sieve.checkpoint import load, save
 from sieve.errors import SieveError
-from sieve.fitness.likelihood import Continuation, score
+from sieve.fitness.likelihood import EVERYTHING, Continuation, score
+from sieve.fitness.shortcuts import verified
 from sieve.matrices import left_dense, prunable, summary
 from sieve.models import evaluating, quiet_transformers
 from sieve.plan import Plan
@@ -138,10 +140,15 @@ def outcome(name: str, folder: Path) -> Outcome:
         return Outcome("refused", _short(error).replace(str(folder / "dense"), "the folder"))
     try:
         _check_scores(model)
+    except SieveError as error:
+        return Outcome("refused", _short(error))
     except Exception as error:
         return Outcome("scored wrongly", _short(error))
     left = summary(left_dense(model), matrices)
-    statistics = collect(model, batches([Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()], 256))
+    texts = list(batches([Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()], 256))
+    with evaluating(model):  # what refitting and loss-aware projections take from it
+        backward(model, texts[0])
+    statistics = collect(model, texts)
     factors = project(model, statistics, pivot=True)
     plan = Plan.uniform(matrices.values(), 0.6)
     dense = _logits(model)
@@ -188,8 +195,9 @@ def _check_scores(model: PreTrainedModel) -> None:
     questions = [
         [Continuation([*tokens[0][:8], *row[:12], *tokens[5][:length]], 20) for length in (1, 3)] for row in tokens[1:5]
     ]
+    sharing = verified(model, questions, EVERYTHING)
     with evaluating(model):
-        found, _ = score(model, questions, 256, "scores")
+        found, _ = score(model, questions, 256, "scores", sharing)
     for question, scores in zip(questions, found, strict=True):
         for (ids, start), value in zip(question, scores, strict=True):
             with torch.no_grad():
@@ -228,8 +236,7 @@ def _shrunk(kind: type[PretrainedConfig], own: dict[str, Any]) -> PretrainedConf
                 small[key] = size
     if small.keys() >= {"num_key_value_heads", "num_attention_heads", "kv_lora_rank"}:
         small["num_key_value_heads"] = small["num_attention_heads"]
-    if hasattr(default, "is_decoder"):
-        small["is_decoder"] = True  # what of BERT's kin is causal
+    small |= {key: True for key in ("is_decoder", "causal") if hasattr(default, key)}  # what of BERT's kin is causal
     return kind(**{**small, **own})
 
 

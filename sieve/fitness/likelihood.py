@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sieve import progress
 from sieve.errors import NumericsError
@@ -230,17 +230,28 @@ def logits_at(
 
     A hook takes the K hidden states out of what the decoder hands to the model's own `forward`, which then does to
     them whatever it does before and after its head (scaling, soft-capping): the head, a quarter of the work of a
-    small model, runs on K rows instead of B·T.
+    small model, runs on K rows instead of B·T. A decoder that hands over something else keeps all of its rows.
     """
     taken = False
 
     def take(module: torch.nn.Module, args: tuple, output):
         nonlocal taken
-        taken = True
-        output.last_hidden_state = output.last_hidden_state[cells[:, 0], cells[:, 1]][None]
+        # Decoders return an output object, a tuple, or the hidden states alone.
+        alone = isinstance(output, torch.Tensor)
+        hidden = output if alone else output[0]  # their first field, too
+        if hidden.shape[:2] != ids.shape:
+            return output
+        taken, hidden = True, hidden[cells[:, 0], cells[:, 1]][None]
+        if alone:
+            return hidden
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        output[next(iter(output))] = hidden
         return output
 
     decoder = model.get_decoder()
+    if decoder is model.get_output_embeddings():  # an architecture that calls its head so
+        decoder = model.base_model
     handle = decoder.register_forward_hook(take) if few and decoder is not model else None
     try:
         output = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, return_dict=True)
@@ -251,11 +262,13 @@ def logits_at(
 
 
 def can_reuse_cache(model: PreTrainedModel) -> bool:
-    """Whether the model keeps keys and values alone; recurrent states cannot be cut to a length."""
+    """Whether the model keeps keys and values alone: recurrent states cannot be cut to a length, and what some keep
+    beside them (an index of the keys, the state of a convolution) would be lost."""
     if getattr(model, "_is_stateful", False):
         return False
     layers = DynamicCache(config=model.config).layers
-    return all(isinstance(layer, DynamicLayer) for layer in layers)  # sliding windows are a kind of it
+    # A window is kept as a whole here, and the model's mask cuts it.
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def _take_rows(layers: Layers, rows: list[int], length: int, copies: int) -> Layers:

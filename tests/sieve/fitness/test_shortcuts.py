@@ -3,16 +3,18 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, OpenAIGPTConfig
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import evaluate
 from sieve.fitness.evaluate import prepare
-from sieve.fitness.likelihood import EVERYTHING, score
+from sieve.fitness.likelihood import EVERYTHING, can_reuse_cache, logits_at, score
 from sieve.fitness.shortcuts import allowed, verified
+from tests.all_architectures import tiny_random
 from tests.sieve.fitness.test_evaluate import choice_examples, choice_task
 from tests.sieve.fitness.test_likelihood import OTHERS, naive, other_model, questions
-from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer
+from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer, tiny_tokens
 
 
 def built(config):
@@ -98,6 +100,60 @@ def test_a_head_that_needs_all_positions():
     model = tiny_model("llama")
     model.lm_head.register_forward_hook(lambda module, args, output: output * (1 + output.shape[1] / 256))
     assert not verified(model, questions(), EVERYTHING).logits
+
+
+def test_few_logits_where_the_head_is_called_decoder():
+    """ModernBERT calls its head the decoder."""
+    model, heights = tiny_random("modernbert-decoder"), []
+    assert verified(model, questions(), EVERYTHING).logits
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: heights.append(args[0].shape[:-1].numel()))
+    cells = torch.tensor([[0, 3], [1, 2]])
+    with torch.no_grad():
+        few = logits_at(model, tiny_tokens(2, 20), cells)
+        assert heights == [2]
+        every = model(input_ids=tiny_tokens(2, 20)).logits
+    torch.testing.assert_close(few, every[cells[:, 0], cells[:, 1]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["output", "tuple", "tensor"])
+def test_few_logits_of_decoders_that_return(kind):
+    class Decoder(torch.nn.Embedding):
+        def forward(self, ids):
+            hidden = super().forward(ids)
+            return {"output": BaseModelOutput(hidden, (hidden,)), "tuple": (hidden, None), "tensor": hidden}[kind]
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder, self.head = Decoder(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY)
+
+        def get_decoder(self):
+            return self.decoder
+
+        def get_output_embeddings(self):
+            return self.head
+
+        def forward(self, input_ids, **_):
+            output = self.decoder(input_ids)
+            hidden = output if kind == "tensor" else output[0]
+            self.rows = hidden.shape[:-1].numel()
+            return CausalLMOutput(logits=self.head(hidden))
+
+    model, ids, cells = Model(), tiny_tokens(2, 20), torch.tensor([[0, 3], [1, 2]])
+    few = logits_at(model, ids, cells)
+    assert model.rows == 2
+    torch.testing.assert_close(few, model(ids).logits[cells[:, 0], cells[:, 1]])
+
+
+@pytest.mark.parametrize("name", ["deepseek_v32", "inkling_text"])
+def test_caches_that_keep_more_than_keys_and_values_are_not_cut(name):
+    """An index of the keys; the state of a convolution."""
+    model = tiny_random(name)
+    assert not can_reuse_cache(model)
+    found, _ = score(model, questions(), 256, "scores")
+    for question, values in zip(questions(), found, strict=True):
+        for sequence, value in zip(question, values, strict=True):
+            assert value == pytest.approx(naive(model, sequence), abs=1e-3)
 
 
 def test_models_that_see_what_follows_are_refused():
