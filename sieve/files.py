@@ -231,15 +231,9 @@ def try_lock(path: str | Path) -> IO[str] | None:
     with storage_errors(path):
         while True:
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take_lock(file):
                 file.close()
                 return None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                    file.close()
-                    raise
             # Its last holder may have removed the file between the two calls: then this is a lock on nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -249,6 +243,18 @@ def try_lock(path: str | Path) -> IO[str] | None:
         file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         return file
+
+
+def take_lock(file: IO) -> bool:
+    """Lock an open file until it is closed; False where somebody else holds the lock. See `try_lock`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    return True
 
 
 def lock_holder(path: str | Path) -> str:

@@ -64,7 +64,7 @@ def prune(
     """
     recipe = recipe.check().absolute()
     require_workers(recipe.workers)
-    output = require_new(output)
+    output = Path(output) if resume else require_new(output)
     if statistics is not None:
         require_place(statistics)
     with Unfinished(output, resume) as unfinished:

@@ -17,6 +17,7 @@ from sieve.fitness.journal import Journal
 from sieve.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.stored import TASK_FILE, Data, changed_splits
+from sieve.utils.safe_yaml import read_yaml
 
 _LOCK, _RECIPE, _DATA, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "journal.txt"
 _FILES = (_RECIPE, TASK_FILE, _DATA, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
@@ -51,6 +52,9 @@ class Unfinished:
                 "--output"
             )
         try:
+            if self._is_done():
+                self.remove()
+                raise InputError(f"{self.output} is finished, there is nothing to resume: try sieve info {self.output}")
             require_new(self.output)  # now that nobody else can be making it
             if not self._resume:
                 self._clear()
@@ -93,6 +97,13 @@ class Unfinished:
         self._lock.close()
         with suppress(OSError):
             self._folder.rmdir()
+
+    def _is_done(self) -> bool:
+        """Whether the run was killed between its last two steps: the output is there, and so is what it was made by."""
+        done, begun = self.output / _RECIPE, self._folder / _RECIPE
+        if not (self._resume and done.is_file() and begun.is_file()):
+            return False
+        return read_yaml(done, "the recipe") == read_yaml(begun, "the recipe")
 
     def _make(self) -> None:
         if self._folder.exists() and not self._folder.is_dir():

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from sieve.errors import InputError, StorageError
+from sieve.files import take_lock
 from sieve.utils.identity import differences
 
 VERSION = 3
@@ -30,8 +31,8 @@ class Journal:
         identity: what a record depends on (model, data, recipe): name → value. A file of another identity is refused.
             None: go on with whatever the file is of, which the caller knows to be right.
 
-    Raises: InputError naming what differs; StorageError for a line that is not what was written, naming it, or when
-        the disk is full: what was complete before stays.
+    Raises: InputError naming what differs, or where another search is writing to the file; StorageError for a line
+        that is not what was written, naming it, or when the disk is full: what was complete before stays.
 
     Example:
         >>> with Journal("journal.txt", {"model": fingerprint}) as journal:
@@ -49,9 +50,22 @@ class Journal:
     def __enter__(self) -> "Journal":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = self.path.read_bytes() if self.path.exists() else b""
-            whole = self._read(content)
             self._file = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise _storage(self.path, error) from error
+        try:
+            self._begin()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        try:
+            if not take_lock(self._file):
+                raise InputError(f"{self.path} is the journal of a search that is running: wait for it to end")
+            content = self.path.read_bytes()
+            whole = self._read(content)
             if whole < len(content):
                 self._file.truncate(whole)
         except StorageError:
@@ -60,7 +74,6 @@ class Journal:
             raise _storage(self.path, error) from error
         if not self._lines:
             self._write(self._header)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -454,3 +454,16 @@ def test_a_run_that_fails_at_the_end_tests_nothing_again(world, tmp_path, monkey
         monkeypatch.setattr(place, lambda *given, plain=plain, place=place: (asked.append(place), plain(*given))[1])
     pipeline.prune(Recipe.load(unfinished_recipe(tmp_path / "out")), tmp_path / "out", resume=True)
     assert asked == ["sieve.pipeline.evaluate"]  # the dense model, at the start
+
+
+def test_killed_between_saving_and_cleaning_up(world, tmp_path, run, own_cache, monkeypatch):  # noqa: F811
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "remove", lambda self: None)
+        assert run(*arguments(world, output), "--quiet")[0] == 0
+    before = sorted(path.name for path in output.iterdir())
+    code, _, error = run("prune", "--resume", output)
+    assert code == 2
+    assert "is finished, there is nothing to resume" in error
+    assert not Path(f"{output}.unfinished").exists()
+    assert sorted(path.name for path in output.iterdir()) == before

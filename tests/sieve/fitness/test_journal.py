@@ -115,3 +115,14 @@ def test_a_foreign_line_is_not_taken_for_a_torn_one(tmp_path):
     with pytest.raises(InputError, match="no journal"), Journal(path, IDENTITY):
         pass
     assert path.read_text() == "my notes"
+
+
+def test_two_searches_with_one_journal(tmp_path):
+    path = tmp_path / "journal.txt"
+    with Journal(path, IDENTITY) as first:
+        first.add("a", {"score": [1.0]})
+        with pytest.raises(InputError, match="a search that is running"), Journal(path, IDENTITY):
+            pass
+        first.add("b", {"score": [2.0]})
+    with Journal(path, IDENTITY) as again:
+        assert list(again.records) == ["a", "b"]
