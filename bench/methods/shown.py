@@ -15,10 +15,11 @@ from sieve.fitness.intervals import Interval
 
 # To be taken out once these tasks have been measured anew.
 SPLITS_OF_OLD = (
-    "The rows of `capitals` and `boolq` were measured, by the commits above, with the splits of that time: rows that "
-    "share a fact (both directions of a capital, the questions about one passage) could be in two splits. Since "
-    "`group` keeps them together, the two tasks have other splits: compare no new measurement with these rows. The "
-    "splits of the other tasks are the same.\n"
+    "The rows of `capitals`, `boolq` and `commonsense_qa` were measured, by the commits above, with the splits of that "
+    "time: rows that share a fact (both directions of a capital, the questions about one passage) could be in two "
+    "splits, and 24 questions of `commonsense_qa` had two equal choices. Since `group` keeps the first together and "
+    "the second are left out, these tasks have other splits: compare no new measurement with these rows. The splits of "
+    "the other tasks are the same.\n"
 )
 DOCS = Path(__file__).parents[2] / "docs" / "results.md"
 MAIN = ("geography", "imdb")
