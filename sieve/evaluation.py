@@ -15,8 +15,8 @@ from sieve.models import load_model
 from sieve.recipe import read_recipe
 from sieve.report.read import read_report
 from sieve.tasks import Example, builtin_tasks, load_task
+from sieve.tasks.splits import check_split
 from sieve.tasks.stored import TASK_FILE, describe_data
-from sieve.utils.messages import shorten
 
 
 def evaluate_source(
@@ -38,11 +38,10 @@ def evaluate_source(
     report, and is None where there is nothing to compare. "chance"
     and "majority" are what knowing nothing scores on the split (None where the task has none).
     """
+    check_split(split)
     recipe = _recipe(source)
     loaded = load_task(task or _own_task(source, recipe), data)
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
-    if split not in splits:
-        raise InputError(f"unknown split {shorten(split)}: choose one of {', '.join(splits)}")
     same = _same_data(source, {split: splits[split]}) if task is None and seed is None else None
     if same is False:
         progress.note(f"the {split} data is not what {source} was made with: its report is of other data")

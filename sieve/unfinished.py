@@ -13,7 +13,6 @@ from pathlib import Path
 from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
 from sieve.files import lock_holder, remove_leftovers, require_new, storage_errors, try_lock, write_json, write_yaml
-from sieve.fitness.journal import Journal
 from sieve.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.stored import TASK_FILE, Data, changed_splits
@@ -88,6 +87,9 @@ class Unfinished:
         """The journal to search with; once the search is through, `journal` is open for the stages after it."""
         yield self._folder / _JOURNAL
         self._searched = True
+        # Only here: its package imports torch, and what cannot be resumed is said at once.
+        from sieve.fitness.journal import Journal
+
         self.journal = self._open.enter_context(Journal(self._folder / _JOURNAL, None))
 
     def remove(self) -> None:

@@ -10,12 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sieve import progress
 from sieve.errors import InputError
+from sieve.options.calibration import ENOUGH_TOKENS, MINIMUM_TOKENS
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import Encoded, encode_target, fitted, windows
 from sieve.utils.messages import shorten
-
-MINIMUM_TOKENS = 256
-ENOUGH_TOKENS = 16_000
 
 
 class Text(NamedTuple):

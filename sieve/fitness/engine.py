@@ -20,8 +20,9 @@ from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.evaluate import Prepared, Scores
-from sieve.fitness.evaluator import MEMORY, Evaluator, Ranks, Rehearsal
+from sieve.fitness.evaluator import Evaluator, Ranks, Rehearsal
 from sieve.fitness.workers import Workers
+from sieve.options.search import MEMORY
 from sieve.plan import DENSE, Matrix
 
 if TYPE_CHECKING:

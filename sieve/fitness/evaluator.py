@@ -27,6 +27,7 @@ from sieve.fitness.graphs import WORK, Graphs, Recorder
 from sieve.fitness.store import StateStore, size_of
 from sieve.fitness.walk import Step, order, walk
 from sieve.models import evaluating
+from sieve.options.search import MEMORY
 from sieve.plan import Matrix
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from sieve.apply import Slices
 
-MEMORY = 2 << 30
 Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
 Team = Sequence[Ranks]  # candidates that are evaluated together: one, or `together`
 Result = tuple[int, Scores, Spent]  # index of the candidate and what came of it

@@ -31,7 +31,7 @@ from sieve import progress
 from sieve.errors import InputError, WorkerError
 from sieve.fitness.packing import Packed, pack, unpack
 from sieve.fitness.shares import Shares
-from sieve.utils.messages import shorten
+from sieve.options.search import check_workers
 
 if TYPE_CHECKING:
     from sieve.fitness.cost import Spent
@@ -48,19 +48,9 @@ SILENT_SECONDS = 30.0  # without a sign of life: the worker is stopped or gone
 HANGING, HANGING_SECONDS = 20.0, 300.0
 LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
 _BEAT = "beat"  # the group of actor methods that run beside an evaluation
-_SCHEME, _PORT = "ray://", 10001
+_PORT = 10001
 _STORE = 128 << 20  # bytes of Ray's store beside the model
 _TOKEN = secrets.token_hex(32)  # of our own clusters
-
-
-def check_workers(workers: int | str | None) -> None:
-    """InputError unless it is None, a number or the address of a cluster."""
-    number = isinstance(workers, int) and workers >= 1
-    address = isinstance(workers, str) and workers.startswith(_SCHEME)
-    if not (workers is None or number or address):
-        raise InputError(
-            f"--workers must be a number from 1 on or an address {_SCHEME}host:port, got {shorten(workers)}"
-        )
 
 
 def require_workers(workers: int | str | None) -> None:

@@ -4,7 +4,7 @@ from sieve.masks.apply import mask_, masked
 from sieve.masks.mask import mask
 from sieve.masks.masks import CompensatedMask, Mask, Masks
 from sieve.masks.matrix import MaskedMatrix
-from sieve.masks.options import MaskOptions
 from sieve.masks.scores import SCORES
+from sieve.options.masks import MaskOptions
 
 __all__ = ["SCORES", "CompensatedMask", "Mask", "MaskOptions", "MaskedMatrix", "Masks", "mask", "mask_", "masked"]

@@ -7,13 +7,13 @@ from sieve import progress
 from sieve.calibration import Statistics
 from sieve.errors import InputError, NumericsError
 from sieve.masks.masks import CompensatedMask, Mask, Masks
-from sieve.masks.options import PATTERNS, MaskOptions
 from sieve.masks.order import order
 from sieve.masks.ramp import ramp
 from sieve.masks.scores import SCORES, inverse_root, of_channels, of_weights
 from sieve.masks.task_aware import fuse, pooled
 from sieve.masks.tied import check_untied
 from sieve.matrices import prunable, weight_of
+from sieve.options.masks import PATTERNS, MaskOptions
 from sieve.utils.messages import shorten
 
 _UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far

@@ -10,9 +10,9 @@ from torch import nn
 
 from sieve.errors import InputError
 from sieve.masks.matrix import MaskedMatrix
-from sieve.masks.options import MaskOptions
 from sieve.masks.sparsegpt import sparsegpt
 from sieve.matrices import prunable
+from sieve.options.masks import MaskOptions
 from sieve.plan import DENSE, Matrix
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sieve.masks.options import PATTERNS
+from sieve.options.masks import PATTERNS
 from sieve.plan import DENSE, Matrix
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from sieve.masks.options import PATTERNS
+from sieve.options.masks import PATTERNS
 
 _SORTED = 1 << 24
 """Scores that are sorted at a time: places take 8 bytes each until they are ranks of 2."""

@@ -2,8 +2,8 @@
 
 import torch
 
-from sieve.masks.options import PATTERNS
 from sieve.masks.order import keep_largest, keep_n_of_m
+from sieve.options.masks import PATTERNS
 
 BLOCK = 128
 """Columns whose masks are chosen together; those behind hear of their errors at once, in one product."""

@@ -6,7 +6,7 @@ difference of their activation norms. The threshold, the fusion operators and th
 
 import torch
 
-from sieve.masks.options import MaskOptions
+from sieve.options.masks import MaskOptions
 
 
 def difference(general: torch.Tensor, task: torch.Tensor) -> torch.Tensor:

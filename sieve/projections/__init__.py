@@ -4,6 +4,5 @@ from sieve.projections.factors import FactorPair, Factors, slices_of
 from sieve.projections.pivot import pivot, pivoted
 from sieve.projections.project import project
 from sieve.projections.refit import refit
-from sieve.projections.shrinkage import check_shrinkage
 
-__all__ = ["FactorPair", "Factors", "check_shrinkage", "pivot", "pivoted", "project", "refit", "slices_of"]
+__all__ = ["FactorPair", "Factors", "pivot", "pivoted", "project", "refit", "slices_of"]

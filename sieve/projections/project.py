@@ -12,12 +12,13 @@ from sieve.calibration import Statistics
 from sieve.errors import InputError
 from sieve.matrices import prunable, weight_of
 from sieve.methods import Method, method_named
+from sieve.options.calibration import check_shrinkage
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
 from sieve.projections.parallel import LARGEST, each
 from sieve.projections.problem import balanced, problem_of
 from sieve.projections.ridge import choose_ridge
-from sieve.projections.shrinkage import check_shrinkage, choose_shrinkage
+from sieve.projections.shrinkage import choose_shrinkage
 from sieve.stacks import heights_of
 
 

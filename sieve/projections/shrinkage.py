@@ -20,7 +20,6 @@ from sieve.matrices import prunable
 from sieve.models import evaluating
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair
-from sieve.utils.messages import shorten
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3)
 """Candidates for s."""
@@ -33,14 +32,6 @@ EVERY = 3
 
 _BATCH_TOKENS = 4096
 Pairs = Mapping[str, FactorPair]
-
-
-def check_shrinkage(shrinkage: float | str | None) -> None:
-    """InputError unless `sieve.project` can use it."""
-    if shrinkage is None or shrinkage == "auto":
-        return
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shorten(shrinkage)}")
 
 
 def choose_shrinkage(

@@ -1,13 +1,10 @@
 """Which candidate next: from nested factors and a task to the smallest plan within the tolerance."""
 
-from sieve.searchers.options import Options
+from sieve.options.search import Options
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.run import (
     SEARCHERS,
     SearchResult,
-    check_mask_search,
-    check_options,
-    default_search,
     run_search,
     search,
 )
@@ -18,9 +15,6 @@ __all__ = [
     "Options",
     "Problem",
     "SearchResult",
-    "check_mask_search",
-    "check_options",
-    "default_search",
     "run_search",
     "search",
 ]

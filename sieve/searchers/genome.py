@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sieve.errors import InputError
+from sieve.options.search import GRANULARITIES
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.utils.messages import shorten
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 PAPER_LEVELS = (0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 0.9, 1.0)  # DESIGN 2.9
-GRANULARITIES = ("matrix", "group", "block")
 _GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # they read one input
 
 

@@ -12,7 +12,6 @@ from sieve.layers import LowRankLinear, PivotedLinear
 from sieve.matrices import weight_of
 from sieve.plan import DENSE, Matrix
 
-OBJECTIVES = ("parameters", "bytes", "latency")
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"
 
 ROWS = 32  # tokens at a time: a short prompt

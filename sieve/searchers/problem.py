@@ -9,10 +9,10 @@ from sieve.errors import InputError
 from sieve.fitness import Scores
 from sieve.fitness.engine import Engine
 from sieve.fitness.intervals import paired
+from sieve.options.search import Options
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import SizeOf, parameters
-from sieve.searchers.options import Options
 
 
 @dataclass(frozen=True)

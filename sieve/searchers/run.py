@@ -25,6 +25,7 @@ from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
 from sieve.models import evaluating
+from sieve.options.search import Options, check_mask_search, check_options, default_search
 from sieve.plan import Matrix, Plan
 from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
@@ -32,14 +33,12 @@ from sieve.searchers.budget import budget, smaller
 from sieve.searchers.confirm import confirm
 from sieve.searchers.ga import ga
 from sieve.searchers.objective import measure, size_of
-from sieve.searchers.options import Options
 from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.signal import DECIDING, dense_scores, require_signal
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
 from sieve.utils.identity import identity_of
-from sieve.utils.messages import shorten
 
 # A searcher yields candidates that the fitness split accepts, the one it would choose first. Where a size is asked for,
 # all that it yields are tried on the validation split, and the best is taken.
@@ -49,7 +48,6 @@ SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
     "ga": ga,
     "pareto": pareto,
 }
-SMALLEST_TOLERANCE = 1e-6  # a millionth of the accuracy, which no number of examples resolves
 TOGETHER = 8  # candidates of one forward pass on a GPU
 _NAMES_OF_TASK = ("name", "description", "data", "file")
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
@@ -340,41 +338,6 @@ def _identity(
         "factors": factors.fingerprint(),
         "recipe": dict(recipe),
     }
-
-
-def check_options(tolerance: float, search: str, options: Options) -> None:
-    """InputError for a tolerance outside [0, 1), an unknown searcher or an option that it cannot use."""
-    if not 0 <= tolerance < 1:
-        raise InputError(
-            f"the tolerance must be in [0, 1), got {shorten(tolerance)}: 0.05 means 5 % of the dense accuracy"
-        )
-    if 0 < tolerance < SMALLEST_TOLERANCE:
-        raise InputError(
-            f"the tolerance must be 0, or from {SMALLEST_TOLERANCE:g} to below 1, got {tolerance:g}: 0 demands an "
-            "accuracy that is not lower at all"
-        )
-    if search not in SEARCHERS:
-        raise InputError(f"unknown search {shorten(search)}: choose one of {', '.join(SEARCHERS)}")
-    options.check()
-    if search == "budget" and not options.surrogate:
-        raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
-    if options.workers is not None and search in ("uniform", "budget"):
-        raise InputError(f"--workers have nothing to share: --search {search} tries one candidate after the other")
-    if options.paper and search != "ga":
-        raise InputError("--paper names the constants of the genetic algorithm: use it with --search ga")
-
-
-def default_search(masks: bool) -> str:
-    """Ranks by predicted loss, which costs one backward pass; of masks nothing is predicted."""
-    return "uniform" if masks else "budget"
-
-
-def check_mask_search(search: str, options: Options) -> None:
-    """InputError for what a search cannot do with masks."""
-    if search == "budget":
-        raise InputError("the budget search goes by predicted loss of ranks, and masks have none: use uniform or ga")
-    if options.objective != "parameters":
-        raise InputError(f"masks leave {options.objective} as they are: leave --objective out, or use a projection")
 
 
 def _require_attainable(dense: Scores, split: str, tolerance: float, confident: bool) -> None:

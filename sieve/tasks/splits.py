@@ -41,6 +41,12 @@ def check_sizes(sizes: Mapping[str, float | int], where: str) -> None:
         raise InputError(f"{where}: the fractions in splits add up to {fractions:g}: make it at most 1")
 
 
+def check_split(name: str) -> None:
+    """InputError unless it is the name of a split."""
+    if name not in SPLITS:
+        raise InputError(f"unknown split {shorten(name)}: choose one of {', '.join(SPLITS)}")
+
+
 def check_seed(seed: int) -> None:
     """InputError unless every generator of random numbers takes the seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:

@@ -207,7 +207,10 @@ def load_task(task: str | Path | Task, data: str | Path | None = None) -> Task:
         'Question: In which country is the city of Douala?\\nAnswer:'
     """
     if data is not None:
-        return replace(load_task(task), data=os.path.abspath(user_path(data, "the data")))
+        place = os.path.abspath(user_path(data, "the data"))
+        if not os.path.exists(place):
+            raise InputError(f"the data {place} does not exist: name a file or a folder with --data PATH")
+        return replace(load_task(task), data=place)
     if isinstance(task, Task):
         return task
     path = user_path(task, "the task")

@@ -1,5 +1,6 @@
 """Sieve as a process among others: signals end it cleanly, and its exit code is right whoever reads what it prints."""
 
+import json
 import re
 import signal
 import subprocess
@@ -118,17 +119,42 @@ def test_a_saved_folder_is_said_to_be_saved(world, tmp_path, gone):
     assert (tmp_path / "out" / "report.json").is_file()
 
 
+QUICK = """
+import json, sys
+from sieve.cli import main
+heavy = {"torch", "transformers", "numpy"}
+for command in json.loads(sys.stdin.read()):
+    sys.argv = ["sieve", *command]
+    try:
+        main()
+    except SystemExit as end:
+        print("outcome", json.dumps([end.code or 0, sorted(heavy & sys.modules.keys())]))
+"""
+
+
 def test_quick_commands_import_no_torch(tmp_path):
     """What is wrong with the arguments is said at once."""
-    wrong = ["prune", "m", "--task", "t", "--output", "o", "--dtype", "x"]
-    commands = (["--help"], ["prune", "--help"], ["--version"], ["prune"], ["info", "nothing"], ["tasks"], wrong)
-    for command in (*commands, ["calibrate", "m", "--output", "x"]):
-        script = (
-            f"import sys; sys.argv = ['sieve', *{command!r}]\nfrom sieve.cli import main\ntry:\n    main()\nfinally:\n"
-            "    print('heavy' if {'torch', 'transformers', 'numpy'} & sys.modules.keys() else 'light')"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-        assert done.stdout.splitlines()[-1] == "light", command
+    fine = [["--help"], ["prune", "--help"], ["--version"], ["tasks"]]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    (tmp_path / "recipe.yaml").write_text("model: m\ntask: geography\nobjective: x\n")
+    values = """--dtype x; --tolerance 2; --tolerance 1e-300; --tolerance nan; --search nonsense; --objective x;
+        --granularity x; --workers -1; --workers x; --workers 2; --kept 2; --population 0; --bottlenecks -1; --method x;
+        --shrinkage 2; --shrinkage x; --calibration-tokens 3; --rank-multiple 0; --seed -1; --search uniform --paper;
+        --tau 0.3; --no-surrogate; --method wanda --search budget; --method wanda --pattern 3:5; --budget x;
+        --method wanda --refit; --task nothing.yaml; --task nothing; --output there; --data nothing"""
+    prune = ["prune", "m", "--task", "geography", "--output", "o"]
+    wrong = [[*prune, *value.split()] for value in values.split(";")]
+    wrong += [["prune"], ["prune", "--config", "recipe.yaml", "--output", "o"], ["prune", "--resume", "nothing"]]
+    wrong += [["calibrate", "m", "--output", "x"], ["calibrate", "m", "--task", "geography", "--output", "there"]]
+    wrong += [["eval", "m", *value.split()] for value in ("--split x", "--dtype x", "--seed -1", "--task x")]
+    commands = [*fine, *wrong, ["info", "nothing"]]
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK], input=json.dumps(commands), capture_output=True, text=True, cwd=tmp_path
+    )
+    outcomes = [json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("outcome ")]
+    for command, outcome in zip(commands, outcomes, strict=True):
+        assert outcome == [0 if command in fine else 2, []], f"{command}: {done.stderr}"
 
 
 def test_every_default_is_shown(run, monkeypatch):  # noqa: F811

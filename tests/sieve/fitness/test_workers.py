@@ -24,7 +24,8 @@ from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.journal import Journal
 from sieve.fitness.workers import Workers, require_workers
 from sieve.matrices import prunable
-from sieve.searchers import Options, check_options, run_search
+from sieve.options.search import check_options
+from sieve.searchers import Options, run_search
 from tests.sieve.fitness.test_engine import drawn_plans, engine_of, svd_factors
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 - fixtures
 from tests.tiny_models import tiny_model, tiny_tokenizer

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sieve.masks.matrix import MaskedMatrix
-from sieve.masks.options import PATTERNS
 from sieve.masks.order import keep_n_of_m, order
+from sieve.options.masks import PATTERNS
 from sieve.plan import DENSE, Plan
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.masks.options import PATTERNS
 from sieve.masks.scores import inverse_root, of_channels, of_weights
 from sieve.masks.sparsegpt import BLOCK, sparsegpt
+from sieve.options.masks import PATTERNS
 from tests.sieve.masks.data import layer_data, per_token
 
 DAMPING = 0.01

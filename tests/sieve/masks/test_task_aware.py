@@ -7,9 +7,9 @@ import torch
 
 from sieve.errors import InputError
 from sieve.masks.matrix import MaskedMatrix
-from sieve.masks.options import MaskOptions
 from sieve.masks.ramp import ramp
 from sieve.masks.task_aware import difference, fuse, pooled
+from sieve.options.masks import MaskOptions
 from sieve.plan import Plan
 
 GENERAL = [4.0, 1.0, 0.0, 9.0, 0.0]  # H_jj: norms 2, 1, 0, 3, 0

@@ -13,6 +13,7 @@ from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.engine import concatenated
 from sieve.fitness.surrogate import Surrogate
 from sieve.matrices import prunable
+from sieve.options.search import SEARCHES
 from sieve.plan import Matrix, Plan
 from sieve.searchers import SEARCHERS, Options, Problem, run_search
 from sieve.searchers.budget import allocations, smaller
@@ -101,6 +102,10 @@ def test_evolution_keeps_up_with_a_finer_grid_of_allocations(searcher, slack):
     other, allocated = first("budget")
     assert winner.plan.size(problem.matrices) <= slack * allocated.plan.size(other.matrices)
     assert problem.rank_correlation > 0.5
+
+
+def test_every_name_that_may_be_given_is_a_searcher():
+    assert tuple(SEARCHERS) == SEARCHES
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
