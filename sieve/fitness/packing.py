@@ -11,11 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Packed = tuple[bytes, list[np.ndarray]]  # the object without its tensors, and their bytes
+from sieve.fitness.brought import Sources, brought_code, import_from
+
+# The object without its tensors, their bytes, and the code that models have brought.
+Packed = tuple[bytes, list[np.ndarray], Sources]
 
 
 def pack(value: Any) -> Packed:
-    """The object, whatever it is made of (functions, too), and uint8 arrays [bytes], one for each tensor in it."""
+    """The object, whatever it is made of (functions, too), and uint8 arrays [bytes], one for each tensor in it.
+
+    The other process needs the packages that the object's classes are from, but not what a model brought itself.
+    """
     from ray.cloudpickle import Pickler
 
     arrays: list[np.ndarray] = []
@@ -36,14 +42,15 @@ def pack(value: Any) -> Packed:
 
     frame = io.BytesIO()
     Apart(frame).dump(value)
-    return frame.getvalue(), arrays
+    return frame.getvalue(), arrays, brought_code()
 
 
 def unpack(packed: Packed) -> Any:
     """The object again. Its CPU tensors are views of the arrays, to be read only; what was one tensor is one again."""
     import pickle
 
-    frame, arrays = packed
+    frame, arrays, sources = packed
+    import_from(sources)
     tensors: dict[int, Tensor] = {}
 
     class Together(pickle.Unpickler):

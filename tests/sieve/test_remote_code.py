@@ -45,7 +45,8 @@ from transformers import PreTrainedTokenizerFast
 class HouseTokenizer(PreTrainedTokenizerFast):
     pass
 """
-WALLS = "def scaled(logits):\n    return 0.5 * logits\n"
+# Compiled from its source, and so nothing that could be sent to another process as it is.
+WALLS = "import torch\n\n\n@torch.jit.script\ndef scaled(logits):\n    return 0.5 * logits\n"
 
 
 @pytest.fixture
@@ -125,3 +126,20 @@ def test_pruned_saved_and_loaded(run, world, house, tmp_path):  # noqa: F811
         capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert json.loads(fresh.stdout)["loglik"] == report["loglik"]["pruned"]["test"]
+
+
+@pytest.mark.slow
+def test_workers_run_the_code_that_a_model_brings(run, world, house, tmp_path):  # noqa: F811
+    """Processes that cannot find it: each search of a fresh cluster has the same outcome as one without."""
+    pytest.importorskip("ray")
+    quick = ("--search", "ga", "--generations", 1, "--population", 4, "--offspring", 6, "--bottlenecks", 0)
+    reports = []
+    for workers in ((), ("--workers", 2)):
+        output = tmp_path / f"out{len(workers)}"
+        given = (*options(world, output)[2:], *quick, *workers, "--trust-remote-code", "--json")
+        code, out, err = run("prune", house, *given)
+        assert code == 0, err
+        reports.append(json.loads(out))
+    alone, shared = reports
+    assert shared["loglik"] == alone["loglik"]
+    assert shared["kept"] == alone["kept"]

@@ -18,10 +18,10 @@ from sieve.fitness.packing import pack, unpack
 def test_tensors(dtype, shape):
     tensor = (10 * torch.randn(shape)).to(dtype)
     turned = tensor.permute(tuple(range(tensor.dim()))[::-1])
-    frame, arrays = pack({"one": tensor, "two": [turned, tensor]})
+    frame, arrays, code = pack({"one": tensor, "two": [turned, tensor]})
     assert all(array.dtype == np.uint8 for array in arrays)
     assert len(arrays) == (1 if tensor.dim() < 2 else 2)  # one memory, one array
-    again = unpack((frame, arrays))
+    again = unpack((frame, arrays, code))
     assert torch.equal(again["one"], tensor)
     assert again["one"] is again["two"][1]
     assert torch.equal(again["two"][0], turned)
@@ -35,10 +35,10 @@ def test_a_model_that_turns(name):
     model = tiny_model(name)
     plan, ids = drawn_plans(model, 1)[0], tiny_tokens()
     with sliced(model, svd_factors(model)) as turned, torch.inference_mode():
-        frame, arrays = pack((model, turned.set))
+        frame, arrays, code = pack((model, turned.set))
         turned.set(plan)
         want = model(ids).logits
-    copy, set_plan = unpack((frame, arrays))
+    copy, set_plan = unpack((frame, arrays, code))
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert (copy.get_input_embeddings().weight is copy.get_output_embeddings().weight) == tied
     assert sum(array.nbytes for array in arrays) > sum(p.nbytes for p in model.parameters())  # and the factors
