@@ -1,7 +1,8 @@
 """What evaluations cost, against what the plain evaluation of the same candidates would have cost.
 
 The unit is the layer-token: one token through one decoder block. Plain means that every sequence of every example (each
-prompt with each choice) goes through every block on its own, without padding.
+prompt with each choice; a prompt with its right answer, and with the one that is written) goes through every block on
+its own, without padding.
 """
 
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Cost:
 
     blocks: L. head: what one row of logits costs, in layer-tokens.
     plain, padded: per slice of the data, tokens of its sequences, and cells if they ran in batches of arbitrary order.
+    written: tokens of all answers that candidates wrote, on the slices that they were asked.
     """
 
     blocks: int
@@ -46,20 +48,22 @@ class Cost:
     padding: int = 0
     journal: int = 0
     screened: int = 0
+    written: int = 0
     _sliced: int = 0
 
-    def evaluated(self, candidate: Any, part: int, spent: Spent) -> None:
-        """One evaluation of slice `part`."""
+    def evaluated(self, candidate: Any, part: int, spent: Spent, written: int = 0) -> None:
+        """One evaluation of slice `part`; tokens of answers that were written would have been so plainly, too."""
         self.candidates.add(candidate)
         self.evaluations += 1
         layer_tokens, head_rows = spent.layer_tokens * spent.copies, spent.head_rows * spent.copies
         self.spent += layer_tokens
-        whole = spent.cells * self.blocks
-        self.prefix += self.plain[part] * self.blocks - whole
+        self.written += written
+        plain, whole = self.plain[part] + written, spent.cells * self.blocks
+        self.prefix += plain * self.blocks - whole
         self.layers += whole - layer_tokens
-        self.logits += (self.plain[part] - head_rows) * self.head
+        self.logits += (plain - head_rows) * self.head
         self.padding += (self.padded[part] - self.plain[part]) * self.blocks
-        self._sliced += self.plain[part] * self.blocks
+        self._sliced += plain * self.blocks
 
     def found(self, part: int) -> None:
         """An evaluation that was asked for again."""
@@ -72,8 +76,8 @@ class Cost:
 
     @property
     def plain_layer_tokens(self) -> int:
-        """Every candidate on every example, plainly."""
-        return len(self.candidates) * sum(self.plain) * self.blocks
+        """Every candidate on every example, plainly; of answers, those that were written."""
+        return (len(self.candidates) * sum(self.plain) + self.written) * self.blocks
 
     @property
     def racing(self) -> int:

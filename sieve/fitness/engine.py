@@ -169,11 +169,12 @@ class Engine:
 
     def _charge(self, plans: Mapping[str, Mapping[str, int | str]], part: int, alone: bool) -> None:
         """Count what was asked for first in this call: as if nothing had been interrupted, where that can be told."""
-        candidates, spent = [self.ranks(plan) for plan in plans.values()], [self._records[key][1] for key in plans]
+        candidates, records = [self.ranks(plan) for plan in plans.values()], [self._records[key] for key in plans]
+        spent = [one for _, one in records]
         if self._rehearsal is not None and spent:
             spent = self._rehearsal.spent(candidates, part, alone, spent[0])
-        for ranks, one in zip(candidates, spent, strict=True):
-            self.cost.evaluated(ranks, part, one)
+        for ranks, one, (scores, _) in zip(candidates, spent, records, strict=True):
+            self.cost.evaluated(ranks, part, one, scores.written)
         self._charged.update(plans)
 
     def _key(self, plan: Mapping[str, int | str], part: int) -> str:
@@ -187,6 +188,7 @@ def concatenated(parts: Sequence[Scores]) -> Scores:
         np.concatenate([part.loglik for part in parts]),
         sum(part.tokens for part in parts),
         None if parts[0].contrast is None else np.concatenate([part.contrast for part in parts]),
+        sum(part.written for part in parts),
     )
 
 
@@ -196,11 +198,13 @@ def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:
         "loglik": scores.loglik.tolist(),
         "contrast": None if scores.contrast is None else scores.contrast.tolist(),
         "tokens": scores.tokens,
+        "written": scores.written,
         "cost": asdict(spent),
     }
 
 
 def _from_record(record: Mapping[str, Any]) -> tuple[Scores, Spent]:
     contrast = None if record["contrast"] is None else np.array(record["contrast"])
-    scores = Scores(np.array(record["score"]), np.array(record["loglik"]), record["tokens"], contrast)
+    arrays = np.array(record["score"]), np.array(record["loglik"])
+    scores = Scores(*arrays, record["tokens"], contrast, record.get("written", 0))
     return scores, Spent(**record["cost"])

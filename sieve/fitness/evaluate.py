@@ -11,7 +11,7 @@ import torch
 
 from sieve import progress
 from sieve.errors import InputError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score, score_copies
+from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score_copies
 from sieve.fitness.metrics import metric_function
 from sieve.fitness.shortcuts import verified
 from sieve.models import check_token_ids, context_length, evaluating
@@ -34,12 +34,14 @@ class Scores:
     tokens: how many the model had to read or write, padding excluded.
     contrast: float64 [N], in nats: log-likelihood of the right choice given that it is one of the choices, as they are
         judged (log softmax of what the task compares); None where there are no choices.
+    written: how many tokens of answers the model wrote.
     """
 
     score: np.ndarray
     loglik: np.ndarray
     tokens: int
     contrast: np.ndarray | None = None
+    written: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -65,7 +67,8 @@ class Prepared:
     """Examples made ready for a model, to be scored again and again as its weights change.
 
     run: model → scores, without gradients; the model is to be in eval mode.
-    plain_tokens: tokens of all sequences, each on its own (prompts with each choice; each prior once).
+    plain_tokens: tokens of all sequences, each on its own (prompts with each choice; each prior once; prompts and, once
+        more, with the right answer where an answer is written, whose own tokens each model adds).
     padded_tokens: cells of those sequences in batches of `PLAIN_BATCH`, in order, padded to the longest.
     fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
     largest_id: of the tokens of all sequences.
@@ -260,7 +263,7 @@ def _generation(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    from sieve.fitness.generation import greedy_answers, score_answer  # imports much of transformers
+    from sieve.fitness.generation import score_and_answer, score_answer  # imports much of transformers
 
     metric_function(task.metric, task.normalise)  # a missing library is found before the model runs
     targets = [encode_target(tokenizer, task, example) for example in examples]
@@ -281,8 +284,8 @@ def _generation(
     sharing = _shortcuts(model, tokenizer, questions, sharing)
 
     def run(model: PreTrainedModel) -> Scores:
-        logliks, tokens = score(model, questions, batch_tokens, "right answers", sharing)
-        answers, written = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, batch_tokens)
+        limits = task.max_new_tokens, task.stop, batch_tokens
+        logliks, answers, tokens, written = score_and_answer(model, tokenizer, questions, prompts, *limits, sharing)
         return Scores(
             score=np.array(
                 [
@@ -290,8 +293,9 @@ def _generation(
                     for answer, example in zip(answers, examples, strict=True)
                 ]
             ),
-            loglik=np.array([values[0] for values in logliks]),
-            tokens=tokens + written,
+            loglik=np.array(logliks),
+            tokens=tokens,
+            written=written,
         )
 
     prepared = _prepared(run, questions, [[Continuation(ids, 1) for ids in prompts]], fixed_passes=False)

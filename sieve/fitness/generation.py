@@ -1,7 +1,13 @@
-"""Greedy answers."""
+"""Greedy answers.
 
+They are written on top of the passes that score the right answers: a prompt is run once for both. Models whose cache
+cannot be cut to the prompt write by `generate`.
+"""
+
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from transformers import (
@@ -16,12 +22,121 @@ from transformers import (
 
 from sieve import progress
 from sieve.errors import NumericsError
-from sieve.fitness.likelihood import batches
+from sieve.fitness.likelihood import (
+    CACHED_BATCHES,
+    Continuation,
+    Layers,
+    Sharing,
+    batches,
+    can_reuse_cache,
+    length_in_common,
+    score,
+)
 from sieve.fitness.metrics import score_answer
 from sieve.fitness.numerics import first_nonfinite
+from sieve.fitness.steps import row_of, run_steps
 from sieve.models import embeds
 
-__all__ = ["greedy_answers", "score_answer"]
+__all__ = ["greedy_answers", "score_and_answer", "score_answer"]
+
+_REST = 4  # tokens of a prompt, beyond what it has in common with its right answer, that are read one at a time
+
+
+def score_and_answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Sequence[Continuation]],
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: str | None,
+    batch_tokens: int,
+    sharing: Sharing,
+) -> tuple[list[float], list[str], int, int]:
+    """Log-likelihoods of right answers (questions of one sequence), and the answers to the prompts; all [N].
+
+    Returns also the number of tokens read and written, and of those written alone, padding excluded.
+    """
+    if not (sharing.prefix and sharing.steps and can_reuse_cache(model)):
+        logliks, tokens = score(model, questions, batch_tokens, "right answers", sharing)
+        rows = batch_tokens if sharing.rows else 0
+        answers, more = greedy_answers(model, tokenizer, prompts, max_new_tokens, stop, rows)
+        return [value for (value,) in logliks], answers, tokens + more, more - sum(map(len, prompts))
+    reads = list(questions)
+    sources: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # read → prompts, and how much of them it has
+    for number, ((target,), prompt) in enumerate(zip(questions, prompts, strict=True)):
+        source, known = number, min(length_in_common((target.ids[:-1], prompt)), len(prompt) - 1)
+        if len(prompt) - known > _REST:  # it was cut elsewhere to fit the context
+            source, known = len(reads), len(prompt) - 1
+            reads.append([Continuation(prompt, known)])
+        sources[source].append((number, known))
+    writer = _Writer(model, tokenizer, prompts, max_new_tokens, stop, CACHED_BATCHES * batch_tokens * sharing.rows)
+
+    def keep(numbers: list[int], layers: Layers) -> None:
+        for row, read in enumerate(numbers):
+            for number, known in sources[read]:
+                writer.add(number, row_of(layers, row, known))
+
+    logliks, tokens = score(model, reads, batch_tokens, "answers", sharing, keep)
+    writer.write()
+    written = sum(map(len, writer.written))
+    texts = [_text(tokenizer, ids, stop) for ids in writer.written]
+    return [values[0] for values in logliks[: len(questions)]], texts, tokens + writer.tokens, written
+
+
+@dataclass
+class _Writer:
+    """Writes answers of prompts whose beginnings are cached, of as many at a time as `cells` of cache allow."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[list[int]]
+    max_new_tokens: int
+    stop: str | None
+    cells: int
+    tokens: int = 0
+    _waiting: dict[int, Layers] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.written: list[list[int]] = [[] for _ in self.prompts]
+        self._ends = _ends(self.model, self.tokenizer)
+
+    def add(self, number: int, layers: Layers) -> None:
+        """A prompt, and the cache of its first tokens, not of all."""
+        longest = max(len(self.prompts[one]) for one in (number, *self._waiting)) + self.max_new_tokens
+        if (len(self._waiting) + 1) * longest > self.cells:
+            self.write()
+        self._waiting[number] = layers
+
+    def write(self) -> None:
+        """Write the answers of all that wait."""
+        if not self._waiting:
+            return
+        numbers, caches = list(self._waiting), list(self._waiting.values())
+        rests = [self.prompts[number][layers[0][0].shape[-2] :] for number, layers in zip(numbers, caches, strict=True)]
+
+        def follow(rows: list[int], logits: torch.Tensor) -> list[int | None]:
+            finite = torch.isfinite(logits.amax(-1)).tolist()  # -inf alone is a forbidden token
+            for row, fine in zip(rows, finite, strict=True):
+                number = numbers[row]
+                if not fine:
+                    ids = torch.tensor([self.prompts[number] + self.written[number]], device=self.model.device)
+                    raise NumericsError(f"the model's output is not finite: {first_nonfinite(self.model, ids)}")
+            best = logits.argmax(-1).tolist()
+            return [
+                rests[row].pop(0) if rests[row] else self._next(numbers[row], token)
+                for row, token in zip(rows, best, strict=True)
+            ]
+
+        self.tokens += run_steps(self.model, caches, [rest.pop(0) for rest in rests], follow)
+        self._waiting = {}
+
+    def _next(self, number: int, token: int) -> int | None:
+        ids = self.written[number]
+        if token in self._ends:
+            return None
+        ids.append(token)
+        complete = len(ids) == self.max_new_tokens or _stopped(self.tokenizer, ids, self.stop)
+        return None if complete else token
 
 
 def greedy_answers(
@@ -38,9 +153,7 @@ def greedy_answers(
 
     Returns: the texts before `stop`, and the number of tokens read and written, padding excluded.
     """
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    ends = _ends(model, tokenizer)
     # A padding token that was added to the tokenizer alone has no embedding.
     pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
     pad = next(pads, 0)
@@ -66,26 +179,42 @@ def greedy_answers(
             )
             for index, row in zip(batch, output[:, longest:].tolist(), strict=True):
                 row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
-                text = tokenizer.decode(row, skip_special_tokens=True).lstrip()
-                if stop and stop in text:
-                    text = text[: text.index(stop)]
+                if _stopped(tokenizer, row, stop):
                     while row[-1] == pad:  # written by the library while other rows went on
                         row.pop()
-                answers[index] = text
+                answers[index] = _text(tokenizer, row, stop)
                 tokens += len(prompts[index]) + len(row)
             advance(len(batch))
     return answers, tokens
 
 
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+
+def _stopped(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: str | None) -> bool:
+    """Whether the text, begun with something other than white space, holds `stop`."""
+    return bool(stop) and stop in tokenizer.decode(ids).lstrip()
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: str | None) -> str:
+    """What an answer of these tokens says before `stop`."""
+    text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
+    return text[: text.index(stop)] if stop and stop in text else text
+
+
 class _Stop(StoppingCriteria):
-    """Ends a row once its text, begun with something other than white space, holds `stop`."""
+    """Ends a row once it is `_stopped`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, stop: str | None):
         self.tokenizer, self.prompt, self.stop = tokenizer, prompt, stop
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **_) -> torch.Tensor:
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :]) if self.stop else [""] * len(input_ids)
-        return torch.tensor([bool(self.stop) and self.stop in text.lstrip() for text in texts], device=input_ids.device)
+        rows = input_ids[:, self.prompt :].tolist()
+        return torch.tensor([_stopped(self.tokenizer, row, self.stop) for row in rows], device=input_ids.device)
 
 
 class _RequireFinite(LogitsProcessor):

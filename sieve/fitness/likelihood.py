@@ -15,7 +15,7 @@ whatever the model's position encoding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +30,7 @@ from sieve.fitness.numerics import first_nonfinite
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
+CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
 _PADDING = {"cpu": 128}  # a forward pass costs as much as this many tokens before the first: more padding is dearer
 _ROWS = 256  # rows of logits that are turned into float32 at a time
 
@@ -53,16 +53,19 @@ class Sharing:
     logits: the head runs on the positions that predict a scored token.
     padding: sequences of similar length go together.
     rows: several sequences go through one forward pass; without, there is no padding at all.
+    steps: answers are written on top of the prompts' caches (`sieve.fitness.steps`).
     """
 
     prefix: bool = True
     logits: bool = True
     padding: bool = True
     rows: bool = True
+    steps: bool = True
 
 
 EVERYTHING = Sharing()
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # per layer keys and values [rows, heads, tokens, head_dim]
+Keep = Callable[[list[int], Layers], None]  # (numbers of the questions, one in each row; the cache of their tokens)
 
 
 class _Query(NamedTuple):
@@ -90,14 +93,16 @@ def score(
     batch_tokens: int,
     description: str,
     sharing: Sharing = EVERYTHING,
+    keep: Keep | None = None,
 ) -> tuple[list[list[float]], int]:
     """Log-likelihood in nats of each sequence's scored tokens, and the number of tokens run.
 
+    keep: is given the cache of each pass; for questions of one sequence, on models that `can_reuse_cache`.
     The order of the work follows from the arguments alone, so that the same model gives the same bits.
 
     Raises: NumericsError naming the first layer whose output is not finite.
     """
-    (logliks,), tokens = score_copies(model, questions, batch_tokens, description, sharing, 1)
+    (logliks,), tokens = score_copies(model, questions, batch_tokens, description, sharing, 1, keep)
     return logliks, tokens
 
 
@@ -109,6 +114,7 @@ def score_copies(
     description: str,
     sharing: Sharing,
     copies: int,
+    keep: Keep | None = None,
 ) -> tuple[list[list[list[float]]], int]:
     """`score` of a model that is several ones at a time: of all rows that it reads, candidate p sees the p-th part.
 
@@ -119,7 +125,8 @@ def score_copies(
     batch_tokens = batch_tokens if sharing.rows else 0
     units = _units(questions, cached)
     shared = [
-        min(_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit)) for unit in units
+        min(length_in_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit))
+        for unit in units
     ]
     common = _common_to_all(units) if len(units) > 1 and cached else 0
     results = torch.zeros(copies, sum(map(len, questions)), dtype=torch.float64)
@@ -142,7 +149,10 @@ def score_copies(
                     if len(ids) - 1 > end:
                         tails.append(_Tail(end, len(ids), row, number, sequence))
             past = _take_rows(prefix, [0] * len(rows), common, copies)
-            layers = _run(model, rows, past, queries, results, bool(tails), sharing.logits)
+            wanted = bool(tails) or keep is not None
+            layers = _run(model, rows, past, queries, results, wanted, sharing.logits)
+            if keep is not None:
+                keep(batch, layers)
             tokens += sum(map(len, rows))
             for end, group in groupby(sorted(tails), key=lambda tail: tail.cached):
                 tokens += _run_tails(model, layers, end, list(group), batch_tokens, results)
@@ -160,7 +170,7 @@ def _units(questions: Sequence[Sequence[Continuation]], cached: bool) -> list[li
     for question in questions:
         unit = list(enumerate(question, number))
         number += len(question)
-        together = cached and _common(sequence.ids for sequence in question) > 0
+        together = cached and length_in_common(sequence.ids for sequence in question) > 0
         units += [unit] if together else [[member] for member in unit]
     return units
 
@@ -280,7 +290,7 @@ def _take_rows(layers: Layers, rows: list[int], length: int, copies: int) -> Lay
     return [(keys[rows, :, :length], values[rows, :, :length]) for keys, values in layers]
 
 
-def _common(sequences: Iterable[Sequence[int]]) -> int:
+def length_in_common(sequences: Iterable[Sequence[int]]) -> int:
     """Length of the longest common beginning."""
     length = 0
     for tokens in zip(*sequences, strict=False):  # up to the shortest
@@ -293,7 +303,7 @@ def _common(sequences: Iterable[Sequence[int]]) -> int:
 def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]]) -> int:
     """Length of what all sequences begin with, short of the first token that predicts a scored one."""
     first = min(sequence.start for unit in units for _, sequence in unit)
-    return min(first - 1, _common(unit[0][1].ids for unit in units))
+    return min(first - 1, length_in_common(unit[0][1].ids for unit in units))
 
 
 def batches(lengths: Sequence[int], cached: int, batch_tokens: int, padding: int | None = None) -> Iterator[slice]:
@@ -304,7 +314,7 @@ def batches(lengths: Sequence[int], cached: int, batch_tokens: int, padding: int
     first = tokens = longest = 0
     for end, length in enumerate(lengths):
         rows, longest = end - first + 1, max(longest, length)
-        full = rows * longest > batch_tokens or rows * (cached + longest) > _CACHED_BATCHES * batch_tokens
+        full = rows * longest > batch_tokens or rows * (cached + longest) > CACHED_BATCHES * batch_tokens
         wasteful = padding is not None and rows * longest - (tokens + length) > padding
         if (full or wasteful) and end > first:
             yield slice(first, end)

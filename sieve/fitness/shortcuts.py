@@ -1,9 +1,9 @@
 """Which shortcuts of scoring give a model's plain result; found out once per model, on a few of the task's sequences.
 
-Plain is one sequence at a time, without cache, with all logits. Prefixes that are run once, logits of a few positions
-and rows of several sequences must come to the same but for rounding. How far rounding goes is measured on the model:
-by how much its log-likelihoods move when its embeddings move by their last digit. A shortcut that goes further is left
-out.
+Plain is one sequence at a time, without cache, with all logits. Prefixes that are run once, logits of a few positions,
+rows of several sequences and steps of one token must come to the same but for rounding. How far rounding goes is
+measured on the model: by how much its log-likelihoods move when its embeddings move by their last digit. A shortcut
+that goes further is left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, can_reuse_cache, score
+from sieve.fitness.steps import last_logprobs
 from sieve.models import evaluating
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _NAMES = {
     "logits": "compute few logits",
     "padding": "sort by length",
     "rows": "batch sequences",
+    "steps": "write answers on top of prompts that were run before",
 }
 _found: WeakKeyDictionary[PreTrainedModel, dict[tuple, Sharing]] = WeakKeyDictionary()
 
@@ -122,13 +124,22 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
         got = [value for values in found for value in values]
         return all(abs(one - two) <= bound for one, two in zip(got, sums, strict=True))
 
+    def steps_work(sharing: Sharing) -> bool:
+        if not can_reuse_cache(model):
+            return True  # they are not made
+        try:
+            found = last_logprobs(model, sequences, sharing)
+        except Exception:  # as above
+            return False
+        pairs = [(sum(got), float(want[-len(got) :].sum())) for got, want in zip(found, plain, strict=True)]
+        return sharing.prefix and all(abs(one - two) <= bound for one, two in pairs)
+
     if works(EVERYTHING):
-        return EVERYTHING
-    names = [field.name for field in fields(Sharing)]
-    alone = {name: works(Sharing(**{other: other == name for other in names})) for name in names}
-    if works(Sharing(**alone)):
-        return Sharing(**alone)
-    return Sharing(**dict.fromkeys(names, False))
+        return replace(EVERYTHING, steps=steps_work(EVERYTHING))
+    names = [field.name for field in fields(Sharing) if field.name != "steps"]
+    none = Sharing(**dict.fromkeys((*names, "steps"), False))
+    alone = replace(none, **{name: works(replace(none, **{name: True})) for name in names})
+    return replace(alone, steps=steps_work(alone)) if works(alone) else none
 
 
 def _fills_cache(model: PreTrainedModel, ids: Sequence[int]) -> bool:
