@@ -407,11 +407,18 @@ def _own_signals() -> Iterator[None]:
     """Ray takes SIGTERM for itself: it stays with whoever had it."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    theirs = False
     try:
         yield
+    except SystemExit:
+        # What Ray makes of a SIGTERM that comes while it starts; nothing else in it exits.
+        theirs = main and before is not None
+        raise
     finally:
         if main and before is not None:
             signal.signal(signal.SIGTERM, before)
+        if theirs:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _line(error: Exception) -> str:

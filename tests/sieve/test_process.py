@@ -1,11 +1,14 @@
 """Sieve as a process among others: signals end it cleanly, and its exit code is right whoever reads what it prints."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -183,3 +186,72 @@ def test_version(run):  # noqa: F811
     import sieve
 
     assert run("--version") == (0, f"sieve {sieve.__version__}\n", "")
+
+
+def processes_with(cache):
+    """Processes whose cache is this folder, as those are that a run has started: pid → what they are."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f"SIEVE_CACHE={cache}".encode() in (place / "environ").read_bytes().split(b"\0")
+            command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has ended, or is another user's
+            continue
+        if mine:
+            found[int(place.name)] = command[:200]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "everyone", "moment"),
+    [
+        (signal.SIGTERM, False, "evaluating"),
+        (signal.SIGINT, True, "evaluating"),  # a terminal sends Ctrl-C to the workers, too
+        (signal.SIGTERM, False, "connecting"),
+        (signal.SIGTERM, False, "starting"),
+    ],
+)
+def test_a_signal_ends_the_workers_too_and_the_search_goes_on_later(world, tmp_path, number, everyone, moment):
+    pytest.importorskip("ray")
+    output, cache = tmp_path / "place" / "out", tmp_path / "cache"
+    many = ("--search", "ga", "--generations", 6, "--population", 12, "--offspring", 24, "--bottlenecks", 0)
+    running = started(*options(world, output), *many, "--workers", 2, stdout=subprocess.PIPE, start_new_session=True)
+    journal, seen = output.parent / "out.unfinished" / "journal.txt", []
+    reader = threading.Thread(target=lambda: seen.extend(running.stderr))
+    reader.start()
+
+    def reached():
+        if moment == "connecting":
+            return any("raylet" in command for command in processes_with(cache).values())
+        if moment == "starting":
+            return any("starting 2 workers" in line for line in seen)
+        return journal.exists() and journal.read_bytes().count(b"\n") > 12
+
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline, seen
+        assert running.poll() is None, seen
+        time.sleep(0.05)
+    if everyone:
+        os.killpg(running.pid, number)
+    else:
+        running.send_signal(number)
+    code = running.wait(60)
+    reader.join()
+    assert code == 128 + number, seen
+    assert seen[-1].startswith("sieve: interrupted: ")
+    assert "--resume" in seen[-1]
+    assert "Traceback" not in "".join(seen)
+    for _ in range(100):  # Ray's own processes notice that they are alone
+        if not (left := processes_with(cache)):
+            break
+        time.sleep(0.1)
+    assert not left
+    if moment == "evaluating":
+        found = len(journal.read_bytes().splitlines())
+        resumed = started("prune", "--resume", output, "--workers", 2, stdout=subprocess.PIPE)
+        _, err = resumed.communicate(timeout=200)
+        assert resumed.returncode == 0, err
+        assert found > 12
+        assert (output / "report.json").is_file()
