@@ -119,6 +119,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def going_backward(model: nn.Module) -> Iterator[None]:
+    """Inside the block gradients are on; InputError for an architecture that refuses them where it is evaluated."""
+    try:
+        with torch.enable_grad():
+            yield
+    except (AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{type(model).__name__} gives no gradients in evaluation mode: use --search uniform, and a method other "
+            f"than loss_aware ({reason})"
+        ) from error
+
+
+@contextmanager
 def quiet_transformers(bars_off: bool = True) -> Iterator[None]:
     """Inside the block transformers logs errors only and, if `bars_off`, draws no progress bars."""
     from transformers.utils import logging

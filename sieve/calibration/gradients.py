@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.text import Batch
 from sieve.fitness.likelihood import logits_at
 from sieve.fitness.shortcuts import allowed
+from sieve.models import going_backward
 from sieve_kernels import gram_
 
 _SHORT = 256  # tokens a row: what attention scores of all layers may take in memory
@@ -40,7 +41,7 @@ def backward(model: PreTrainedModel, batch: Batch) -> None:
     # Torch's fused attention is slow backward on CPU: several times the plain one, as long as rows are short.
     plain = model.device.type == "cpu" and batch.ids.shape[1] <= _SHORT
     try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        with going_backward(model), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             torch.autograd.grad(answer_loss(model, batch), embedded)
     finally:
         handle.remove()

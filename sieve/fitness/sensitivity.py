@@ -22,7 +22,7 @@ from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.likelihood import logits_at
 from sieve.fitness.shortcuts import allowed
-from sieve.models import context_length, evaluating
+from sieve.models import context_length, evaluating, going_backward
 from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import encode_target, fitted, windows
@@ -92,7 +92,7 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
     # So that gradients flow where parameters are frozen, too.
     handles.append(model.get_input_embeddings().register_forward_hook(_require_gradient))
     try:
-        with torch.enable_grad():
+        with going_backward(model):
             logprobs = (
                 logits_at(model, ids, torch.stack([rows, places], dim=1), few=allowed(model).logits)
                 .float()
@@ -100,14 +100,20 @@ def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[
             )
             # Rows are independent: the gradient of the sum is each example's own.
             loss = -logprobs.gather(1, ids[rows, places + 1][:, None]).sum()
+            recorded = {name: output for name, output in outputs.items() if output.requires_grad}
+            if not recorded:
+                raise NotImplementedError("its blocks do not record what they compute")
             # What the answers do not depend on has no gradient.
-            gradients = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(loss, list(recorded.values()), allow_unused=True, materialize_grads=True)
     finally:
         for handle in handles:
             handle.remove()
+    # What is computed without gradients only chooses among others, as an index of attention does.
+    found = {name: torch.zeros_like(output) for name, output in outputs.items()}
+    found |= dict(zip(recorded, gradients, strict=True))
     return {
-        name: _squares(model.get_submodule(name), factors[name], inputs[name], output, gradient, len(batch))
-        for (name, output), gradient in zip(outputs.items(), gradients, strict=True)
+        name: _squares(model.get_submodule(name), factors[name], inputs[name], output, found[name], len(batch))
+        for name, output in outputs.items()
     }
 
 

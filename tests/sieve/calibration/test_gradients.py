@@ -11,6 +11,7 @@ from sieve.calibration.gradients import answer_loss, column_basis
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
+from tests.all_architectures import tiny_random
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 LENGTHS = (40, 7, 22, 22, 9, 31)
@@ -89,6 +90,13 @@ def test_a_model_without_a_gradient_is_told_why():
         model.get_output_embeddings().weight.zero_()  # tied: the embeddings too
     with pytest.raises(NumericsError, match=r"2 answer tokens .* have no gradient at any matrix: .* --dtype"):
         collect(model, batches([Text([5, 6, 7], 1)], 100), gradients=True)
+
+
+def test_an_architecture_that_gives_no_gradients_is_refused():
+    """Reformer's reversible layers, outside of training."""
+    model, data = tiny_random("reformer"), batches([Text(tiny_tokens(1, 24)[0].tolist(), 20)], 256)
+    with pytest.raises(InputError, match="gives no gradients in evaluation mode: use --search uniform"):
+        collect(model, data, gradients=True)
 
 
 def test_column_basis_is_unique():
