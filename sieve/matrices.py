@@ -239,6 +239,17 @@ def summary(left: Mapping[str, str], layers: Iterable[str]) -> list[str]:
     ]
 
 
+def by_pattern(left: Mapping[str, str], layers: Iterable[str]) -> dict[str, str]:
+    """`left_dense` with the matrices of all blocks as one, model.layers.*.mlp.gate, where the reason is the same.
+
+    `layers`: names of those that are not left dense.
+    """
+    everywhere = Counter(map(_pattern, {*left, *layers}))
+    alike = Counter((_pattern(name), reason) for name, reason in left.items())
+    whole = {pattern for (pattern, _), count in alike.items() if count == everywhere[pattern]}
+    return {_pattern(name) if _pattern(name) in whole else name: reason for name, reason in left.items()}
+
+
 def weight_of(layer: nn.Module) -> torch.Tensor:
     """The layer's weight as W [m, n] (a view; Conv1D stores its transpose)."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight

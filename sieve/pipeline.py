@@ -1,7 +1,7 @@
 """The main job: from a recipe to a folder that holds the pruned model."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from sieve.fitness.check import check_splits
 from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
 from sieve.masks import mask
-from sieve.matrices import prunable
+from sieve.matrices import by_pattern, left_dense, prunable
 from sieve.methods import MASKS
 from sieve.models import load_model
 from sieve.projections import project
@@ -147,6 +147,7 @@ def _pruned(
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
         scores["dense"]["test"] = dense_test
+        left = _left_dense(model, factors, recipe)
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
         # What was confirmed is what is stored now: only the test split has not been asked yet.
@@ -161,7 +162,7 @@ def _pruned(
         recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share,
         refitted, {split: chance_level(task, splits[split]) for split in scores["pruned"]},
         signal_notes(task, splits, result.dense),
-        truncated,
+        truncated, left,
     )  # fmt: skip
     save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
     return report
@@ -206,6 +207,13 @@ def _general(
         statistics = path.with_name(f"{path.stem}.general{path.suffix}") if path.suffix else path / GENERAL
     text = general_text(recipe.general)
     return calibrate(model, tokenizer, text, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics)
+
+
+def _left_dense(model: PreTrainedModel, factors: Container[str], recipe: Recipe) -> dict[str, str]:
+    """What no plan could prune of the dense model: matrices, or with asterisks those of all blocks → why."""
+    layers = prunable(model)
+    skipped = {name: f"its rows do not divide by {recipe.pattern}" for name in layers if name not in factors}
+    return by_pattern(left_dense(model) | skipped, layers)
 
 
 def _size(model: PreTrainedModel) -> dict[str, int]:

@@ -36,6 +36,7 @@ def build_report(
     levels: Mapping[str, Chance | None] | None = None,
     notes: Sequence[str] = (),
     truncated: dict[str, int] | None = None,
+    left_dense: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -49,6 +50,7 @@ def build_report(
         shrinkage: share of a prior in the Gram matrices.
         masks: of `mask_report`, where weights were masked.
         truncated: split → how many prompts were cut to the model's context.
+        left_dense: matrices that no plan could prune → why; asterisks stand for the numbers of all blocks.
         refitted: of the search among refitted plans, where there was one and it found one.
         levels: split → what knowing nothing scores (`chance_level`), where the task has such.
         notes: what a reader of the numbers must know, in a line each.
@@ -108,6 +110,7 @@ def build_report(
         "truncated": truncated or {},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "kept": result.plan.kept(result.matrices),
+        "left_dense": left_dense or {},
         "pivoted": result.plan.pivoted,
         "masks": masks,
         "search": {

@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_NAMED = 4  # matrices that are left dense for one reason; `report.json` names all
+
 
 def show_report(report: dict[str, Any], console: Console) -> None:
     """Print size, accuracy by split, and seconds by stage."""
@@ -39,6 +41,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print(line, soft_wrap=True)
     for note in report.get("notes", ()):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    if report.get("left_dense"):
+        console.print(_left_dense(report["left_dense"]), soft_wrap=True)
     if report.get("pivoted"):
         console.print("Pairs are stored pivoted: r (m + n - r) parameters at rank r.")
     if report.get("masks"):
@@ -74,6 +78,17 @@ def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:
     return [name for one in bottlenecks for name in one["names"]]
+
+
+def _left_dense(left: dict[str, str]) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = [
+        f"{', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if names[_NAMED:] else ''} ({reason})"
+        for reason, names in by_reason.items()
+    ]
+    return f"Left dense: {'; '.join(parts)}"
 
 
 def _masks(masks: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 import sieve
 from sieve import cli
+from sieve.errors import InputError
+from sieve.matrices import by_pattern, left_dense, prunable
 from tests.all_architectures import tiny_random
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens
 
@@ -36,8 +38,9 @@ WAYS = {
 }
 FUSED = ("phi3", "gpt2", "gpt_neox")  # q, k and v are one matrix already
 OFTEN = 5  # the share of the product that is not slow
-# Subclasses of nn.Linear; weights that are read; experts, and a matrix of one row; weights that layers share.
-OTHERS = ("falcon", "mamba2", "qwen2_moe", "zamba")
+# Subclasses of nn.Linear; weights that are read; experts, and a matrix of one row; weights that layers share; an index
+# of attention, which has no gradient.
+OTHERS = ("falcon", "mamba2", "qwen2_moe", "zamba", "deepseek_v32")
 
 
 def pairs() -> list:
@@ -83,6 +86,12 @@ def test_prune_save_load_evaluate(world, folder_of, family, way, tmp_path, monke
     assert result.exit_code == 0, result.exception
     report = json.loads(result.stdout)
     assert 0.4 < report["parameters"]["prunable_removed"] < 1
+    dense = model_of(family)
+    assert report["left_dense"] == by_pattern(left_dense(dense), prunable(dense))
+    assert (family in ("qwen2_moe", "deepseek_v32")) == ("model.layers.*.mlp.experts.down_proj" in report["left_dense"])
+    shown = [line for line in CliRunner().invoke(cli.app, ["info", output]).stdout.splitlines() if "Left dense" in line]
+    assert len(shown) == bool(report["left_dense"])
+    assert all(reason in shown[0] for reason in report["left_dense"].values())
     evaluated = json.loads(CliRunner().invoke(cli.app, ["eval", output, "--json"]).stdout)
     assert {key: evaluated[key] for key in ("accuracy", "loglik")} == {
         key: report[key]["pruned"]["test"] for key in ("accuracy", "loglik")
@@ -91,3 +100,26 @@ def test_prune_save_load_evaluate(world, folder_of, family, way, tmp_path, monke
     plain = AutoModelForCausalLM.from_pretrained(output)
     assert torch.equal(logits(loaded), logits(plain))
     assert not torch.allclose(logits(loaded), logits(model_of(family)), atol=1e-2)
+
+
+def test_rows_that_do_not_divide_are_named(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
+    config = tiny_model("llama").config
+    config.intermediate_size = 70
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer().save_pretrained(tmp_path / "dense")
+    recipe = sieve.Recipe(str(tmp_path / "dense"), world.task, 0.9, method="magnitude", pattern="2:4")
+    report = sieve.prune(recipe, tmp_path / "pruned")
+    assert report["left_dense"] == {"model.layers.*.mlp.down_proj": "its rows do not divide by 2:4"}
+
+
+def test_no_gradients_no_default_search(world, folder_of, tmp_path, monkeypatch):
+    """One line that says what to do, and which then works."""
+    monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
+    options = ("--task", world.task, "--tolerance", "0.9", "--calibration-tokens", "1000")
+    command = ["prune", folder_of("reformer"), *options, "--output", str(tmp_path / "pruned")]
+    refused = CliRunner().invoke(cli.app, command).exception
+    assert isinstance(refused, InputError)
+    assert "use --search uniform" in str(refused)
+    result = CliRunner().invoke(cli.app, [*command, "--search", "uniform", "--rank-multiple", "4"])
+    assert result.exit_code == 0, result.exception

@@ -10,7 +10,7 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
 from sieve.layers import LowRankLinear, PivotedLinear
-from sieve.matrices import left_dense, prunable
+from sieve.matrices import by_pattern, left_dense, prunable
 from sieve.plan import Plan
 from sieve.projections import project
 from tests.all_architectures import tiny_random
@@ -140,6 +140,21 @@ def test_weights_that_layers_share_stay_dense():
     )
     model.get_submodule(UP).weight = nn.Parameter(model.get_submodule(UP).weight.detach().clone())
     assert not left_dense(model)
+
+
+def test_blocks_are_named_together_where_all_have_one_reason():
+    left = {
+        "a.0.x": "read",
+        "a.1.x": "read",
+        "a.0.y": "read",
+        "a.0.z": "read",
+        "a.1.z": "tied",
+        "a.0.e.0": "e",
+        "a.0.e.1": "e",
+    }
+    assert by_pattern(left, ["a.1.y", "a.0.w"]) == {
+        "a.*.x": "read", "a.0.y": "read", "a.0.z": "read", "a.1.z": "tied", "a.*.e.*": "e"
+    }  # fmt: skip
 
 
 def test_the_user_is_told_once(capsys):
