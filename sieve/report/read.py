@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sieve.errors import InputError, StorageError
 from sieve.report.show import show_report
+from sieve.utils.terminal import console
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         raise StorageError(f"{path} cannot be read or is damaged: {error}") from None
     try:
         # Whatever can be shown has all that anyone asks of it.
-        show_report(report, Console(file=io.StringIO()))
+        show_report(report, console(file=io.StringIO()))
         if not all(isinstance(kept, int | float) for kept in report["kept"].values()):
             raise TypeError("kept must hold numbers")
     except Exception as error:  # a field that is missing, or of any other kind, fails in its own way

@@ -4,6 +4,7 @@ A console made here reads no markup and no emoji codes, and shows control charac
 """
 
 import unicodedata
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -23,9 +24,9 @@ def printable(text: str) -> str:
     return "".join(_escaped(char) if _acts(char) else char for char in text)
 
 
-def console(stderr: bool = False) -> Console:
-    """A console on standard output or standard error that prints every string as it is."""
-    return _PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+def console(stderr: bool = False, file: TextIO | None = None) -> Console:
+    """A console on standard output, standard error or a file that prints every string as it is."""
+    return _PlainConsole(stderr=stderr, file=file, markup=False, emoji=False, highlight=False)
 
 
 class _PlainConsole(Console):

@@ -94,7 +94,7 @@ def test_names_with_markup_and_control_characters(run, world, tmp_path):
     assert "[/x], test split" in run("eval", output)[1]
     code, shown, _ = run("info", output, "--matrices")
     assert code == 0
-    assert f"{model} pruned for {task} (".replace("\x1b", "\\x1b") in shown
+    assert f"{model} pruned for [/x] (".replace("\x1b", "\\x1b") in shown
     assert "\x1b" not in out + shown
     assert f"{place}/pruned".replace("\x1b", "\\x1b") in out
     code, out, err = run("info", place / "nothing")
