@@ -55,6 +55,39 @@ def test_a_signal_cleans_up_says_so_and_has_its_exit_code(world, tmp_path, numbe
     assert not list((tmp_path / "cache").rglob(".*"))
 
 
+SLOW_DISK = """
+import time
+from sieve import cli, files
+sync = files._sync
+files._sync = lambda path: (time.sleep(0.3), sync(path))
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(signal.SIGTERM, "model.safetensors"), (signal.SIGINT, "report.json"), (signal.SIGHUP, "checksums.json")],
+)
+def test_a_signal_while_the_folder_is_written_leaves_no_half_of_it(world, tmp_path, number, written):
+    place = tmp_path / "place"
+    command = [sys.executable, "-c", SLOW_DISK, *map(str, options(world, place / "out")), "--search", "uniform"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(place.glob(f".out.*/out/{written}")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (128 + number, "")
+    assert err.splitlines()[-1] == f"sieve: interrupted: what is finished is kept; go on with --resume {place / 'out'}"
+    assert [path.name for path in place.iterdir()] == ["out.unfinished"]
+    resumed = started("prune", "--resume", place / "out", stdout=subprocess.PIPE)
+    _, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert [path.name for path in place.iterdir()] == ["out"]
+    assert (place / "out" / written).is_file()
+
+
 def test_nohup_stays_deaf(world, tmp_path):
     """What its caller ignores, the command ignores."""
     running = started(
