@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from sieve import __version__, progress
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.files import require_new
-from sieve.methods import MASKS, NESTED
+from sieve.options import command_line as given
 from sieve.options.model import check_dtype
 from sieve.recipe import Recipe
 from sieve.tasks import builtin_tasks, load_task
@@ -50,47 +49,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
-
-
-_OWN = "the search's own"
-
-
-def _option(name: str, text: str, *flags: str, default: str = "") -> Any:
-    """An option that stands for the recipe's field `name`, with that field's default, or `default`, in its help."""
-    usual = _DEFAULTS[name]
-    shown = default or ("on" if usual is True else usual)
-    # Escaped: to typer help is markup, and `[default: …]` would be a tag.
-    return typer.Option(*flags, help=escape(f"{text} [default: {shown}]"))
-
-
-Model = Annotated[str, typer.Argument(help="'smollm2' (embedded), a hub id, a local folder or a GGUF file.")]
-TaskOption = Annotated[str | None, typer.Option(help="A built-in task (see `sieve tasks`) or a task file.")]
-Data = Annotated[
-    Path | None, typer.Option(help="A data file or folder in the place of the one that the task names.", metavar="PATH")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Dtype = Annotated[str | None, _option("dtype", "auto, bfloat16, float16 or float32.")]
-Trust = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run code that the model brings. Read it first: it can do what you can."),
-]
-Device = Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, …")]
-Tokens = Annotated[int | None, _option("calibration_tokens", "Budget of the calibration pass, padding excluded.")]
-Method = Annotated[
-    str | None,
-    _option("method", f"A projection: {', '.join(NESTED)}; or of masks: {', '.join(MASKS)}."),
-]
-Seed = Annotated[int | None, _option("seed", "Of the task's splits and of the search.")]
-StatisticsFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="Keep the calibration in this file, and reuse it if it is of this model, data and method. "
-        "\\[default: the last calibration is kept in the cache]"
-    ),
-]
-
 
 def _show_version(wanted: bool) -> None:
     if wanted:
@@ -108,146 +66,57 @@ def _of_all_commands(
 
 @app.command()
 def prune(
-    model: Annotated[str | None, typer.Argument(help="'smollm2', a hub id, a local folder or a GGUF file.")] = None,
-    task: TaskOption = None,
-    data: Data = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to make for the pruned model.")] = None,
-    tolerance: Annotated[float | None, _option("tolerance", "ε in [0, 1), relative to the dense accuracy.")] = None,
-    search: Annotated[
-        str | None, _option("search", "Searcher: uniform, budget, ga or pareto.", default="budget; of masks uniform")
-    ] = None,
-    confident: Annotated[
-        bool | None,
-        typer.Option("--confident", help="Demand the lower end of the paired 95 % interval, not the mean."),
-    ] = None,
-    allow_no_signal: Annotated[
-        bool | None,
-        typer.Option("--allow-no-signal", help="Go on where the dense model scores 0: every candidate will do."),
-    ] = None,
-    calibration_tokens: Tokens = None,
-    method: Method = None,
-    pivot: Annotated[
-        bool | None,
-        _option("pivot", "Store pairs in fewer parameters, by the same maps.", "--pivot/--no-pivot"),
-    ] = None,
-    shrinkage: Annotated[
-        str | None,
-        _option(
-            "shrinkage", "Share of a prior in the statistics, or auto: chosen on held-back data.", default="no prior"
-        ),
-    ] = None,
-    shared_input: Annotated[
-        bool | None, typer.Option("--shared-input", help="One pair for q, k and v, one for gate and up.")
-    ] = None,
-    refit: Annotated[
-        bool | None, typer.Option("--refit", help="Fit pairs anew to inputs as the pruned model has them: smaller yet.")
-    ] = None,
-    pattern: Annotated[str | None, _option("pattern", "Of masks: unstructured, 2:4 or 4:8.")] = None,
-    compare: Annotated[
-        str | None, _option("compare", "Weights compete for their mask within a row or a layer.")
-    ] = None,
-    task_aware: Annotated[
-        bool | None, typer.Option("--task-aware", help="Masks by general text and the task, fused channel by channel.")
-    ] = None,
-    general: Annotated[
-        str | None, _option("general", "General text: a task file of type perplexity.", default="Wikipedia and news")
-    ] = None,
-    tau: Annotated[
-        float | None, _option("tau", "Channels whose norms differ by at most this share are shared.")
-    ] = None,
-    fusion: Annotated[
-        str | None,
-        _option("fusion", "Of shared channels: mean, max, min, geometric; or concatenate."),
-    ] = None,
-    task_share: Annotated[float | None, _option("task_share", "The task's weight in the mean.")] = None,
-    ramp: Annotated[
-        float | None,
-        _option("ramp", "Layers of a large Hessian keep so much more, the others less."),
-    ] = None,
-    rank_multiple: Annotated[
-        int | None, _option("rank_multiple", "Ranks are rounded up to it.", default="8 on CPU, 32 on GPU")
-    ] = None,
-    kept: Annotated[
-        float | None,
-        typer.Option(help="Best at this fraction of the objective, in the place of the tolerance."),
-    ] = None,
-    objective: Annotated[
-        str | None, _option("objective", "What is to become small: parameters, bytes or latency.")
-    ] = None,
-    granularity: Annotated[str | None, _option("granularity", "What a search varies: matrix, group or block.")] = None,
-    paper: Annotated[bool | None, typer.Option("--paper", help="The paper's constants for --search ga.")] = None,
-    population: Annotated[int | None, _option("population", "Of a genetic search.", default=_OWN)] = None,
-    offspring: Annotated[int | None, _option("offspring", "Evaluated in each generation.", default=_OWN)] = None,
-    generations: Annotated[int | None, _option("generations", "Of a genetic search.", default=_OWN)] = None,
-    budget: Annotated[
-        int | None, _option("budget", "Layer-tokens after which no new generation begins.", default="no limit")
-    ] = None,
-    layers: Annotated[bool | None, _option("layers", "Share blocks that candidates have in common.")] = None,
-    racing: Annotated[bool | None, _option("racing", "Drop candidates that cannot win early.")] = None,
-    surrogate: Annotated[bool | None, _option("surrogate", "Seed and screen by predicted loss.")] = None,
-    bottlenecks: Annotated[int | None, _option("bottlenecks", "Matrices of the result to test for being one.")] = None,
-    workers: Annotated[
-        str | None,
-        _option(
-            "workers",
-            "Evaluate candidates on so many processes, or on a cluster at ray://host:port, by Ray.",
-            default="this process",
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the search that was interrupted on its way to this folder.")
-    ] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    trust_remote_code: Trust = False,
-    seed: Seed = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A recipe (YAML or JSON); options given here win over it.")
-    ] = None,
-    statistics: StatisticsFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    model: given.DenseModel = None,
+    task: given.TaskOption = None,
+    data: given.Data = None,
+    output: given.Output = None,
+    tolerance: given.Tolerance = None,
+    search: given.Search = None,
+    confident: given.Confident = None,
+    allow_no_signal: given.AllowNoSignal = None,
+    calibration_tokens: given.Tokens = None,
+    method: given.Method = None,
+    pivot: given.Pivot = None,
+    shrinkage: given.Shrinkage = None,
+    shared_input: given.SharedInput = None,
+    refit: given.Refit = None,
+    pattern: given.Pattern = None,
+    compare: given.Compare = None,
+    task_aware: given.TaskAware = None,
+    general: given.General = None,
+    tau: given.Tau = None,
+    fusion: given.Fusion = None,
+    task_share: given.TaskShare = None,
+    ramp: given.Ramp = None,
+    rank_multiple: given.RankMultiple = None,
+    kept: given.Kept = None,
+    objective: given.Objective = None,
+    granularity: given.Granularity = None,
+    paper: given.Paper = None,
+    population: given.Population = None,
+    offspring: given.Offspring = None,
+    generations: given.Generations = None,
+    budget: given.Budget = None,
+    layers: given.Layers = None,
+    racing: given.Racing = None,
+    surrogate: given.Surrogate = None,
+    bottlenecks: given.Bottlenecks = None,
+    workers: given.Workers = None,
+    resume: given.Resume = None,
+    dtype: given.Dtype = None,
+    device: given.Device = None,
+    trust_remote_code: given.Trust = False,
+    seed: given.Seed = None,
+    config: given.Config = None,
+    statistics: given.StatisticsFile = None,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Prune MODEL for a task: the smallest model whose accuracy stays within the tolerance."""
-    options = {
-        "model": model,
-        "task": task,
-        "tolerance": tolerance,
-        "search": search,
-        "confident": confident,
-        "allow_no_signal": allow_no_signal,
-        "calibration_tokens": calibration_tokens,
-        "method": method,
-        "pivot": pivot,
-        "shrinkage": _share(shrinkage),
-        "shared_input": shared_input,
-        "refit": refit,
-        "pattern": pattern,
-        "compare": compare,
-        "task_aware": task_aware,
-        "general": general,
-        "tau": tau,
-        "fusion": fusion,
-        "task_share": task_share,
-        "ramp": ramp,
-        "rank_multiple": rank_multiple,
-        "objective": objective,
-        "kept": kept,
-        "granularity": granularity,
-        "paper": paper,
-        "population": population,
-        "offspring": offspring,
-        "generations": generations,
-        "budget": budget,
-        "layers": layers,
-        "racing": racing,
-        "surrogate": surrogate,
-        "bottlenecks": bottlenecks,
-        "workers": int(workers) if workers is not None and workers.isdecimal() else workers,
-        "dtype": dtype,
-        "device": device,
-        "seed": seed,
-    }
+    given_here = locals()
+    options = {field.name: given_here[field.name] for field in fields(Recipe) if field.name in given_here}
+    options["shrinkage"] = _share(shrinkage)
+    options["workers"] = int(workers) if workers is not None and workers.isdecimal() else workers
     if resume is not None:
         if output is not None or config is not None:
             raise InputError("--resume names the folder and brings its recipe: leave --output and --config out")
@@ -262,8 +131,8 @@ def prune(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to make for the pruned model.")] = Path("runs/demo"),
-    as_json: Json = False,
-    quiet: Quiet = False,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """The main job on the embedded model and task: SmolLM2-135M pruned for geography, offline."""
     from importlib.util import find_spec
@@ -336,17 +205,17 @@ def _left(output: Path) -> str:
 
 @app.command("eval")
 def evaluate(
-    model: Model,
-    task: TaskOption = None,
-    data: Data = None,
+    model: given.Model,
+    task: given.TaskOption = None,
+    data: given.Data = None,
     split: Annotated[str, typer.Option(help="calibration, fitness, validation or test.")] = "test",
     against: Annotated[str | None, typer.Option(help="Another model to compare with, example by example.")] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    trust_remote_code: Trust = False,
-    seed: Seed = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    dtype: given.Dtype = None,
+    device: given.Device = None,
+    trust_remote_code: given.Trust = False,
+    seed: given.Seed = None,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Score MODEL on a task. For a pruned folder the task and seed default to those of its recipe."""
     check_split(split)
@@ -385,17 +254,17 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    model: Model,
+    model: given.Model,
     output: Annotated[Path, typer.Option(help="File for the statistics (.safetensors).")],
-    task: TaskOption = None,
-    calibration_tokens: Tokens = None,
-    method: Method = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    trust_remote_code: Trust = False,
-    seed: Seed = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    task: given.TaskOption = None,
+    calibration_tokens: given.Tokens = None,
+    method: given.Method = None,
+    dtype: given.Dtype = None,
+    device: given.Device = None,
+    trust_remote_code: given.Trust = False,
+    seed: given.Seed = None,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Run the calibration pass alone; `sieve prune --statistics FILE` uses its result."""
     recipe = Recipe.from_dict(
@@ -426,7 +295,7 @@ def calibrate(
 def info(
     path: Annotated[Path, typer.Argument(help="Folder of a pruned model.")],
     matrices: Annotated[bool, typer.Option("--matrices", help="Also the kept fraction of every matrix.")] = False,
-    as_json: Json = False,
+    as_json: given.Json = False,
 ) -> None:
     """Show the report of a pruned model."""
     from sieve.report.read import read_report
@@ -447,7 +316,7 @@ def info(
 
 
 @app.command()
-def tasks(as_json: Json = False) -> None:
+def tasks(as_json: given.Json = False) -> None:
     """List the built-in tasks."""
     listed = {name: load_task(name) for name in builtin_tasks()}
     if as_json:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,6 +27,7 @@ import torch
 
 from sieve import progress
 from sieve.errors import InputError, WorkerError
+from sieve.fitness.cluster import alone_on_this_machine, own_signals
 from sieve.fitness.packing import Packed, pack, unpack
 from sieve.fitness.shares import Shares
 from sieve.options.search import check_workers
@@ -50,7 +49,6 @@ LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
 _BEAT = "beat"  # the group of actor methods that run beside an evaluation
 _PORT = 10001
 _STORE = 128 << 20  # bytes of Ray's store beside the model
-_TOKEN = secrets.token_hex(32)  # of our own clusters
 
 
 def require_workers(workers: int | str | None) -> None:
@@ -249,12 +247,12 @@ class Workers:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if isinstance(self._workers, str):
-                with _own_signals():
+                with own_signals():
                     ray.init(self._workers, **quiet)
             else:
                 size = sum(tensor.nbytes for tensor in self._evaluator.model.state_dict().values())
-                self._open.enter_context(_alone_on_this_machine())
-                with _own_signals():
+                self._open.enter_context(alone_on_this_machine())
+                with own_signals():
                     ray.init(
                         "local", num_cpus=self._workers * THREADS, include_dashboard=False,
                         object_store_memory=3 * size + _STORE, **quiet,
@@ -357,68 +355,6 @@ class _Clock:
         """Seconds since the last call."""
         before, self._last = self._last, time.monotonic()
         return min(self._last - before, 2 * TICK)
-
-
-@contextmanager
-def _alone_on_this_machine() -> Iterator[None]:
-    """A cluster that starts inside the block listens on the loopback interface, and asks its clients for a token."""
-    from ray._private import ray_constants
-
-    # Ray has no other switch for it. It is read when ray is imported, here and in the processes that ray starts.
-    settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    if "RAY_AUTH_MODE" not in os.environ:
-        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
-    clusters = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
-    with _environment(settings):
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        _reread_environment()
-        try:
-            yield
-        finally:
-            ray_constants.ENABLE_RAY_CLUSTER = clusters
-    _reread_environment()
-
-
-def _reread_environment() -> None:
-    """Ray remembers what it read at its import; versions that know no tokens have nothing to be told."""
-    with suppress(ImportError, AttributeError):
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself: it stays with whoever had it."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    theirs = False
-    try:
-        yield
-    except SystemExit:
-        # What Ray makes of a SIGTERM that comes while it starts; nothing else in it exits.
-        theirs = main and before is not None
-        raise
-    finally:
-        if main and before is not None:
-            signal.signal(signal.SIGTERM, before)
-        if theirs:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def _line(error: Exception) -> str:
