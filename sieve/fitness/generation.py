@@ -1,7 +1,7 @@
 """Greedy answers.
 
 They are written on top of the passes that score the right answers: a prompt is run once for both. Models whose cache
-cannot be cut to the prompt write by `generate`.
+cannot be cut to the prompt write by `generate`, prompts of one length at a time.
 """
 
 from collections import defaultdict
@@ -164,20 +164,18 @@ def greedy_answers(
     answers = [""] * len(prompts)
     tokens = 0
     with progress.bar("generation", len(prompts), "answers") as advance, _only(model, config):
-        for span in batches([len(prompts[index]) for index in order], max_new_tokens, batch_tokens):
+        # Of one length: not every model makes nothing of padding.
+        for span in batches([len(prompts[index]) for index in order], max_new_tokens, batch_tokens, padding=0):
             batch = order[span]
-            longest = len(prompts[batch[-1]])
-            padding = [longest - len(prompts[index]) for index in batch]
-            # On the left, so that every row goes on right after its last token.
-            ids = torch.tensor([[pad] * n + prompts[index] for n, index in zip(padding, batch, strict=True)])
-            mask = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
+            ids = torch.tensor([prompts[index] for index in batch], device=model.device)
+            length = ids.shape[1]
             output = model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                ids,
+                attention_mask=torch.ones_like(ids),
                 logits_processor=LogitsProcessorList([_RequireFinite(model)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, longest, stop)]),
+                stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, length, stop)]),
             )
-            for index, row in zip(batch, output[:, longest:].tolist(), strict=True):
+            for index, row in zip(batch, output[:, length:].tolist(), strict=True):
                 row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
                 if _stopped(tokenizer, row, stop):
                     while row[-1] == pad:  # written by the library while other rows went on

@@ -12,8 +12,10 @@ from sieve.fitness.evaluate import prepare
 from sieve.fitness.generation import score_and_answer
 from sieve.fitness.journal import Journal
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing
+from sieve.fitness.shortcuts import verified
 from sieve.searchers import run_search
 from sieve.tasks import load_task
+from tests.all_architectures import tiny_random
 from tests.sieve.fitness.test_engine import drawn_plans, engine_of
 from tests.sieve.fitness.test_likelihood import OTHERS, naive, other_model
 from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer
@@ -98,6 +100,23 @@ def test_answers_are_those_of_each_prompt_alone(name, preamble):
     model = tiny_model(name) if name in TINY else other_model(name)
     model.generation_config.eos_token_id = None
     assert_plain(model, *asked(preamble=preamble))
+
+
+@pytest.mark.parametrize("name", ["bart", "pegasus", "camembert"])
+def test_models_to_which_padding_matters(name):
+    """They number positions by themselves, padding included."""
+    model = tiny_random(name)
+    settings = model.generation_config
+    settings.eos_token_id, settings.pad_token_id, settings.forced_eos_token_id = 2, 0, None
+    questions, prompts = asked()
+    prompts[-1] = questions[-1][0].ids[:4]  # a row of one token is another case
+    sharing = verified(model, questions, EVERYTHING)
+    assert not sharing.steps
+    _, answers, _, _ = score_and_answer(model, TOKENIZER, questions, prompts, 8, None, 2048, sharing)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt])
+        row = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)[0]
+        assert answer == TOKENIZER.decode(row[len(prompt) :], skip_special_tokens=True).lstrip()
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 100])
