@@ -16,6 +16,8 @@ from sieve.calibration.keep import keep, kept_file, kept_statistics, require_pla
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
+from sieve.fitness.likelihood import EVERYTHING, Continuation
+from sieve.fitness.shortcuts import verified
 from sieve.matrices import prunable, weight_of
 from sieve.methods import MASKS, METHODS, method_named
 from sieve.models import check_token_ids, context_length, evaluating
@@ -54,8 +56,9 @@ def calibrate(
 
     Returns: `Statistics`, float32 sums on the model's device.
 
-    Raises: InputError (bad task, too few tokens, `path` holds something else), NumericsError naming the layer
-        whose activations are not finite, StorageError where `path` cannot be written or is damaged.
+    Raises: InputError (bad task, too few tokens, a model that is not causal, `path` holds something else),
+        NumericsError naming the layer whose activations are not finite, StorageError where `path` cannot be written or
+        is damaged.
 
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
@@ -73,6 +76,8 @@ def calibrate(
     file = None if path is None else kept_file(path, identity)
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
         return kept
+    # Tried as for evaluation, which refuses a model that is not causal.
+    verified(model, [[Continuation(*text)] for text in sequences if text.start < len(text.ids)], EVERYTHING)
     held_back = []
     if learns:
         if len(sequences) < 2:

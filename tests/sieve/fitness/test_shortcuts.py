@@ -5,12 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, OpenAIGPTConfig
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from sieve import progress
+from sieve import calibrate, progress
 from sieve.errors import InputError
 from sieve.fitness import evaluate
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.likelihood import EVERYTHING, can_reuse_cache, logits_at, score
 from sieve.fitness.shortcuts import allowed, verified
+from sieve.tasks import Task
 from tests.all_architectures import tiny_random
 from tests.sieve.fitness.test_evaluate import choice_examples, choice_task
 from tests.sieve.fitness.test_likelihood import OTHERS, naive, other_model, questions
@@ -160,6 +161,14 @@ def test_models_that_see_what_follows_are_refused():
     with pytest.raises(InputError, match="BertLMHeadModel is not a causal language model"):
         evaluate(bert(False), tiny_tokenizer(), choice_task(), choice_examples())
     evaluate(bert(True), tiny_tokenizer(), choice_task(), choice_examples())
+
+
+def test_they_are_refused_before_calibration():
+    rows = [{"q": f"word {i}", "a": "yes" if i % 2 else "no"} for i in range(200)]
+    task = Task("t", "multiple_choice", rows, "{q}", [" yes", " no"], "a")
+    with pytest.raises(InputError, match="BertLMHeadModel is not a causal language model"):
+        calibrate(bert(False), tiny_tokenizer(), task, tokens=512)
+    assert calibrate(bert(True), tiny_tokenizer(), task, tokens=512).tokens == 512
 
 
 def test_once_per_model(monkeypatch):
