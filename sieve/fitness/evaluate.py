@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Results of one model on N examples, in their order.
+    """Results of one model on N examples, in their order (of texts for perplexity, those that can be scored).
 
     score: float64 [N], in [0, 1]: accuracy, exact match, containment or F1; for perplexity exp(loglik), the
         geometric mean probability of a token (its mean over the examples is not the inverse of a corpus perplexity).
@@ -310,25 +310,32 @@ def _perplexity(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window."""
+    """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window.
+
+    Texts in which this tokenizer leaves no token to score are left out, and counted in a warning.
+    """
     length = min(context_length(model) or batch_tokens, batch_tokens)
     asked: list[list[Continuation]] = []
     owner: list[int] = []
-    for index, example in enumerate(examples):
-        ids, start = encode(tokenizer, task, example, example.target)
-        if len(ids) <= start:
-            raise InputError(f"{task.where}: the text {shorten(example.target)} is too short to be scored: remove it")
+    encoded = [encode(tokenizer, task, example, example.target) for example in examples]
+    texts = [(ids, start) for ids, start in encoded if len(ids) > start]
+    few = f"{len(examples) - len(texts):,} of {len(examples):,} texts are too short to be scored"
+    if not texts:
+        raise InputError(f"{task.where}: {few}: give the task longer ones")
+    if len(texts) < len(examples):
+        progress.warn(f"{task.where}: {few} and left out")
+    for index, (ids, start) in enumerate(texts):
         for window in windows(ids, start, length):
             asked.append([Continuation(*window)])
             owner.append(index)
 
     sharing = _shortcuts(model, tokenizer, asked, sharing)
-    scored = np.zeros(len(examples))
+    scored = np.zeros(len(texts))
     np.add.at(scored, owner, [len(window[0].ids) - 1 for window in asked])
 
     def run(model: PreTrainedModel, copies: int) -> list[Scores]:
         every, tokens = score_copies(model, asked, batch_tokens, "perplexity", sharing, copies)
-        total = np.zeros((copies, len(examples)))
+        total = np.zeros((copies, len(texts)))
         for sums, logliks in zip(total, every, strict=True):
             np.add.at(sums, owner, [values[0] for values in logliks])
         return [Scores(score=np.exp(sums / scored), loglik=sums / scored, tokens=tokens) for sums in total]

@@ -299,6 +299,19 @@ class TestPerplexity:
         assert scores.loglik[0] == pytest.approx(total / 600, abs=1e-4)
         assert scores.tokens == 600
 
+    def test_texts_without_a_token_to_score_are_left_out(self, model):
+        tokenizer = tiny_tokenizer()
+        tokenizer.bos_token = tokenizer.eos_token = None  # nothing goes before the only token of a short text
+        texts = ["salt", "x", "the blue river", "y"]
+        examples = [Example("", references=(text,)) for text in texts]
+        with pytest.warns(UserWarning, match="2 of 4 texts are too short to be scored and left out"):
+            scores = evaluate(model, tokenizer, self.TASK, examples)
+        want = evaluate(model, tokenizer, self.TASK, examples[::2])
+        assert np.array_equal(scores.loglik, want.loglik)
+        assert np.array_equal(scores.score, want.score)
+        with pytest.raises(InputError, match="2 of 2 texts are too short to be scored: give"):
+            evaluate(model, tokenizer, self.TASK, examples[1::2])
+
 
 def test_no_examples(model, tokenizer):
     with pytest.raises(InputError, match="no examples"):

@@ -168,7 +168,7 @@ def test_they_are_refused_before_calibration():
     task = Task("t", "multiple_choice", rows, "{q}", [" yes", " no"], "a")
     with pytest.raises(InputError, match="BertLMHeadModel is not a causal language model"):
         calibrate(bert(False), tiny_tokenizer(), task, tokens=512)
-    assert calibrate(bert(True), tiny_tokenizer(), task, tokens=512).tokens == 512
+    assert 256 < calibrate(bert(True), tiny_tokenizer(), task, tokens=512).tokens <= 512
 
 
 def test_once_per_model(monkeypatch):
