@@ -26,7 +26,7 @@ def started(*arguments, **streams):
     ("number", "moment", "left"),
     [
         (signal.SIGTERM, "load", []),
-        (signal.SIGINT, "calibrate", []),
+        (signal.SIGINT, "calibrate", ["out.unfinished"]),  # a moment later the search begins
         (signal.SIGHUP, "the dense model", ["out.unfinished"]),
         (signal.SIGTERM, "test", ["out.unfinished"]),
     ],
