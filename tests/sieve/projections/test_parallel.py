@@ -1,6 +1,7 @@
 """Matrices side by side: the same bits whatever the number of threads, and errors at once."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ def test_an_error_ends_the_work(two_threads):
         begun.append(i)
         if i == 1:
             raise ValueError("one")
+        time.sleep(0.001)  # else all may be done before the caller has looked
         return i
 
     with pytest.raises(ValueError, match="one"):
