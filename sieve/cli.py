@@ -176,7 +176,8 @@ def _prune(
 ) -> None:
     with progress.shown(not quiet), interrupts.reported(lambda: _left(output)):
         # What is wrong with these is said before the import of torch, which takes seconds.
-        require_new(output)
+        if not resume:
+            require_new(output)
         load_task(recipe.task, data)
         from sieve import pipeline
         from sieve.report.show import show_report
