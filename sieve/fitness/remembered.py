@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +18,18 @@ def remembered(journal: Journal | None, key: str, measure: Callable[[], Scores])
     if journal is None:
         return measure()
     if key not in journal.records:
-        scores = measure()
-        journal.add(key, {"scores": {name: _plain(value) for name, value in vars(scores).items()}})
-    found = journal.records[key]["scores"]
-    return Scores(**{name: np.array(value) if isinstance(value, list) else value for name, value in found.items()})
+        journal.add(key, {"scores": to_record(measure())})
+    return from_record(journal.records[key]["scores"])
+
+
+def to_record(scores: Scores) -> dict[str, Any]:
+    """Scores as JSON holds them, to the bit."""
+    return {name: _plain(value) for name, value in vars(scores).items()}
+
+
+def from_record(record: Mapping[str, Any]) -> Scores:
+    """What `to_record` was given."""
+    return Scores(**{name: np.array(value) if isinstance(value, list) else value for name, value in record.items()})
 
 
 def plan_key(plan: Mapping[str, int | str]) -> str:

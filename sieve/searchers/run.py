@@ -20,7 +20,7 @@ from sieve.fitness.evaluate import Prepared, prepare
 from sieve.fitness.graphs import CudaRecorder
 from sieve.fitness.intervals import Resolution, resolution
 from sieve.fitness.journal import Journal
-from sieve.fitness.remembered import plan_key, remembered
+from sieve.fitness.remembered import from_record, plan_key, remembered, to_record
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
@@ -257,20 +257,11 @@ def _dense(book: Journal | None, measure: Callable[[], dict[str, Scores]]) -> di
     """The dense model's scores by split, from the journal if it has them: a resumed search compares with the same."""
     if book is not None and "dense" in book.records:
         record = book.records["dense"]
-        return {split: Scores(**{**record[split], **_arrays(record[split])}) for split in DECIDING}
+        return {split: from_record(record[split]) for split in DECIDING}
     dense = measure()
     if book is not None:
-        plain = {split: {name: _listed(value) for name, value in vars(one).items()} for split, one in dense.items()}
-        book.add("dense", plain)
+        book.add("dense", {split: to_record(scores) for split, scores in dense.items()})
     return dense
-
-
-def _arrays(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.array(value) for name, value in record.items() if isinstance(value, list)}
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _curves(
