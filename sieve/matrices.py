@@ -14,6 +14,7 @@ from sieve import progress
 from sieve.errors import InputError, NumericsError
 from sieve.layers import PAIRS, LowRankLinear, PivotedLinear, holds_plain_tensors
 from sieve.plan import Matrix
+from sieve.utils.messages import one_line
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _ROWS, _TOKENS = 2, 16  # of the pass that shows how layers are used
@@ -162,9 +163,8 @@ def _run(model: nn.Module) -> None:
         ids = ids.reshape(_ROWS, _TOKENS)
         model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except Exception as error:  # whatever an unknown architecture asks for beside text
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{type(model).__name__} does not run over plain text ({reason}): Sieve cannot prune it"
+            f"{type(model).__name__} does not run over plain text ({one_line(error)}): Sieve cannot prune it"
         ) from error
     finally:
         model.train(training)
