@@ -1,31 +1,22 @@
 """Compiling kernels for GPUs that are not there, and reading what the compiler made of them.
 
-A launcher runs on tensors without memory while Triton is told that a device of the target is active; its hook receives
-each launch before anything is compiled, and compiles it for the target instead of launching it.
+`aot_launch` records what the launchers hand to Triton; each launch is compiled for its target and does not run.
 """
 
-import json
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import torch
 import triton
-from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
-from triton.runtime import driver
 
-from sieve_kernels import dispatch, tiles
 from sieve_kernels.aot_cases import CASES, DTYPES, PROBLEMS, Case, Problem
+from sieve_kernels.aot_launch import gpu_target, launches, pretended
 from sieve_kernels.aot_targets import KIB, PARTITIONS, TARGETS, Target
 
 
@@ -65,60 +56,15 @@ def rows(target: str, dtype: str, cases: tuple[str, ...], shapes: tuple[str, ...
 
 def programs(case: Case, problem: Problem, target: Target) -> list[Program]:
     """The different programs that `case` launches for `problem` on `target`, in order."""
-
-    def make(*sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.empty(sizes, dtype=dtype or problem.dtype, device="meta")
-
-    with _pretended(target) as compiled:
-        case.launch(make, problem)
+    compiled = []
+    for launch in launches(case, problem, target):
+        source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+        with pretended(target):
+            kernel = triton.compile(source, target=gpu_target(target), options=launch.options)
+        names = launch.kernel.arg_names
+        constants = {names[at]: value for (at, *_), value in launch.constants.items()}
+        compiled.append(_read(kernel, constants, target))
     return [program for at, program in enumerate(compiled) if program not in compiled[:at]]
-
-
-@contextmanager
-def _pretended(target: Target) -> Iterator[list[Program]]:
-    """Make launches compile for `target`, and collect what they made."""
-    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    found: list[Program] = []
-
-    def compile_instead(*, fn, compile, **_) -> bool:
-        options = _tuples(json.loads(compile["specialization_data"])["options"])
-        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
-        kernel = triton.compile(source, target=gpu, options=options)
-        names = fn.jit_function.arg_names
-        constants = {names[at]: value for (at, *_), value in compile["constants"].items()}
-        found.append(_read(kernel, constants, target))
-        return True  # handled: nothing is launched
-
-    properties = SimpleNamespace(
-        name=target.name,
-        major=target.capability[0],
-        minor=target.capability[1],
-        multi_processor_count=target.processors,
-        shared_memory_per_block_optin=target.shared_block,
-    )
-    # Triton keeps compiled kernels by device: a target is a device of its own.
-    active = SimpleNamespace(
-        get_current_target=lambda: gpu,
-        get_current_device=lambda: target.name,
-        get_current_stream=lambda device: 0,
-    )
-    dispatch.processors.cache_clear()
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(torch.cuda, "get_device_properties", lambda *_: properties))
-        stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: target.capability))
-        stack.enter_context(patch.object(tiles, "has_tma", lambda _: target.backend == "cuda" and target.arch >= 90))
-        stack.enter_context(patch.object(torch.version, "hip", "6" if target.backend == "hip" else None))
-        stack.enter_context(patch.object(knobs.runtime, "jit_cache_hook", compile_instead))
-        stack.enter_context(patch.object(driver, "_active", active))
-        stack.callback(dispatch.processors.cache_clear)
-        yield found
-
-
-def _tuples(value):
-    """JSON's lists as the tuples they were."""
-    if isinstance(value, dict):
-        return {key: _tuples(entry) for key, entry in value.items()}
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def _read(kernel: CompiledKernel, constants: dict, target: Target) -> Program:

@@ -79,8 +79,8 @@ def sum_product(
 
 @triton.jit
 def matmul_kernel(
-    a_ptrs,  # of every product [M, K], [parts, M, K] or a descriptor
-    b_ptrs,  # [N, K] or a descriptor
+    a_ptrs,  # of every product [M, K] or [parts, M, K]; if TMA the descriptor of the only one
+    b_ptrs,  # [N, K]; if TMA a descriptor
     bias_ptrs,  # [N] or None
     out_ptrs,  # [M, N], or [shares, M, N]
     M,
@@ -110,7 +110,7 @@ def matmul_kernel(
     """out = a bᵀ + bias of several products with as many rows, side by side. Grid: (tiles, shares)."""
     row, col = tile_of(tl.program_id(0), M, across, BLOCK_M, GROUP)
     first = 0  # column of tiles where a product begins
-    for i in tl.static_range(len(b_ptrs)):
+    for i in tl.static_range(len(Ns)):
         behind = first + tl.cdiv(Ns[i], BLOCK_N)
         if (first <= col) & (col < behind):
             rows = row * BLOCK_M
@@ -122,8 +122,8 @@ def matmul_kernel(
                 end = tl.minimum(begin + share, Ks[i])
             acc = sum_product(
                 tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
-                a_ptrs[i],
-                b_ptrs[i],
+                a_ptrs if TMA else a_ptrs[i],
+                b_ptrs if TMA else b_ptrs[i],
                 rows,
                 cols,
                 M,
@@ -254,15 +254,16 @@ def matmuls(
         out = [torch.empty((shares, M, N), dtype=tiles.accumulator(dtype), device=device) for N in Ns]
     else:
         out = [torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=device) for N in Ns]
-    tma = all(tiles.has_descriptor(t) for t in (*a, *b))
+    # Some versions of Triton cannot launch with descriptors inside of a tuple: only a single product has them.
+    tma = len(b) == 1 and tiles.has_descriptor(a[0]) and tiles.has_descriptor(b[0])
     block_m, block_n, block_k = blocks(M, max(Ns), dtype, tma or wide(*a, *b))
     across = sum(triton.cdiv(N, block_n) for N in Ns)
     tma = tma and block_m >= 64
     if M > 0 and across > 0:
         with tiles.on_device(b[0]):
             matmul_kernel[(triton.cdiv(M, block_m) * across, shares)](
-                tuple(TensorDescriptor.from_tensor(t, [block_m, block_k]) if tma else t for t in a),
-                tuple(TensorDescriptor.from_tensor(t, [block_n, block_k]) if tma else t for t in b),
+                TensorDescriptor.from_tensor(a[0], [block_m, block_k]) if tma else tuple(a),
+                TensorDescriptor.from_tensor(b[0], [block_n, block_k]) if tma else tuple(b),
                 (None,) * len(b) if bias is None else tuple(bias),
                 tuple(out),
                 M,
