@@ -66,9 +66,13 @@ def counted(cases: list[str]) -> list[dict]:
 
 
 def show(programs: list[dict], traffic: list[dict]) -> None:
-    """Print the tables; those with nothing in them not."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the tables; those with nothing in them not, and none where `rich` is not installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:
+        print("the tables are stored only: pip install rich to see them here")
+        return
 
     console = Console(width=None if sys.stdout.isatty() else 190)
     table = Table("case", "shape", "dtype", "target", "kernel", "tile", title="Compiled programs (static counts)")

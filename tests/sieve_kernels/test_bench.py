@@ -55,6 +55,7 @@ def test_numbers_of_a_row(monkeypatch):
 
 
 def test_command(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     table, picture = tmp_path / "bench.csv", tmp_path / "speed.png"
     options = ["--operators", "lowrank_linear", "gram_", "--models", "tiny", "--matrices", "q", "gate", "--no-compile"]
     options += ["--rows", "1", "5", "--kept", "0.25", "0.5", "--rounds", "1", "--dtypes", "float32", "--device", "cpu"]
