@@ -24,15 +24,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton kernels run in Triton's interpreter, on CPU tensors. Triton looks when it decorates a kernel, so the
 variable must be set before this package is imported."""
 
-FUSED_RANK = 64
-"""Largest rank for which the fused kernel is preferred."""
-
-FUSED_ROWS = 64
-"""Tokens per program of the fused kernel, which has no other source of parallelism."""
-
-
 FEW_ROWS = 8
 """Most rows of the compiled CPU kernels that need no AMX."""
+
+FEW_ROWS_GPU = 64
+"""Most rows for which a GPU's time is that of reading the weights, where the kernels here are made for it. Beyond,
+it is the products' arithmetic, at which the library is at its best."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,25 @@ def _on_cpu(call: Call) -> bool:
     return call.device.type == "cpu"
 
 
+def _on_gpu(call: Call) -> bool:
+    return not _on_cpu(call)
+
+
+def _never(call: Call) -> bool:
+    """For what is to be measured first, or asked for."""
+    return False
+
+
+def _by_library(call: Call) -> bool:
+    return _on_cpu(call) or call.rows > FEW_ROWS_GPU
+
+
 def _triton(call: Call) -> bool:
-    return INTERPRETED or not _on_cpu(call)
+    return INTERPRETED or _on_gpu(call)
+
+
+def _triton_integers(call: Call) -> bool:
+    return _triton(call) and call.dtype != torch.float64  # whose products of integers Triton 3.6 cannot compile
 
 
 def _amx(call: Call) -> bool:
@@ -104,10 +118,6 @@ def _vectorised(call: Call) -> bool:
 def _fits_on_chip(call: Call) -> bool:
     most = {2: 128, 4: 64}.get(call.dtype.itemsize, 0)  # a tile of 64 rows in the registers of one program, unspilled
     return _triton(call) and call.rank <= most
-
-
-def _fills_gpu(call: Call) -> bool:
-    return call.rank <= FUSED_RANK and call.rows >= FUSED_ROWS * processors(call.device)
 
 
 def _gram(name: str) -> tuple[Rule, ...]:
@@ -139,36 +149,37 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "channel_sums": _pointwise("channel_sums"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),
-        Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _by_library),
+        Rule("triton", "lowrank.triton_kernels.linear:linear", "two launches inside one operator", _triton),
         Rule(
             "triton_fused",
             "lowrank.triton_kernels.linear:linear_fused",
-            "the r-wide intermediate stays on chip, and the rows alone fill the GPU",
+            "the r-wide intermediate stays on chip",
             _fits_on_chip,
-            _fills_gpu,
+            _never,
         ),
-        Rule("triton", "lowrank.triton_kernels.linear:linear", "two launches inside one operator", _triton),
     ),
     "lowrank_linear_backward": (
-        Rule("torch", "lowrank.cpu:linear_backward", "library products", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:linear_backward", "library products", _anywhere),
         Rule("triton", "lowrank.triton_kernels.linear:linear_backward", "one launch per product", _triton),
     ),
     "lowrank_linear_group": (
         _native("lowrank.native:group"),
-        Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _on_cpu),
+        Rule("torch", "lowrank.gpu:group", "library products", _on_gpu, _by_library),
         Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),
     ),
     "lowrank_linear_group_backward": (
-        Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:group_backward", "library products", _anywhere),
         Rule("triton", "lowrank.triton_kernels.group:group_backward", "one launch per kind of product", _triton),
     ),
     "linear": (
         _native("lowrank.native:dense", most=64),
-        Rule("torch", "lowrank.cpu:dense", "library product", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:dense", "library product", _anywhere, _by_library),
         Rule("triton", "lowrank.triton_kernels.dense:linear", "sums in shares where rows are few", _triton),
     ),
     "linear_backward": (
-        Rule("torch", "lowrank.cpu:dense_backward", "library products", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:dense_backward", "library products", _anywhere),
         Rule("triton", "lowrank.triton_kernels.dense:linear_backward", "one launch per product", _triton),
     ),
     "lowrank_linear_population": (
@@ -182,29 +193,46 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     "lowrank_linear_quantized": (
         _native("lowrank.native:quantized", most=FEW_ROWS),
-        Rule("torch", "lowrank.cpu:quantized", "library products, one factor at a time as floats", _anywhere, _on_cpu),
-        Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton),
+        Rule(
+            "torch",
+            "lowrank.cpu:quantized",
+            "library products, one factor at a time as floats",
+            _anywhere,
+            lambda call: _by_library(call) or not _triton_integers(call),
+        ),
+        Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton_integers),
     ),
     "lowrank_swiglu": (
         _native("glu.native:swiglu"),
-        Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _anywhere, _on_cpu),
+        Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _on_cpu),
+        Rule("torch", "glu.gpu:swiglu", "library products, activated in one pass", _on_gpu, _by_library),
         Rule("triton", "glu.triton_kernels:swiglu", "gate and up meet in registers", _triton),
     ),
     "lowrank_swiglu_backward": (
-        Rule("torch", "glu.cpu:swiglu_backward", "library products", _anywhere, _on_cpu),
+        Rule("torch", "glu.cpu:swiglu_backward", "library products", _anywhere),
         Rule("triton", "glu.triton_kernels:swiglu_backward", "gate and up recomputed in registers", _triton),
     ),
     "lowrank_mlp": (
         _native("glu.native:mlp"),
+        Rule("torch", "glu.gpu:mlp", "library products, activated and put in order in one pass", _on_gpu, _by_library),
         Rule("parts", "glu.mlp:parts", "the operators of its parts", _anywhere),
     ),
     "lowrank_linear_pivoted": (
         _native("lowrank.native:pivoted"),
-        Rule("torch", "lowrank.cpu:pivoted", "library products", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:pivoted", "library products", _on_cpu),
+        Rule("torch", "lowrank.gpu:pivoted", "library products side by side, then one gather", _on_gpu, _by_library),
         Rule("triton", "lowrank.triton_kernels.pivoted:pivoted", "two launches that write where y is", _triton),
+        Rule(
+            "torch_expanded",
+            "lowrank.gpu:pivoted_expanded",
+            "library products with the identity's rows among the others",
+            _anywhere,
+            _never,
+        ),
     ),
     "lowrank_linear_pivoted_backward": (
-        Rule("torch", "lowrank.cpu:pivoted_backward", "library products", _anywhere, _on_cpu),
+        Rule("torch", "lowrank.cpu:pivoted_backward", "library products", _on_cpu),
+        Rule("torch", "lowrank.gpu:pivoted_backward", "library products after one gather", _on_gpu),
         Rule("triton", "lowrank.triton_kernels.pivoted:pivoted_backward", "one launch per product", _triton),
     ),
 }

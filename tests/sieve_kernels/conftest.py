@@ -1,7 +1,12 @@
 """Where the kernels run, which implementation a test exercises, and memory that shows when it was never written."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
+
+from sieve_kernels import dispatch
 
 
 @pytest.fixture
@@ -25,7 +30,19 @@ def seed():
 
 
 @pytest.fixture
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make dispatch take the implementation named by the test's parameters."""
-    monkeypatch.setenv("SIEVE_KERNELS", request.param)
-    return request.param
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Make dispatch take the implementation named by the test's parameters. "torch_gpu": torch's on a GPU, which CPU
+    tensors take too where Triton's kernels beside the products are interpreted."""
+    monkeypatch.setenv("SIEVE_KERNELS", request.param.removesuffix("_gpu"))
+    if request.param == "torch_gpu" and dispatch.INTERPRETED:
+        for operator, rules in dispatch.TABLE.items():
+            monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, rules)))
+    dispatch._load.cache_clear()
+    yield request.param
+    dispatch._load.cache_clear()
+
+
+def _as_on_gpu(rule: dispatch.Rule) -> dispatch.Rule:
+    if rule.name == "torch" and rule.can is dispatch._on_cpu:
+        return replace(rule, can=dispatch._never)
+    return replace(rule, can=dispatch._anywhere) if rule.can is dispatch._on_gpu else rule

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sieve_kernels import SettingError, check_settings, dispatch, native, tune
+from sieve_kernels import SettingError, check_settings, dispatch, native, tune, tuned
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -52,20 +52,28 @@ def test_compiled_kernels_where_they_can_serve(monkeypatch):
 
 
 @pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - BY_TORCH))
-def test_gpu_tensors_take_triton(operator):
-    assert choose(operator, dispatch.Call(GPU, torch.bfloat16, 8, 4)) == "triton"
+def test_a_gpu_takes_triton_for_few_rows_and_products_of_the_library_for_many(operator):
+    few, many = (dispatch.Call(GPU, torch.bfloat16, dispatch.FEW_ROWS_GPU + more, 4) for more in (0, 1))
+    always = "torch" if "backward" in operator and "population" not in operator else "triton"
+    assert choose(operator, few) == always
+    assert choose(operator, many) == ("triton" if operator in ONLY_TRITON else "torch")
+    assert choose(operator, many, "triton") == "triton"
 
 
-def test_fused_kernel_needs_a_small_rank_and_many_rows(monkeypatch):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 100)
-    many = 100 * dispatch.FUSED_ROWS
-    for dtype, rows, rank, name in (
-        (torch.bfloat16, many, 64, "triton_fused"),
-        (torch.bfloat16, many - 1, 64, "triton"),
-        (torch.bfloat16, many, 65, "triton"),
-        (torch.float64, many, 8, "triton"),
-    ):
-        assert choose("lowrank_linear", dispatch.Call(GPU, dtype, rows, rank)) == name
+ONLY_TRITON = {"gram_", "cross_gram_", "lowrank_linear_population", "lowrank_linear_population_backward"}
+
+
+def test_mlp_on_a_gpu():
+    assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, 64, 4)) == "parts"
+    assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, 65, 4)) == "torch"
+
+
+def test_what_is_taken_only_where_it_was_measured(monkeypatch):
+    call = dispatch.Call(GPU, torch.bfloat16, 1 << 20, 64)
+    assert choose("lowrank_linear", call) == choose("lowrank_linear_pivoted", call) == "torch"
+    for operator, name in (("lowrank_linear", "triton_fused"), ("lowrank_linear_pivoted", "torch_expanded")):
+        monkeypatch.setattr(tuned, "choice", lambda *_, name=name: name)
+        assert choose(operator, call) == name
 
 
 def test_override_where_it_can_serve():

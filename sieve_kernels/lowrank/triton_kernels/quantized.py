@@ -140,8 +140,6 @@ def _product(a: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: to
 def _blocks(M: int, dtype: torch.dtype, wide: bool) -> tuple[int, int, int]:
     """Tile of out and step along K, of which 64 is a multiple: a step has one scale per row of b."""
     block_m = 64 if M > 16 else 16
-    if dtype == torch.float64:
-        return 32, 32, 16
     if dtype == torch.float32:
         return block_m, 32 if block_m > 16 else 64, 32 if wide else 16
     return block_m, 64, 64 if wide else 32
