@@ -24,6 +24,7 @@ from triton.runtime import JITFunction, driver
 from sieve_kernels import dispatch, tiles
 from sieve_kernels.aot_cases import CASES, DTYPES, PROBLEMS, Case, Problem
 from sieve_kernels.aot_targets import TARGETS, Target
+from sieve_kernels.core.plans import Plans
 
 Signature = dict[str, object]
 """Type of every argument by its name, as Triton writes it: "*bf16", "i32", "constexpr", tuples of them, …"""
@@ -85,10 +86,16 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: target.capability))
         stack.enter_context(patch.object(tiles, "has_tma", lambda _: target.backend == "cuda" and target.arch >= 90))
         stack.enter_context(patch.object(torch.version, "hip", "6" if target.backend == "hip" else None))
+        stack.enter_context(patch.object(Plans, "__call__", unplanned))
         stack.enter_context(patch.object(knobs.runtime, "jit_cache_hook", note))
         stack.enter_context(patch.object(driver, "_active", active))
         stack.callback(dispatch.processors.cache_clear)
         yield found
+
+
+def unplanned(plans: Plans, *arguments):
+    """A call that remembers nothing: plans depend on the device, and here it changes."""
+    return plans.prepare(*arguments)(*arguments)
 
 
 def _tuples(value):

@@ -43,7 +43,7 @@ WARPS = {"sm_80": "HMMA LDGSTS", "sm_90": "HMMA LDGSTS", "sm_100": "HMMA LDGSTS"
 """Tiles of 16 rows, and float64: a single warp's instructions, as the wider ones need 64 rows and have no float64."""
 
 ADDS = dict.fromkeys(TARGETS, "")
-"""Kernels that only add."""
+"""Kernels without products of matrices."""
 
 EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "gram_kernel": {16: TILES, 32: TILES, 64: WARPS},
@@ -61,6 +61,8 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "quantized_kernel": {16: TILES, 32: TILES},
     "quantized_kernel M16": {16: WARPS, 32: WARPS},
     "fused_kernel": {16: TILES, 32: TILES},
+    "act_mul_kernel": {16: ADDS, 32: ADDS},
+    "gather_columns_kernel": {16: ADDS, 32: ADDS},
 }
 """Instruction classes by kernel (the longest name that begins "kernel tile" counts), bits of the dtype, and target."""
 

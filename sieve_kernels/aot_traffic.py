@@ -15,6 +15,8 @@ from triton.runtime import interpreter
 
 from sieve_kernels import dispatch, tiles
 from sieve_kernels.aot_cases import CASES, COUNTED, Case, Problem
+from sieve_kernels.aot_launch import unplanned
+from sieve_kernels.core.plans import Plans
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -38,7 +40,11 @@ def moved(case: Case, problem: Problem) -> int:
         return torch.ones(sizes, dtype=dtype or problem.dtype)
 
     # Kernels store float32 in the interpreter only for its rounding. Bytes are counted as on a GPU.
-    with patch.object(tiles, "compute_dtype", lambda dtype: dtype), _counting() as bytes_moved:
+    with (
+        patch.object(tiles, "compute_dtype", lambda dtype: dtype),
+        patch.object(Plans, "__call__", unplanned),
+        _counting() as bytes_moved,
+    ):
         case.launch(make, problem)
     return sum(bytes_moved)
 
