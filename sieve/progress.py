@@ -9,13 +9,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from functools import cache
+from typing import TYPE_CHECKING
 
 from sieve.utils.terminal import console as make_console
 from sieve.utils.terminal import printable
 
-console = make_console(stderr=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _shown: bool | None = None
 _noted: set[str] = set()
 _drawing = False
@@ -40,7 +42,7 @@ def is_shown() -> bool:
 def say(message: str, style: str = "") -> None:
     """A line for the user, printed only where progress is shown; the message is printed as it is, without markup."""
     if is_shown():
-        console.print(message, style=style, soft_wrap=True)
+        console().print(message, style=style, soft_wrap=True)
 
 
 def note(message: str) -> None:
@@ -74,19 +76,21 @@ def bar(description: str, total: int, unit: str, summary: bool = True) -> Iterat
     if not is_shown():
         yield lambda n: None
         return
+    from rich import progress as rich
+
     # One bar at a time: a terminal has one last line.
-    draws, before = console.is_terminal and not _drawing, _drawing
+    draws, before = console().is_terminal and not _drawing, _drawing
     started = time.perf_counter()
     columns = (
-        TextColumn("  {task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit, markup=False),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        rich.TextColumn("  {task.description}", markup=False),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn(unit, markup=False),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not draws) as progress:
+    with rich.Progress(*columns, console=console(), transient=True, disable=not draws) as progress:
         task = progress.add_task(printable(description), total=total)
 
         def advance(n: int) -> None:
@@ -102,6 +106,12 @@ def bar(description: str, total: int, unit: str, summary: bool = True) -> Iterat
     seconds = time.perf_counter() - started
     if summary:
         say(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+
+
+@cache
+def console() -> "Console":
+    """The terminal of this module; rich is imported with it."""
+    return make_console(stderr=True)
 
 
 def _on_a_terminal() -> bool:

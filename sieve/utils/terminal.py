@@ -1,13 +1,18 @@
 """Text for a terminal: what users name their files, tasks and layers is printed as it is, and steers nothing.
 
-A console made here reads no markup and no emoji codes, and shows control characters as escapes (`\\x1b`).
+A console made here reads no markup and no emoji codes, and shows control characters as escapes (`\\x1b`). Rich is
+imported with the first of them: a layer that only has something to note needs no terminal.
 """
 
-import unicodedata
-from typing import TextIO
+from __future__ import annotations
 
-from rich.console import Console
-from rich.text import Text
+import unicodedata
+from functools import cache
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 # Characters that reverse the order of the text around them, so that a name reads as another one.
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -26,13 +31,19 @@ def printable(text: str) -> str:
 
 def console(stderr: bool = False, file: TextIO | None = None) -> Console:
     """A console on standard output, standard error or a file that prints every string as it is."""
-    return _PlainConsole(stderr=stderr, file=file, markup=False, emoji=False, highlight=False)
+    return _plain_console()(stderr=stderr, file=file, markup=False, emoji=False, highlight=False)
 
 
-class _PlainConsole(Console):
-    def render_str(self, text: str, **options) -> Text:
-        # Every string passes here: what is printed, titles, and cells of tables.
-        return super().render_str(printable(text), **options)
+@cache
+def _plain_console() -> type[Console]:
+    from rich.console import Console
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options) -> Text:
+            # Every string passes here: what is printed, titles, and cells of tables.
+            return super().render_str(printable(text), **options)
+
+    return PlainConsole
 
 
 def _acts(char: str) -> bool:

@@ -58,7 +58,8 @@ def test_progress_prints_text_as_it_is(text, capsys):
 
 def test_bars_on_a_terminal(monkeypatch):
     """A name in the bar itself, and a bar within another."""
-    monkeypatch.setattr(progress, "console", terminal := console())
+    terminal = console()
+    monkeypatch.setattr(progress, "console", lambda: terminal)
     terminal.file, terminal._force_terminal, terminal.width = io.StringIO(), True, 120
     with progress.shown(), progress.bar("outer [/bold]\x1b[2J", 2, "[/x]") as advance:
         advance(1)
