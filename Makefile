@@ -1,4 +1,5 @@
-# Two commands from an empty checkout: `make demo` and `make test`. Both make the virtual environment first.
+# Two commands from an empty checkout: `make demo` and `make test`. Both make the virtual environment first. `make gpu`
+# takes the Python that is there: PYTHON, with torch, Triton, NumPy, SciPy and pytest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: setup demo test test-cpus lint bench aot clean
+.PHONY: setup demo test test-cpus lint bench gpu aot clean
 
 setup: $(VENV)/ready
 
@@ -34,6 +35,11 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# Tests and table of the GPU that is here. Workers of the tests collect in one order only with the same hashes.
+MINUTES ?= 10
+gpu:
+	PYTHONHASHSEED=0 $(PYTHON) -m bench.gpu --minutes $(MINUTES) $(GPU)
 
 aot: setup
 	$(BIN)/python -m sieve_kernels.aot

@@ -1,0 +1,16 @@
+"""The minutes of a run, shared out among its parts: what one leaves over is the next ones'."""
+
+import time
+from collections.abc import Callable, Sequence
+
+
+class Budget:
+    def __init__(self, seconds: float, weights: Sequence[float], clock: Callable[[], float] = time.monotonic):
+        self._clock, self._deadline = clock, clock() + seconds
+        self._weights = list(weights)
+
+    def next(self) -> float:
+        """Seconds for the next part: its weight's share of what is left."""
+        share = self._weights[0] / sum(self._weights)
+        del self._weights[0]
+        return max(self._deadline - self._clock(), 0) * share

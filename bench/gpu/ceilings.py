@@ -1,0 +1,31 @@
+"""What the device can do at best: bytes copied and bf16 products a second, measured in the same run as the rest."""
+
+from functools import cache
+
+import torch
+
+from bench.gpu import clock
+from bench.gpu.job import Job, Place
+from bench.gpu.sizes import Sizes
+
+
+def jobs(sizes: Sizes) -> list[Job]:
+    def copy(place: Place) -> dict[str, float]:
+        return {"ceiling.copy_gbs": copied_bytes(place.device, sizes.copied) / 1e9}
+
+    def product(place: Place) -> dict[str, float]:
+        x = torch.randn(sizes.square, sizes.square, device=place.device).bfloat16()
+        x @ x
+        seconds = min(clock.seconds(lambda: x @ x, place.device, 5) for _ in range(5))
+        return {"ceiling.bf16_tflops": 2 * sizes.square**3 / seconds / 1e12}
+
+    return [Job("copy", ("ceiling.copy_gbs",), copy), Job("product", ("ceiling.bf16_tflops",), product)]
+
+
+@cache
+def copied_bytes(device: torch.device, size: int) -> float:
+    """Bytes a second, read and written, of copying a tensor of `size` bytes on the device."""
+    source = torch.randn(size // 2, device=device, dtype=torch.bfloat16)  # zeros would toggle no wires
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.nbytes / min(clock.seconds(lambda: target.copy_(source), device, 3) for _ in range(7))

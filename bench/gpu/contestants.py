@@ -1,0 +1,85 @@
+"""One decoder with random weights in the forms that are compared. They share all that is not pruned."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from bench.decode import Free, TwoProducts
+from bench.gpu.sizes import KEPT
+from sieve.fusion import fuse_
+from sieve.layers import PAIRS
+from sieve.matrices import low_rank, prunable, replace
+from sieve.plan import Plan
+
+NAMES = ("dense", "two", "plain", "pivoted", "free")
+
+
+@dataclass(frozen=True)
+class Contestants:
+    """Models by name, and the bytes of the pruned matrices of those that have pairs."""
+
+    models: dict[str, nn.Module]
+    pruned_bytes: dict[str, int]
+
+
+@cache
+def contestants(device: torch.device, multiple: int, configuration: tuple) -> Contestants:
+    """dense; two (plain pairs as two `F.linear`); plain and pivoted (our operators); free (no prunable matrix).
+
+    `fuse_` is called on all of them, so that norms, rotary positions, attention and head are the same. The prunable
+    matrices of the dense model stay the library's.
+    """
+    dense = _random(device, dict(configuration))
+    matrices = prunable(dense)
+    plain, pivoted = (_pruned(dense, multiple, kind) for kind in (False, True))
+    two, free = _sharing(plain), _sharing(dense)
+    for name in matrices:
+        if isinstance(two.get_submodule(name), PAIRS):
+            replace(two, name, TwoProducts(two.get_submodule(name)))
+        layer = free.get_submodule(name)
+        replace(free, name, Free(layer.out_features, layer.weight.dtype).to(device))
+    models = {name: fuse_(model) for name, model in zip(NAMES, (dense, two, plain, pivoted, free), strict=True)}
+    for name in matrices:
+        dense.get_submodule(name).__dict__.pop("forward", None)
+    return Contestants(models, {name: _bytes(models[name], matrices) for name in ("plain", "pivoted")})
+
+
+def _random(device: torch.device, configuration: dict) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            return LlamaForCausalLM(LlamaConfig(**configuration)).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    """The same modules anew, over the same tensors."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _pruned(dense: nn.Module, multiple: int, pivoted: bool) -> nn.Module:
+    """Half of the prunable parameters, at random: a product's time does not depend on its numbers."""
+    model = _sharing(dense)
+    plan = Plan.uniform(prunable(dense, pivoted).values(), KEPT, multiple)
+    for name, rank in plan.ranks().items():
+        pair = low_rank(model.get_submodule(name), rank, pivoted=pivoted)
+        for factor in pair.children():
+            nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
+        if pivoted:
+            order = torch.randperm(pair.out_features, device=pair.permutation.device)
+            pair.permutation.copy_(torch.cat([order[:rank].sort().values, order[rank:].sort().values]))
+        replace(model, name, pair)
+    return model
+
+
+def _bytes(model: nn.Module, names: Iterable[str]) -> int:
+    return sum(p.nbytes for name in names for p in model.get_submodule(name).parameters())

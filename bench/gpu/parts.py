@@ -1,0 +1,19 @@
+"""The parts of the measurement, the most important first."""
+
+from bench.gpu import ceilings, choices, decoder, device_tests, few_rows, gram, groups, host, many_rows
+from bench.gpu.job import Part
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part("ceilings", "what the device can do", 0.2, ceilings.jobs),
+        Part("host", "host time of a call", 0.3, host.jobs),
+        Part("operators", "layers of few rows", 1.2, few_rows.jobs),
+        Part("gram", "Gram matrices", 0.6, gram.jobs),
+        Part("decoder", "whole models", 2.0, decoder.jobs, decoder.missing),
+        Part("groups", "query, key and value together; gated MLPs", 0.8, groups.jobs),
+        Part("tests", "the kernels' tests", 3.0, device_tests.jobs, device_tests.missing),
+        Part("many", "layers of many rows", 1.5, many_rows.jobs),
+        Part("choices", "the fastest implementations", 1.0, choices.jobs),
+    )
+}

@@ -1,0 +1,116 @@
+"""What is measured on a GPU, and the small sizes with which the whole can be tried without one."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.shapes import MODELS
+from sieve.plan import Matrix
+
+KEPT = 0.5
+MULTIPLE = 64
+"""Ranks are multiples of it: rows of whole tiles."""
+
+
+def ranks(m: int, n: int, multiple: int = MULTIPLE) -> tuple[int, int]:
+    """The ranks of the plain and of the pivoted pair that keep half of the parameters of W [m, n]."""
+    plain, pivoted = (Matrix("", m, n, 0, pivoted=kind).rank_at(KEPT, multiple) for kind in (False, True))
+    return plain, pivoted
+
+
+def _many_shapes() -> tuple[tuple[int, int], ...]:
+    """(m, n) of all models, those of the 8B model first."""
+    models = [MODELS["llama-3-8b"], *MODELS.values()]
+    return tuple(dict.fromkeys((m, n) for model in models for n, m in model.matrices().values()))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Matrices are (outputs m, inputs n); T is rows of input."""
+
+    multiple: int = MULTIPLE
+    cold: int = 256 << 20
+    """Bytes of copies of the weights, which are used one after the other so that none is still in a cache."""
+    copied: int = 2 << 30
+    """Bytes of the tensor whose copying tells the bandwidth."""
+    square: int = 8192
+    """Of the product that tells the arithmetic."""
+    hidden: int = 4096
+    """Of the layers whose calls are timed on the host."""
+    few_shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (14336, 4096), (4096, 14336))
+    few_rows: tuple[int, ...] = (1, 16, 4, 2, 8, 32)
+    head: tuple[int, int] = (128256, 4096)
+    many_shapes: tuple[tuple[int, int], ...] = field(default_factory=_many_shapes)
+    many_rows: tuple[int, ...] = (2048, 64, 256, 1024, 8192, 128, 512, 4096)
+    group: tuple[int, tuple[int, ...]] = (4096, (4096, 1024, 1024))
+    """Inputs, and outputs of query, key and value."""
+    mlp: tuple[int, int] = (4096, 14336)
+    """Inputs and hidden units."""
+    group_rows: tuple[int, ...] = (1, 16, 64, 256, 2048, 8192)
+    grams: tuple[tuple[int, int], ...] = ((8192, 4096), (8192, 1536), (8192, 576), (16384, 8192))
+    """(T, n)."""
+    batches: tuple[int, ...] = (1, 16, 128)
+    prompts: tuple[tuple[int, int], ...] = ((8, 2048), (1, 2048))
+    cache: int = 256
+    models: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {
+            "decoder": {
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 8,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+                "max_position_embeddings": 4096,
+            },
+            "smollm2": {
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "vocab_size": 49152,
+                "max_position_embeddings": 4096,
+                "tie_word_embeddings": True,
+            },
+        }
+    )
+    """Configurations by the first word of their cells' names."""
+    calls: int = 32
+    """Calls in a row whose host time is taken together; the launches of all of them fit the GPU's queue."""
+    rounds: int = 15
+
+
+FULL = Sizes()
+
+SMOKE = Sizes(
+    multiple=8,
+    cold=1 << 16,
+    copied=1 << 20,
+    square=64,
+    hidden=64,
+    few_shapes=((64, 64), (96, 64)),
+    few_rows=(1, 4),
+    head=(128, 64),
+    many_shapes=((64, 64), (96, 64)),
+    many_rows=(64, 128),
+    group=(64, (64, 32, 32)),
+    mlp=(64, 96),
+    group_rows=(1, 64),
+    grams=((128, 64),),
+    batches=(1, 2),
+    prompts=((2, 16),),
+    cache=32,
+    models={
+        "decoder": {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 128,
+            "max_position_embeddings": 64,
+        }
+    },
+    calls=2,
+    rounds=2,
+)

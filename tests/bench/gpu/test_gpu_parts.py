@@ -1,0 +1,90 @@
+"""Every job of `python -m bench.gpu` at sizes that a CPU does at once; results are compared with the library's."""
+
+import time
+
+import pytest
+import torch
+
+import sieve_kernels
+from bench.gpu import ceilings, choices, clock, decoder, few_rows, gram, groups, host, many_rows
+from bench.gpu.contestants import contestants
+from bench.gpu.job import LeftOut, Place, WrongResult
+from bench.gpu.layers import check
+from bench.gpu.sizes import SMOKE
+from sieve_kernels import tune, tuned
+
+PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder)
+JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(torch.device("cpu"), time.monotonic() + 60, tmp_path)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_job(name, place):
+    """It gives the cells that it promises, all of them positive numbers."""
+    cells = JOBS[name].run(place)
+    assert cells.keys() == set(JOBS[name].cells)
+    assert all(value > 0 for value in cells.values())
+
+
+def test_contestants_differ_in_their_matrices_only():
+    """They share tensors, dense layers are the library's, and half of the prunable parameters is gone."""
+    made = contestants(torch.device("cpu"), SMOKE.multiple, tuple(sorted(SMOKE.models["decoder"].items())))
+    dense, *others = made.models.values()
+    head = dense.lm_head.weight
+    assert all(model.lm_head.weight is head for model in others)
+    assert all("forward" in model.lm_head.__dict__ for model in (dense, *others))
+    assert "forward" not in dense.model.layers[0].mlp.up_proj.__dict__
+    blocks = sum(p.nbytes for name, p in dense.named_parameters() if "_proj" in name)
+    for kind in ("plain", "pivoted"):
+        assert 0.5 <= made.pruned_bytes[kind] / blocks < 0.65
+        assert made.pruned_bytes[kind] == sum(
+            p.nbytes for name, p in made.models[kind].named_parameters() if "_proj" in name
+        )
+    assert not [name for name, _ in made.models["free"].named_parameters() if "_proj" in name]
+
+
+def test_a_wrong_operator_is_not_measured(place, monkeypatch):
+    monkeypatch.setattr(sieve_kernels, "lowrank_linear", lambda x, A, B: 1.1 * (x @ A.T @ B.T))
+    with pytest.raises(WrongResult, match="lowrank_linear"):
+        many_rows.measure(place, 64, 64, 64, SMOKE)
+    with pytest.raises(WrongResult):
+        check("nan", torch.tensor([float("nan")]), torch.ones(1))
+
+
+def test_copies_are_cold():
+    """So many that going through them reads as much as was asked."""
+    sets = clock.copies(lambda: [torch.zeros(100, dtype=torch.int8)], 1000)
+    assert len(sets) == 10
+    assert len({tensors[0].data_ptr() for tensors in sets}) == 10
+    assert len(clock.copies(lambda: [torch.zeros(100, dtype=torch.int8)], 1000, beside=150)) == 4
+
+
+def test_cold_seconds_are_those_of_a_call():
+    """Contenders with lists of different lengths are comparable."""
+    wait = lambda: time.sleep(0.002)  # noqa: E731
+    taken = clock.cold_seconds({"two": [wait] * 2, "six": [wait] * 6}, torch.device("cpu"), 3)
+    assert taken["six"] == pytest.approx(taken["two"], rel=0.5)
+    assert 0.002 <= taken["six"] < 0.01
+
+
+def test_choices_are_copied_from_where_dispatch_looks(place, monkeypatch, tmp_path):
+    folder = tmp_path / "looked"
+    monkeypatch.setenv(tuned.VARIABLE, str(folder))
+
+    def measured(arguments):
+        name = arguments[arguments.index("--operators") + 1]
+        entry = {"operator": name, "dtype": "bfloat16", "rows": 1, "rank": 64, "implementation": "torch"}
+        tuned.write(tuned.path(place.device), tuned.device_name(place.device), [entry])
+        return 0
+
+    monkeypatch.setattr(tune, "main", measured)
+    job = choices.jobs(SMOKE)[0]
+    assert job.run(place) == dict.fromkeys(job.cells, 1.0)
+    assert (tmp_path / choices.FILE).read_text() == tuned.path(place.device).read_text()
+    monkeypatch.setenv(tuned.VARIABLE, "off")
+    with pytest.raises(LeftOut, match="off"):
+        job.run(place)
