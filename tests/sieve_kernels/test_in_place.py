@@ -24,15 +24,17 @@ N, M, R = 32, 24, 8
 SHAPES = {"one row": (1, 1, N), "few rows": (2, 3, N), "rows": (2, 80, N), "blocks": (2, 600, N)}
 
 
-def weights(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    return [torch.randn(shape).mul(shape[-1] ** -0.5).to(dtype) for shape in shapes]
+def weights(*shapes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    return [torch.randn(shape, device=device).mul(shape[-1] ** -0.5).to(dtype) for shape in shapes]
 
 
-def operators(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]]:
+def operators(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]]:
     """Functions of x [..., N]."""
-    W, A, B, C, D, bias, scale = weights((M, N), (R, N), (M, R), (M - R, R), (N, M), (M,), (N,), dtype=dtype)
-    order, ranks = torch.randperm(M), torch.tensor([3, R])
-    turns = torch.randn(1, 16, N, dtype=dtype)
+    W, A, B, C, D, bias, scale = weights(
+        (M, N), (R, N), (M, R), (M - R, R), (N, M), (M,), (N,), dtype=dtype, device=device
+    )
+    order, ranks = torch.randperm(M, device=device), torch.tensor([3, R], device=device)
+    turns = torch.randn(1, 16, N, dtype=dtype, device=device)
     return {
         "linear": lambda x: linear(x, W),
         "linear with bias": lambda x: linear(x, W, bias),
@@ -50,12 +52,12 @@ def operators(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor | tuple
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+@pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "native"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", operators(torch.float32))
-def test_outputs_can_be_changed_in_place(implementation, name, shape, dtype):
-    operator, x = operators(dtype)[name], torch.randn(shape).to(dtype)
+@pytest.mark.parametrize("name", operators(torch.float32, torch.device("cpu")))
+def test_outputs_can_be_changed_in_place(implementation, name, shape, dtype, device):
+    operator, x = operators(dtype, device)[name], torch.randn(shape, device=device).to(dtype)
 
     def gradient(in_place: bool) -> Tensor:
         leaf = x.clone().requires_grad_()

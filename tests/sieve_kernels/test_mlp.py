@@ -16,20 +16,24 @@ KINDS = ("dense", "pair", "pivoted")
 both = pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "native"], indirect=True)
 
 
-def make_layer(kind, n, m, rank, dtype):
+def make_layer(kind, n, m, rank, dtype, device):
+    def factor(rows, columns):
+        return (torch.randn(rows, columns, device=device) * columns**-0.5).to(dtype)
+
     if kind == "dense":
-        return ((torch.randn(m, n) * n**-0.5).to(dtype),)
-    A = (torch.randn(rank, n) * n**-0.5).to(dtype)
+        return (factor(m, n),)
     if kind == "pair":
-        return A, (torch.randn(m, rank) * rank**-0.5).to(dtype)
-    return A, (torch.randn(m - rank, rank) * rank**-0.5).to(dtype), torch.randperm(m)
+        return factor(rank, n), factor(m, rank)
+    return factor(rank, n), factor(m - rank, rank), torch.randperm(m, device=device)
 
 
-def make(rows, n, m, k, kinds, ranks=(5, 7, 4), dtype=torch.float32):
+def make(rows, n, m, k, kinds, ranks=(5, 7, 4), dtype=torch.float32, device="cpu"):
     """x [*rows, n] and three layers, n → m, n → m, m → k."""
     sizes = ((n, m), (n, m), (m, k))
-    layers = [make_layer(kind, *size, rank, dtype) for kind, size, rank in zip(kinds, sizes, ranks, strict=True)]
-    return torch.randn(*rows, n).to(dtype), layers
+    layers = [
+        make_layer(kind, *size, rank, dtype, device) for kind, size, rank in zip(kinds, sizes, ranks, strict=True)
+    ]
+    return torch.randn(*rows, n, device=device).to(dtype), layers
 
 
 def check(x, layers, activation="silu"):
@@ -45,19 +49,21 @@ def mlp(x, layers, activation="silu"):
     return lowrank_mlp(x, *inner, *[None] * (2 - len(inner)), down, activation)
 
 
-def make_stacked(rows, n, m, k, kinds, ranks=(5, 4), dtype=torch.float32):
+def make_stacked(rows, n, m, k, kinds, ranks=(5, 4), dtype=torch.float32, device="cpu"):
     """x [*rows, n] and two layers, n → 2 m, m → k."""
     sizes = ((n, 2 * m), (m, k))
-    layers = [make_layer(kind, *size, rank, dtype) for kind, size, rank in zip(kinds, sizes, ranks, strict=True)]
-    return torch.randn(*rows, n).to(dtype), layers
+    layers = [
+        make_layer(kind, *size, rank, dtype, device) for kind, size, rank in zip(kinds, sizes, ranks, strict=True)
+    ]
+    return torch.randn(*rows, n, device=device).to(dtype), layers
 
 
 @both
 @pytest.mark.parametrize("kinds", list(product(KINDS, repeat=2)), ids="-".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rows", [(1,), (7,), (2, 35)])
-def test_gate_and_up_stacked(implementation, kinds, dtype, rows):
-    check(*make_stacked(rows, 50, 70, 45, kinds, dtype=dtype))
+def test_gate_and_up_stacked(implementation, kinds, dtype, rows, device):
+    check(*make_stacked(rows, 50, 70, 45, kinds, dtype=dtype, device=device))
 
 
 @both
@@ -66,24 +72,24 @@ def test_gate_and_up_stacked(implementation, kinds, dtype, rows):
     ("rows", "n", "m", "k", "ranks"),
     [((0,), 4, 6, 5, (2, 2)), ((1,), 9, 1, 3, (1, 1)), ((300,), 96, 200, 80, (48, 33)), ((300,), 64, 64, 64, (96, 8))],
 )
-def test_shapes_of_a_stack(implementation, rows, n, m, k, ranks, activation):
+def test_shapes_of_a_stack(implementation, rows, n, m, k, ranks, activation, device):
     for kinds in (("pair", "pair"), ("pivoted", "pivoted"), ("dense", "dense")):
-        check(*make_stacked(rows, n, m, k, kinds, ranks, torch.bfloat16), activation)
+        check(*make_stacked(rows, n, m, k, kinds, ranks, torch.bfloat16, device), activation)
 
 
 @both
 @pytest.mark.parametrize("kinds", list(product(KINDS, repeat=3)), ids="-".join)
 @pytest.mark.parametrize(("rows", "dtype"), [((2,), torch.bfloat16), ((70,), torch.bfloat16), ((1,), torch.float32)])
-def test_every_mix_of_layers(implementation, kinds, rows, dtype):
-    check(*make(rows, 50, 70, 45, kinds, dtype=dtype))
+def test_every_mix_of_layers(implementation, kinds, rows, dtype, device):
+    check(*make(rows, 50, 70, 45, kinds, dtype=dtype, device=device))
 
 
 @both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 @pytest.mark.parametrize("rows", [(1,), (2, 3), (40,)])
-def test_every_dtype_and_activation(implementation, dtype, activation, rows):
-    check(*make(rows, 40, 64, 48, ("pair", "pivoted", "pair"), dtype=dtype), activation)
+def test_every_dtype_and_activation(implementation, dtype, activation, rows, device):
+    check(*make(rows, 40, 64, 48, ("pair", "pivoted", "pair"), dtype=dtype, device=device), activation)
 
 
 @both
@@ -97,9 +103,9 @@ def test_every_dtype_and_activation(implementation, dtype, activation, rows):
         ((8,), 600, 700, 5, (90, 9, 3)),
     ],
 )
-def test_shapes(implementation, dtype, rows, n, m, k, ranks):
-    check(*make(rows, n, m, k, ("pair",) * 3, ranks, dtype))
-    check(*make(rows, n, m, k, ("pivoted",) * 3, ranks, dtype))
+def test_shapes(implementation, dtype, rows, n, m, k, ranks, device):
+    check(*make(rows, n, m, k, ("pair",) * 3, ranks, dtype, device))
+    check(*make(rows, n, m, k, ("pivoted",) * 3, ranks, dtype, device))
 
 
 @given(
