@@ -284,7 +284,7 @@ def _choose(operator: str, call: Call, override: str | None) -> tuple[Rule, str]
     if override in able:
         return able[override], f"{VARIABLE}={override}"
     fastest = tuned.choice(operator, call.dtype, call.rows, call.rank, call.device)
-    if fastest in able:
-        return able[fastest], f"measured fastest, {tuned.path(call.device)}"
+    if fastest is not None and fastest.implementation in able:
+        return able[fastest.implementation], fastest.source
     rule = next(rule for rule in able.values() if rule.should(call))
     return rule, rule.why

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not entries:
         print("nothing to choose: every call has a single implementation here")
         return 0
-    tuned.write(file, tuned.device_name(device), entries)
+    tuned.write(file, tuned.device_name(device), entries, tuned.hardware(device))
     print(f"{len(entries)} choices for {tuned.device_name(device)} in {file}")
     return 0
 

@@ -2,13 +2,15 @@
 
 One JSON file per device name, in $SIEVE_KERNELS_TUNING (a file, a folder, or `off`), else in the user's cache:
 
-    {"version": 1, "device": "NVIDIA H100", "versions": {"torch": …}, "choices": [
+    {"version": 1, "device": "NVIDIA H100", "architecture": "sm_90", "processors": 132, "versions": {"torch": …},
+     "choices": [
       {"operator": "lowrank_linear", "dtype": "bfloat16", "rows": 64, "rank": 128, "implementation": "triton",
        "seconds": {"triton": …, "torch": …}}]}
 
-Rows and rank stand for all numbers up to them and above the half of them. Without a file, or where it says nothing,
-the rules of `dispatch.TABLE` hold, which come from the cost models. A file that cannot be read is left alone, with a
-warning. It is read once per process.
+Rows and rank stand for all numbers up to them and above the half of them. Where that file says nothing, the files that
+the package ships (`configs/`) are asked: this GPU's, else that of the GPU of its architecture which has most nearly as
+many processors. Where none says anything, the rules of `dispatch.TABLE` hold, which come from the cost models. A file
+that cannot be read is left alone, with a warning. It is read once per process.
 """
 
 import json
@@ -16,6 +18,7 @@ import os
 import re
 import tempfile
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,15 +26,30 @@ import torch
 
 VARIABLE = "SIEVE_KERNELS_TUNING"
 VERSION = 1
+SHIPPED = Path(__file__).with_name("configs")
 
 
-def choice(operator: str, dtype: torch.dtype, rows: int, rank: int, device: torch.device) -> str | None:
-    """The name of the implementation that was fastest for this class of shapes, None if none was measured."""
+@dataclass(frozen=True)
+class Choice:
+    """An implementation's name, and who says so."""
+
+    implementation: str
+    source: str
+
+
+def choice(operator: str, dtype: torch.dtype, rows: int, rank: int, device: torch.device) -> Choice | None:
+    """The implementation that was fastest for this class of shapes, None if none was measured."""
     file = path(device)
     if file is None:
         return None
     key = operator, str(dtype).removeprefix("torch."), shape_class(rows), shape_class(rank)
-    return _read(file, device_name(device)).get(key)
+    name = device_name(device)
+    for place, measured_on in ((file, name), *_shipped(device)):
+        found = _read(place, measured_on).get(key)
+        if found is not None:
+            elsewhere = "" if measured_on == name else f" on {measured_on}"
+            return Choice(found, f"measured fastest{elsewhere}, {place}")
+    return None
 
 
 def shape_class(size: int) -> int:
@@ -62,11 +80,35 @@ def device_name(device: torch.device) -> str | None:
     return f"{model.group(1) if model else 'CPU'}, {torch.get_num_threads()} threads"
 
 
-def write(file: Path, device: str, choices: list[dict]) -> None:
+def hardware(device: torch.device) -> dict[str, object]:
+    """What makes GPUs of other names alike; nothing for a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    arch = getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
+    return {
+        "architecture": arch or f"sm_{properties.major}{properties.minor}",
+        "processors": properties.multi_processor_count,
+    }
+
+
+@lru_cache
+def _shipped(device: torch.device) -> tuple[tuple[Path, str], ...]:
+    """The file that the package ships for a device or the nearest to it, if any, and what it was measured on."""
+    mine, found = hardware(device), []
+    for file in sorted(SHIPPED.glob("*.json")) if mine else ():
+        content = json.loads(file.read_text())
+        if content["architecture"] == mine["architecture"]:
+            other = content["device"] != device_name(device)
+            found.append((other, abs(content["processors"] - mine["processors"]), file, content["device"]))
+    return tuple((file, name) for _, _, file, name in sorted(found)[:1])
+
+
+def write(file: Path, device: str, choices: list[dict], hardware: dict[str, object] | None = None) -> None:
     """Store choices, keeping those of an earlier run for the same device; the file is whole at every moment."""
     kept = {_key(entry): entry for entry in (_entries(file, device) if file.exists() else [])}
     kept |= {_key(entry): entry for entry in choices}
-    content = {"version": VERSION, "device": device, "versions": {"torch": torch.__version__}}
+    content = {"version": VERSION, "device": device, **(hardware or {}), "versions": {"torch": torch.__version__}}
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
         json.dump(content | {"choices": [kept[key] for key in sorted(kept)]}, temporary, indent=1)

@@ -72,7 +72,7 @@ def test_what_is_taken_only_where_it_was_measured(monkeypatch):
     call = dispatch.Call(GPU, torch.bfloat16, 1 << 20, 64)
     assert choose("lowrank_linear", call) == choose("lowrank_linear_pivoted", call) == "torch"
     for operator, name in (("lowrank_linear", "triton_fused"), ("lowrank_linear_pivoted", "torch_expanded")):
-        monkeypatch.setattr(tuned, "choice", lambda *_, name=name: name)
+        monkeypatch.setattr(tuned, "choice", lambda *_, name=name: tuned.Choice(name, "here"))
         assert choose(operator, call) == name
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,66 @@ def test_the_measured_choice_holds_for_its_class_only():
     tuned._read.cache_clear()
     assert choose() == choose(rows=5, rank=3) == "torch"
     assert choose(rows=4) == choose(rank=5) == choose(dtype=torch.float32) == "native"
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """A GPU of 132 processors, and files of three others in the package."""
+    card = SimpleNamespace(name="Card", major=9, minor=0, multi_processor_count=132, gcnArchName="gfx900")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card.name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "configs")
+    tuned._shipped.cache_clear()
+    for name, architecture, processors, implementation in (
+        ("Far", "sm_90", 78, "torch"),
+        ("Near", "sm_90", 130, "triton"),
+        ("Other", "sm_80", 132, "torch"),
+    ):
+        hardware = {"architecture": architecture, "processors": processors}
+        tuned.write(tuned.SHIPPED / f"{name}.json", name, [entry(implementation=implementation)], hardware)
+    yield
+    tuned._shipped.cache_clear()
+
+
+def choice_of_the_gpu(**changes):
+    call = {"operator": "lowrank_linear", "dtype": torch.bfloat16, "rows": 8, "rank": 4} | changes
+    return tuned.choice(**call, device=GPU)
+
+
+def test_the_nearest_gpu_of_its_architecture_serves(shipped):
+    found = choice_of_the_gpu()
+    assert found == tuned.Choice("triton", f"measured fastest on Near, {tuned.SHIPPED / 'Near.json'}")
+    assert choice_of_the_gpu(rows=9) is None
+
+
+def test_its_own_files_are_above(shipped):
+    hardware = {"architecture": "sm_90", "processors": 1}
+    tuned.write(tuned.SHIPPED / "Card.json", "Card", [entry(implementation="torch")], hardware)
+    assert choice_of_the_gpu() == tuned.Choice("torch", f"measured fastest, {tuned.SHIPPED / 'Card.json'}")
+    tuned.write(tuned.path(GPU), "Card", [entry(implementation="triton_fused")])
+    tuned._read.cache_clear()
+    assert choice_of_the_gpu() == tuned.Choice("triton_fused", f"measured fastest, {tuned.path(GPU)}")
+
+
+def test_no_measured_choice_where_tuning_is_off(shipped, monkeypatch):
+    monkeypatch.setenv(tuned.VARIABLE, "off")
+    assert choice_of_the_gpu() is None
+
+
+def test_shipped_files_can_be_read():
+    """Each with what it takes to find the nearest, and implementations that there are."""
+    for file in tuned.SHIPPED.glob("*.json"):
+        content = json.loads(file.read_text())
+        assert content["version"] == tuned.VERSION
+        assert content["architecture"]
+        assert content["processors"] > 0
+        for made in content["choices"]:
+            assert made["implementation"] in {rule.name for rule in dispatch.TABLE[made["operator"]]}
 
 
 def test_the_override_is_above():
