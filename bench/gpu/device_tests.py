@@ -23,6 +23,8 @@ WORKERS = 14
 """At most: each holds a context on the device."""
 GRACE = 10
 """Seconds between the end of the tests and that of the job."""
+CRASHED = "crashed while running"
+"""What pytest-xdist says of a process that ended."""
 CELLS = tuple(f"tests.{name}" for name in ("failed", "passed", "skipped", "not_run"))
 
 
@@ -56,7 +58,7 @@ def _arguments() -> list[str]:
 
 def _pytest(seconds: float, log: Path, arguments: list[str]) -> tuple[str, bool]:
     """(its output, whether it came to its end). It and its workers are gone when this returns."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.test_log", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", "--tb=line", *arguments]
     # Parameters are collected in the same order by all workers only with the same hashes.
     environment = os.environ | {"PYTHONHASHSEED": "0", "SIEVE_TEST_LOG": str(log)}
@@ -91,8 +93,13 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _count(events: list[dict], ended: bool) -> tuple[dict[str, float], str]:
     """The cells, and a text that names what failed and what was running at the end."""
-    outcomes = {event["test"]: event for event in events if "outcome" in event}
     started = [event["test"] for event in events if "started" in event]
+    # A process that ends takes the test that would have been its next with it.
+    outcomes = {
+        event["test"]: event
+        for event in events
+        if "outcome" in event and not (CRASHED in event["message"] and event["test"] not in started)
+    }
     total = max((event["total"] for event in events if "total" in event), default=len(outcomes))
     counts = Counter(event["outcome"] for event in outcomes.values())
     failed = [event for event in outcomes.values() if event["outcome"] == "failed"]

@@ -1,6 +1,6 @@
 """The parts of the measurement, the most important first."""
 
-from bench.gpu import ceilings, choices, decoder, device_tests, few_rows, gram, groups, host, many_rows
+from bench.gpu import ceilings, choices, decoder, device_tests, few_rows, gram, groups, host, many_rows, peers, training
 from bench.gpu.job import Part
 
 PARTS = {
@@ -14,6 +14,8 @@ PARTS = {
         Part("groups", "query, key and value together; gated MLPs", 0.8, groups.jobs),
         Part("tests", "the kernels' tests", 3.0, device_tests.jobs, device_tests.missing),
         Part("many", "layers of many rows", 1.5, many_rows.jobs),
+        Part("training", "a step of training through a layer", 0.5, training.jobs),
+        Part("peers", "torch.compile", 0.6, peers.jobs),
         Part("choices", "the fastest implementations", 1.0, choices.jobs),
     )
 }

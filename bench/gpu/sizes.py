@@ -46,6 +46,8 @@ class Sizes:
     mlp: tuple[int, int] = (4096, 14336)
     """Inputs and hidden units."""
     group_rows: tuple[int, ...] = (1, 16, 64, 256, 2048, 8192)
+    training_rows: tuple[int, ...] = (2048, 256)
+    peer_rows: tuple[int, ...] = (1, 16, 2048)
     grams: tuple[tuple[int, int], ...] = ((8192, 4096), (8192, 1536), (8192, 576), (16384, 8192))
     """(T, n)."""
     batches: tuple[int, ...] = (1, 16, 128)
@@ -96,6 +98,8 @@ SMOKE = Sizes(
     group=(64, (64, 32, 32)),
     mlp=(64, 96),
     group_rows=(1, 64),
+    training_rows=(32,),
+    peer_rows=(2,),
     grams=((128, 64),),
     batches=(1, 2),
     prompts=((2, 16),),

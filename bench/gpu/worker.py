@@ -15,6 +15,7 @@ from typing import TextIO
 
 import torch
 
+from bench.gpu.device import serves
 from bench.gpu.job import Job, LeftOut, Place
 from bench.gpu.parts import PARTS
 from bench.gpu.runner import LATE
@@ -63,23 +64,12 @@ def _do(job: Job, place: Place, log: TextIO) -> bool:
     except Exception as error:
         with (place.folder / "errors.txt").open("a", encoding="utf-8") as errors:
             print(job.name, traceback.format_exc(), sep="\n", file=errors)
-        healthy = _serves(place.device)
+        healthy = serves(place.device)
         tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     gc.collect()
     if healthy and place.device.type == "cuda":
         torch.cuda.empty_cache()
     return healthy
-
-
-def _serves(device: torch.device) -> bool:
-    """Whether the device still answers: after some errors every later call fails."""
-    if device.type != "cuda":
-        return True
-    try:
-        torch.cuda.synchronize()
-        return torch.ones(1, device=device).item() == 1
-    except RuntimeError:
-        return False
 
 
 if __name__ == "__main__":

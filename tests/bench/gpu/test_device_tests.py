@@ -35,10 +35,10 @@ def test_behind_it():
 """
 
 
-def run(folder: Path, text: str, seconds: float) -> tuple[dict[str, float], str]:
+def run(folder: Path, text: str, seconds: float, *options: str) -> tuple[dict[str, float], str]:
     (folder / "test_suite.py").write_text(text)
     place = Place(torch.device("cpu"), time.monotonic() + seconds, folder)
-    cells = device_tests.run(place, [str(folder / "test_suite.py")])
+    cells = device_tests.run(place, [str(folder / "test_suite.py"), *options])
     assert {file.name for file in folder.iterdir()} <= {"test_suite.py", "tests.txt", "__pycache__"}
     return cells, (folder / "tests.txt").read_text()
 
@@ -72,3 +72,34 @@ def test_a_run_without_tests_is_no_success(tmp_path):
     place = Place(torch.device("cpu"), time.monotonic() + 60, tmp_path)
     with pytest.raises(LeftOut, match="no test has run"):
         device_tests.run(place, ["--no-such-option"])
+
+
+SPOILS = """
+import pytest, torch
+
+def broken(*device):
+    raise RuntimeError("an illegal memory access was encountered")
+
+@pytest.mark.parametrize("value", range(20))
+def test_some(value):
+    if value == 3:
+        torch.cuda.is_available, torch.cuda.synchronize = (lambda: True), broken
+    if torch.cuda.synchronize is broken:
+        broken()
+"""
+
+
+def test_a_spoiled_device_fails_one_test(tmp_path):
+    """One process stops there: what comes after it has not run, rather than failed."""
+    cells, text = run(tmp_path, SPOILS, 60)
+    assert cells == {"tests.failed": 1, "tests.passed": 3, "tests.skipped": 0, "tests.not_run": 16}
+    assert "test_some[3]: RuntimeError: an illegal memory access was encountered" in text
+
+
+def test_a_spoiled_device_ends_one_of_several_processes(tmp_path):
+    """The others go on; the test that would have been the next is not one that failed."""
+    pytest.importorskip("xdist")
+    cells, _ = run(tmp_path, SPOILS, 60, "-n", "2")
+    assert cells["tests.failed"] == 1
+    assert cells["tests.passed"] >= 18
+    assert cells["tests.not_run"] <= 1

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import sieve_kernels
-from bench.gpu import ceilings, choices, clock, decoder, few_rows, gram, groups, host, many_rows
+from bench.gpu import ceilings, choices, clock, decoder, few_rows, gram, groups, host, many_rows, training
 from bench.gpu.contestants import contestants
 from bench.gpu.job import LeftOut, Place, WrongResult
 from bench.gpu.layers import check
 from bench.gpu.sizes import SMOKE
 from sieve_kernels import tune, tuned
 
-PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder)
+PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, training)
 JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}
 
 

@@ -2,14 +2,21 @@
 
 A JSON line each in the file that SIEVE_TEST_LOG names: {"total": n}, {"started": true, "test": …} and
 {"outcome": "passed" | "failed" | "skipped", "test": …, "message": …}. Of parallel runs the controller writes.
+
+A test after which the device serves no more ends its process, so that it fails alone: pytest-xdist starts another.
 """
 
 import json
 import os
+import time
 
 import pytest
+import torch
+
+from bench.gpu.device import serves
 
 _log = None
+_failed = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,8 +46,24 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A test's outcome is that of its call, or of the phase that failed or was skipped."""
+    global _failed
+    _failed = _failed or report.failed
     if report.when == "call" or report.outcome != "passed":
         _write(test=report.nodeid, outcome=report.outcome, message=_message(report) if report.failed else "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None):
+    """Look at the device when a test has failed, and what became of it was told."""
+    global _failed
+    _failed = False
+    result = yield
+    if _failed and torch.cuda.is_available() and not serves(torch.device("cuda")):
+        if hasattr(item.config, "workerinput"):
+            time.sleep(1)  # until the controller has heard of the test
+            os._exit(1)
+        item.session.shouldstop = f"the device serves no more after {item.nodeid}"
+    return result
 
 
 def _message(report) -> str:
