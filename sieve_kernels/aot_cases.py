@@ -113,6 +113,11 @@ def _qkv(p: Problem) -> tuple[int, int, int]:
     return p.m, p.m // 4, p.m // 4
 
 
+def _head(p: Problem) -> int:
+    """Numbers of each of 32 heads."""
+    return p.n // 64 * 2
+
+
 def _packed(t: Make, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """A factor of 4 bits and its scales."""
     return t(rows, -(-columns // 2), dtype=torch.uint8), t(rows, -(-columns // 64), dtype=torch.float32)
@@ -217,6 +222,21 @@ CASES = (
         lambda p: p.size * (_shared(p, 2) + 2 * (p.T * p.r + p.r * p.m) + 3 * p.T * p.m + _backward(p, (p.m, p.m))),
         BACKWARD,
         dtypes=COMMON,
+    ),
+    Case(
+        "rms_norm",
+        "pointwise.triton_kernels:rms_norm",
+        lambda t, p: (t(p.T, p.n), t(p.n), 1e-6),
+        lambda p: p.size * (2 * p.T * p.n + p.n),
+    ),
+    Case(
+        "rotary",
+        "pointwise.triton_kernels:rotary",
+        lambda t, p: (
+            *(t(1, p.T, heads, _head(p)).transpose(1, 2) for heads in (32, 8)),
+            *(t(1, p.T, _head(p)) for _ in range(2)),
+        ),
+        lambda p: p.size * 2 * (32 + 8 + 1) * p.T * _head(p),
     ),
     Case(
         "act_mul",

@@ -61,6 +61,8 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "quantized_kernel": {16: TILES, 32: TILES},
     "quantized_kernel M16": {16: WARPS, 32: WARPS},
     "fused_kernel": {16: TILES, 32: TILES},
+    "rms_norm_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
+    "rotary_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "act_mul_kernel": {16: ADDS, 32: ADDS},
     "gather_columns_kernel": {16: ADDS, 32: ADDS},
 }

@@ -128,11 +128,16 @@ def _gram(name: str) -> tuple[Rule, ...]:
     )
 
 
-def _pointwise(name: str) -> tuple[Rule, ...]:
+def _pointwise(name: str, *others: Rule) -> tuple[Rule, ...]:
     return (
         Rule("native", f"pointwise.native:{name}", "compiled kernel: one pass", _vectorised),
+        *others,
         Rule("torch", f"pointwise.reference:{name}", "torch's operators, which torch.compile fuses", _anywhere),
     )
+
+
+def _one_launch(name: str) -> Rule:
+    return Rule("triton", f"pointwise.triton_kernels:{name}", "one launch", _triton, _on_gpu)
 
 
 def _native(function: str, most: float = math.inf) -> Rule:
@@ -144,8 +149,8 @@ def _native(function: str, most: float = math.inf) -> Rule:
 TABLE: dict[str, tuple[Rule, ...]] = {
     "gram_": _gram("gram_"),
     "cross_gram_": _gram("cross_gram_"),
-    "rms_norm": _pointwise("rms_norm"),
-    "rotary": _pointwise("rotary"),
+    "rms_norm": _pointwise("rms_norm", _one_launch("rms_norm")),
+    "rotary": _pointwise("rotary", _one_launch("rotary")),
     "channel_sums": _pointwise("channel_sums"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),

@@ -48,6 +48,17 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
+@triton.jit
+def rounded(v, DTYPE: tl.constexpr, UPCAST: tl.constexpr):
+    """v [float32 or float64] with the digits of DTYPE. UPCAST serves the interpreter, which cuts bfloat16 off where
+    hardware rounds."""
+    if UPCAST and tl.bfloat16 == DTYPE:
+        bits = v.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
+    return v.to(DTYPE).to(v.dtype)
+
+
 def precision() -> str:
     """How fp32 products are formed: three TF32 tensor-core products where they exist (Triton's default is a single,
     10-bit one), else plain fp32."""

@@ -10,32 +10,34 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from sieve_kernels import channel_sums, rms_norm, rotary
 from sieve_kernels.pointwise import reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 both = pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 
 def norm_inputs(rows, n, dtype=torch.float32):
-    return [torch.randn(*rows, n).to(dtype), torch.rand(n).to(dtype)]
+    return [torch.randn(*rows, n, device=DEVICE).to(dtype), torch.rand(n, device=DEVICE).to(dtype)]
 
 
 def rotary_inputs(b, h, g, t, d, dtype=torch.float32, angles=1):
     """q and k as attention has them: heads behind tokens in memory."""
-    q, k = (torch.randn(b, t, heads, d).to(dtype).transpose(1, 2) for heads in (h, g))
-    return [q, k, *(turn(torch.randn(angles, t, d)).to(dtype) for turn in (torch.cos, torch.sin))]
+    q, k = (torch.randn(b, t, heads, d, device=DEVICE).to(dtype).transpose(1, 2) for heads in (h, g))
+    return [q, k, *(turn(torch.randn(angles, t, d, device=DEVICE)).to(dtype) for turn in (torch.cos, torch.sin))]
 
 
 def check_norm(tensors):
     check_gradients(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: reference.rms_norm(x, w, 1e-5), tensors)
 
 
-@both
+@every
 @dtypes
 @pytest.mark.parametrize(("rows", "n"), [((2, 17), 50), ((1,), 576), ((), 33), ((0,), 4), ((5,), 1)])
 def test_norm(implementation, dtype, rows, n):
     check_norm(norm_inputs(rows, n, dtype))
 
 
-@both
+@every
 @dtypes
 @pytest.mark.parametrize(("shape", "angles"), [((2, 4, 2, 5, 16), 2), ((3, 2, 1, 70, 6), 1), ((1, 1, 1, 1, 2), 1)])
 def test_rotary(implementation, dtype, shape, angles):
@@ -48,28 +50,31 @@ def test_norm_of_any_shape(rows, n):
     check_norm(norm_inputs(rows, n, torch.float64))
 
 
-@both
+@every
 def test_many_rows_in_threads(implementation):
     check_norm(norm_inputs((3000,), 400))
     check_gradients(rotary, reference.rotary, rotary_inputs(4, 9, 3, 300, 64))
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_values_are_those_of_transformers(implementation, dtype):
     """Bit for bit where a rounding to 16 bits follows each step."""
-    norm = LlamaRMSNorm(64, eps=1e-5).to(dtype)
+    norm = LlamaRMSNorm(64, eps=1e-5).to(DEVICE, dtype)
     torch.nn.init.normal_(norm.weight)
-    x = torch.randn(40, 64).to(dtype)
-    tolerance = {"rtol": 0, "atol": 0} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(rms_norm(x, norm.weight, 1e-5), norm(x), **tolerance)
+    x = torch.randn(40, 64, device=DEVICE).to(dtype)
+    ours, theirs = rms_norm(x, norm.weight, 1e-5), norm(x)
+    torch.testing.assert_close(ours, theirs)
+    if dtype == torch.bfloat16:  # on a GPU each sum has an order of its own: another last digit now and then
+        assert (ours != theirs).float().mean() <= (0.01 if DEVICE == "cuda" else 0)
     q, k, cos, sin = rotary_inputs(2, 4, 2, 9, 16, dtype)
+    tolerance = {"rtol": 0, "atol": 0} if dtype == torch.bfloat16 else {}
     for ours, theirs in zip(rotary(q, k, cos, sin), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)
         assert ours.stride() == theirs.stride()
 
 
-@both
+@every
 def test_strided_arguments(implementation):
     x, weight = norm_inputs((30, 4), 40)
     check_norm([x.transpose(0, 1), torch.stack([weight, weight], 1)[:, 0]])
@@ -83,8 +88,9 @@ def test_strided_arguments(implementation):
     check_gradients(rotary, reference.rotary, [q[..., ::2], k[..., ::2], cos[..., ::2], sin[..., ::2].contiguous()])
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_nan_and_infinity_propagate(implementation, dtype):
     x, weight = norm_inputs((4,), 8, dtype)
     x[1, 2], x[2, 3] = torch.nan, torch.inf
@@ -102,8 +108,8 @@ def test_nan_and_infinity_propagate(implementation, dtype):
 @pytest.mark.parametrize("shape", [(2, 3, 17), (1, 576), (0, 5), (4000, 130)])
 @pytest.mark.parametrize("masked", [True, False])
 def test_channel_sums(implementation, dtype, shape, masked):
-    x = (torch.randn(shape) + 0.5).to(dtype)
-    mask = torch.rand(x[..., 0].numel()) < 0.6 if masked else None
+    x = (torch.randn(shape, device=DEVICE) + 0.5).to(dtype)
+    mask = torch.rand(x[..., 0].numel(), device=DEVICE) < 0.6 if masked else None
     exact = reference.channel_sums(x.double(), mask)
     for tokens in (x, torch.stack([x, x], -1)[..., 0]):
         sums = channel_sums(tokens, mask)
@@ -146,7 +152,7 @@ def test_compiles_without_graph_breaks():
             torch.testing.assert_close(one, other)
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("error", "call", "text"),
     [
