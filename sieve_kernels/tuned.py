@@ -66,7 +66,12 @@ def path(device: torch.device) -> Path | None:
         return Path(place).expanduser()
     cache = os.environ.get("SIEVE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sieve"
     folder = Path(place) if place else Path(cache) / "kernels"
-    return folder.expanduser() / (re.sub(r"\W+", "-", name).strip("-") + ".json")
+    return folder.expanduser() / file_name(name)
+
+
+def file_name(device: str) -> str:
+    """Of a device by this name."""
+    return re.sub(r"\W+", "-", device).strip("-") + ".json"
 
 
 @lru_cache

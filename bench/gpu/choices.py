@@ -1,9 +1,13 @@
-"""Which implementation is fastest on this device, measured by `sieve_kernels.tune` for the operators one by one."""
+"""Which implementation is fastest on this device, measured by `sieve_kernels.tune` for the operators one by one.
+
+The choices stand beside the results, and on a GPU also where the package ships them: what is committed there serves
+GPUs of this name, and of its architecture.
+"""
 
 import json
 import shutil
 
-from bench.gpu.job import Job, LeftOut, Place
+from bench.gpu.job import Job, Place
 from bench.gpu.sizes import Sizes
 from sieve_kernels import tune, tuned
 
@@ -11,24 +15,24 @@ FILE = "choices.json"
 
 
 def jobs(sizes: Sizes) -> list[Job]:
-    """What is chosen is written where `dispatch` looks, and copied beside the results."""
     return [
-        Job(f"choices.{name}", (f"choices.{name}",), _measure(name), seconds=15, patience=600)
+        Job(f"choices.{name}", (f"choices.{name}",), _measure(name, sizes), seconds=15, patience=600)
         for name in tune.CASES_BY_OPERATOR
     ]
 
 
-def _measure(operator: str):
+def _measure(operator: str, sizes: Sizes):
     def run(place: Place) -> dict[str, float]:
-        file = tuned.path(place.device)
-        if file is None:
-            raise LeftOut(f"{tuned.VARIABLE}=off")
-        if tune.main(["--device", place.device.type, "--operators", operator]):
-            raise RuntimeError("the measurement failed")
-        if not file.exists():
+        file = place.folder / FILE
+        options = ["--device", place.device.type, "--operators", operator, "--output", str(file), *sizes.choices]
+        if tune.main(options):
+            raise RuntimeError("sieve_kernels.tune has failed")
+        if not file.exists():  # nothing to choose yet
             return {f"choices.{operator}": 0.0}
-        shutil.copy(file, place.folder / FILE)
-        chosen = json.loads(file.read_text())["choices"]
+        if sizes.ships:
+            tuned.SHIPPED.mkdir(exist_ok=True)
+            shutil.copy(file, tuned.SHIPPED / tuned.file_name(tuned.device_name(place.device)))
+        chosen = json.loads(file.read_text(encoding="utf-8"))["choices"]
         return {f"choices.{operator}": float(sum(entry["operator"] == operator for entry in chosen))}
 
     return run

@@ -80,6 +80,10 @@ class Sizes:
     calls: int = 32
     """Calls in a row whose host time is taken together; the launches of all of them fit the GPU's queue."""
     rounds: int = 15
+    choices: tuple[str, ...] = ()
+    """Options of `sieve_kernels.tune`."""
+    ships: bool = True
+    """Whether the package gets the choices."""
 
 
 FULL = Sizes()
@@ -117,4 +121,6 @@ SMOKE = Sizes(
     },
     calls=2,
     rounds=2,
+    choices=("--rows", "1", "--ranks", "8", "--size", "64", "--rounds", "1"),
+    ships=False,
 )

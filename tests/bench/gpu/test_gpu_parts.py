@@ -1,6 +1,8 @@
 """Every job of `python -m bench.gpu` at sizes that a CPU does at once; results are compared with the library's."""
 
+import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +10,10 @@ import torch
 import sieve_kernels
 from bench.gpu import ceilings, choices, clock, decoder, few_rows, gram, groups, host, many_rows, training
 from bench.gpu.contestants import contestants
-from bench.gpu.job import LeftOut, Place, WrongResult
+from bench.gpu.job import Place, WrongResult
 from bench.gpu.layers import check
 from bench.gpu.sizes import SMOKE
-from sieve_kernels import tune, tuned
+from sieve_kernels import tuned
 
 PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, training)
 JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}
@@ -71,20 +73,14 @@ def test_cold_seconds_are_those_of_a_call():
     assert 0.002 <= taken["six"] < 0.01
 
 
-def test_choices_are_copied_from_where_dispatch_looks(place, monkeypatch, tmp_path):
-    folder = tmp_path / "looked"
-    monkeypatch.setenv(tuned.VARIABLE, str(folder))
-
-    def measured(arguments):
-        name = arguments[arguments.index("--operators") + 1]
-        entry = {"operator": name, "dtype": "bfloat16", "rows": 1, "rank": 64, "implementation": "torch"}
-        tuned.write(tuned.path(place.device), tuned.device_name(place.device), [entry])
-        return 0
-
-    monkeypatch.setattr(tune, "main", measured)
-    job = choices.jobs(SMOKE)[0]
-    assert job.run(place) == dict.fromkeys(job.cells, 1.0)
-    assert (tmp_path / choices.FILE).read_text() == tuned.path(place.device).read_text()
-    monkeypatch.setenv(tuned.VARIABLE, "off")
-    with pytest.raises(LeftOut, match="off"):
-        job.run(place)
+def test_choices_are_measured_and_shipped(place, monkeypatch, tmp_path):
+    """Beside the results; the package gets those of full sizes only."""
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "configs")
+    jobs = {job.name: job for job in choices.jobs(SMOKE)}
+    found = {name: job.run(place)[name] for name, job in jobs.items()}
+    assert sum(found.values()) == len(json.loads((tmp_path / choices.FILE).read_text())["choices"]) > 0
+    assert not tuned.SHIPPED.exists()
+    name = max(found, key=found.get)
+    {job.name: job for job in choices.jobs(replace(SMOKE, ships=True))}[name].run(place)
+    shipped = tuned.SHIPPED / tuned.file_name(tuned.device_name(place.device))
+    assert shipped.read_text() == (tmp_path / choices.FILE).read_text()
