@@ -11,6 +11,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from sieve_kernels.core.plans import Plans
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -82,12 +84,17 @@ class Case:
         return {shape: replace(p, r=self.rank or p.r) for shape, p in shapes.items()}
 
     def launch(self, make: Make, problem: Problem) -> None:
-        module, function = self.launcher.split(":")
-        getattr(import_module(f"sieve_kernels.{module}"), function)(*self.arguments(make, problem))
+        module, name = self.launcher.split(":")
+        function, arguments = getattr(import_module(f"sieve_kernels.{module}"), name), self.arguments(make, problem)
+        # What was prepared for another device would be taken for this one.
+        function = function.prepare(*arguments) if isinstance(function, Plans) else function
+        function(*arguments)
 
 
 GRAM = ("aligned", "ragged", "small")
 BACKWARD = ("aligned", "ragged")
+FEW = ("few", "one")
+NARROW = (torch.bfloat16, torch.float16)
 COMMON = (torch.bfloat16, torch.float32)
 """Dtypes of cases whose kernels other cases launch in all dtypes."""
 
@@ -293,6 +300,75 @@ CASES = (
             + sum(rows * (-(-columns // 2) + 4 * -(-columns // 64)) for rows, columns in ((p.r, p.n), (p.m, p.r)))
         ),
         dtypes=(torch.bfloat16, torch.float16, torch.float32),
+    ),
+    Case(
+        "lowrank_linear few rows",
+        "lowrank.triton_kernels.few_rows:linear",
+        lambda t, p: (t(p.T, p.n), t(p.r, p.n), t(p.m, p.r), t(p.m)),
+        lambda p: p.size * (_products((p.T, p.n, p.r), (p.T, p.r, p.m)) + p.m),
+        FEW,
+        dtypes=NARROW,
+    ),
+    Case(
+        "lowrank_linear_pivoted few rows",
+        "lowrank.triton_kernels.few_rows:pivoted",
+        lambda t, p: (t(p.T, p.n), t(p.r, p.n), t(p.m - p.r, p.r), t(p.m, dtype=torch.int64), None),
+        lambda p: p.size * (_products((p.T, p.n, p.r), (p.T, p.r, p.m - p.r)) + p.T * p.r) + 4 * p.m,
+        FEW,
+        dtypes=NARROW,
+    ),
+    Case(
+        "lowrank_linear_group few rows",
+        "lowrank.triton_kernels.few_rows:group",
+        lambda t, p: (t(p.T, p.n), _factors(t, p, p.r, p.n), [t(m, p.r) for m in _qkv(p)], [t(m) for m in _qkv(p)]),
+        lambda p: p.size * (_shared(p, 3) + sum(_products((p.T, p.r, m)) + m for m in _qkv(p))),
+        FEW,
+        dtypes=NARROW,
+    ),
+    Case(
+        "linear few rows",
+        "lowrank.triton_kernels.few_rows:dense",
+        lambda t, p: (t(p.T, p.n), t(p.m, p.n), None),
+        lambda p: p.size * _products((p.T, p.n, p.m)),
+        FEW,
+        dtypes=NARROW,
+    ),
+    Case(
+        "lowrank_linear_quantized few rows",
+        "lowrank.triton_kernels.few_rows:quantized",
+        lambda t, p: (
+            t(p.T, p.n),
+            *(t(p.r, p.n, dtype=torch.int8), t(p.r, dtype=torch.float32)),
+            *(t(p.m, p.r, dtype=torch.int8), t(p.m, dtype=torch.float32)),
+            None,
+        ),
+        lambda p: p.size * p.T * (p.n + 2 * p.r + p.m) + p.r * (p.n + p.m) + 4 * (p.r + p.m),
+        FEW,
+        dtypes=NARROW,
+    ),
+    Case(
+        "lowrank_mlp few rows",
+        "glu.few_rows:mlp",
+        lambda t, p: (
+            t(p.T, p.n),
+            (
+                *((t(p.r, p.n), t(p.m - p.r, p.r), t(p.m, dtype=torch.int64)) for _ in range(2)),
+                (t(p.r, p.m), t(p.n, p.r)),
+            ),
+            "silu",
+        ),
+        lambda p: (
+            p.size
+            * (
+                _shared(p, 2)
+                + 2 * (p.T * p.r + p.r * (p.m - p.r))
+                + p.T * p.m
+                + _products((p.T, p.m, p.r), (p.T, p.r, p.n))
+            )
+            + 4 * 2 * p.m
+        ),
+        FEW,
+        dtypes=NARROW,
     ),
 )
 """Backward passes that are not here launch nothing of their own: they are made of `matmul`."""

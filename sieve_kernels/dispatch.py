@@ -1,8 +1,9 @@
 """Which implementation a call takes, and why: one readable table, first match wins.
 
-The environment variable SIEVE_KERNELS (`torch`, `native`, `triton`, `triton_fused`) overrides the preference where the
-named implementation can serve the call. What `python -m sieve_kernels.tune` measured on this device (`tuned.py`) comes
-next, and then the table, which follows from the cost models. `explain` says what a call would take, and from where.
+The environment variable SIEVE_KERNELS (`torch`, `native`, `triton`, `triton_gemv`, `triton_fused`) overrides the
+preference where the named implementation can serve the call. What `python -m sieve_kernels.tune` measured on this
+device (`tuned.py`) comes next, and then the table, which follows from the cost models. `explain` says what a call would
+take, and from where.
 """
 
 import math
@@ -27,9 +28,9 @@ variable must be set before this package is imported."""
 FEW_ROWS = 8
 """Most rows of the compiled CPU kernels that need no AMX."""
 
-FEW_ROWS_GPU = 64
-"""Most rows for which a GPU's time is that of reading the weights, where the kernels here are made for it. Beyond,
-it is the products' arithmetic, at which the library is at its best."""
+FEW_ROWS_GPU = 32
+"""Most rows for which a GPU's time is that of reading the weights, where the kernels here are made for it: measured on
+an H100, they are faster than the library's products at 16 rows and slower at 64."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ def _triton_integers(call: Call) -> bool:
     return _triton(call) and call.dtype != torch.float64  # whose products of integers Triton 3.6 cannot compile
 
 
+def _gemv(call: Call) -> bool:
+    return _triton(call) and call.dtype.itemsize == 2 and 1 <= call.rows <= FEW_ROWS_GPU
+
+
 def _amx(call: Call) -> bool:
     return _on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and native.has_amx()
 
@@ -146,6 +151,11 @@ def _native(function: str, most: float = math.inf) -> Rule:
     return Rule("native", function, why, _compiled, lambda call: _compiled(call) and call.rows <= most)
 
 
+def _few(function: str) -> Rule:
+    """The GPU's kernels for few rows."""
+    return Rule("triton_gemv", function, "reads the weights once, and launches overlap", _gemv)
+
+
 TABLE: dict[str, tuple[Rule, ...]] = {
     "gram_": _gram("gram_"),
     "cross_gram_": _gram("cross_gram_"),
@@ -155,6 +165,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "lowrank_linear": (
         _native("lowrank.native:linear"),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _by_library),
+        _few("lowrank.triton_kernels.few_rows:linear"),
         Rule("triton", "lowrank.triton_kernels.linear:linear", "two launches inside one operator", _triton),
         Rule(
             "triton_fused",
@@ -172,6 +183,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         _native("lowrank.native:group"),
         Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _on_cpu),
         Rule("torch", "lowrank.gpu:group", "library products", _on_gpu, _by_library),
+        _few("lowrank.triton_kernels.few_rows:group"),
         Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),
     ),
     "lowrank_linear_group_backward": (
@@ -181,6 +193,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "linear": (
         _native("lowrank.native:dense", most=64),
         Rule("torch", "lowrank.cpu:dense", "library product", _anywhere, _by_library),
+        _few("lowrank.triton_kernels.few_rows:dense"),
         Rule("triton", "lowrank.triton_kernels.dense:linear", "sums in shares where rows are few", _triton),
     ),
     "linear_backward": (
@@ -205,12 +218,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
             _anywhere,
             lambda call: _by_library(call) or not _triton_integers(call),
         ),
+        _few("lowrank.triton_kernels.few_rows:quantized"),
         Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton_integers),
     ),
     "lowrank_swiglu": (
         _native("glu.native:swiglu"),
         Rule("torch", "glu.cpu:swiglu", "library products, activated in place, block by block", _on_cpu),
         Rule("torch", "glu.gpu:swiglu", "library products, activated in one pass", _on_gpu, _by_library),
+        _few("glu.few_rows:swiglu"),
         Rule("triton", "glu.triton_kernels:swiglu", "gate and up meet in registers", _triton),
     ),
     "lowrank_swiglu_backward": (
@@ -220,12 +235,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "lowrank_mlp": (
         _native("glu.native:mlp"),
         Rule("torch", "glu.gpu:mlp", "library products, activated and put in order in one pass", _on_gpu, _by_library),
+        _few("glu.few_rows:mlp"),
         Rule("parts", "glu.mlp:parts", "the operators of its parts", _anywhere),
     ),
     "lowrank_linear_pivoted": (
         _native("lowrank.native:pivoted"),
         Rule("torch", "lowrank.cpu:pivoted", "library products", _on_cpu),
         Rule("torch", "lowrank.gpu:pivoted", "library products side by side, then one gather", _on_gpu, _by_library),
+        _few("lowrank.triton_kernels.few_rows:pivoted"),
         Rule("triton", "lowrank.triton_kernels.pivoted:pivoted", "two launches that write where y is", _triton),
         Rule(
             "torch_expanded",

@@ -7,6 +7,7 @@ keeps a `Launch`, in which only the tensors are open.
 
 from collections.abc import Sequence
 
+import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
@@ -37,23 +38,24 @@ class Launch:
         self._arguments: tuple = ()  # behind the tensors, as the compiled kernel takes them
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        compiled = self._compiled
-        if compiled is None:
+        compiled, first = self._compiled, tensors[0]
+        if first.is_cuda and first.get_device() != driver.active.get_current_device():
+            with torch.cuda.device(first.device):
+                self(*tensors)
+        elif compiled is None:
             self._first(tensors)
-            return
-        stream = driver.active.get_current_stream(driver.active.get_current_device())
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        compiled.run(
-            *self.grid,
-            stream,
-            compiled.function,
-            compiled.packed_metadata,
-            None,
-            None,
-            None,
-            *pointers,
-            *self._arguments,
-        )
+        else:
+            compiled.run(
+                *self.grid,
+                driver.active.get_current_stream(first.get_device()),
+                compiled.function,
+                compiled.packed_metadata,
+                None,
+                None,
+                None,
+                *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
+                *self._arguments,
+            )
 
     def _first(self, tensors: Sequence[Tensor | None]) -> None:
         compiled = self.kernel[self.grid](*tensors, *self.scalars, **self.constants)
@@ -61,11 +63,3 @@ class Launch:
             behind = self.kernel.arg_names[len(tensors) + len(self.scalars) :]
             self._arguments = (*self.scalars, *(self.constants[name] for name in behind))
             self._compiled = compiled
-
-
-def alignment(*tensors: Tensor | None) -> int:
-    """A bit for each tensor that does not begin at a multiple of 16 bytes, and one for each that is None."""
-    bits = 0
-    for tensor in tensors:
-        bits = bits << 2 | (2 if tensor is None else tensor.data_ptr() % 16 > 0)
-    return bits

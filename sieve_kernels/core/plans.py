@@ -1,12 +1,16 @@
-"""Calls that are decided once for each kind of arguments, and what may be called without PyTorch's dispatcher."""
+"""Calls that are decided once for each kind of arguments, and calls that PyTorch's dispatcher need not see."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from sieve_kernels import dispatch
 
 MOST_PLANS = 4096
-"""Kinds of arguments that are remembered of an operator; a long search with many ranks begins anew beyond it."""
+"""Kinds of arguments that an operator remembers; a long search through many ranks begins anew beyond it."""
 
 
 class Plans:
@@ -24,50 +28,82 @@ class Plans:
         kind = kind_of(arguments)
         run = self._known.get(kind)
         if run is None:
-            run = self.prepare(*arguments)
+            run = self._remember(kind, self.prepare(*arguments))
+        return run(*arguments)
+
+    def _remember(self, kind: tuple, run: Callable) -> Callable:
+        if not torch.compiler.is_compiling():
             if len(self._known) >= MOST_PLANS:
                 self._known.clear()
             self._known[kind] = run
-        return run(*arguments)
+        return run
 
     def clear(self) -> None:
-        """Forget what was prepared, as when the device is not what it was."""
+        """Forget everything, as when the device is another one than it was."""
         self._known.clear()
 
 
+class Direct(Plans):
+    """An operator without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
+
+    Args:
+        operator: its name in `dispatch`.
+        check: raises for arguments that do not fit.
+        rank: the rank of a call, as `dispatch.implementation` wants it.
+    """
+
+    def __init__(self, operator: str, check: Callable[..., None], rank: Callable[..., int]):
+        super().__init__(self._prepare)
+        self._operator, self._check, self._rank = operator, check, rank
+
+    def __call__(self, *arguments):
+        kind = os.environ.get(dispatch.VARIABLE), kind_of(arguments)
+        run = self._known.get(kind)
+        if run is None:
+            run = self._remember(kind, self.prepare(*arguments))
+        return run(*arguments)
+
+    def _prepare(self, *arguments) -> Callable:
+        self._check(*arguments)
+        function = dispatch.implementation(self._operator, arguments[0], self._rank(*arguments))
+        return function.prepare(*arguments) if isinstance(function, Plans) else function
+
+
 def kind_of(arguments: Sequence) -> tuple:
-    """What a plan for these arguments (tensors, None, sequences of them, and constants) depends on."""
+    """What a plan for these arguments (tensors, constants, and sequences of them) depends on."""
     kind = []
     for argument in arguments:
-        if isinstance(argument, Tensor):
-            kind.append(argument.shape)
-            kind.append(argument.stride())
-            kind.append(argument.dtype)
-            kind.append(argument.get_device())
-            kind.append(argument.data_ptr() & 15)
-        elif isinstance(argument, (list, tuple)):
+        of = type(argument)
+        if of is Tensor or of is Parameter:
+            kind += (
+                argument.shape,
+                argument.stride(),
+                argument.dtype,
+                argument.get_device(),
+                argument.data_ptr() & 15,
+            )
+        elif of is tuple or of is list:
             kind.append(kind_of(argument))
         else:
             kind.append(argument)
     return tuple(kind)
 
 
-def is_direct(*tensors: Tensor | None) -> bool:
-    """Whether an operator may call its kernels itself: the tensors are on a GPU, and nobody wants to know of the call.
+def is_direct(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operator may launch its kernels itself: its tensors are on a GPU, and nobody listens to the call.
 
-    PyTorch's dispatcher asks autograd, tracers and modes, for as much of the host's time as a launch costs. It may be
-    left out where none of them listens.
+    PyTorch's dispatcher asks autograd, tracers and modes, which takes as much of the host's time as a launch does.
     """
-    if torch.compiler.is_compiling() or not tensors[0].is_cuda:
+    if torch.compiler.is_compiling() or not x.is_cuda or torch.is_autocast_enabled("cuda"):
         return False
-    differentiated = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None:
-            kind = type(tensor)
-            if kind is not Tensor and kind is not torch.nn.Parameter:
+    differentiable = torch.is_grad_enabled()
+    for tensor in (x, *others):
+        of = type(tensor)
+        if of is not Tensor and of is not Parameter:
+            if tensor is not None:
                 return False
-            if differentiated and tensor.requires_grad:
-                return False
+        elif differentiable and tensor.requires_grad:
+            return False
     return not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()

@@ -1,12 +1,14 @@
 """`lowrank_mlp`: a whole gated MLP in one go, whatever of its three matrices are pairs."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import autocast, describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.glu import reference
 from sieve_kernels.glu.ops import lowrank_swiglu
 from sieve_kernels.lowrank.checks import check_permutation
@@ -46,11 +48,11 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
         torch.Size([5, 64])
     """
     layers = [tuple(layer) for layer in (gate, up, down) if layer is not None]
+    if is_direct(x, *chain(*layers)):
+        return _direct(x, layers, activation)
     if torch.is_autocast_enabled(x.device.type):
         x, layers = autocast(x), [tuple(autocast(t) for t in layer) for layer in layers]
-    if activation not in reference.ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
-    _check(x, layers)
+    _check(x, layers, activation)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sum(layers, ()))):
         return parts(x, layers, activation)
     return _mlp_op(x, sum(layers, ()), [len(layer) for layer in layers], activation)
@@ -69,7 +71,9 @@ def _layer(x: Tensor, tensors: Layer) -> Tensor:
     return (linear, lowrank_linear, lowrank_linear_pivoted)[len(tensors) - 1](x, *tensors)
 
 
-def _check(x: Tensor, layers: Sequence[Layer]) -> None:
+def _check(x: Tensor, layers: Sequence[Layer], activation: str) -> None:
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
     require_float("x", x)
     n = x.shape[-1] if x.dim() else None
     names = ("gate", "up", "down") if len(layers) == 3 else ("gate and up, stacked,", "down")
@@ -115,14 +119,18 @@ def _mlp(x, tensors, counts, activation):
     for layer in layers:
         if len(layer) == 3:
             check_permutation(layer[2])
-    rank = max((layer[0].shape[0] for layer in layers if len(layer) > 1), default=0)
-    return dispatch.implementation("lowrank_mlp", x, rank)(x, layers, activation)
+    return dispatch.implementation("lowrank_mlp", x, _rank(x, layers, activation))(x, layers, activation)
+
+
+def _rank(x, layers, activation):
+    return max((layer[0].shape[0] for layer in layers if len(layer) > 1), default=0)
 
 
 def _mlp_fake(x, tensors, counts, activation):
     return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1])))
 
 
+_direct = Direct("lowrank_mlp", _check, _rank)
 _mlp_op = register(
     "lowrank_mlp", "(Tensor x, Tensor[] tensors, int[] counts, str activation) -> Tensor", _mlp, _mlp_fake
 )

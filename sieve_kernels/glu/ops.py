@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import autocast, describe
+from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.glu import reference
 from sieve_kernels.lowrank.checks import check_factors
 from sieve_kernels.registration import differentiable_gradients, register
@@ -36,15 +37,21 @@ def lowrank_swiglu(
         >>> lowrank_swiglu(x, A, B, torch.randn(8, 64), torch.randn(32, 8)).shape
         torch.Size([5, 32])
     """
+    if is_direct(x, A_gate, B_gate, A_up, B_up):
+        return _direct(x, A_gate, B_gate, A_up, B_up, activation)
     if torch.is_autocast_enabled(x.device.type):
         x, A_gate, B_gate, A_up, B_up = (autocast(t) for t in (x, A_gate, B_gate, A_up, B_up))
+    _check(x, A_gate, B_gate, A_up, B_up, activation)
+    return _swiglu_op(x, A_gate, B_gate, A_up, B_up, activation)
+
+
+def _check(x, A_gate, B_gate, A_up, B_up, activation):
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
     check_factors(x, A_gate, B_gate, names=("A_gate", "B_gate", "bias"))
     check_factors(x, A_up, B_up, names=("A_up", "B_up", "bias"))
     if B_gate.shape[0] != B_up.shape[0]:
         raise ValueError(f"B_gate {describe(B_gate)} and B_up {describe(B_up)} must have one number of rows")
-    return _swiglu_op(x, A_gate, B_gate, A_up, B_up, activation)
 
 
 def _rank(A_gate, A_up):
@@ -86,6 +93,7 @@ def _gradients(ctx, grad):
     return x, A_gate, B_gate, A_up, B_up, None
 
 
+_direct = Direct("lowrank_swiglu", _check, lambda x, A_gate, B_gate, A_up, *_: _rank(A_gate, A_up))
 _swiglu_backward_op = register(
     "lowrank_swiglu_backward",
     "(Tensor grad, Tensor x, Tensor A_gate, Tensor B_gate, Tensor A_up, Tensor B_up, str activation, bool[] needed)"

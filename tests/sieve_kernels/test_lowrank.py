@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from sieve_kernels import lowrank_linear
 from sieve_kernels.lowrank import reference
 
-every = pytest.mark.parametrize("implementation", ["torch", "native", "triton", "triton_fused"], indirect=True)
+every = pytest.mark.parametrize(
+    "implementation", ["torch", "native", "triton", "triton_fused", "triton_gemv"], indirect=True
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_pivoted, lowrank_mlp, native
 from sieve_kernels.lowrank import checks, reference
 
-every = pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "native", "triton"], indirect=True)
+every = pytest.mark.parametrize(
+    "implementation", ["torch", "torch_gpu", "native", "triton", "triton_gemv"], indirect=True
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 

@@ -12,7 +12,7 @@ from sieve_kernels import dispatch, lowrank_linear_quantized, quantize_rows
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.quantize import dequantize_rows
 
-both = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
+both = pytest.mark.parametrize("implementation", ["torch", "native", "triton", "triton_gemv"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 widths = pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4)], ids=str)
 

@@ -15,7 +15,9 @@ from sieve_kernels.glu import cpu as glu
 from sieve_kernels.glu import reference
 from sieve_kernels.lowrank import cpu
 
-both = pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "native", "triton"], indirect=True)
+both = pytest.mark.parametrize(
+    "implementation", ["torch", "torch_gpu", "native", "triton", "triton_gemv"], indirect=True
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows, autocast, require_alike, require_float
+from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import listing
 from sieve_kernels.registration import differentiable_gradients, register
@@ -31,6 +32,8 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> linear(torch.randn(5, 64), torch.randn(32, 64)).shape
         torch.Size([5, 32])
     """
+    if is_direct(x, W, bias):
+        return _direct(x, W, bias)
     if torch.is_autocast_enabled(x.device.type):
         x, W, bias = (autocast(t) for t in (x, W, bias))
     _check(x, W, bias)
@@ -79,6 +82,7 @@ def _gradients(ctx, grad):
     return *gradients, as_rows(grad).sum(0) if bias_needed else None
 
 
+_direct = Direct("linear", _check, lambda *_: 0)
 _linear_backward_op = register(
     "linear_backward",
     "(Tensor grad, Tensor x, Tensor W, bool[] needed) -> Tensor[]",

@@ -7,13 +7,19 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows, autocast
+from sieve_kernels.core.plans import Plans, is_direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_factors
+from sieve_kernels.lowrank.ops.pivoted import check_pivoted, lowrank_linear_pivoted
 from sieve_kernels.registration import differentiable_gradients, register
 
 
 def lowrank_linear_group(
-    x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None
+    x: Tensor,
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    permutations: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Several low-rank layers of one input, y_i = (x A_iᵀ) B_iᵀ + bias_i: query, key and value in one pass over x.
 
@@ -25,33 +31,81 @@ def lowrank_linear_group(
         As: first factors, each [r_i, n]; ranks may differ.
         Bs: second factors, each [m_i, r_i], as many.
         biases: None, or as many, each [m_i] or None.
+        permutations: None, or as many, each [m_i] int64: then the layers are pivoted pairs as
+            `lowrank_linear_pivoted` has them, and the second factors are their C_i [m_i - r_i, r_i].
 
     Returns:
         The outputs, each [..., m_i] in x's dtype (float16, bfloat16, float32 or float64, the same for all arguments).
 
     Raises:
-        ValueError: counts, shapes or devices do not fit.
-        TypeError: dtypes differ or are not floats.
+        ValueError: counts, shapes or devices do not fit, or (on CPU) a permutation is none.
+        TypeError: dtypes differ or are not floats, or a permutation is not int64.
 
     Example:
         >>> x, As, Bs = torch.randn(5, 64), [torch.randn(r, 64) for r in (16, 8)], [torch.randn(32, r) for r in (16, 8)]
         >>> [y.shape for y in lowrank_linear_group(x, As, Bs)]
         [torch.Size([5, 32]), torch.Size([5, 32])]
     """
-    if not len(As) == len(Bs) == len(As if biases is None else biases) >= 1:
-        counts = f"{len(As)} As, {len(Bs)} Bs and {'no' if biases is None else len(biases)} biases"
-        raise ValueError(f"need as many As as Bs, and as many biases if any, at least one each, got {counts}")
+    if is_direct(x, *As, *Bs, *(biases or ()), *(permutations or ())):
+        return tuple(_direct(x, As, Bs, biases, permutations))
+    _check_counts(As, Bs, biases, permutations)
+    if permutations is not None:
+        return tuple(_one_by_one(x, As, Bs, biases, permutations))
     if torch.is_autocast_enabled(x.device.type):
         x, As, Bs = autocast(x), [autocast(A) for A in As], [autocast(B) for B in Bs]
         biases = None if biases is None else [autocast(bias) for bias in biases]
+    _check(x, As, Bs, biases)
+    return tuple(_group_op(x, list(As), list(Bs), _biases(Bs, biases)))
+
+
+def _check_counts(
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    permutations: Sequence[Tensor] | None,
+) -> None:
+    given = [len(of) for of in (As, Bs, biases, permutations) if of is not None]
+    if min(given) < 1 or min(given) < max(given):
+        counts = f"{len(As)} As, {len(Bs)} Bs and {'no' if biases is None else len(biases)} biases"
+        if permutations is not None:
+            counts += f", {len(permutations)} permutations"
+        raise ValueError(
+            f"need as many As as Bs, and as many biases and permutations if any, at least one each, got {counts}"
+        )
+
+
+def _check(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor | None] | None) -> None:
     for i, (A, B) in enumerate(zip(As, Bs, strict=True)):
         names = f"As[{i}]", f"Bs[{i}]", f"biases[{i}]"
         check_factors(x, A, B, None if biases is None else biases[i], names)
+
+
+def _biases(Bs: Sequence[Tensor], biases: Sequence[Tensor | None] | None) -> list[Tensor]:
+    """Zeros for those that are not there, as a list of tensors is all that autograd can look into; none if none is."""
     if biases is None or all(bias is None for bias in biases):
-        biases = []
-    else:  # a list of tensors is all that autograd can look into
-        biases = [B.new_zeros(B.shape[0]) if b is None else b for b, B in zip(biases, Bs, strict=True)]
-    return tuple(_group_op(x, list(As), list(Bs), biases))
+        return []
+    return [B.new_zeros(B.shape[0]) if bias is None else bias for bias, B in zip(biases, Bs, strict=True)]
+
+
+def _one_by_one(x, As, Bs, biases, permutations):
+    biases = biases or [None] * len(As)
+    return [lowrank_linear_pivoted(x, *of) for of in zip(As, Bs, permutations, biases, strict=True)]
+
+
+def _prepare(x, As, Bs, biases, permutations):
+    """The group without PyTorch's dispatcher: one implementation for all layers if it serves them, else one by one."""
+    _check_counts(As, Bs, biases, permutations)
+    rank = max(A.shape[0] for A in As)
+    function = dispatch.implementation("lowrank_linear_group", x, rank)
+    if permutations is None:
+        _check(x, As, Bs, biases)
+        whole = function.prepare(x, As, Bs, _biases(Bs, biases) or None) if isinstance(function, Plans) else function
+        return lambda x, As, Bs, biases, _: whole(x, As, Bs, _biases(Bs, biases) or None)
+    for of in zip(As, Bs, permutations, biases or [None] * len(As), strict=True):
+        check_pivoted(x, *of)
+    if isinstance(function, Plans) and not any(bias is None for bias in biases or ()):
+        return function.prepare(x, As, Bs, biases, permutations)
+    return _one_by_one
 
 
 def _group(x, As, Bs, biases):
@@ -94,6 +148,7 @@ def _gradients(ctx, grads):
     return gradients[0], gradients[1 : 1 + count], gradients[1 + count :], of_biases
 
 
+_direct = Plans(_prepare)
 _group_backward_op = register(
     "lowrank_linear_group_backward",
     "(Tensor[] grads, Tensor x, Tensor[] As, Tensor[] Bs, bool[] needed) -> Tensor[]",

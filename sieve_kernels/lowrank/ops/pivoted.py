@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows, autocast, describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_permutation
 from sieve_kernels.registration import register
@@ -37,13 +38,16 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
         >>> lowrank_linear_pivoted(x, A, C, torch.randperm(32)).shape
         torch.Size([5, 32])
     """
+    if is_direct(x, A, C, permutation, bias):
+        return _direct(x, A, C, permutation, bias)
     if torch.is_autocast_enabled(x.device.type):
         x, A, C, bias = (autocast(t) for t in (x, A, C, bias))
-    _check(x, A, C, permutation, bias)
+    check_pivoted(x, A, C, permutation, bias)
     return _pivoted_op(x, A, C, permutation, bias)
 
 
-def _check(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> None:
+def check_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> None:
+    """ValueError or TypeError unless the arguments fit, whatever the permutation's numbers are."""
     fits = A.dim() == 2 and C.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == C.shape[1]
     m = (A.shape[0] + C.shape[0],) if fits else ()
     if not fits or A.shape[0] == 0 or permutation.shape != m or (bias is not None and bias.shape != m):
@@ -95,6 +99,7 @@ def _gradients(ctx, grad):
     return *gradients, None, as_rows(grad).sum(0) if bias_needed else None
 
 
+_direct = Direct("lowrank_linear_pivoted", check_pivoted, lambda x, A, *_: A.shape[0])
 _pivoted_backward_op = register(
     "lowrank_linear_pivoted_backward",
     "(Tensor grad, Tensor x, Tensor A, Tensor C, Tensor permutation, bool[] needed) -> Tensor[]",

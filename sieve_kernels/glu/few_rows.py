@@ -1,0 +1,245 @@
+"""Gated layers of a few rows on a GPU: gate and up meet in registers, and an MLP with pairs takes four launches."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sieve_kernels import tiles
+from sieve_kernels.core.launch import Launch
+from sieve_kernels.core.plans import Plans
+from sieve_kernels.glu import cpu as library
+from sieve_kernels.glu.mlp import parts
+from sieve_kernels.glu.triton_kernels import activate
+from sieve_kernels.lowrank.permutation import inverse
+from sieve_kernels.lowrank.triton_kernels import few_rows
+from sieve_kernels.lowrank.triton_kernels.few_rows import ABSENT, Product, columns, rounded, row_stride, rows_of, three
+from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import product_tile
+
+Layer = Sequence[Tensor]
+"""As `lowrank_mlp` takes it: (W,), (A, B) or (A, C, permutation)."""
+
+
+@triton.jit
+def few_rows_glu_kernel(
+    xg_ptr,  # [T, Kg], the input of the gate's last factor
+    xu_ptr,  # [T, Ku]
+    wg_ptr,  # [N, Kg], or [N - Kg, Kg] if GATHER_G
+    wu_ptr,
+    index_g_ptr,  # [N], as `product_tile` has it
+    index_u_ptr,
+    out_ptr,  # [T, N]
+    T,
+    N,
+    Kg,
+    Ku,
+    xg_at,  # the column of xg where the input begins, a multiple of 16
+    xu_at,
+    up_at,  # the row of wu (or of its index) where up begins
+    stride_xg,
+    stride_xu,
+    stride_wg,
+    stride_wu,
+    ACTIVATION: tl.constexpr,
+    GATHER_G: tl.constexpr,
+    GATHER_U: tl.constexpr,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """out = act(gate) · up. Grid: (tiles of out,)."""
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    gate = product_tile(
+        xg_ptr + xg_at,
+        wg_ptr,
+        None,
+        index_g_ptr,
+        cols,
+        T,
+        Kg,
+        N,
+        stride_xg,
+        stride_wg,
+        GATHER_G,
+        False,
+        EARLY,
+        PDL,
+        EVEN_K,
+        UPCAST,
+        ACC,
+        BLOCK_T,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT_K,
+        VECTOR,
+    )
+    # Nothing more to wait for.
+    up = product_tile(
+        xu_ptr + xu_at,
+        wu_ptr,
+        None,
+        index_u_ptr,
+        cols + up_at,
+        T,
+        Ku,
+        N + up_at,
+        stride_xu,
+        stride_wu,
+        GATHER_U,
+        False,
+        EARLY,
+        False,
+        EVEN_K,
+        UPCAST,
+        ACC,
+        BLOCK_T,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT_K,
+        VECTOR,
+    )
+    t = tl.arange(0, BLOCK_T)
+    at = out_ptr + t[None, :].to(tl.int64) * N + cols[:, None]
+    y = activate(gate, ACTIVATION) * up
+    tl.store(at, y.to(out_ptr.dtype.element_ty), mask=(cols < N)[:, None] & (t < T)[None, :])
+
+
+def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable:
+    """A function of (x, layers) to act(gate) · up [T, m], in at most two launches.
+
+    Args: layers: gate and up, or the one layer that is both, all gates before all ups.
+    """
+    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
+    factors = [layer[0] for layer in layers if len(layer) > 1]
+    first = few_rows.intermediates(x, factors) if factors else None
+    starts, width = columns([A.shape[0] for A in factors])
+    (T, n), m = rows_of(x), width_of(layers[0]) // (1 if len(layers) == 2 else 2)
+    at = iter(starts)
+    products = [
+        Product(m, n, layer[0].stride(0), m)
+        if len(layer) == 1
+        else Product(m, layer[1].shape[1], layer[1].stride(0), m, x_at=next(at))
+        for layer in layers
+    ]
+    second = _launch(T, products, layers, row_stride(x), width, activation, device, early=first is not None)
+
+    def run(x, layers):
+        # Before the first launch, which waits for them: the second reads them without waiting.
+        indices = [inverse(layer[2]) if len(layer) == 3 else None for layer in layers]
+        z = x
+        if first is not None:
+            z = torch.empty((T, width), dtype=compute, device=device)
+            As = [layer[0] for layer in layers if len(layer) > 1]
+            first(x, *three(As), *ABSENT, *ABSENT, *ABSENT, *three([z] * len(As)))
+            z = rounded(z, dtype)
+        inputs = [x if len(layer) == 1 else z for layer in layers]
+        weights = [layer[0] if len(layer) == 1 else layer[1] for layer in layers]
+        h = torch.empty((T, m), dtype=compute, device=device)
+        second(*(operands[at] for operands in (inputs, weights, indices) for at in (0, -1)), h)
+        return rounded(h, dtype)
+
+    return run
+
+
+def width_of(layer: Layer) -> int:
+    """The outputs of a layer."""
+    return layer[-1].shape[0] if len(layer) != 2 else layer[1].shape[0]
+
+
+def _launch(
+    T: int,
+    products: Sequence[Product],
+    layers: Sequence[Layer],
+    stride_x: int,
+    stride_z: int,
+    activation: str,
+    device: torch.device,
+    early: bool,
+) -> Launch:
+    """The launch of act(gate) · up; it takes their inputs, weights, indices, and the output."""
+    gate, up = products[0], products[-1]
+    tile = few_rows.config(T, 2 * gate.N, max(gate.K, up.K), 16, device)
+    pdl = tiles.has_tma(device)
+    strides = [stride_x if len(layer) == 1 else stride_z for layer in layers]
+    return Launch(
+        few_rows_glu_kernel,
+        (triton.cdiv(gate.N, tile.block_n),),
+        (
+            T,
+            gate.N,
+            gate.K,
+            up.K,
+            gate.x_at,
+            up.x_at,
+            gate.N if len(products) == 1 else 0,
+            strides[0],
+            strides[-1],
+            gate.stride_w,
+            up.stride_w,
+        ),
+        ACTIVATION=activation,
+        GATHER_G=len(layers[0]) == 3,
+        GATHER_U=len(layers[-1]) == 3,
+        EARLY=early,
+        EVEN_K=all(p.K % (tile.block_k * tile.split_k) == 0 for p in products),
+        **few_rows.constants(T, tile, 16, pdl),
+    )
+
+
+def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Callable:
+    if not few_rows.serves(x, A_gate, B_gate, A_up, B_up):
+        return library.swiglu
+    inner = _prepare_inner(x, ((A_gate, B_gate), (A_up, B_up)), activation)
+    shape = (*x.shape[:-1], B_gate.shape[0])
+    return lambda x, A_gate, B_gate, A_up, B_up, _: inner(x, ((A_gate, B_gate), (A_up, B_up))).view(shape)
+
+
+def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable:
+    """Two launches to the wide middle, and one or two from it; the last need not wait for their weights."""
+    if not few_rows.serves(x, *chain(*(layer[:2] for layer in layers))) or width_of(layers[-2]) % 8:
+        return parts
+    *inner, down = layers
+    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
+    middle = _prepare_inner(x, inner, activation)
+    (T, _), n, k = rows_of(x), down[0].shape[1], width_of(down)
+    _, width = columns([down[0].shape[0]])
+    paired = len(down) > 1
+    first = few_rows.make_launch(
+        T, n, [Product(down[0].shape[0], n, down[0].stride(0), width if paired else k)], device, early=True
+    )
+    second = None
+    if paired:
+        r = down[1].shape[1]
+        products = [Product(k, r, down[1].stride(0), k)]
+        second = few_rows.make_launch(T, width, products, device, early=True, gathered=len(down) == 3)
+    shape = (*x.shape[:-1], k)
+
+    def run(x, layers, _):
+        *inner, down = layers
+        index = [inverse(down[2])] if len(down) == 3 else None
+        h = middle(x, inner)
+        y = torch.empty(shape, dtype=compute, device=device)
+        z = torch.empty((T, width), dtype=compute, device=device) if paired else y
+        first(h, *three([down[0]]), *ABSENT, *ABSENT, *ABSENT, *three([z]))
+        if second is not None:
+            second(rounded(z, dtype), *three([down[1]]), *ABSENT, *three(index), *ABSENT, *three([y]))
+        return rounded(y, dtype)
+
+    return run
+
+
+swiglu = Plans(_prepare_swiglu)
+"""act(gate) · up [..., m] of x [..., n], A_gate [r, n], B_gate [m, r], A_up [q, n], B_up [m, q] and an activation."""
+
+mlp = Plans(_prepare_mlp)
+"""[..., k] of x [..., n], layers (gate, up, down) or (both, down), and an activation."""

@@ -1,0 +1,402 @@
+"""Products of a few rows with weights that are read once: the kernels of decoding.
+
+With a few rows a product costs what its weights cost to read. Every program owns some rows of a
+weight and reads them whole, so that nothing is summed across programs: no workspace, and the same bits every time.
+One row takes CUDA cores; more take tensor cores, for which the warps of a program share K.
+
+Launches overlap where the GPU can (programmatic dependent launch): a program first asks for its weights to come to L2,
+which is coherent, so that no earlier kernel's writes can be missed; then it waits for the launch before it, and only
+then reads. The second phase of a pair reads its first weights before it waits: the first phase lets it begin only
+after having waited for all that came before the operator.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def prefetch(pointers):
+    """Ask for the lines that hold these addresses to come to L2: changes nothing and waits for nothing."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.uint64, bitcast=True)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def begin(
+    w_ptr, rows, used, stride_w, EARLY: tl.constexpr, PDL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """What a program does before it reads anything that an earlier launch may have written."""
+    if PDL:
+        if not EARLY:
+            LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+            LINES: tl.constexpr = max(1, BLOCK_K // LINE)
+            lines = w_ptr + rows[:, None].to(tl.int64) * stride_w + (tl.arange(0, LINES) * LINE)[None, :]
+            prefetch(tl.where(used[:, None], lines, w_ptr))
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def gemv_tile(
+    x_ptr,  # [1, K]
+    w_ptr,  # [_, K]
+    rows,  # [BLOCK_N] of w
+    used,  # [BLOCK_N] bool: the others are left out
+    K,
+    stride_w,
+    EARLY: tl.constexpr,  # the weights are complete before the wait
+    PDL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr,  # elements that a thread loads at once
+):
+    """[BLOCK_N, 1] = w[rows] x on CUDA cores; a step's weights are on their way while those before are used."""
+    ks = tl.arange(0, BLOCK_K)
+    at = w_ptr + rows[:, None].to(tl.int64) * stride_w + ks[None, :]
+    if EARLY:
+        w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
+    begin(w_ptr, rows, used, stride_w, EARLY, PDL, BLOCK_N, BLOCK_K)
+    if not EARLY:
+        w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
+    acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
+    for start in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptr + start + ks)
+        else:
+            x = tl.load(x_ptr + start + ks, mask=start + ks < K, other=0.0)
+        k = start + BLOCK_K + ks
+        following = tl.load(at + start + BLOCK_K, mask=used[:, None] & (k < K)[None, :], other=0)
+        product = w.to(ACC) * x.to(ACC)[None, :]
+        # The sum of what one thread holds comes first: it needs no exchange between threads, and few registers.
+        acc += tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // VECTOR, VECTOR)), 2)
+        w = following
+    return tl.sum(acc, 1)[:, None]
+
+
+@triton.jit
+def dot_tile(
+    x_ptr,  # [T, K]
+    w_ptr,  # [_, K]
+    rows,  # [BLOCK_N] of w
+    used,  # [BLOCK_N] bool: the others are left out
+    T,
+    K,
+    stride_x,
+    stride_w,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,  # parts of a step along K, each a warp's
+):
+    """[BLOCK_N, BLOCK_T] = w[rows] xᵀ on tensor cores: a batch of products, one for each warp, whose sum it is."""
+    begin(w_ptr, rows, used, stride_w, EARLY, PDL, BLOCK_N, BLOCK_K)
+    t = tl.arange(0, BLOCK_T)
+    ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
+    w_at = w_ptr + rows[None, :, None].to(tl.int64) * stride_w + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
+    x_at = x_ptr + t[None, :, None].to(tl.int64) * stride_x + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
+    acc = tl.zeros((SPLIT_K, BLOCK_T, BLOCK_N), dtype=ACC)
+    for start in range(0, K, SPLIT_K * BLOCK_K):
+        if EVEN_K:
+            w = tl.load(w_at + start, mask=used[None, :, None], other=0)
+            x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
+        else:
+            inside = (start + ks < K)[:, None, :]
+            w = tl.load(w_at + start, mask=used[None, :, None] & inside, other=0)
+            x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
+        w = w.to(ACC if UPCAST else x.dtype)
+        if UPCAST:
+            x = x.to(ACC)
+        acc = tl.dot(x, tl.permute(w, (0, 2, 1)), acc, out_dtype=ACC)
+    return tl.trans(tl.sum(acc, 0))
+
+
+@triton.jit
+def product_tile(
+    x_ptr,  # [T, K]
+    w_ptr,  # [_, K]
+    scale_ptr,  # [_], of the rows of w
+    index_ptr,  # [N]: which column of [x, x wᵀ] each column is; None: of x wᵀ, in order
+    cols,  # [BLOCK_N]
+    T,
+    K,
+    N,
+    stride_x,
+    stride_w,
+    GATHER: tl.constexpr,
+    SCALED: tl.constexpr,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """[BLOCK_N, BLOCK_T]: columns `cols` of x wᵀ; with an index, of [x, x wᵀ][:, index]."""
+    used = cols < N
+    if GATHER:
+        source = tl.load(index_ptr + cols, mask=used, other=0)
+        own = used & (source >= K)
+        rows = tl.where(own, source - K, 0)
+    else:
+        own = used
+        rows = cols
+    if BLOCK_T == 1:
+        y = gemv_tile(x_ptr, w_ptr, rows, own, K, stride_w, EARLY, PDL, EVEN_K, ACC, BLOCK_N, BLOCK_K, VECTOR)
+    else:
+        y = dot_tile(
+            x_ptr,
+            w_ptr,
+            rows,
+            own,
+            T,
+            K,
+            stride_x,
+            stride_w,
+            EARLY,
+            PDL,
+            EVEN_K,
+            UPCAST,
+            ACC,
+            BLOCK_T,
+            BLOCK_N,
+            BLOCK_K,
+            SPLIT_K,
+        )
+    if SCALED:
+        y *= tl.load(scale_ptr + rows, mask=own, other=0.0).to(ACC)[:, None]
+    if GATHER:
+        t = tl.arange(0, BLOCK_T)
+        copied = (used & (source < K))[:, None] & (t < T)[None, :]
+        y += tl.load(x_ptr + t[None, :].to(tl.int64) * stride_x + source[:, None], mask=copied, other=0.0).to(ACC)
+    return y
+
+
+@triton.jit
+def member(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    index_ptr,
+    bias_ptr,
+    out_ptr,
+    tile,
+    T,
+    K,
+    N,
+    stride_x,
+    stride_w,
+    stride_out,
+    GATHER: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """A tile of one product, with its bias, to out [T, N]."""
+    cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = product_tile(
+        x_ptr,
+        w_ptr,
+        scale_ptr,
+        index_ptr,
+        cols,
+        T,
+        K,
+        N,
+        stride_x,
+        stride_w,
+        GATHER,
+        SCALED,
+        EARLY,
+        PDL,
+        EVEN_K,
+        UPCAST,
+        ACC,
+        BLOCK_T,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT_K,
+        VECTOR,
+    )
+    if BIASED:
+        y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(ACC)[:, None]
+    t = tl.arange(0, BLOCK_T)
+    at = out_ptr + t[None, :].to(tl.int64) * stride_out + cols[:, None]
+    tl.store(at, y.to(out_ptr.dtype.element_ty), mask=(cols < N)[:, None] & (t < T)[None, :])
+
+
+@triton.jit
+def few_rows_kernel(
+    x_ptr,  # [T, _]
+    w0_ptr,  # of each product [N, K], or [N - K, K] if GATHER
+    w1_ptr,
+    w2_ptr,
+    scale0_ptr,
+    scale1_ptr,
+    scale2_ptr,
+    index0_ptr,
+    index1_ptr,
+    index2_ptr,
+    bias0_ptr,
+    bias1_ptr,
+    bias2_ptr,
+    out0_ptr,  # [T, N]
+    out1_ptr,
+    out2_ptr,
+    T,
+    stride_x,
+    K0,
+    K1,
+    K2,
+    N0,
+    N1,
+    N2,
+    x0_at,  # the column of x where the product's input begins, a multiple of 16
+    x1_at,
+    x2_at,
+    out0_at,  # the column of out where the product goes, a multiple of 16
+    out1_at,
+    out2_at,
+    stride_w0,
+    stride_w1,
+    stride_w2,
+    stride_out0,
+    stride_out1,
+    stride_out2,
+    COUNT: tl.constexpr,
+    GATHER: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """out_i = x_i w_iᵀ + bias_i of up to three products with as many rows. Grid: (tiles of all outputs,)."""
+    pid = tl.program_id(0)
+    second = tl.cdiv(N0, BLOCK_N)
+    third = second
+    if COUNT > 1:
+        third += tl.cdiv(N1, BLOCK_N)
+    # Each branch has its own pointers, of which Triton knows the alignment.
+    if pid < second:
+        member(
+            x_ptr + x0_at,
+            w0_ptr,
+            scale0_ptr,
+            index0_ptr,
+            bias0_ptr,
+            out0_ptr + out0_at,
+            pid,
+            T,
+            K0,
+            N0,
+            stride_x,
+            stride_w0,
+            stride_out0,
+            GATHER,
+            SCALED,
+            BIASED,
+            EARLY,
+            PDL,
+            EVEN_K,
+            UPCAST,
+            ACC,
+            BLOCK_T,
+            BLOCK_N,
+            BLOCK_K,
+            SPLIT_K,
+            VECTOR,
+        )
+    if COUNT > 1:  # noqa: SIM102 (known when compiling)
+        if (pid >= second) & (pid < third):
+            member(
+                x_ptr + x1_at,
+                w1_ptr,
+                scale1_ptr,
+                index1_ptr,
+                bias1_ptr,
+                out1_ptr + out1_at,
+                pid - second,
+                T,
+                K1,
+                N1,
+                stride_x,
+                stride_w1,
+                stride_out1,
+                GATHER,
+                SCALED,
+                BIASED,
+                EARLY,
+                PDL,
+                EVEN_K,
+                UPCAST,
+                ACC,
+                BLOCK_T,
+                BLOCK_N,
+                BLOCK_K,
+                SPLIT_K,
+                VECTOR,
+            )
+    if COUNT > 2:  # noqa: SIM102
+        if pid >= third:
+            member(
+                x_ptr + x2_at,
+                w2_ptr,
+                scale2_ptr,
+                index2_ptr,
+                bias2_ptr,
+                out2_ptr + out2_at,
+                pid - third,
+                T,
+                K2,
+                N2,
+                stride_x,
+                stride_w2,
+                stride_out2,
+                GATHER,
+                SCALED,
+                BIASED,
+                EARLY,
+                PDL,
+                EVEN_K,
+                UPCAST,
+                ACC,
+                BLOCK_T,
+                BLOCK_N,
+                BLOCK_K,
+                SPLIT_K,
+                VECTOR,
+            )
