@@ -70,7 +70,7 @@ def test_gate_and_up_stacked(implementation, kinds, dtype, rows, device):
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 @pytest.mark.parametrize(
     ("rows", "n", "m", "k", "ranks"),
-    [((0,), 4, 6, 5, (2, 2)), ((1,), 9, 1, 3, (1, 1)), ((300,), 96, 200, 80, (48, 33)), ((300,), 64, 64, 64, (96, 8))],
+    [((0,), 4, 6, 5, (2, 2)), ((40,), 9, 1, 3, (1, 1)), ((300,), 96, 200, 80, (48, 33)), ((300,), 64, 64, 64, (96, 8))],
 )
 def test_shapes_of_a_stack(implementation, rows, n, m, k, ranks, activation, device):
     dtype = torch.float32 if m == 1 else torch.bfloat16  # torch's error of three numbers in 16 bits is small by luck
