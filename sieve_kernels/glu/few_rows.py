@@ -47,7 +47,7 @@ def few_rows_glu_kernel(
     GATHER_G: tl.constexpr,
     GATHER_U: tl.constexpr,
     EARLY: tl.constexpr,
-    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -73,7 +73,7 @@ def few_rows_glu_kernel(
         GATHER_G,
         False,
         EARLY,
-        PDL,
+        OVERLAP,
         EVEN_K,
         UPCAST,
         ACC,
@@ -98,7 +98,7 @@ def few_rows_glu_kernel(
         GATHER_U,
         False,
         EARLY,
-        False,
+        0,
         EVEN_K,
         UPCAST,
         ACC,
@@ -169,7 +169,6 @@ def _launch(
     """The launch of act(gate) · up; it takes their inputs, weights, indices, and the output."""
     gate, up = products[0], products[-1]
     tile = few_rows.config(T, 2 * gate.N, max(gate.K, up.K), 16, device)
-    pdl = tiles.has_tma(device)
     strides = [stride_x if len(layer) == 1 else stride_z for layer in layers]
     return Launch(
         few_rows_glu_kernel,
@@ -192,7 +191,7 @@ def _launch(
         GATHER_U=len(layers[-1]) == 3,
         EARLY=early,
         EVEN_K=all(p.K % (tile.block_k * tile.split_k) == 0 for p in products),
-        **few_rows.constants(T, tile, 16, pdl),
+        **few_rows.constants(T, tile, 16, device),
     )
 
 

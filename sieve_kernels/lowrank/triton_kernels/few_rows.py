@@ -22,8 +22,8 @@ MOST_ROWS = dispatch.FEW_ROWS_GPU
 MOST_MEMBERS = 3
 """Products in one launch: query, key and value."""
 
-ALIGNED = 8
-"""Rows must begin at multiples of so many 16-bit elements, 16 bytes, for loads to be that wide."""
+OVERLAP_GEMV, OVERLAP_DOT = 1 + 2 + 4, 1
+"""How launches overlap on GPUs that can, as `few_rows_kernel.begin` has it."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,15 @@ def make_launch(
         BIASED=biased,
         EARLY=early,
         EVEN_K=all(p.K % (tile.block_k * tile.split_k) == 0 for p in products),
-        **constants(T, tile, bits, tiles.has_tma(device)),
+        **constants(T, tile, bits, device),
     )
 
 
-def constants(T: int, tile: Config, bits: int, pdl: bool) -> dict[str, object]:
+def constants(T: int, tile: Config, bits: int, device: torch.device) -> dict[str, object]:
     """What kernels are told of rows, tile, bits of an element of the weights, and overlapping launches."""
+    overlap = (OVERLAP_GEMV if T == 1 else OVERLAP_DOT) if tiles.has_tma(device) else 0
     return {
-        "PDL": pdl,
+        "OVERLAP": overlap,
         "UPCAST": tiles.INTERPRETED,
         "ACC": tl.float32,
         "BLOCK_T": rows_of_tile(T),
@@ -142,7 +143,7 @@ def constants(T: int, tile: Config, bits: int, pdl: bool) -> dict[str, object]:
         "VECTOR": 128 // bits,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
-        **({"launch_pdl": True} if pdl else {}),
+        **({"launch_pdl": True} if overlap else {}),
     }
 
 

@@ -30,16 +30,28 @@ def prefetch(pointers):
 
 @triton.jit
 def begin(
-    w_ptr, rows, used, stride_w, EARLY: tl.constexpr, PDL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+    w_ptr,
+    rows,
+    used,
+    stride_w,
+    EARLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """What a program does before it reads anything that an earlier launch may have written."""
-    if PDL:
-        if not EARLY:
-            LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
-            LINES: tl.constexpr = max(1, BLOCK_K // LINE)
-            lines = w_ptr + rows[:, None].to(tl.int64) * stride_w + (tl.arange(0, LINES) * LINE)[None, :]
-            prefetch(tl.where(used[:, None], lines, w_ptr))
+    """What a program does before it reads anything that an earlier launch may have written.
+
+    OVERLAP: the sum of 1, to be launched before the launch before is through, and wait for it; 2, to ask for the first
+    weights before; 4, to let the next launch begin from here on.
+    """
+    if OVERLAP & 2 and not EARLY:
+        LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+        LINES: tl.constexpr = max(1, BLOCK_K // LINE)
+        lines = w_ptr + rows[:, None].to(tl.int64) * stride_w + (tl.arange(0, LINES) * LINE)[None, :]
+        prefetch(tl.where(used[:, None], lines, w_ptr))
+    if OVERLAP & 1:
         gdc_wait()
+    if OVERLAP & 4:
         gdc_launch_dependents()
 
 
@@ -52,7 +64,7 @@ def gemv_tile(
     K,
     stride_w,
     EARLY: tl.constexpr,  # the weights are complete before the wait
-    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -64,7 +76,7 @@ def gemv_tile(
     at = w_ptr + rows[:, None].to(tl.int64) * stride_w + ks[None, :]
     if EARLY:
         w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
-    begin(w_ptr, rows, used, stride_w, EARLY, PDL, BLOCK_N, BLOCK_K)
+    begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_K)
     if not EARLY:
         w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
     acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
@@ -93,7 +105,7 @@ def dot_tile(
     stride_x,
     stride_w,
     EARLY: tl.constexpr,
-    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -103,7 +115,7 @@ def dot_tile(
     SPLIT_K: tl.constexpr,  # parts of a step along K, each a warp's
 ):
     """[BLOCK_N, BLOCK_T] = w[rows] xᵀ on tensor cores: a batch of products, one for each warp, whose sum it is."""
-    begin(w_ptr, rows, used, stride_w, EARLY, PDL, BLOCK_N, BLOCK_K)
+    begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_K)
     t = tl.arange(0, BLOCK_T)
     ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
     w_at = w_ptr + rows[None, :, None].to(tl.int64) * stride_w + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
@@ -139,7 +151,7 @@ def product_tile(
     GATHER: tl.constexpr,
     SCALED: tl.constexpr,
     EARLY: tl.constexpr,
-    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -159,7 +171,7 @@ def product_tile(
         own = used
         rows = cols
     if BLOCK_T == 1:
-        y = gemv_tile(x_ptr, w_ptr, rows, own, K, stride_w, EARLY, PDL, EVEN_K, ACC, BLOCK_N, BLOCK_K, VECTOR)
+        y = gemv_tile(x_ptr, w_ptr, rows, own, K, stride_w, EARLY, OVERLAP, EVEN_K, ACC, BLOCK_N, BLOCK_K, VECTOR)
     else:
         y = dot_tile(
             x_ptr,
@@ -171,7 +183,7 @@ def product_tile(
             stride_x,
             stride_w,
             EARLY,
-            PDL,
+            OVERLAP,
             EVEN_K,
             UPCAST,
             ACC,
@@ -208,7 +220,7 @@ def member(
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,
-    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -234,7 +246,7 @@ def member(
         GATHER,
         SCALED,
         EARLY,
-        PDL,
+        OVERLAP,
         EVEN_K,
         UPCAST,
         ACC,
@@ -294,7 +306,7 @@ def few_rows_kernel(
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,
-    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -330,7 +342,7 @@ def few_rows_kernel(
             SCALED,
             BIASED,
             EARLY,
-            PDL,
+            OVERLAP,
             EVEN_K,
             UPCAST,
             ACC,
@@ -360,7 +372,7 @@ def few_rows_kernel(
                 SCALED,
                 BIASED,
                 EARLY,
-                PDL,
+                OVERLAP,
                 EVEN_K,
                 UPCAST,
                 ACC,
@@ -390,7 +402,7 @@ def few_rows_kernel(
                 SCALED,
                 BIASED,
                 EARLY,
-                PDL,
+                OVERLAP,
                 EVEN_K,
                 UPCAST,
                 ACC,
