@@ -16,7 +16,7 @@ from bench import devices
 from sieve_kernels.tune import cpu_clock
 
 Work = Callable[[], object]
-LEAST = 1e-3
+LEAST = 2e-3
 """Seconds that one measurement on a GPU takes at least, so that its beginning and end do not matter."""
 
 

@@ -58,7 +58,7 @@ def _step(name: str, way: str, batch: int, sizes: Sizes) -> Job:
         works = {kind: _decoding(model, batch, sizes.cache, place.device) for kind, model in made.models.items()}
         if way == "graph":
             works = {kind: clock.replayed(work, place.device) for kind, work in works.items()}
-        taken = clock.waited_seconds(works, place.device, 8 if place.device.type == "cuda" else 1, sizes.rounds)
+        taken = clock.waited_seconds(works, place.device, 8 if place.device.type == "cuda" else 1, sizes.rounds // 2)
         found = _ratios(name, where, taken)
         bandwidth = ceilings.copied_bytes(place.device, sizes.copied)
         for kind in ("", "plain."):
@@ -107,7 +107,7 @@ def _prompt(name: str, shape: tuple[int, int], sizes: Sizes) -> Job:
             kind: lambda model=model: model(input_ids=ids, use_cache=False, logits_to_keep=1)
             for kind, model in models.items()
         }
-        taken = clock.waited_seconds(works, place.device, 1, max(sizes.rounds // 2, 1))
+        taken = clock.waited_seconds(works, place.device, 1, max(sizes.rounds // 3, 1))
         return _ratios(f"{before}prefill", where, taken)
 
     return Job(f"{before}prefill.{where}", tuple(cells), run, seconds=10, patience=150)

@@ -79,7 +79,7 @@ class Sizes:
     """Configurations by the first word of their cells' names."""
     calls: int = 32
     """Calls in a row whose host time is taken together; the launches of all of them fit the GPU's queue."""
-    rounds: int = 15
+    rounds: int = 21
     choices: tuple[str, ...] = ()
     """Options of `sieve_kernels.tune`."""
     ships: bool = True

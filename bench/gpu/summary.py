@@ -21,7 +21,8 @@ class Summary:
         self.left_out: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         earlier = _earlier(folder / "summary.json")
-        if {name: earlier.get(name) for name in IDENTITY} == self.identity:
+        known = self.identity["commit"] != "unknown" and not self.identity["commit"].endswith("-dirty")
+        if known and {name: earlier.get(name) for name in IDENTITY} == self.identity:
             self.cells, self.failed = earlier["cells"], earlier.get("failed", {})
             self.left_out = earlier.get("left_out", {})
 

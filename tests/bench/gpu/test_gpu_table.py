@@ -106,6 +106,9 @@ def test_parts_of_one_commit_come_together(tmp_path):
     assert content["cells"]["a"] == 1.0
     assert content["cells"]["pair_over_two.worst"] == 0.5
     assert Summary(tmp_path, IDENTITY | {"commit": "other"}).cells == {}
+    for unsure in ("abc-dirty", "unknown"):  # two of these may be different code
+        Summary(tmp_path, IDENTITY | {"commit": unsure}).add(Outcome(cells={"a": 1.0}))
+        assert Summary(tmp_path, IDENTITY | {"commit": unsure}).cells == {}
     (tmp_path / "summary.json").write_text("{")
     assert Summary(tmp_path, IDENTITY).cells == {}
 
