@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from bench.gpu.runner import Outcome
-from bench.gpu.wanted import WANTED, derived, holds
+from bench.gpu.wanted import EXTREMES, WANTED, derived, holds
 
 IDENTITY = ("device", "driver", "torch", "triton", "commit")
 
@@ -19,6 +19,7 @@ class Summary:
         self.cells: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+        self.which: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         earlier = _earlier(folder / "summary.json")
         known = self.identity["commit"] != "unknown" and not self.identity["commit"].endswith("-dirty")
@@ -42,22 +43,30 @@ class Summary:
         self.write()
 
     def write(self) -> None:
-        plain = {name: value for name, value in self.cells.items() if name not in derived(self.cells)[0]}
-        found, which = derived(plain)
+        plain = {name: value for name, value in self.cells.items() if name not in EXTREMES}
+        found, self.which = derived(plain)
         self.cells = plain | found
         content = {
             **self.identity,
             "cells": {name: float(f"{value:.5g}") for name, value in self.cells.items()},
             "wanted": {name: f"{sign} {bound:g}" for name, (sign, bound) in WANTED.items()},
             "missed": [name for name in WANTED if name in self.cells and not holds(name, self.cells[name])],
-            "which": which,
+            "which": self.which,
             "failed": self.failed,
             "left_out": self.left_out,
         }
         replace(self.folder / "summary.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        replace(self.folder / "summary.md", self.table(which))
+        replace(self.folder / "summary.md", self.table())
 
-    def table(self, which: dict[str, str]) -> str:
+    def row(self, name: str) -> str:
+        """A line of the table: what was measured of a cell, what is wanted, and whether it holds."""
+        (sign, bound), value = WANTED[name], self.cells.get(name)
+        if value is None:
+            return f"| {name} | – | {sign} {bound:g} | – |"
+        which = f" ({self.which[name]})" if name in self.which else ""
+        return f"| {name} | {value:.3g}{which} | {sign} {bound:g} | {'yes' if holds(name, value) else '**no**'} |"
+
+    def table(self) -> str:
         """What is wanted beside what was measured, then everything else."""
         identity = ", ".join(f"{name} {value}" for name, value in self.identity.items() if value)
         lines = [
@@ -68,11 +77,7 @@ class Summary:
             "| cell | measured | wanted | holds |",
             "|---|---|---|---|",
         ]
-        for name, (sign, bound) in WANTED.items():
-            value = self.cells.get(name)
-            shown = "–" if value is None else f"{value:.3g}" + (f" ({which[name]})" if name in which else "")
-            verdict = "–" if value is None else "yes" if holds(name, value) else "**no**"
-            lines.append(f"| {name} | {shown} | {sign} {bound:g} | {verdict} |")
+        lines += map(self.row, WANTED)
         lines += ["", "Bounds, ratios and definitions: `bench/gpu/`. us: microseconds, ms: milliseconds.", ""]
         lines += ["| cell | measured |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in self.cells.items() if name not in WANTED]

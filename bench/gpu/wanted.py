@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 WANTED: dict[str, tuple[str, float]] = {
     "tests.failed": ("≤", 0),
+    "tests.not_run": ("≤", 0),
     "host_over_two.lowrank_linear": ("≤", 1.0),
     "host_over_two.lowrank_linear_group": ("≤", 1.5),
     "host_over_two.lowrank_mlp": ("≤", 1.5),
