@@ -260,6 +260,22 @@ CASES = (
         dtypes=COMMON,
     ),
     Case(
+        "act_mul backward",
+        "pointwise.triton_columns:act_mul_backward",
+        lambda t, p: (t(p.T, p.m), t(p.T, p.m), t(p.T, p.m), "silu"),
+        lambda p: p.size * 5 * p.T * p.m,
+        BACKWARD,
+        dtypes=COMMON,
+    ),
+    Case(
+        "join_columns",
+        "pointwise.triton_columns:join_columns",
+        lambda t, p: (t(p.T, p.r), t(p.T, p.m - p.r), t(p.m, dtype=torch.int64), t(p.m)),
+        lambda p: p.size * (2 * p.T * p.m + p.m) + 8 * p.m,
+        BACKWARD,
+        dtypes=COMMON,
+    ),
+    Case(
         "gather_columns",
         "pointwise.triton_kernels:gather_columns",
         lambda t, p: (t(p.T, p.m), t(p.m, dtype=torch.int64), t(p.m)),

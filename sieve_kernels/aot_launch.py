@@ -89,6 +89,8 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         stack.enter_context(patch.object(Plans, "__call__", unplanned))
         stack.enter_context(patch.object(knobs.runtime, "jit_cache_hook", note))
         stack.enter_context(patch.object(driver, "_active", active))
+        # What is prepared for one target is not for another.
+        stack.enter_context(patch.object(Plans, "_remember", lambda plans, kind, run: run))
         stack.callback(dispatch.processors.cache_clear)
         yield found
 

@@ -69,6 +69,8 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "rotary_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "act_mul_kernel": {16: ADDS, 32: ADDS},
     "gather_columns_kernel": {16: ADDS, 32: ADDS},
+    "join_columns_kernel": {16: ADDS, 32: ADDS},
+    "act_mul_backward_kernel": {16: ADDS, 32: ADDS},
 }
 """Instruction classes by kernel (the longest name that begins "kernel tile" counts), bits of the dtype, and target."""
 

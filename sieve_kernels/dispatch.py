@@ -145,6 +145,14 @@ def _one_launch(name: str) -> Rule:
     return Rule("triton", f"pointwise.triton_kernels:{name}", "one launch", _triton, _on_gpu)
 
 
+def _joint(name: str, module: str) -> tuple[Rule, ...]:
+    """What stands between library products."""
+    return (
+        Rule("triton", f"pointwise.{module}:{name}", "one launch", _triton, _on_gpu),
+        Rule("torch", f"pointwise.reference:{name}", "torch's operators", _anywhere),
+    )
+
+
 def _native(function: str, most: float = math.inf) -> Rule:
     """The compiled layers, where they are faster than library products: up to `most` rows."""
     why = "compiled kernel: reads the factors once" + (f", up to {most} rows" if most < math.inf else "")
@@ -162,6 +170,10 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "rms_norm": _pointwise("rms_norm", _one_launch("rms_norm")),
     "rotary": _pointwise("rotary", _one_launch("rotary")),
     "channel_sums": _pointwise("channel_sums"),
+    "act_mul": _joint("act_mul", "triton_kernels"),
+    "act_mul_backward": _joint("act_mul_backward", "triton_columns"),
+    "gather_columns": _joint("gather_columns", "triton_kernels"),
+    "join_columns": _joint("join_columns", "triton_columns"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _by_library),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
 from sieve_kernels.lowrank.cpu import group_backward, token_blocks
+from sieve_kernels.pointwise.reference import ACTIVATION_GRADIENTS
 
 _aten = torch.ops.aten
 
@@ -18,14 +19,6 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(_aten.gelu_, approximate="tanh"),
     "relu": _aten.relu_,
 }
-
-BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "silu": _aten.silu_backward,
-    "gelu": _aten.gelu_backward,
-    "gelu_tanh": partial(_aten.gelu_backward, approximate="tanh"),
-    "relu": lambda grad, gate: _aten.threshold_backward(grad, gate, 0),
-}
-"""Gradient of the gate, given that of the activated gate."""
 
 
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Tensor:
@@ -66,6 +59,6 @@ def swiglu_backward(
     rows, tokens = as_rows(grad), as_rows(x)
     gate = (tokens @ A_gate.T) @ B_gate.T
     up = (tokens @ A_up.T) @ B_up.T
-    d_gate = BACKWARD[activation](up.mul_(rows), gate)
+    d_gate = ACTIVATION_GRADIENTS[activation](up.mul_(rows), gate)
     d_up = IN_PLACE[activation](gate).mul_(rows)
     return group_backward([d_gate, d_up], x, [A_gate, A_up], [B_gate, B_up], needed)

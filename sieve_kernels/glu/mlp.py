@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import autocast, describe, require_alike, require_float, require_same_device
 from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.glu import reference
@@ -15,6 +15,7 @@ from sieve_kernels.lowrank.checks import check_permutation
 from sieve_kernels.lowrank.ops.dense import linear
 from sieve_kernels.lowrank.ops.linear import lowrank_linear
 from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
+from sieve_kernels.pointwise.joints import act_mul
 from sieve_kernels.registration import register
 
 Layer = Sequence[Tensor]
@@ -64,6 +65,8 @@ def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
     if list(map(len, inner)) == [2, 2]:
         return _layer(lowrank_swiglu(x, *inner[0], *inner[1], activation), down)
     gate, up = [_layer(x, layer) for layer in inner] if len(inner) == 2 else _layer(x, *inner).chunk(2, -1)
+    if training.by_library(gate, up):
+        return _layer(act_mul(gate, up, activation), down)
     return _layer(reference.ACTIVATIONS[activation](gate) * up, down)
 
 

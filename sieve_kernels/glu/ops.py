@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import autocast, describe
 from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.glu import reference
@@ -16,8 +16,8 @@ def lowrank_swiglu(
 ) -> Tensor:
     """y = act(gate) · up with gate = (x A_gateᵀ) B_gateᵀ and up = (x A_upᵀ) B_upᵀ, neither of which is stored.
 
-    Differentiable in all five tensors, twice if need be; gate, up and the intermediates are recomputed, not stored.
-    Under autocast it computes in autocast's dtype, as `F.linear` does.
+    Differentiable in all five tensors, twice if need be; gate, up and the intermediates are recomputed, not stored
+    (but kept for many rows on a GPU). Under autocast it computes in autocast's dtype, as `F.linear` does.
 
     Args:
         x: inputs [..., n].
@@ -42,6 +42,8 @@ def lowrank_swiglu(
     if torch.is_autocast_enabled(x.device.type):
         x, A_gate, B_gate, A_up, B_up = (autocast(t) for t in (x, A_gate, B_gate, A_up, B_up))
     _check(x, A_gate, B_gate, A_up, B_up, activation)
+    if training.by_library(x, A_gate, B_gate, A_up, B_up):
+        return training.swiglu(x, A_gate, B_gate, A_up, B_up, activation)
     return _swiglu_op(x, A_gate, B_gate, A_up, B_up, activation)
 
 

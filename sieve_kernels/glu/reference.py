@@ -3,21 +3,12 @@
 T tokens, n inputs, m outputs, ranks r and q.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.lowrank.reference import dense, linear, pivoted
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
-"""By the names that users give."""
+from sieve_kernels.pointwise.reference import ACTIVATIONS
 
 
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str = "silu") -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sieve_kernels.glu.reference import ACTIVATIONS
+from sieve_kernels.pointwise.reference import ACTIVATIONS
 
 try:
     from sieve_kernels.pointwise.triton_kernels import act_mul, gather_columns

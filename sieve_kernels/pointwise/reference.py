@@ -1,7 +1,29 @@
 """Definitions of the pointwise operators in plain torch, step by step as the modules of transformers compute them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_aten = torch.ops.aten
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+"""By the names that users give."""
+
+ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": _aten.silu_backward,
+    "gelu": _aten.gelu_backward,
+    "gelu_tanh": partial(_aten.gelu_backward, approximate="tanh"),
+    "relu": lambda grad, gate: _aten.threshold_backward(grad, gate, 0),
+}
+"""Gradient of the gate, given that of the activated gate."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -28,3 +50,24 @@ def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     norms = [torch.linalg.vector_norm(rows, order, dim=0, dtype=wide) for order in (1, 2)]
     return torch.stack([rows.sum(0, dtype=wide), norms[0], norms[1].square()])
+
+
+def act_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """act(gate) · up; gate and up [..., m]."""
+    return ACTIVATIONS[activation](gate) * up
+
+
+def act_mul_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up [..., m], given that of act(gate) · up, grad [..., m]."""
+    return ACTIVATION_GRADIENTS[activation](grad * up, gate), grad * ACTIVATIONS[activation](gate)
+
+
+def join_columns(z: Tensor, c: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    """y[t, j] = [z, c][t, index[j]] + bias[j]; z [T, r], c [T, m - r], index [m], bias [m] → [T, m]."""
+    return gather_columns(torch.cat([z, c], 1), index, bias)
+
+
+def gather_columns(x: Tensor, index: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y[t, j] = x[t, index[j]] + bias[j]; x [T, n], index [m], bias [m] → [T, m]."""
+    y = x.index_select(1, index)
+    return y if bias is None else y + bias

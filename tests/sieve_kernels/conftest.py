@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 
 
 @pytest.fixture
@@ -29,12 +29,20 @@ def seed():
     torch.manual_seed(0)
 
 
+AS_ON_GPU = ("torch_gpu", "torch_training")
+
+
 @pytest.fixture
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Make dispatch take the implementation named by the test's parameters. "torch_gpu": torch's on a GPU, which CPU
-    tensors take too where Triton's kernels beside the products are interpreted."""
-    monkeypatch.setenv("SIEVE_KERNELS", request.param.removesuffix("_gpu"))
-    if request.param == "torch_gpu" and dispatch.INTERPRETED:
+    """Make dispatch take the implementation named by the test's parameters.
+
+    "torch_gpu": torch's on a GPU, which CPU tensors take too where Triton's kernels beside the products are
+    interpreted. "torch_training": likewise, and where gradients are wanted, as for many rows.
+    """
+    monkeypatch.setenv("SIEVE_KERNELS", "torch" if request.param in AS_ON_GPU else request.param)
+    if request.param == "torch_training":
+        monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
+    if request.param in AS_ON_GPU and dispatch.INTERPRETED:
         for operator, rules in dispatch.TABLE.items():
             monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, rules)))
     dispatch._load.cache_clear()

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sieve_kernels import dispatch, linear
 from sieve_kernels.lowrank import reference
 
-both = pytest.mark.parametrize("implementation", ["torch", "native", "triton", "triton_gemv"], indirect=True)
+both = pytest.mark.parametrize(
+    "implementation", ["torch", "torch_training", "native", "triton", "triton_gemv"], indirect=True
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 

@@ -28,6 +28,7 @@ def without_compiled(monkeypatch):
     monkeypatch.setattr(native, "has_amx", lambda: False)
 
 
+JOINTS = {"act_mul", "act_mul_backward", "join_columns", "gather_columns"}
 BY_TORCH = {"rms_norm", "rotary", "channel_sums", "lowrank_mlp"}  # no Triton kernel of their own
 
 
@@ -51,7 +52,7 @@ def test_compiled_kernels_where_they_can_serve(monkeypatch):
         assert choose("lowrank_linear", dispatch.Call(CPU, dtype, rows, 4)) == name
 
 
-@pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - BY_TORCH))
+@pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - BY_TORCH - JOINTS))
 def test_a_gpu_takes_triton_for_few_rows_and_products_of_the_library_for_many(operator):
     few, many = (dispatch.Call(GPU, torch.bfloat16, dispatch.FEW_ROWS_GPU + more, 4) for more in (0, 1))
     always = "torch" if "backward" in operator and "population" not in operator else "triton"
@@ -69,6 +70,12 @@ def test_few_rows_of_16_bits_take_the_kernels_for_them():
 
 
 ONLY_TRITON = {"gram_", "cross_gram_", "lowrank_linear_population", "lowrank_linear_population_backward"}
+
+
+@pytest.mark.parametrize("operator", sorted(JOINTS))
+def test_a_gpu_takes_triton_between_products(operator):
+    for rows in (1, 1000):
+        assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows)) == "triton"
 
 
 def test_mlp_on_a_gpu():

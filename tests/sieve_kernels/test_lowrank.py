@@ -12,7 +12,7 @@ from sieve_kernels import lowrank_linear
 from sieve_kernels.lowrank import reference
 
 every = pytest.mark.parametrize(
-    "implementation", ["torch", "native", "triton", "triton_fused", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_training", "native", "triton", "triton_fused", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 

@@ -13,7 +13,9 @@ from sieve_kernels import dispatch, lowrank_mlp
 from sieve_kernels.glu import reference
 
 KINDS = ("dense", "pair", "pivoted")
-both = pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "native", "triton_gemv"], indirect=True)
+both = pytest.mark.parametrize(
+    "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton_gemv"], indirect=True
+)
 
 
 def make_layer(kind, n, m, rank, dtype, device):

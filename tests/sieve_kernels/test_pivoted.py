@@ -12,7 +12,7 @@ from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_pivoted, lowr
 from sieve_kernels.lowrank import checks, reference
 
 every = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "native", "triton", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 

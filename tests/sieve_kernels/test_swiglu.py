@@ -16,7 +16,7 @@ from sieve_kernels.glu import reference
 from sieve_kernels.lowrank import cpu
 
 both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "native", "triton", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)

@@ -1,9 +1,10 @@
 """`linear`: the function users call, its checks, and the registration of operator and gradients."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast, require_alike, require_float
 from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.lowrank import reference
@@ -37,6 +38,8 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         x, W, bias = (autocast(t) for t in (x, W, bias))
     _check(x, W, bias)
+    if training.by_library(x, W, bias):
+        return F.linear(x, W, bias)
     return _linear_op(x, W, bias)
 
 

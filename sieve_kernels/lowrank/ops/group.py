@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast
 from sieve_kernels.core.plans import Plans, is_direct
 from sieve_kernels.lowrank import reference
@@ -23,8 +23,8 @@ def lowrank_linear_group(
 ) -> tuple[Tensor, ...]:
     """Several low-rank layers of one input, y_i = (x A_iᵀ) B_iᵀ + bias_i: query, key and value in one pass over x.
 
-    Differentiable in all tensors, twice if need be; the r-wide intermediates are recomputed, not stored. Under autocast
-    it computes in autocast's dtype, as `F.linear` does.
+    Differentiable in all tensors, twice if need be; the r-wide intermediates are recomputed, not stored (but kept for
+    many rows on a GPU). Under autocast it computes in autocast's dtype, as `F.linear` does.
 
     Args:
         x: inputs [..., n].
@@ -55,6 +55,8 @@ def lowrank_linear_group(
         x, As, Bs = autocast(x), [autocast(A) for A in As], [autocast(B) for B in Bs]
         biases = None if biases is None else [autocast(bias) for bias in biases]
     _check(x, As, Bs, biases)
+    if training.by_library(x, *As, *Bs, *(biases or ())):
+        return tuple(training.linear(x, *of) for of in zip(As, Bs, biases or [None] * len(As), strict=True))
     return tuple(_group_op(x, list(As), list(Bs), _biases(Bs, biases)))
 
 

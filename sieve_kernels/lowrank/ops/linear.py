@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast
 from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.lowrank import reference
@@ -14,8 +14,9 @@ from sieve_kernels.registration import register
 def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, rank: int | None = None) -> Tensor:
     """y = (x A[:r]ᵀ) B[:, :r]ᵀ + bias: a linear layer whose weight is the rank-r product B A.
 
-    Differentiable in all four tensors, twice if need be; the r-wide intermediate is recomputed, not stored, and
-    gradients are zero outside the slice. Under autocast it computes in autocast's dtype, as `F.linear` does.
+    Differentiable in all four tensors, twice if need be; the r-wide intermediate is recomputed, not stored (but kept
+    for many rows on a GPU), and gradients are zero outside the slice. Under autocast it computes in autocast's dtype,
+    as `F.linear` does.
 
     Args:
         x: inputs [..., n].
@@ -45,6 +46,8 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         if not 1 <= rank <= A.shape[0]:
             raise ValueError(f"rank must be between 1 and {A.shape[0]}, got {rank}")
         A, B = A[:rank], B[:, :rank]
+    if training.by_library(x, A, B, bias):
+        return training.linear(x, A, B, bias)
     return _linear_op(x, A, B, bias)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
+from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast, describe, require_alike, require_float, require_same_device
 from sieve_kernels.core.plans import Direct, is_direct
 from sieve_kernels.lowrank import reference
@@ -15,7 +15,8 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
     """z = x Aᵀ, y[..., permutation] = [z, z Cᵀ], plus bias: a rank-r layer of which r outputs are z itself.
 
     Every pair (A, B) can be re-based to this form, in r² fewer numbers. Differentiable in x, A, C and bias, twice if
-    need be; z is recomputed, not stored. Under autocast it computes in autocast's dtype, as `F.linear` does.
+    need be; z is recomputed, not stored (but kept for many rows on a GPU). Under autocast it computes in autocast's
+    dtype, as `F.linear` does.
 
     Args:
         x: inputs [..., n].
@@ -43,6 +44,8 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
     if torch.is_autocast_enabled(x.device.type):
         x, A, C, bias = (autocast(t) for t in (x, A, C, bias))
     check_pivoted(x, A, C, permutation, bias)
+    if training.by_library(x, A, C, bias):
+        return training.pivoted(x, A, C, permutation, bias)
     return _pivoted_op(x, A, C, permutation, bias)
 
 

@@ -1,0 +1,103 @@
+"""`act_mul` and `join_columns`: what stands between a layer's library products where gradients are wanted.
+
+Internal: `sieve_kernels.training` makes layers of them and of torch's own products.
+"""
+
+import torch
+from torch import Tensor
+
+from sieve_kernels import dispatch
+from sieve_kernels.arguments import as_rows
+from sieve_kernels.lowrank.permutation import inverse
+from sieve_kernels.pointwise import reference
+from sieve_kernels.registration import differentiable_gradients, register
+
+
+def act_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """act(gate) · up in one pass; gate and up [..., m]. Differentiable, twice if need be."""
+    return _act_mul_op(gate, up, activation)
+
+
+def join_columns(z: Tensor, c: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
+    """y [..., m], y[..., permutation] = [z, c] + bias[permutation]; z [..., r], c [..., m - r], permutation, bias [m].
+
+    Differentiable, twice if need be.
+    """
+    return _join_columns_op(z, c, permutation, bias)
+
+
+def _act_mul(gate, up, activation):
+    function = dispatch.implementation("act_mul", gate)
+    return function(as_rows(gate), as_rows(up), activation).view(gate.shape)
+
+
+def _act_mul_backward(grad, gate, up, activation):
+    function = dispatch.implementation("act_mul_backward", gate)
+    found = function(as_rows(grad), as_rows(gate), as_rows(up), activation)
+    return tuple(t.view(gate.shape) for t in found)
+
+
+def _act_mul_save(ctx, inputs, output):
+    *tensors, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _act_mul_gradients(ctx, grad):
+    if torch.is_grad_enabled():  # a gradient of this gradient will be taken
+        return *differentiable_gradients(
+            lambda *t: reference.act_mul(*t, ctx.activation), ctx.saved_tensors, ctx.needs_input_grad[:2], grad
+        ), None
+    return *_act_mul_backward_op(grad, *ctx.saved_tensors, ctx.activation), None
+
+
+def _join_columns(z, c, permutation, bias):
+    function = dispatch.implementation("join_columns", z)
+    return function(as_rows(z), as_rows(c), inverse(permutation), bias).view(*z.shape[:-1], len(permutation))
+
+
+def _gather_columns(x, index):
+    return dispatch.implementation("gather_columns", x)(as_rows(x), index).view(*x.shape[:-1], len(index))
+
+
+def _join_columns_save(ctx, inputs, output):
+    z, _, permutation, _ = inputs
+    ctx.r = z.shape[-1]
+    ctx.save_for_backward(permutation)
+
+
+def _join_columns_gradients(ctx, grad):
+    (permutation,) = ctx.saved_tensors
+    gather = grad.index_select if torch.is_grad_enabled() else None
+    both = gather(-1, permutation) if gather else _gather_columns_op(grad, permutation)
+    of_bias = as_rows(grad).sum(0) if ctx.needs_input_grad[3] else None
+    return both[..., : ctx.r], both[..., ctx.r :], None, of_bias
+
+
+_act_mul_backward_op = register(
+    "act_mul_backward",
+    "(Tensor grad, Tensor gate, Tensor up, str activation) -> (Tensor, Tensor)",
+    _act_mul_backward,
+    lambda grad, gate, up, activation: (gate.new_empty(gate.shape), gate.new_empty(gate.shape)),
+)
+_act_mul_op = register(
+    "act_mul",
+    "(Tensor gate, Tensor up, str activation) -> Tensor",
+    _act_mul,
+    lambda gate, up, activation: gate.new_empty(gate.shape),
+    backward=_act_mul_gradients,
+    save=_act_mul_save,
+)
+_gather_columns_op = register(
+    "gather_columns",
+    "(Tensor x, Tensor index) -> Tensor",
+    _gather_columns,
+    lambda x, index: x.new_empty((*x.shape[:-1], index.shape[0])),
+)
+_join_columns_op = register(
+    "join_columns",
+    "(Tensor z, Tensor c, Tensor permutation, Tensor? bias) -> Tensor",
+    _join_columns,
+    lambda z, c, permutation, bias: z.new_empty((*z.shape[:-1], permutation.shape[0])),
+    backward=_join_columns_gradients,
+    save=_join_columns_save,
+)

@@ -1,0 +1,160 @@
+"""Layers of which gradients are wanted, of many rows, on a GPU: no product is repeated; behaviour inside torch."""
+
+import pytest
+import torch
+from gradients import check_gradients
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sieve_kernels import (
+    dispatch,
+    linear,
+    lowrank_linear,
+    lowrank_linear_group,
+    lowrank_linear_pivoted,
+    lowrank_mlp,
+    lowrank_swiglu,
+    training,
+)
+from sieve_kernels.pointwise import reference
+from sieve_kernels.pointwise.joints import act_mul, join_columns
+
+both = pytest.mark.parametrize("implementation", ["torch", "triton"], indirect=True)
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+N, M, R = 24, 20, 6
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """As if tensors were of many rows on a GPU, nothing asked for."""
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
+
+
+def make(*shapes, dtype=torch.float32, device="cpu"):
+    return [torch.randn(s, device=device).mul(s[-1] ** -0.5).to(dtype) for s in shapes]
+
+
+def layers(dtype=torch.float32, device="cpu"):
+    """Functions of x [..., N], and how many products the forward pass of each has."""
+    W, A, B, C, D, bias = make((M, N), (R, N), (M, R), (M - R, R), (N, M), (M,), dtype=dtype, device=device)
+    order = torch.randperm(M, device=device)
+    for factor in (W, A, B, C, D, bias):
+        factor.requires_grad_()
+    return {
+        "dense": (lambda x: linear(x, W, bias), 1),
+        "pair": (lambda x: lowrank_linear(x, A, B, bias), 2),
+        "pivoted": (lambda x: lowrank_linear_pivoted(x, A, C, order, bias), 2),
+        "group": (lambda x: sum(lowrank_linear_group(x, [A, A], [B, B], [bias, None])), 4),
+        "gated": (lambda x: lowrank_swiglu(x, A, B, A, B), 4),
+        "mlp": (lambda x: lowrank_mlp(x, (A, C, order), (A, B), (D,)), 5),
+    }
+
+
+class _Products(TorchDispatchMode):
+    """Counts the matrix products that torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").split(".")[0]
+        self.count += name in ("mm", "addmm", "addmm_", "linear", "matmul")
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", layers())
+def test_no_product_is_repeated(name, trained, device):
+    """Twice as many products back as forth: none is formed again."""
+    layer, products = layers(device=device)[name]
+    x = torch.randn(7, N, device=device, requires_grad=True)
+    with _Products() as forth:
+        y = layer(x)
+    with _Products() as back:
+        y.sum().backward()
+    assert (forth.count, back.count) == (products, 2 * products)
+
+
+@pytest.mark.parametrize("name", layers())
+def test_compiles_without_graph_breaks(name, trained):
+    layer, _ = layers()[name]
+
+    def function(x):
+        return layer(x.relu()).square().sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (4, 7):
+        x = torch.randn(rows, N, requires_grad=True)
+        expected, result = function(x), compiled(x)
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in (result, expected)))
+
+
+def test_where_it_is_done(monkeypatch):
+    """Only where gradients are wanted, of many rows, on a GPU, and where nothing else is asked for."""
+    weight = torch.zeros(2, 2, requires_grad=True)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    assert not training.by_library(torch.zeros(1000, 2), weight)
+    monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
+    assert training.by_library(torch.zeros(1000, 2), weight, None)
+    assert training.by_library(torch.zeros(2, 2, requires_grad=True), None)
+    assert not training.by_library(torch.zeros(2, 2), weight.detach())
+    with torch.no_grad():
+        assert not training.by_library(torch.zeros(2, 2), weight)
+    for name, taken in (("torch", True), ("triton", False), ("triton_fused", False)):
+        monkeypatch.setenv(dispatch.VARIABLE, name)
+        assert training.by_library(torch.zeros(2, 2), weight) == taken
+
+
+@both
+@dtypes
+@activations
+@pytest.mark.parametrize("shape", [(2, 17, 50), (150, 33), (70,), (0, 5)])
+def test_act_mul(implementation, dtype, activation, shape, device):
+    gate, up = torch.randn(*shape[:-1], 2 * shape[-1], device=device).to(dtype).chunk(2, -1)
+    ours, definition = (lambda *t, f=f: f(*t, activation) for f in (act_mul, reference.act_mul))
+    check_gradients(ours, definition, [gate, up])
+
+
+@both
+@dtypes
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("shape", "r"), [((2, 17, 50), 20), ((150, 33), 1), ((70,), 70), ((0, 5), 2)])
+def test_join_columns(implementation, dtype, shape, r, biased, device):
+    m = shape[-1]
+    z, c = torch.randn(shape, device=device).to(dtype).split((r, m - r), -1)
+    bias = torch.randn(m, device=device).to(dtype) if biased else None
+    permutation = torch.randperm(m, device=device)
+
+    def definition(z, c, bias):
+        y = torch.cat([z, c], -1)[..., torch.argsort(permutation)]
+        return y if bias is None else y + bias
+
+    check_gradients(lambda z, c, bias: join_columns(z, c, permutation, bias), definition, [z, c, bias])
+
+
+def test_gradients_twice():
+    gate, up, z, c, bias = (t.double().requires_grad_() for t in make((3, 4), (3, 4), (3, 2), (3, 4), (6,)))
+    permutation = torch.randperm(6)
+    for activation in ("silu", "gelu", "gelu_tanh"):
+        assert torch.autograd.gradgradcheck(lambda *t, a=activation: act_mul(*t, a), (gate, up))
+    assert torch.autograd.gradgradcheck(lambda z, c, bias: join_columns(z, c, permutation, bias), (z, c, bias))
+
+
+def test_opcheck():
+    gate, up, z, c, bias = (t.requires_grad_() for t in make((2, 3, 4), (2, 3, 4), (2, 3, 2), (2, 3, 4), (6,)))
+    operators, permutation = torch.ops.sieve_kernels, torch.randperm(6)
+    torch.library.opcheck(operators.act_mul, (gate, up, "silu"))
+    torch.library.opcheck(operators.act_mul_backward, (torch.randn(2, 3, 4), gate.detach(), up.detach(), "gelu"))
+    torch.library.opcheck(operators.join_columns, (z, c, permutation, bias))
+    torch.library.opcheck(operators.join_columns, (z, c, permutation, None))
+    torch.library.opcheck(operators.gather_columns, (torch.randn(2, 3, 6), permutation))
+
+
+def test_columns_outside_are_not_read(device):
+    """What a GPU's host does not look at."""
+    kernels = pytest.importorskip("sieve_kernels.pointwise.triton_columns")
+    z, c = torch.ones(3, 4, device=device), torch.full((3, 5), 2.0, device=device)
+    y = kernels.join_columns(z, c, torch.tensor([0, 3, 4, 8, 9, -1, 10**9, 1, 5], device=device), None)
+    assert y[0].tolist() == [1, 1, 2, 2, 0, 0, 0, 1, 2]
