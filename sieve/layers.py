@@ -26,9 +26,10 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., n] → y [..., m]."""
-        if is_plain(self.A) and is_plain(self.B):
-            return lowrank_linear(x, self.A.weight, self.B.weight, self.B.bias)
-        return self.B(self.A(x))
+        A, B = self.A, self.B
+        if is_plain(A) and is_plain(B):
+            return lowrank_linear(x, A.weight, B.weight, B.bias)
+        return B(A(x))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -67,10 +68,11 @@ class PivotedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., n] → y [..., m]."""
-        if is_plain(self.A) and is_plain(self.C):
-            return lowrank_linear_pivoted(x, self.A.weight, self.C.weight, self.permutation, self.bias)
-        z = self.A(x)
-        y = torch.cat([z, self.C(z)], -1).index_select(-1, torch.argsort(self.permutation))
+        A, C = self.A, self.C
+        if is_plain(A) and is_plain(C):
+            return lowrank_linear_pivoted(x, A.weight, C.weight, self.permutation, self.bias)
+        z = A(x)
+        y = torch.cat([z, C(z)], -1).index_select(-1, torch.argsort(self.permutation))
         return y if self.bias is None else y + self.bias
 
     @property
@@ -159,9 +161,6 @@ def centred_bias(bias: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dt
     return (shift.float() if bias is None else bias.detach().float() + shift.float()).to(dtype)
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def is_plain(layer: nn.Module) -> bool:
     """Whether `layer` is an untouched nn.Linear: no subclass, wrapper, tensor subclass, hook or patched forward."""
     return type(layer) is nn.Linear and holds_plain_tensors(layer) and is_untouched(layer)
@@ -169,10 +168,14 @@ def is_plain(layer: nn.Module) -> bool:
 
 def holds_plain_tensors(layer: nn.Linear) -> bool:
     """Whether weight and bias are ordinary parameters, not a quantiser's or a wrapper's tensors."""
+    # Looked up where they are: every layer asks on every call, and attributes of a module take their time.
+    parameters = layer.__dict__["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
     return (
-        type(layer.weight) is nn.Parameter
-        and type(layer.weight.data) is torch.Tensor
-        and (layer.bias is None or type(layer.bias) is nn.Parameter)
+        type(weight) is nn.Parameter
+        and type(weight.data) is torch.Tensor
+        and (bias is None or type(bias) is nn.Parameter)
+        and "weight" not in layer.__dict__
     )
 
 
@@ -182,4 +185,7 @@ def is_untouched(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, hooks) for hooks in _HOOKS)
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    )

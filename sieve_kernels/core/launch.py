@@ -1,65 +1,113 @@
 """Launching a Triton kernel for the host's time of one C call.
 
-`kernel[grid](…)` binds, specialises and hashes every argument on every call: 10 to 20 microseconds, where a library
-product costs as much in all. An operator that is called again with the same shapes has nothing to decide anew, so it
+`kernel[grid](…)` binds, specialises and hashes every argument on every call: 20 microseconds on a machine where a
+library product takes 23 in all. An operator that is called again with the same shapes has nothing to decide anew, so it
 keeps a `Launch`, in which only the tensors are open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
-from triton.runtime import driver
 
 
 class Launch:
     """A kernel with its grid and all its arguments but the tensors.
 
-    The kernel's parameters are the tensors, then the scalars, then the constants. The first call goes through Triton's
-    compiler; later ones pass pointers to the compiled kernel. So whoever keeps a `Launch` must keep one for each
-    combination of dtypes and of what Triton specialises on: which tensors are None, and which begin at a multiple of
-    16 bytes (`alignment`).
+    The kernel's parameters are pointers, then scalars, then constants. The first call goes through Triton's compiler;
+    later ones pass addresses to the compiled kernel. So whoever keeps a `Launch` must keep one for each device, for
+    each combination of dtypes, and for which tensors begin at a multiple of 16 bytes, as Triton specialises on that.
 
     Args:
         kernel: a `triton.jit` function.
         grid: programs along up to three axes.
-        scalars: the arguments behind the tensors, in order.
+        scalars: the arguments behind the pointers, in order.
+        tensors: names of the pointers that a call gives, in its order; the others are None. None: all of them.
         constants: `tl.constexpr` parameters and options (num_warps, num_stages, launch_pdl, …) by name.
     """
 
-    __slots__ = ("_arguments", "_compiled", "constants", "grid", "kernel", "scalars")
+    __slots__ = ("_device", "_holes", "_run", "_stream", "_template", "constants", "grid", "kernel", "scalars")
 
-    def __init__(self, kernel: triton.JITFunction, grid: Sequence[int], scalars: Sequence[object], **constants):
+    def __init__(
+        self,
+        kernel: triton.JITFunction,
+        grid: Sequence[int],
+        scalars: Sequence[object],
+        tensors: Sequence[str] | None = None,
+        **constants,
+    ):
         self.kernel, self.scalars, self.constants = kernel, tuple(scalars), constants
         self.grid = (*grid, 1, 1)[:3]
-        self._compiled: CompiledKernel | None = None
-        self._arguments: tuple = ()  # behind the tensors, as the compiled kernel takes them
+        names = kernel.arg_names
+        behind = [name for name in names if name in constants]
+        pointers = names[: len(names) - len(behind) - len(self.scalars)]
+        self._holes = [pointers.index(name) for name in pointers if tensors is None or name in tensors]
+        if tensors is not None:
+            self._holes = [pointers.index(name) for name in tensors]
+        self._template = [*(None for _ in pointers), *self.scalars, *(constants[name] for name in behind)]
+        self._run: Callable | None = None
+        self._device = -1
+        self._stream: Callable[[int], int] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        compiled, first = self._compiled, tensors[0]
-        if first.is_cuda and first.get_device() != driver.active.get_current_device():
-            with torch.cuda.device(first.device):
-                self(*tensors)
-        elif compiled is None:
-            self._first(tensors)
-        else:
-            compiled.run(
-                *self.grid,
-                driver.active.get_current_stream(first.get_device()),
-                compiled.function,
-                compiled.packed_metadata,
-                None,
-                None,
-                None,
-                *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
-                *self._arguments,
-            )
+        if self._run is None or torch._C._cuda_getDevice() != self._device:
+            self._with_checks(tensors)
+            return
+        arguments = self._template.copy()
+        for hole, tensor in zip(self._holes, tensors):  # noqa: B905 (strict costs time; the first call has checked)
+            if tensor is not None:
+                arguments[hole] = tensor.data_ptr()
+        self._run(self._stream(self._device), *arguments)
 
-    def _first(self, tensors: Sequence[Tensor | None]) -> None:
-        compiled = self.kernel[self.grid](*tensors, *self.scalars, **self.constants)
-        if isinstance(compiled, CompiledKernel):  # neither interpreted nor compiled for a target that is not there
-            behind = self.kernel.arg_names[len(tensors) + len(self.scalars) :]
-            self._arguments = (*self.scalars, *(self.constants[name] for name in behind))
-            self._compiled = compiled
+    def _with_checks(self, tensors: Sequence[Tensor | None]) -> None:
+        """The first call, and every one while another device is current."""
+        pointers: list[Tensor | None] = [None] * (len(self._template) - len(self.scalars) - self._constant_count())
+        for hole, tensor in zip(self._holes, tensors, strict=True):
+            pointers[hole] = tensor
+        if not tensors[0].is_cuda:  # interpreted, or compiled for a target that is not there
+            self.kernel[self.grid](*pointers, *self.scalars, **self.constants)
+            return
+        with torch.cuda.device(tensors[0].device):
+            if self._run is not None:
+                self(*tensors)
+                return
+            compiled = self.kernel[self.grid](*pointers, *self.scalars, **self.constants)
+        if isinstance(compiled, CompiledKernel):
+            self._run = _runner(compiled, self.grid)
+            self._stream, self._device = torch._C._cuda_getCurrentRawStream, tensors[0].get_device()
+
+    def _constant_count(self) -> int:
+        return sum(name in self.constants for name in self.kernel.arg_names)
+
+
+def _runner(compiled: CompiledKernel, grid: tuple[int, int, int]) -> Callable[..., None]:
+    """A function of a stream and the kernel's arguments that launches."""
+    launcher = compiled.run
+    metadata, function = compiled.packed_metadata, compiled.function
+    if _calls_c(launcher):
+        modes = launcher.launch_cooperative_grid, launcher.launch_pdl
+        launch = partial(launcher.launch, *grid)
+
+        def run(stream, *arguments):
+            launch(stream, function, *modes, None, None, metadata, None, None, None, *arguments)
+
+    else:
+        launch = partial(launcher, *grid)
+
+        def run(stream, *arguments):
+            launch(stream, function, metadata, None, None, None, *arguments)
+
+    return run
+
+
+def _calls_c(launcher: object) -> bool:
+    """Whether Triton's launcher only calls its counterpart in C, as that of NVIDIA's GPUs does up to version 3.6 where
+    a kernel needs no memory of its own."""
+    return (
+        type(launcher).__name__ == "CudaLauncher"
+        and not hasattr(launcher, "arg_annotations")
+        and all(getattr(launcher, f"{kind}_scratch_size", 1) == 0 for kind in ("global", "profile"))
+    )

@@ -32,80 +32,76 @@ class Plans:
         return run(*arguments)
 
     def _remember(self, kind: tuple, run: Callable) -> Callable:
-        if not torch.compiler.is_compiling():
-            if len(self._known) >= MOST_PLANS:
-                self._known.clear()
-            self._known[kind] = run
+        if len(self._known) >= MOST_PLANS:
+            self._known.clear()
+        self._known[kind] = run
         return run
-
-    def clear(self) -> None:
-        """Forget everything, as when the device is another one than it was."""
-        self._known.clear()
 
 
 class Direct(Plans):
-    """An operator without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
+    """An operator on a GPU without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
 
-    Args:
-        operator: its name in `dispatch`.
-        check: raises for arguments that do not fit.
-        rank: the rank of a call, as `dispatch.implementation` wants it.
+    The dispatcher asks autograd, tracers and modes, which takes as much of the host's time as a launch does. A call
+    returns None where one of them has to know of it: then the operator is to be called as PyTorch has it.
     """
 
-    def __init__(self, operator: str, check: Callable[..., None], rank: Callable[..., int]):
-        super().__init__(self._prepare)
-        self._operator, self._check, self._rank = operator, check, rank
-
     def __call__(self, *arguments):
-        kind = os.environ.get(dispatch.VARIABLE), kind_of(arguments)
+        kind = kind_of(arguments, torch.is_grad_enabled())
+        if kind is None or _listened():
+            return None
+        kind = os.environ.get(dispatch.VARIABLE), kind
         run = self._known.get(kind)
         if run is None:
             run = self._remember(kind, self.prepare(*arguments))
         return run(*arguments)
 
-    def _prepare(self, *arguments) -> Callable:
-        self._check(*arguments)
-        function = dispatch.implementation(self._operator, arguments[0], self._rank(*arguments))
+
+def direct(operator: str, check: Callable[..., None], rank: Callable[..., int]) -> Direct:
+    """The operator of this name in `dispatch`; check raises for arguments that do not fit, rank(*arguments) is what
+    the choice depends on."""
+
+    def prepare(*arguments) -> Callable:
+        check(*arguments)
+        function = dispatch.implementation(operator, arguments[0], rank(*arguments))
         return function.prepare(*arguments) if isinstance(function, Plans) else function
 
+    return Direct(prepare)
 
-def kind_of(arguments: Sequence) -> tuple:
-    """What a plan for these arguments (tensors, constants, and sequences of them) depends on."""
+
+def kind_of(arguments: Sequence, differentiable: bool = False) -> tuple | None:
+    """What a plan for these arguments (tensors, constants, and sequences of them) depends on.
+
+    None if there is a tensor of another class than PyTorch's own, or, if differentiable, one that requires a gradient.
+    """
     kind = []
+    add = kind.append
     for argument in arguments:
         of = type(argument)
         if of is Tensor or of is Parameter:
-            kind += (
-                argument.shape,
-                argument.stride(),
-                argument.dtype,
-                argument.get_device(),
-                argument.data_ptr() & 15,
-            )
+            if differentiable and argument.requires_grad:
+                return None
+            add(argument.shape)
+            add(argument.stride())
+            add(argument.dtype)
+            add(argument.get_device())
+            add(argument.data_ptr() & 15)
         elif of is tuple or of is list:
-            kind.append(kind_of(argument))
+            inner = kind_of(argument, differentiable)
+            if inner is None:
+                return None
+            add(inner)
+        elif isinstance(argument, Tensor):
+            return None
         else:
-            kind.append(argument)
+            add(argument)
     return tuple(kind)
 
 
-def is_direct(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether an operator may launch its kernels itself: its tensors are on a GPU, and nobody listens to the call.
-
-    PyTorch's dispatcher asks autograd, tracers and modes, which takes as much of the host's time as a launch does.
-    """
-    if torch.compiler.is_compiling() or not x.is_cuda or torch.is_autocast_enabled("cuda"):
-        return False
-    differentiable = torch.is_grad_enabled()
-    for tensor in (x, *others):
-        of = type(tensor)
-        if of is not Tensor and of is not Parameter:
-            if tensor is not None:
-                return False
-        elif differentiable and tensor.requires_grad:
-            return False
-    return not (
-        torch._C._len_torch_dispatch_stack()
+def _listened() -> bool:
+    """Whether a mode, a tracer or a transform wants to know of operators, or autocast to change their arguments."""
+    return bool(
+        torch.is_autocast_enabled("cuda")
+        or torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None

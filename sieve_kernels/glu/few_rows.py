@@ -1,6 +1,7 @@
 """Gated layers of a few rows on a GPU: gate and up meet in registers, and an MLP with pairs takes four launches."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -8,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels import tiles
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.glu import cpu as library
@@ -16,7 +16,7 @@ from sieve_kernels.glu.mlp import parts
 from sieve_kernels.glu.triton_kernels import activate
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.triton_kernels import few_rows
-from sieve_kernels.lowrank.triton_kernels.few_rows import ABSENT, Product, columns, rounded, row_stride, rows_of, three
+from sieve_kernels.lowrank.triton_kernels.few_rows import Product, allocation, columns, rounded, row_stride, rows_of
 from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import product_tile
 
 Layer = Sequence[Tensor]
@@ -49,6 +49,7 @@ def few_rows_glu_kernel(
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -75,6 +76,7 @@ def few_rows_glu_kernel(
         EARLY,
         OVERLAP,
         EVEN_K,
+        ONE_STEP,
         UPCAST,
         ACC,
         BLOCK_T,
@@ -100,6 +102,7 @@ def few_rows_glu_kernel(
         EARLY,
         0,
         EVEN_K,
+        ONE_STEP,
         UPCAST,
         ACC,
         BLOCK_T,
@@ -119,11 +122,10 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str) -> Calla
 
     Args: layers: gate and up, or the one layer that is both, all gates before all ups.
     """
-    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
     factors = [layer[0] for layer in layers if len(layer) > 1]
     first = few_rows.intermediates(x, factors) if factors else None
     starts, width = columns([A.shape[0] for A in factors])
-    (T, n), m = rows_of(x), width_of(layers[0]) // (1 if len(layers) == 2 else 2)
+    (T, n), m, dtype = rows_of(x), width_of(layers[0]) // (1 if len(layers) == 2 else 2), x.dtype
     at = iter(starts)
     products = [
         Product(m, n, layer[0].stride(0), m)
@@ -131,21 +133,22 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str) -> Calla
         else Product(m, layer[1].shape[1], layer[1].stride(0), m, x_at=next(at))
         for layer in layers
     ]
-    second = _launch(T, products, layers, row_stride(x), width, activation, device, early=first is not None)
+    second = _launch(T, products, layers, row_stride(x), width, activation, x.device, early=first is not None)
+    make_z, make_h = allocation((T, width), dtype, x.device), allocation((T, m), dtype, x.device)
 
     def run(x, layers):
         # Before the first launch, which waits for them: the second reads them without waiting.
         indices = [inverse(layer[2]) if len(layer) == 3 else None for layer in layers]
         z = x
         if first is not None:
-            z = torch.empty((T, width), dtype=compute, device=device)
+            z = make_z()
             As = [layer[0] for layer in layers if len(layer) > 1]
-            first(x, *three(As), *ABSENT, *ABSENT, *ABSENT, *three([z] * len(As)))
+            first(x, *As, *[z] * len(As))
             z = rounded(z, dtype)
         inputs = [x if len(layer) == 1 else z for layer in layers]
         weights = [layer[0] if len(layer) == 1 else layer[1] for layer in layers]
-        h = torch.empty((T, m), dtype=compute, device=device)
-        second(*(operands[at] for operands in (inputs, weights, indices) for at in (0, -1)), h)
+        h = make_h()
+        second(inputs[0], inputs[-1], weights[0], weights[-1], indices[0], indices[-1], h)
         return rounded(h, dtype)
 
     return run
@@ -169,6 +172,8 @@ def _launch(
     """The launch of act(gate) · up; it takes their inputs, weights, indices, and the output."""
     gate, up = products[0], products[-1]
     tile = few_rows.config(T, 2 * gate.N, max(gate.K, up.K), 16, device)
+    if T == 1:  # two weights at a time
+        tile = replace(tile, block_n=max(1, tile.block_n // 2))
     strides = [stride_x if len(layer) == 1 else stride_z for layer in layers]
     return Launch(
         few_rows_glu_kernel,
@@ -190,8 +195,7 @@ def _launch(
         GATHER_G=len(layers[0]) == 3,
         GATHER_U=len(layers[-1]) == 3,
         EARLY=early,
-        EVEN_K=all(p.K % (tile.block_k * tile.split_k) == 0 for p in products),
-        **few_rows.constants(T, tile, 16, device),
+        **few_rows.constants(T, [p.K for p in products], tile, 16, device),
     )
 
 
@@ -208,30 +212,27 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
     if not few_rows.serves(x, *chain(*(layer[:2] for layer in layers))) or width_of(layers[-2]) % 8:
         return parts
     *inner, down = layers
-    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
     middle = _prepare_inner(x, inner, activation)
-    (T, _), n, k = rows_of(x), down[0].shape[1], width_of(down)
+    (T, _), n, k, dtype, paired = rows_of(x), down[0].shape[1], width_of(down), x.dtype, len(down) > 1
     _, width = columns([down[0].shape[0]])
-    paired = len(down) > 1
-    first = few_rows.make_launch(
-        T, n, [Product(down[0].shape[0], n, down[0].stride(0), width if paired else k)], device, early=True
-    )
+    products = [Product(down[0].shape[0], n, down[0].stride(0), width if paired else k)]
+    first = few_rows.make_launch(T, n, products, x.device, early=True)
     second = None
     if paired:
-        r = down[1].shape[1]
-        products = [Product(k, r, down[1].stride(0), k)]
-        second = few_rows.make_launch(T, width, products, device, early=True, gathered=len(down) == 3)
-    shape = (*x.shape[:-1], k)
+        products = [Product(k, down[1].shape[1], down[1].stride(0), k)]
+        second = few_rows.make_launch(T, width, products, x.device, early=True, gathered=len(down) == 3)
+    make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], k), dtype, x.device)
 
     def run(x, layers, _):
         *inner, down = layers
-        index = [inverse(down[2])] if len(down) == 3 else None
-        h = middle(x, inner)
-        y = torch.empty(shape, dtype=compute, device=device)
-        z = torch.empty((T, width), dtype=compute, device=device) if paired else y
-        first(h, *three([down[0]]), *ABSENT, *ABSENT, *ABSENT, *three([z]))
-        if second is not None:
-            second(rounded(z, dtype), *three([down[1]]), *ABSENT, *three(index), *ABSENT, *three([y]))
+        index = [inverse(down[2])] if len(down) == 3 else []
+        h, y = middle(x, inner), make_y()
+        if second is None:
+            first(h, down[0], y)
+        else:
+            z = make_z()
+            first(h, down[0], z)
+            second(rounded(z, dtype), down[1], *index, y)
         return rounded(y, dtype)
 
     return run

@@ -1,14 +1,13 @@
 """`lowrank_mlp`: a whole gated MLP in one go, whatever of its three matrices are pairs."""
 
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import autocast, describe, require_alike, require_float, require_same_device
-from sieve_kernels.core.plans import Direct, is_direct
+from sieve_kernels.core.plans import direct
 from sieve_kernels.glu import reference
 from sieve_kernels.glu.ops import lowrank_swiglu
 from sieve_kernels.lowrank.checks import check_permutation
@@ -49,8 +48,10 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
         torch.Size([5, 64])
     """
     layers = [tuple(layer) for layer in (gate, up, down) if layer is not None]
-    if is_direct(x, *chain(*layers)):
-        return _direct(x, layers, activation)
+    if x.is_cuda and not torch.compiler.is_compiling():
+        y = _direct(x, layers, activation)
+        if y is not None:
+            return y
     if torch.is_autocast_enabled(x.device.type):
         x, layers = autocast(x), [tuple(autocast(t) for t in layer) for layer in layers]
     _check(x, layers, activation)
@@ -133,7 +134,7 @@ def _mlp_fake(x, tensors, counts, activation):
     return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1])))
 
 
-_direct = Direct("lowrank_mlp", _check, _rank)
+_direct = direct("lowrank_mlp", _check, _rank)
 _mlp_op = register(
     "lowrank_mlp", "(Tensor x, Tensor[] tensors, int[] counts, str activation) -> Tensor", _mlp, _mlp_fake
 )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import autocast, describe
-from sieve_kernels.core.plans import Direct, is_direct
+from sieve_kernels.core.plans import direct
 from sieve_kernels.glu import reference
 from sieve_kernels.lowrank.checks import check_factors
 from sieve_kernels.registration import differentiable_gradients, register
@@ -37,8 +37,10 @@ def lowrank_swiglu(
         >>> lowrank_swiglu(x, A, B, torch.randn(8, 64), torch.randn(32, 8)).shape
         torch.Size([5, 32])
     """
-    if is_direct(x, A_gate, B_gate, A_up, B_up):
-        return _direct(x, A_gate, B_gate, A_up, B_up, activation)
+    if x.is_cuda and not torch.compiler.is_compiling():
+        y = _direct(x, A_gate, B_gate, A_up, B_up, activation)
+        if y is not None:
+            return y
     if torch.is_autocast_enabled(x.device.type):
         x, A_gate, B_gate, A_up, B_up = (autocast(t) for t in (x, A_gate, B_gate, A_up, B_up))
     _check(x, A_gate, B_gate, A_up, B_up, activation)
@@ -95,7 +97,7 @@ def _gradients(ctx, grad):
     return x, A_gate, B_gate, A_up, B_up, None
 
 
-_direct = Direct("lowrank_swiglu", _check, lambda x, A_gate, B_gate, A_up, *_: _rank(A_gate, A_up))
+_direct = direct("lowrank_swiglu", _check, lambda x, A_gate, B_gate, A_up, *_: _rank(A_gate, A_up))
 _swiglu_backward_op = register(
     "lowrank_swiglu_backward",
     "(Tensor grad, Tensor x, Tensor A_gate, Tensor B_gate, Tensor A_up, Tensor B_up, str activation, bool[] needed)"

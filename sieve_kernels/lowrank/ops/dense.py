@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast, require_alike, require_float
-from sieve_kernels.core.plans import Direct, is_direct
+from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import listing
 from sieve_kernels.registration import differentiable_gradients, register
@@ -33,8 +33,10 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> linear(torch.randn(5, 64), torch.randn(32, 64)).shape
         torch.Size([5, 32])
     """
-    if is_direct(x, W, bias):
-        return _direct(x, W, bias)
+    if x.is_cuda and not torch.compiler.is_compiling():
+        y = _direct(x, W, bias)
+        if y is not None:
+            return y
     if torch.is_autocast_enabled(x.device.type):
         x, W, bias = (autocast(t) for t in (x, W, bias))
     _check(x, W, bias)
@@ -85,7 +87,7 @@ def _gradients(ctx, grad):
     return *gradients, as_rows(grad).sum(0) if bias_needed else None
 
 
-_direct = Direct("linear", _check, lambda *_: 0)
+_direct = direct("linear", _check, lambda *_: 0)
 _linear_backward_op = register(
     "linear_backward",
     "(Tensor grad, Tensor x, Tensor W, bool[] needed) -> Tensor[]",

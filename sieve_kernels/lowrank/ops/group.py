@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast
-from sieve_kernels.core.plans import Plans, is_direct
+from sieve_kernels.core.plans import Direct, Plans
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_factors
 from sieve_kernels.lowrank.ops.pivoted import check_pivoted, lowrank_linear_pivoted
@@ -46,8 +46,10 @@ def lowrank_linear_group(
         >>> [y.shape for y in lowrank_linear_group(x, As, Bs)]
         [torch.Size([5, 32]), torch.Size([5, 32])]
     """
-    if is_direct(x, *As, *Bs, *(biases or ()), *(permutations or ())):
-        return tuple(_direct(x, As, Bs, biases, permutations))
+    if x.is_cuda and not torch.compiler.is_compiling():
+        ys = _direct(x, As, Bs, biases, permutations)
+        if ys is not None:
+            return tuple(ys)
     _check_counts(As, Bs, biases, permutations)
     if permutations is not None:
         return tuple(_one_by_one(x, As, Bs, biases, permutations))
@@ -150,7 +152,7 @@ def _gradients(ctx, grads):
     return gradients[0], gradients[1 : 1 + count], gradients[1 + count :], of_biases
 
 
-_direct = Plans(_prepare)
+_direct = Direct(_prepare)
 _group_backward_op = register(
     "lowrank_linear_group_backward",
     "(Tensor[] grads, Tensor x, Tensor[] As, Tensor[] Bs, bool[] needed) -> Tensor[]",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch, training
 from sieve_kernels.arguments import as_rows, autocast
-from sieve_kernels.core.plans import Direct, is_direct
+from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_factors
 from sieve_kernels.registration import register
@@ -37,8 +37,10 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         >>> lowrank_linear(x, A, B, rank=8).shape
         torch.Size([5, 32])
     """
-    if rank is None and is_direct(x, A, B, bias):
-        return _direct(x, A, B, bias)
+    if rank is None and x.is_cuda and not torch.compiler.is_compiling():
+        y = _direct(x, A, B, bias)
+        if y is not None:
+            return y
     if torch.is_autocast_enabled(x.device.type):
         x, A, B, bias = (autocast(t) for t in (x, A, B, bias))
     check_factors(x, A, B, bias)
@@ -83,7 +85,7 @@ def _gradients(ctx, grad):
     return *gradients, as_rows(grad).sum(0) if bias_needed else None
 
 
-_direct = Direct("lowrank_linear", check_factors, lambda x, A, B, bias: A.shape[0])
+_direct = direct("lowrank_linear", check_factors, lambda x, A, B, bias: A.shape[0])
 _linear_backward_op = register(
     "lowrank_linear_backward",
     "(Tensor grad, Tensor x, Tensor A, Tensor B, bool[] needed) -> Tensor[]",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows, autocast, require_alike, require_float, require_same_device
-from sieve_kernels.core.plans import Direct, is_direct
+from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank.checks import listing
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
 from sieve_kernels.registration import register
@@ -38,8 +38,10 @@ def lowrank_linear_quantized(
         >>> lowrank_linear_quantized(x, *quantize_rows(A, 8), *quantize_rows(B, 4)).shape
         torch.Size([5, 32])
     """
-    if is_direct(x, A_q, A_scale, B_q, B_scale, bias):
-        return _direct(x, A_q, A_scale, B_q, B_scale, bias)
+    if x.is_cuda and not torch.compiler.is_compiling():
+        y = _direct(x, A_q, A_scale, B_q, B_scale, bias)
+        if y is not None:
+            return y
     if torch.is_autocast_enabled(x.device.type):
         x, bias = autocast(x), autocast(bias)
     _check(x, A_q, A_scale, B_q, B_scale, bias)
@@ -102,7 +104,7 @@ def _gradients(ctx, grad):
     return dx, None, None, None, None, as_rows(grad).sum(0) if ctx.needs_input_grad[5] else None
 
 
-_direct = Direct("lowrank_linear_quantized", _check, lambda x, A_q, *_: A_q.shape[0])
+_direct = direct("lowrank_linear_quantized", _check, lambda x, A_q, *_: A_q.shape[0])
 _quantized_op = register(
     "lowrank_linear_quantized",
     "(Tensor x, Tensor A_q, Tensor A_scale, Tensor B_q, Tensor B_scale, Tensor? bias) -> Tensor",

@@ -1,7 +1,9 @@
 """Operators of a few rows on a GPU: two launches for a pair, of one layer or of several that read one input."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import triton
@@ -22,7 +24,7 @@ MOST_ROWS = dispatch.FEW_ROWS_GPU
 MOST_MEMBERS = 3
 """Products in one launch: query, key and value."""
 
-OVERLAP_GEMV, OVERLAP_DOT = 1 + 2 + 4, 1
+OVERLAP_GEMV, OVERLAP_DOT = 1 + 2 + 4, 1 + 4
 """How launches overlap on GPUs that can, as `few_rows_kernel.begin` has it."""
 
 
@@ -58,18 +60,19 @@ def config(T: int, N: int, K: int, bits: int, device: torch.device) -> Config:
     What was fastest on an H100 over the shapes of an 8B model: one row takes 4 KiB of a row of the weight at a time, or
     several short rows; more rows take tiles of 16, or of 8 where there are few. Elsewhere as much of it as fits.
     """
+    whole = max(256, triton.next_power_of_2(K))
     if T == 1:
-        at_once = 16 // bits  # rows of 8 bits are half as long
-        if K > 1536:
-            return Config(at_once, 2048, 1, 4, 1)
-        return Config(4, 512 * at_once if K <= 768 else 1024 * at_once, 1, 4, 1)
-    amd = torch.version.hip is not None
-    if 16 * dispatch.processors(device) >= N and not amd:  # AMD's instructions have no tile of 8
-        tile = Config(8, 128, 4, 4, 4)
-    elif K > 2048:
-        tile = Config(16, 128, 4, 4, 4)
+        if whole > 2048:
+            return Config(16 // bits, 2048, 1, 4, 1)
+        return Config(16 // bits * min(4, 4096 // whole), whole, 1, max(1, whole // 512), 1)
+    amd = torch.version.hip is not None  # whose instructions have no tile of 8
+    few = 16 * dispatch.processors(device)
+    if whole <= 2048 and T <= 16:
+        return Config(16 if amd or few < N else 8, 256, whole // 256, whole // 256, 1)
+    if amd or few < N:
+        tile = Config(16, 128, 4, 4, 4) if K > 2048 else Config(16, 128, 2, 2, 4)
     else:
-        tile = Config(16, 128, 2, 2, 4)
+        tile = Config(8, 128, 4, 4, 6) if few >= 2 * N else Config(8, 256, 2, 2, 4)
     # Stages of both operands lie in shared memory.
     step = tile.split_k * tile.block_k * (tile.block_n * bits // 8 + rows_of_tile(T) * 2)
     stages = min(tile.num_stages, 2 if amd else tile.num_stages, shared_memory(device) // step)
@@ -102,10 +105,12 @@ def make_launch(
     biased: bool = False,
     tile: Config | None = None,
 ) -> Launch:
-    """The launch of these products; it takes x, then of each of MOST_MEMBERS products (or None) the weights, scales,
-    indices, biases and outputs. `early`: the launch before is one of ours, and no weight is written by it."""
+    """The launch of these products. It takes x, then of all products the weights, the scales, the indices and the
+    biases, those that there are, and the outputs. `early`: the launch before is one of ours, and writes no weight."""
     tile = tile or config(T, sum(p.N for p in products), max(p.K for p in products), bits, device)
     padded = [*products, *[Product(1, 1, 1, 1)] * (MOST_MEMBERS - len(products))]
+    kinds = {"w": True, "scale": scaled, "index": gathered, "bias": biased, "out": True}
+    names = [f"{kind}{i}_ptr" for kind, given in kinds.items() if given for i in range(len(products))]
     return Launch(
         few_rows_kernel,
         (sum(triton.cdiv(p.N, tile.block_n) for p in products),),
@@ -119,21 +124,24 @@ def make_launch(
             *(p.stride_w for p in padded),
             *(p.stride_out for p in padded),
         ),
+        tensors=["x_ptr", *names],
         COUNT=len(products),
         GATHER=gathered,
         SCALED=scaled,
         BIASED=biased,
         EARLY=early,
-        EVEN_K=all(p.K % (tile.block_k * tile.split_k) == 0 for p in products),
-        **constants(T, tile, bits, device),
+        **constants(T, [p.K for p in products], tile, bits, device),
     )
 
 
-def constants(T: int, tile: Config, bits: int, device: torch.device) -> dict[str, object]:
-    """What kernels are told of rows, tile, bits of an element of the weights, and overlapping launches."""
+def constants(T: int, Ks: Sequence[int], tile: Config, bits: int, device: torch.device) -> dict[str, object]:
+    """What kernels are told of rows, sums, tile, bits of an element of the weights, and overlapping launches."""
+    step = tile.block_k * tile.split_k
     overlap = (OVERLAP_GEMV if T == 1 else OVERLAP_DOT) if tiles.has_tma(device) else 0
     return {
         "OVERLAP": overlap,
+        "EVEN_K": all(K % step == 0 for K in Ks),
+        "ONE_STEP": max(Ks) <= step,
         "UPCAST": tiles.INTERPRETED,
         "ACC": tl.float32,
         "BLOCK_T": rows_of_tile(T),
@@ -184,12 +192,10 @@ def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
     return at, width
 
 
-def three(tensors: Sequence[Tensor | None] | None) -> tuple[Tensor | None, ...]:
-    """As many tensors as a launch takes of each kind."""
-    return (*(tensors or ()), *(None,) * (MOST_MEMBERS - len(tensors or ())))
-
-
-ABSENT = three(None)
+def allocation(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """A function that makes a tensor: with strides that are known it takes less of the host's time."""
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return partial(torch.empty_strided, tuple(shape), strides, dtype=tiles.compute_dtype(dtype), device=device)
 
 
 def _prepare_group(
@@ -202,29 +208,29 @@ def _prepare_group(
     """Two launches for all layers: every z_i = x A_iᵀ, side by side, then every y_i."""
     if len(As) > MOST_MEMBERS or not serves(x, *As, *Bs):
         return library.group if permutations is None else _one_by_one
-    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
-    ranks, T = [A.shape[0] for A in As], rows_of(x)[0]
+    dtype, ranks, T = x.dtype, [A.shape[0] for A in As], rows_of(x)[0]
     at, width = columns(ranks)
-    first = intermediates(x, As)
     heights = [B.shape[0] + (0 if permutations is None else r) for B, r in zip(Bs, ranks, strict=True)]
+    first = intermediates(x, As)
     second = make_launch(
         T,
         width,
         [Product(m, r, B.stride(0), m, x_at=here) for m, r, B, here in zip(heights, ranks, Bs, at, strict=True)],
-        device,
+        x.device,
         early=True,
         gathered=permutations is not None,
         biased=biases is not None,
     )
-    shapes = [(*x.shape[:-1], m) for m in heights]
+    make_z = allocation((T, width), dtype, x.device)
+    make_ys = [allocation((*x.shape[:-1], m), dtype, x.device) for m in heights]
 
     def run(x, As, Bs, biases, permutations=None):
         # Before the first launch, which waits for it: the second reads it without waiting.
-        index = None if permutations is None else [inverse(p) for p in permutations]
-        z = torch.empty((T, width), dtype=compute, device=device)
-        first(x, *three(As), *ABSENT, *ABSENT, *ABSENT, *three([z] * len(As)))
-        ys = [torch.empty(shape, dtype=compute, device=device) for shape in shapes]
-        second(rounded(z, dtype), *three(Bs), *ABSENT, *three(index), *three(biases), *three(ys))
+        index = [inverse(permutation) for permutation in permutations or ()]
+        z = make_z()
+        first(x, *As, *[z] * len(As))
+        ys = [make() for make in make_ys]
+        second(rounded(z, dtype), *Bs, *index, *(biases or ()), *ys)
         return [rounded(y, dtype) for y in ys]
 
     return run
@@ -236,7 +242,7 @@ def _one_by_one(x, As, Bs, biases, permutations):
 
 
 def intermediates(x: Tensor, As: Sequence[Tensor]) -> Launch:
-    """The launch of every z_i = x A_iᵀ, side by side as `columns` has it."""
+    """The launch of every z_i = x A_iᵀ, side by side as `columns` has it; it takes x, the A_i, and z for each."""
     (T, n), (at, width) = rows_of(x), columns([A.shape[0] for A in As])
     products = [Product(A.shape[0], n, A.stride(0), width, out_at=here) for A, here in zip(As, at, strict=True)]
     return make_launch(T, row_stride(x), products, x.device, early=False)
@@ -255,31 +261,75 @@ def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
 def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, B):
         return library.linear
-    run = _prepare_group(x, (A,), (B,), None if bias is None else (bias,))
-    return lambda x, A, B, bias: run(x, (A,), (B,), None if bias is None else (bias,))[0]
+    first, second, make_z, make_y = _pair(x, A, B, bias, pivoted=False)
+    dtype = x.dtype
+
+    def run(x, A, B, bias):
+        z, y = make_z(), make_y()
+        first(x, A, z)
+        if bias is None:
+            second(rounded(z, dtype), B, y)
+        else:
+            second(rounded(z, dtype), B, bias, y)
+        return rounded(y, dtype)
+
+    return run
 
 
 def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, C):
         return library.pivoted
-    run = _prepare_group(x, (A,), (C,), None if bias is None else (bias,), (permutation,))
-    return lambda x, A, C, permutation, bias: run(x, (A,), (C,), None if bias is None else (bias,), (permutation,))[0]
+    first, second, make_z, make_y = _pair(x, A, C, bias, pivoted=True)
+    dtype = x.dtype
+
+    def run(x, A, C, permutation, bias):
+        # Before the first launch, which waits for it: the second reads it without waiting.
+        index = inverse(permutation)
+        z, y = make_z(), make_y()
+        first(x, A, z)
+        if bias is None:
+            second(rounded(z, dtype), C, index, y)
+        else:
+            second(rounded(z, dtype), C, index, bias, y)
+        return rounded(y, dtype)
+
+    return run
+
+
+def _pair(
+    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, pivoted: bool
+) -> tuple[Launch, Launch, Callable[[], Tensor], Callable[[], Tensor]]:
+    """Both launches of a pair, and what makes z and y."""
+    T, r, m = rows_of(x)[0], A.shape[0], B.shape[0] + (A.shape[0] if pivoted else 0)
+    _, width = columns([r])
+    second = make_launch(
+        T,
+        width,
+        [Product(m, r, B.stride(0), m)],
+        x.device,
+        early=True,
+        gathered=pivoted,
+        biased=bias is not None,
+    )
+    make = allocation((T, width), x.dtype, x.device), allocation((*x.shape[:-1], m), x.dtype, x.device)
+    return intermediates(x, [A]), second, *make
 
 
 def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:
     """One launch."""
     if not serves(x, W):
         return library.dense
-    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
-    (T, n), m = rows_of(x), W.shape[0]
-    launch = make_launch(
-        T, row_stride(x), [Product(m, n, W.stride(0), m)], device, early=False, biased=bias is not None
-    )
-    shape = (*x.shape[:-1], m)
+    (T, n), m, dtype = rows_of(x), W.shape[0], x.dtype
+    products = [Product(m, n, W.stride(0), m)]
+    launch = make_launch(T, row_stride(x), products, x.device, early=False, biased=bias is not None)
+    make_y = allocation((*x.shape[:-1], m), dtype, x.device)
 
     def run(x, W, bias):
-        y = torch.empty(shape, dtype=compute, device=device)
-        launch(x, *three([W]), *ABSENT, *ABSENT, *three([bias]), *three([y]))
+        y = make_y()
+        if bias is None:
+            launch(x, W, y)
+        else:
+            launch(x, W, bias, y)
         return rounded(y, dtype)
 
     return run
@@ -291,21 +341,18 @@ def _prepare_quantized(
     """Two launches, for factors of 8 bits: integers are exact in every dtype, and scales multiply sums."""
     if A_q.dtype != torch.int8 or B_q.dtype != torch.int8 or not serves(x, A_q, B_q):
         return of_any_bits
-    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
-    (T, n), (m, r) = rows_of(x), B_q.shape
+    (T, n), (m, r), dtype = rows_of(x), B_q.shape, x.dtype
     _, width = columns([r])
-    options = {"bits": 8, "scaled": True}
-    products = [Product(r, n, A_q.stride(0), width)]
-    first = make_launch(T, row_stride(x), products, device, early=False, **options)
+    options = {"device": x.device, "bits": 8, "scaled": True}
+    first = make_launch(T, row_stride(x), [Product(r, n, A_q.stride(0), width)], early=False, **options)
     products = [Product(m, r, B_q.stride(0), m)]
-    second = make_launch(T, width, products, device, early=True, biased=bias is not None, **options)
-    shape = (*x.shape[:-1], m)
+    second = make_launch(T, width, products, early=True, biased=bias is not None, **options)
+    make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], m), dtype, x.device)
 
     def run(x, A_q, A_scale, B_q, B_scale, bias):
-        z = torch.empty((T, width), dtype=compute, device=device)
-        first(x, *three([A_q]), *three([A_scale]), *ABSENT, *ABSENT, *three([z]))
-        y = torch.empty(shape, dtype=compute, device=device)
-        second(rounded(z, dtype), *three([B_q]), *three([B_scale]), *ABSENT, *three([bias]), *three([y]))
+        z, y = make_z(), make_y()
+        first(x, A_q, A_scale, z)
+        second(rounded(z, dtype), B_q, B_scale, *(() if bias is None else (bias,)), y)
         return rounded(y, dtype)
 
     return run

@@ -66,32 +66,42 @@ def gemv_tile(
     EARLY: tl.constexpr,  # the weights are complete before the wait
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,  # K is at most BLOCK_K
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     VECTOR: tl.constexpr,  # elements that a thread loads at once
 ):
-    """[BLOCK_N, 1] = w[rows] x on CUDA cores; a step's weights are on their way while those before are used."""
+    """[BLOCK_N, 1] = w[rows] x on CUDA cores."""
     ks = tl.arange(0, BLOCK_K)
     at = w_ptr + rows[:, None].to(tl.int64) * stride_w + ks[None, :]
-    if EARLY:
+    if ONE_STEP and EARLY:
         w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
     begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_K)
-    if not EARLY:
-        w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
-    acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
-    for start in range(0, K, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_ptr + start + ks)
-        else:
-            x = tl.load(x_ptr + start + ks, mask=start + ks < K, other=0.0)
-        k = start + BLOCK_K + ks
-        following = tl.load(at + start + BLOCK_K, mask=used[:, None] & (k < K)[None, :], other=0)
-        product = w.to(ACC) * x.to(ACC)[None, :]
-        # The sum of what one thread holds comes first: it needs no exchange between threads, and few registers.
-        acc += tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // VECTOR, VECTOR)), 2)
-        w = following
+    if ONE_STEP:
+        if not EARLY:
+            w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
+        x = tl.load(x_ptr + ks, mask=ks < K, other=0.0)
+        acc = thread_sums(w, x, ACC, BLOCK_N, BLOCK_K, VECTOR)
+    else:
+        acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
+        for start in range(0, K, BLOCK_K):
+            if EVEN_K:
+                w = tl.load(at + start, mask=used[:, None], other=0)
+                x = tl.load(x_ptr + start + ks)
+            else:
+                inside = start + ks < K
+                w = tl.load(at + start, mask=used[:, None] & inside[None, :], other=0)
+                x = tl.load(x_ptr + start + ks, mask=inside, other=0.0)
+            acc += thread_sums(w, x, ACC, BLOCK_N, BLOCK_K, VECTOR)
     return tl.sum(acc, 1)[:, None]
+
+
+@triton.jit
+def thread_sums(w, x, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr):
+    """[BLOCK_N, BLOCK_K / VECTOR]: sums of w · x over what one thread holds, without exchange between threads."""
+    product = w.to(ACC) * x.to(ACC)[None, :]
+    return tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // VECTOR, VECTOR)), 2)
 
 
 @triton.jit
@@ -107,6 +117,7 @@ def dot_tile(
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,  # K is at most SPLIT_K · BLOCK_K
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -115,25 +126,41 @@ def dot_tile(
     SPLIT_K: tl.constexpr,  # parts of a step along K, each a warp's
 ):
     """[BLOCK_N, BLOCK_T] = w[rows] xᵀ on tensor cores: a batch of products, one for each warp, whose sum it is."""
-    begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_K)
     t = tl.arange(0, BLOCK_T)
     ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
     w_at = w_ptr + rows[None, :, None].to(tl.int64) * stride_w + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
     x_at = x_ptr + t[None, :, None].to(tl.int64) * stride_x + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
     acc = tl.zeros((SPLIT_K, BLOCK_T, BLOCK_N), dtype=ACC)
-    for start in range(0, K, SPLIT_K * BLOCK_K):
-        if EVEN_K:
-            w = tl.load(w_at + start, mask=used[None, :, None], other=0)
-            x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
-        else:
-            inside = (start + ks < K)[:, None, :]
-            w = tl.load(w_at + start, mask=used[None, :, None] & inside, other=0)
-            x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
-        w = w.to(ACC if UPCAST else x.dtype)
-        if UPCAST:
-            x = x.to(ACC)
-        acc = tl.dot(x, tl.permute(w, (0, 2, 1)), acc, out_dtype=ACC)
+    if ONE_STEP:
+        inside = (ks < K)[:, None, :]
+        if EARLY:
+            w = tl.load(w_at, mask=used[None, :, None] & inside, other=0)
+        begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
+        if not EARLY:
+            w = tl.load(w_at, mask=used[None, :, None] & inside, other=0)
+        x = tl.load(x_at, mask=(t < T)[None, :, None] & inside, other=0.0)
+        acc = batch_product(x, w, acc, UPCAST, ACC)
+    else:
+        begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
+        for start in range(0, K, SPLIT_K * BLOCK_K):
+            if EVEN_K:
+                w = tl.load(w_at + start, mask=used[None, :, None], other=0)
+                x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
+            else:
+                inside = (start + ks < K)[:, None, :]
+                w = tl.load(w_at + start, mask=used[None, :, None] & inside, other=0)
+                x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
+            acc = batch_product(x, w, acc, UPCAST, ACC)
     return tl.trans(tl.sum(acc, 0))
+
+
+@triton.jit
+def batch_product(x, w, acc, UPCAST: tl.constexpr, ACC: tl.constexpr):
+    """acc + x wᵀ of every part of K. UPCAST serves the interpreter, whose 16-bit products are wrong."""
+    w = w.to(ACC if UPCAST else x.dtype)
+    if UPCAST:
+        x = x.to(ACC)
+    return tl.dot(x, tl.permute(w, (0, 2, 1)), acc, out_dtype=ACC)
 
 
 @triton.jit
@@ -153,6 +180,7 @@ def product_tile(
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -171,7 +199,9 @@ def product_tile(
         own = used
         rows = cols
     if BLOCK_T == 1:
-        y = gemv_tile(x_ptr, w_ptr, rows, own, K, stride_w, EARLY, OVERLAP, EVEN_K, ACC, BLOCK_N, BLOCK_K, VECTOR)
+        y = gemv_tile(
+            x_ptr, w_ptr, rows, own, K, stride_w, EARLY, OVERLAP, EVEN_K, ONE_STEP, ACC, BLOCK_N, BLOCK_K, VECTOR
+        )
     else:
         y = dot_tile(
             x_ptr,
@@ -185,6 +215,7 @@ def product_tile(
             EARLY,
             OVERLAP,
             EVEN_K,
+            ONE_STEP,
             UPCAST,
             ACC,
             BLOCK_T,
@@ -222,6 +253,7 @@ def member(
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -248,6 +280,7 @@ def member(
         EARLY,
         OVERLAP,
         EVEN_K,
+        ONE_STEP,
         UPCAST,
         ACC,
         BLOCK_T,
@@ -308,6 +341,7 @@ def few_rows_kernel(
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -344,6 +378,7 @@ def few_rows_kernel(
             EARLY,
             OVERLAP,
             EVEN_K,
+            ONE_STEP,
             UPCAST,
             ACC,
             BLOCK_T,
@@ -374,6 +409,7 @@ def few_rows_kernel(
                 EARLY,
                 OVERLAP,
                 EVEN_K,
+                ONE_STEP,
                 UPCAST,
                 ACC,
                 BLOCK_T,
@@ -404,6 +440,7 @@ def few_rows_kernel(
                 EARLY,
                 OVERLAP,
                 EVEN_K,
+                ONE_STEP,
                 UPCAST,
                 ACC,
                 BLOCK_T,
