@@ -36,8 +36,10 @@ class Layers:
     def pivoted(self, m: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """(A [r, n], C [m - r, r], permutation [m] of two halves that ascend, as pruning makes it)."""
         _, r = ranks(m, n, self.multiple)
-        order = torch.randperm(m, device=self.device)
-        permutation = torch.cat([order[:r].sort().values, order[r:].sort().values])
+        # A tensor of inference mode counts no changes, so that nothing is remembered of it. A model's buffer is none.
+        with torch.inference_mode(False):
+            order = torch.randperm(m, device=self.device)
+            permutation = torch.cat([order[:r].sort().values, order[r:].sort().values])
         return self.random(r, n, scale=n**-0.5), self.random(m - r, r, scale=r**-0.5), permutation
 
 

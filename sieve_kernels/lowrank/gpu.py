@@ -4,24 +4,72 @@ What needs no other order of things than on a CPU is the CPU's (`cpu.py`). Block
 in a CPU's cache, would only cost launches here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.lowrank.cpu import linear
+from sieve_kernels.core.plans import Plans
+from sieve_kernels.core.streams import side_by_side
+from sieve_kernels.lowrank.cpu import linear, product
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise.columns import gather_columns
 
 
-def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
-    """y_i [..., m_i] = (x A_iᵀ) B_iᵀ + bias_i; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i].
+def _prepare_group(
+    x: Tensor,
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    permutations: Sequence[Tensor] | None = None,
+) -> Callable[..., list[Tensor]]:
+    """A function of the same arguments: layers that share a GPU, each as `layer_` computes it.
 
     Stacked factors would be fewer products, but a second copy of the weights.
     """
-    biases = biases or [None] * len(As)
-    return [linear(x, A, B, bias) for A, B, bias in zip(As, Bs, biases, strict=True)]
+    none = (None,) * len(As)
+    rows, device = x.numel() // max(1, x.shape[-1]), x.device
+    widths = [B.shape[0] if permutations is None else A.shape[0] + B.shape[0] for A, B in zip(As, Bs, strict=True)]
+    shapes = [(*x.shape[:-1], width) for width in widths]
+
+    def run(x, As, Bs, biases, permutations=None):
+        tokens = as_rows(x)
+        ys = [outputs(tokens, width) for width in widths]
+        if permutations is None:
+            layers = zip(ys, As, Bs, biases or none, strict=True)
+            side_by_side([partial(pair_, y, tokens, A, B, bias) for y, A, B, bias in layers], rows, device)
+        else:
+            side_by_side([partial(halves_, y, tokens, A, C) for y, A, C in zip(ys, As, Bs, strict=True)], rows, device)
+            layers = zip(ys, permutations, biases or none, strict=True)
+            ys = [gather_columns(y, inverse(permutation), bias) for y, permutation, bias in layers]
+        return [y.view(shape) for y, shape in zip(ys, shapes, strict=True)]
+
+    return run
+
+
+group = Plans(_prepare_group)
+"""y_i [..., m_i] of several layers of x [..., n]: pairs (A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i] or None), or with
+permutations_i [m_i] pivoted pairs, whose B_i is C_i [m_i - r_i, r_i]."""
+
+
+def outputs(x: Tensor, width: int) -> Tensor:
+    """[T, width], to be written; x [T, n]."""
+    # A CPU's library reads a number beyond rows of odd length in 16 bits, to multiply it by zero: it must not be NaN.
+    return (x.new_empty if x.is_cuda else x.new_zeros)((x.shape[0], width))
+
+
+def pair_(out: Tensor, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> None:
+    """out [T, m] = (x Aᵀ) Bᵀ + bias; x [T, n], A [r, n], B [m, r], bias [m]."""
+    product(torch.mm(x, A.T), B, bias, out)
+
+
+def halves_(out: Tensor, x: Tensor, A: Tensor, C: Tensor) -> None:
+    """out [T, m] = [z, z Cᵀ], z = x Aᵀ, each half written where it belongs; x [T, n], A [r, n], C [m - r, r]."""
+    r = A.shape[0]
+    torch.mm(x, A.T, out=out[:, :r])
+    torch.mm(out[:, :r], C.T, out=out[:, r:])
 
 
 def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
@@ -29,19 +77,10 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
 
     x [..., n], A [r, n], C [m - r, r], permutation [m] int64, bias [m].
     """
-    y = gather_columns(halves(as_rows(x), A, C), inverse(permutation), bias)
-    return y.view(*x.shape[:-1], len(permutation))
-
-
-def halves(x: Tensor, A: Tensor, C: Tensor) -> Tensor:
-    """[z, z Cᵀ] [T, m], z = x Aᵀ, each half written where it belongs; x [T, n], A [r, n], C [m - r, r]."""
-    r = A.shape[0]
-    # A CPU's library reads a number beyond rows of odd length in 16 bits, to multiply it by zero: it must not be NaN.
-    both = (x.new_empty if x.is_cuda else x.new_zeros)((x.shape[0], r + C.shape[0]))
-    z = both[:, :r]
-    torch.mm(x, A.T, out=z)
-    torch.mm(z, C.T, out=both[:, r:])
-    return both
+    rows, m = as_rows(x), len(permutation)
+    both = outputs(rows, m)
+    halves_(both, rows, A, C)
+    return gather_columns(both, inverse(permutation), bias).view(*x.shape[:-1], m)
 
 
 def pivoted_expanded(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,7 +104,7 @@ def pivoted_backward(
 
 
 def halves_backward(grad: Tensor, x: Tensor, A: Tensor, C: Tensor, needed: Sequence[bool]) -> list[Tensor]:
-    """Gradients of x [..., n], A and C, those that are needed, given that of `halves`, grad [T, m]."""
+    """Gradients of x [..., n], A and C, those that are needed, given that of `halves_`, grad [T, m]."""
     tokens, r = as_rows(x), A.shape[0]
     direct, through = grad[:, :r], grad[:, r:]
     gradients = []
