@@ -36,7 +36,7 @@ def _job(T: int, m: int, n: int, sizes: Sizes) -> Job:
     return Job(f"few.{where}", tuple(cells), lambda place: measure(place, T, m, n, sizes))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, float]:
     """Ratios of time, and microseconds of a call."""
     layers = Layers(place.device, sizes.multiple)
@@ -80,7 +80,7 @@ def _head(T: int, sizes: Sizes) -> Job:
     m, n = sizes.head
     where = f"t{T}.{m}x{n}"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(place: Place) -> dict[str, float]:
         layers = Layers(place.device, sizes.multiple)
         x, weights = layers.random(T, n), clock.copies(lambda: layers.dense(m, n), sizes.cold)

@@ -20,7 +20,7 @@ def jobs(sizes: Sizes) -> list[Job]:
 def _job(T: int, n: int, prefix: str, dtype: torch.dtype, sizes: Sizes) -> Job:
     cells = [f"gram_over_library.{prefix}{n}", f"us.gram.{prefix}{n}", f"us.gram_library.{prefix}{n}"]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(place: Place) -> dict[str, float]:
         layers = Layers(place.device, sizes.multiple)
         inputs = clock.copies(lambda: (layers.random(T, n).to(dtype),), sizes.cold, 8 * n * n)

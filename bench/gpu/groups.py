@@ -22,7 +22,7 @@ def jobs(sizes: Sizes) -> list[Job]:
 def _job(kind: str, make, T: int, sizes: Sizes) -> Job:
     names = [f"us.{kind}.{way}.t{T}" for way in ("ours", *LIBRARY)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(place: Place) -> dict[str, float]:
         contenders = make(Layers(place.device, sizes.multiple), T, sizes)
         ours, *others = (calls[0]() for calls in contenders.values())

@@ -31,7 +31,7 @@ def _job(T: int, m: int, n: int, sizes: Sizes) -> Job:
     return Job(f"many.{where}", tuple(cells), lambda place: measure(place, T, m, n, sizes))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, float]:
     """Ratios of time, and microseconds of a call."""
     layers = Layers(place.device, sizes.multiple)

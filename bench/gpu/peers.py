@@ -24,7 +24,7 @@ def _job(T: int, m: int, n: int, name: str, sizes: Sizes) -> Job:
     where = f"t{T}.{m}x{n}"
     cells = f"pair_over_{name}.{where}", f"us.{name}.{where}"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(place: Place) -> dict[str, float]:
         torch.compiler.reset()
         layers = Layers(place.device, sizes.multiple)
