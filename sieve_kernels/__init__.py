@@ -16,10 +16,11 @@ from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
 from sieve_kernels.lowrank.ops.population import lowrank_linear_population
 from sieve_kernels.lowrank.ops.quantized import lowrank_linear_quantized
 from sieve_kernels.lowrank.quantize import quantize_rows
-from sieve_kernels.pointwise.ops import channel_sums, rms_norm, rotary
+from sieve_kernels.pointwise.ops import act_mul, channel_sums, rms_norm, rotary
 
 __all__ = [
     "SettingError",
+    "act_mul",
     "channel_sums",
     "check_settings",
     "cross_gram_",

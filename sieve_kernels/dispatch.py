@@ -137,20 +137,21 @@ def _pointwise(name: str, *others: Rule) -> tuple[Rule, ...]:
     return (
         Rule("native", f"pointwise.native:{name}", "compiled kernel: one pass", _vectorised),
         *others,
-        Rule("torch", f"pointwise.reference:{name}", "torch's operators, which torch.compile fuses", _anywhere),
+        _torch_pointwise(name),
     )
 
 
-def _one_launch(name: str) -> Rule:
-    return Rule("triton", f"pointwise.triton_kernels:{name}", "one launch", _triton, _on_gpu)
+def _torch_pointwise(name: str) -> Rule:
+    return Rule("torch", f"pointwise.reference:{name}", "torch's operators, which torch.compile fuses", _anywhere)
+
+
+def _one_launch(name: str, module: str = "triton_kernels") -> Rule:
+    return Rule("triton", f"pointwise.{module}:{name}", "one launch", _triton, _on_gpu)
 
 
 def _joint(name: str, module: str) -> tuple[Rule, ...]:
     """What stands between library products."""
-    return (
-        Rule("triton", f"pointwise.{module}:{name}", "one launch", _triton, _on_gpu),
-        Rule("torch", f"pointwise.reference:{name}", "torch's operators", _anywhere),
-    )
+    return _one_launch(name, module), _torch_pointwise(name)
 
 
 def _native(function: str, most: float = math.inf) -> Rule:

@@ -22,7 +22,7 @@ from sieve_kernels.pointwise.columns import act_mul
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Tensor:
     """y [..., m] = act(gate) · up; x [..., n], A_gate [r, n], B_gate [m, r], A_up [q, n], B_up [m, q]."""
     gate, up = _unordered(as_rows(x), ((A_gate, B_gate), (A_up, B_up)))
-    return act_mul(gate, up, activation, out=gate).view(*x.shape[:-1], B_gate.shape[0])
+    return act_mul(gate, up, activation, None, None, gate).view(*x.shape[:-1], B_gate.shape[0])
 
 
 def mlp(x: Tensor, layers: Sequence[Sequence[Tensor]], activation: str) -> Tensor:

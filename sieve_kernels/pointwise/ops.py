@@ -1,11 +1,12 @@
-"""`rms_norm`, `rotary` and `channel_sums`: the functions users call, their checks, and what torch is told of them."""
+"""What lies between the matrices: the functions users call, their checks, and what torch is told of them."""
 
 import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import describe, require_alike, require_float, require_same_device
-from sieve_kernels.pointwise import reference
+from sieve_kernels.core.plans import direct
+from sieve_kernels.pointwise import joints, reference
 from sieve_kernels.registration import differentiable_gradients, register
 
 
@@ -30,11 +31,19 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
         >>> rms_norm(torch.randn(5, 64), torch.ones(64)).shape
         torch.Size([5, 64])
     """
+    if x.is_cuda and not torch.compiler.is_compiling():
+        y = _rms_norm_direct(x, weight, epsilon)
+        if y is not None:
+            return y
+    _check_rms_norm(x, weight)
+    return _rms_norm_op(x, weight, epsilon)
+
+
+def _check_rms_norm(x, weight, epsilon=None):
     if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(f"need x [..., n] and weight [n], got x {describe(x)}, weight {describe(weight)}")
     require_float("x", x)
     require_alike("x", x, "weight", weight)
-    return _rms_norm_op(x, weight, epsilon)
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +68,15 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         >>> rotary(q, k, angles.cos(), angles.sin())[1].shape
         torch.Size([2, 1, 7, 8])
     """
+    if q.is_cuda and not torch.compiler.is_compiling():
+        turned = _rotary_direct(q, k, cos, sin)
+        if turned is not None:
+            return turned
+    _check_rotary(q, k, cos, sin)
+    return _rotary_op(q, k, cos, sin)
+
+
+def _check_rotary(q, k, cos, sin):
     fits = q.dim() == k.dim() == 4 and q.shape[3] % 2 == 0 and (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
     if not fits or cos.shape != sin.shape or cos.shape not in (q.shape[:1] + q.shape[2:], (1, *q.shape[2:])):
         given = ", ".join(f"{name} {describe(x)}" for name, x in {"q": q, "k": k, "cos": cos, "sin": sin}.items())
@@ -68,7 +86,43 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     require_float("q", q)
     for name, x in (("k", k), ("cos", cos), ("sin", sin)):
         require_alike("q", q, name, x)
-    return _rotary_op(q, k, cos, sin)
+
+
+def act_mul(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """act(gate) · up: what a gated MLP makes of the outputs of its first two layers.
+
+    Differentiable in both, twice if need be, by torch's own operators.
+
+    Args:
+        gate, up: [..., m]; the halves of one tensor will do.
+        activation: "silu", "gelu", "gelu_tanh" (the tanh approximation) or "relu".
+
+    Returns:
+        [..., m] in the dtype of both (float16, bfloat16, float32 or float64).
+
+    Raises:
+        ValueError: shapes or devices differ, or the activation is unknown.
+        TypeError: dtypes differ or are not floats.
+
+    Example:
+        >>> act_mul(*torch.randn(5, 64).chunk(2, -1)).shape
+        torch.Size([5, 32])
+    """
+    if gate.is_cuda and not torch.compiler.is_compiling():
+        h = _act_mul_direct(gate, up, activation)
+        if h is not None:
+            return h
+    _check_act_mul(gate, up, activation)
+    return joints.act_mul(gate, up, activation)
+
+
+def _check_act_mul(gate, up, activation):
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+    if gate.dim() == 0 or gate.shape != up.shape:
+        raise ValueError(f"need gate and up [..., m], got gate {describe(gate)}, up {describe(up)}")
+    require_float("gate", gate)
+    require_alike("gate", gate, "up", up)
 
 
 def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -141,6 +195,9 @@ def _rotary_save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
+_rms_norm_direct = direct("rms_norm", _check_rms_norm, lambda *_: 0)
+_rotary_direct = direct("rotary", _check_rotary, lambda *_: 0)
+_act_mul_direct = direct("act_mul", _check_act_mul, lambda *_: 0)
 _rms_norm_op = register(
     "rms_norm",
     "(Tensor x, Tensor weight, float epsilon) -> Tensor",

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sieve_kernels import tiles
 from sieve_kernels.arguments import as_rows
@@ -26,6 +27,14 @@ GROUPED_ROWS = 4
 
 
 @triton.jit
+def begin(PDL: tl.constexpr):
+    """Wait for the launch before, of which this one may have overlapped the end; from here the next one may begin."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
 def rms_norm_kernel(
     x_ptr,  # [T, n]
     weight_ptr,  # [n]
@@ -36,6 +45,7 @@ def rms_norm_kernel(
     epsilon,
     WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,  # ≥ n
 ):
@@ -43,6 +53,7 @@ def rms_norm_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK)
     inside = (rows < T)[:, None] & (cols < n)[None, :]
+    begin(PDL)
     x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + cols[None, :], mask=inside, other=0.0).to(WIDE)
     weight = tl.load(weight_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
     scale = tl.rsqrt(tl.sum(x * x, 1) / n + epsilon)
@@ -121,6 +132,7 @@ def rotary_kernel(
     stride_kod,
     WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,  # ≥ half
 ):
@@ -133,6 +145,7 @@ def rotary_kernel(
     place = (token % t).to(tl.int64)
     cols = tl.arange(0, BLOCK)[None, :]
     known = cols < half
+    begin(PDL)
     cos = cos_ptr + batch * stride_cb + place * stride_ct + cols * stride_cd
     sin = sin_ptr + batch * stride_sb + place * stride_st + cols * stride_sd
     cos_first = tl.load(cos, mask=known, other=0.0).to(WIDE)
@@ -208,6 +221,8 @@ def act_mul_kernel(
     GATE_INDEXED: tl.constexpr,
     UP_INDEXED: tl.constexpr,
     WIDE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -215,6 +230,7 @@ def act_mul_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    begin(PDL)
     gates, gates_inside = named_columns(gate_index_ptr, cols, n, gate_width, GATE_INDEXED)
     ups, ups_inside = named_columns(up_index_ptr, cols, n, up_width, UP_INDEXED)
     for row in range(first, tl.minimum(first + ROWS, T)):
@@ -237,6 +253,8 @@ def gather_columns_kernel(
     stride_x,
     BIASED: tl.constexpr,
     WIDE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -244,6 +262,7 @@ def gather_columns_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    begin(PDL)
     named, inside = named_columns(index_ptr, cols, n, width, True)
     if BIASED:
         bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
@@ -255,59 +274,23 @@ def gather_columns_kernel(
         tl.store(out_ptr + at * n + cols, y.to(out_ptr.dtype.element_ty), mask=cols < n)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x [..., n], weight [n] → [..., n]."""
-    return _rms_norm(x, _in_one_piece(weight), epsilon)
-
-
-def act_mul(
-    gate: Tensor,
-    up: Tensor,
-    activation: str,
-    gate_index: Tensor | None = None,
-    up_index: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """h [T, m], h[t, j] = act(gate[t, gate_index[j]]) · up[t, up_index[j]], rounded once.
-
-    Args:
-        gate, up: [T, m], or of any width where an index names columns; halves of one tensor will do.
-        activation: "silu", "gelu", "gelu_tanh" or "relu".
-        gate_index, up_index: which column of gate and of up each of h is made of, [m] int32 or int64; None: its own.
-        out: where to write h, [T, m] with rows in one piece; None: a new tensor.
-    """
-    return _act_mul(*map(_in_one_piece, (gate, up, gate_index, up_index)), activation, out)
-
-
-def gather_columns(x: Tensor, index: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y [T, m], y[t, j] = x[t, index[j]] + bias[j]; x [T, n], index [m] int32 or int64, bias [m]."""
-    return _gather_columns(*map(_in_one_piece, (x, index, bias)))
-
-
-def _in_one_piece(t: Tensor | None) -> Tensor | None:
-    """With rows of contiguous numbers."""
-    return t if t is None or t.stride(-1) == 1 else t.contiguous()
-
-
 def _prepare_rms_norm(x, weight, epsilon):
-    n, dtype, device, compute = len(weight), x.dtype, x.device, tiles.compute_dtype(x.dtype)
-    rows = as_rows(x)
     if x.numel() == 0:
-        return lambda *_: torch.empty(x.shape, dtype=dtype, device=device)
-    if rows.data_ptr() != x.data_ptr() or rows.stride(1) != 1:  # rows without a common stride, or in pieces
-        return lambda x, weight, epsilon: _rms_norm(x.contiguous(), weight, epsilon)
-    T, shape = len(rows), x.shape
+        return lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows = _rows(x)
+    if rows is None or weight.stride(0) != 1:
+        return lambda x, weight, epsilon: rms_norm(x.contiguous(), weight.contiguous(), epsilon)
+    (T, n), shape, dtype, device, compute = rows.shape, x.shape, x.dtype, x.device, tiles.compute_dtype(x.dtype)
     block = triton.next_power_of_2(n)
     together = max(1, min(SMALL_ROWS // block, triton.next_power_of_2(triton.cdiv(T, 2 * processors(device)))))
     launch = Launch(
         rms_norm_kernel,
         (triton.cdiv(T, together),),
         (T, n, rows.stride(0), epsilon),
-        WIDE=tiles.TRITON_DTYPES[tiles.accumulator(dtype)],
-        UPCAST=INTERPRETED,
         ROWS=together,
         BLOCK=block,
         num_warps=min(16, max(1, together * block // 256)),
+        **_common(x),
     )
 
     def run(x, weight, epsilon):
@@ -319,26 +302,24 @@ def _prepare_rms_norm(x, weight, epsilon):
 
 
 def _prepare_rotary(q, k, cos, sin):
-    (b, h, t, d), g, dtype = q.shape, k.shape[1], q.dtype
-    out = [torch.empty_like(x, device="meta") for x in (q, k)]
-    if not b * t * d * (h + g):
+    (b, h, t, d), g, dtype, compute = q.shape, k.shape[1], q.dtype, tiles.compute_dtype(q.dtype)
+    if b * t * d * (h + g) == 0:
         return lambda q, k, cos, sin: (torch.empty_like(q), torch.empty_like(k))
     block = triton.next_power_of_2(d // 2)
     heads = min(triton.next_power_of_2(max(h, g)), max(1, MOST_COLUMNS // block))
     if b * t * triton.cdiv(h + g, heads) < processors(q.device):
         heads = max(1, heads // 4)
     angles = [(0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:]) for x in (cos, sin)]
+    turned = [torch.empty_like(x, device="meta").stride() for x in (q, k)]
     launch = Launch(
         rotary_kernel,
         (b * t * (triton.cdiv(h, heads) + triton.cdiv(g, heads)),),
-        (t, d // 2, h, g, *q.stride(), *k.stride(), *angles[0], *angles[1], *out[0].stride(), *out[1].stride()),
-        WIDE=tiles.TRITON_DTYPES[tiles.accumulator(dtype)],
-        UPCAST=INTERPRETED,
+        (t, d // 2, h, g, *q.stride(), *k.stride(), *angles[0], *angles[1], *turned[0], *turned[1]),
         HEADS=heads,
         BLOCK=block,
         num_warps=max(1, heads * block // 256),
+        **_common(q),
     )
-    compute = tiles.compute_dtype(dtype)
 
     def run(q, k, cos, sin):
         turned = torch.empty_like(q, dtype=compute), torch.empty_like(k, dtype=compute)
@@ -348,57 +329,96 @@ def _prepare_rotary(q, k, cos, sin):
     return run
 
 
-def _prepare_act_mul(gate, up, gate_index, up_index, activation, out):
+def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=None):
     dtype, device, compute = gate.dtype, gate.device, tiles.compute_dtype(gate.dtype)
-    T, n = shape = gate.shape[0], (gate if gate_index is None else gate_index).shape[-1]
+    shape = (*gate.shape[:-1], (gate if gate_index is None else gate_index).shape[-1])
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
-    rows, block, warps = _blocks(T, n, gate_index is not None or up_index is not None, device)
-    direct = out is not None and dtype == compute
+    gates, ups, n = _rows(gate), _rows(up), shape[-1]
+    if gates is None or ups is None or not _are_in_one_piece(gate_index, up_index):
+        return lambda gate, up, activation, *others: act_mul(
+            gate.contiguous(), up.contiguous(), activation, *map(_in_one_piece, others[:2]), *others[2:]
+        )
+    T, direct, gathered = (
+        len(gates),
+        out is not None and dtype == compute,
+        gate_index is not None or up_index is not None,
+    )
+    rows, block, warps = _blocks(T, n, gathered, device)
     launch = Launch(
         act_mul_kernel,
         (triton.cdiv(T, rows) * triton.cdiv(n, block),),
-        (T, n, gate.shape[1], up.shape[1], gate.stride(0), up.stride(0), out.stride(0) if direct else n),
+        (T, n, gates.shape[1], ups.shape[1], gates.stride(0), ups.stride(0), as_rows(out).stride(0) if direct else n),
         ACTIVATION=activation,
         GATE_INDEXED=gate_index is not None,
         UP_INDEXED=up_index is not None,
-        WIDE=tiles.TRITON_DTYPES[tiles.accumulator(dtype)],
         ROWS=rows,
         BLOCK=block,
         num_warps=warps,
+        **_common(gate),
     )
 
-    def run(gate, up, gate_index, up_index, activation, out):
+    def run(gate, up, activation, gate_index=None, up_index=None, out=None):
         h = out if direct else torch.empty(shape, dtype=compute, device=device)
         launch(gate, up, gate_index, up_index, h)
-        return h if h.dtype is dtype else h.to(dtype) if out is None else out.copy_(h)
+        if out is None:
+            return h if h.dtype is dtype else h.to(dtype)
+        return out if direct else out.copy_(h)
 
     return run
 
 
-def _prepare_gather_columns(x, index, bias):
+def _prepare_gather_columns(x, index, bias=None):
     dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
     T, n = shape = x.shape[0], index.shape[0]
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device)
+    if _rows(x) is None or not _are_in_one_piece(index, bias):
+        return lambda *arguments: gather_columns(*map(_in_one_piece, arguments))
     rows, block, warps = _blocks(T, n, True, device)
     launch = Launch(
         gather_columns_kernel,
         (triton.cdiv(T, rows) * triton.cdiv(n, block),),
         (T, n, x.shape[1], x.stride(0)),
         BIASED=bias is not None,
-        WIDE=tiles.TRITON_DTYPES[tiles.accumulator(dtype)],
         ROWS=rows,
         BLOCK=block,
         num_warps=warps,
+        **_common(x),
     )
 
-    def run(x, index, bias):
+    def run(x, index, bias=None):
         y = torch.empty(shape, dtype=compute, device=device)
         launch(x, index, bias, y)
         return y if y.dtype is dtype else y.to(dtype)
 
     return run
+
+
+def _rows(x: Tensor) -> Tensor | None:
+    """x [..., n] as a matrix [T, n] of rows of contiguous numbers; None if that takes a copy."""
+    rows = as_rows(x)
+    return rows if rows.data_ptr() == x.data_ptr() and _are_in_one_piece(rows) else None
+
+
+def _in_one_piece(t: Tensor | None) -> Tensor | None:
+    """With rows of contiguous numbers."""
+    return t if _are_in_one_piece(t) else t.contiguous()
+
+
+def _are_in_one_piece(*tensors: Tensor | None) -> bool:
+    return all(t is None or t.stride(-1) == 1 or t.shape[-1] == 1 for t in tensors)
+
+
+def _common(x: Tensor) -> dict[str, object]:
+    """What every kernel is told, for an input x."""
+    overlapping = tiles.has_tma(x.device)
+    return {
+        "WIDE": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
+        "UPCAST": INTERPRETED,
+        "PDL": overlapping,
+        **({"launch_pdl": True} if overlapping else {}),
+    }
 
 
 def _blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, int, int]:
@@ -416,7 +436,16 @@ def _blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, 
     return rows, block, max(1, block // (32 * each))
 
 
-_rms_norm, _act_mul, _gather_columns = Plans(_prepare_rms_norm), Plans(_prepare_act_mul), Plans(_prepare_gather_columns)
+rms_norm = Plans(_prepare_rms_norm)
+"""weight · x / √(mean x² + ε) of x [..., n], weight [n] and ε."""
 
 rotary = Plans(_prepare_rotary)
 """q [b, h, t, d], k [b, g, t, d], cos and sin [b or 1, t, d] → q and k turned, with the strides of `empty_like`."""
+
+act_mul = Plans(_prepare_act_mul)
+"""h[…, j] = act(gate[…, gate_index[j]]) · up[…, up_index[j]], rounded once, of gate and up [..., m] (halves of one
+tensor will do), an activation, and, if given, gate_index and up_index [m] int32 or int64, and `out`, where to write h:
+a matrix with rows in one piece, which may be gate or up where nothing is gathered."""
+
+gather_columns = Plans(_prepare_gather_columns)
+"""y[t, j] = x[t, index[j]] + bias[j] of x [T, n], index [m] int32 or int64 and, if given, bias [m]."""

@@ -53,7 +53,7 @@ def test_other_widths_and_layouts(device):
     index = torch.randint(0, 20, (60,), device=device)[::2]
     for source in (x[:, :20], x.T[:20].T, x[::2], torch.randn(20, 9, device=device).T):
         torch.testing.assert_close(kernels.gather_columns(source, index, bias), source[:, index] + bias)
-        h = kernels.act_mul(source, x[: len(source), :30], "silu", gate_index=index)
+        h = kernels.act_mul(source, x[: len(source), :30], "silu", index)
         torch.testing.assert_close(h, ACTIVATIONS["silu"](source[:, index]) * x[: len(source), :30])
 
 
@@ -62,7 +62,7 @@ def test_into_a_given_tensor(dtype, device):
     gate, up = halves(5, 40, dtype, device)
     whole = torch.zeros(5, 60, device=device, dtype=dtype)
     out = whole[:, 10:50]
-    assert kernels.act_mul(gate, up, "gelu", out=out) is out
+    assert kernels.act_mul(gate, up, "gelu", None, None, out) is out
     assert torch.equal(out, kernels.act_mul(gate, up, "gelu"))
     assert whole[:, :10].count_nonzero() == whole[:, 50:].count_nonzero() == 0
 

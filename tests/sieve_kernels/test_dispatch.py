@@ -28,8 +28,8 @@ def without_compiled(monkeypatch):
     monkeypatch.setattr(native, "has_amx", lambda: False)
 
 
-JOINTS = {"act_mul", "act_mul_backward", "join_columns", "gather_columns"}
-BY_TORCH = {"rms_norm", "rotary", "channel_sums", "lowrank_mlp"}  # no Triton kernel of their own
+JOINTS = {"rms_norm", "rotary", "act_mul", "act_mul_backward", "join_columns", "gather_columns"}
+BY_TORCH = {"channel_sums", "lowrank_mlp"}  # no Triton kernel of their own
 
 
 @pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - {"lowrank_mlp"}))

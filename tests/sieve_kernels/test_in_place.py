@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import (
+    act_mul,
     linear,
     lowrank_linear,
     lowrank_linear_group,
@@ -46,6 +47,7 @@ def operators(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[T
         "quantized": lambda x: lowrank_linear_quantized(x, *quantize_rows(A, 8), *quantize_rows(B, 8), bias),
         "gated": lambda x: lowrank_swiglu(x, A, B, A, B),
         "mlp": lambda x: lowrank_mlp(x, (A, B), (A, B), (D,)),
+        "act mul": lambda x: act_mul(*x.chunk(2, -1)),
         "norm": lambda x: rms_norm(x, scale),
         "rotary": lambda x: rotary(x.reshape(1, -1, 1, N).expand(1, -1, 16, N), x[:1, :1, None].expand(1, 1, 16, N),
                                    turns, turns),

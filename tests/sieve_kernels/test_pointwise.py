@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from sieve_kernels import channel_sums, rms_norm, rotary
+from sieve_kernels import act_mul, channel_sums, rms_norm, rotary
 from sieve_kernels.pointwise import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,6 +42,18 @@ def test_norm(implementation, dtype, rows, n):
 @pytest.mark.parametrize(("shape", "angles"), [((2, 4, 2, 5, 16), 2), ((3, 2, 1, 70, 6), 1), ((1, 1, 1, 1, 2), 1)])
 def test_rotary(implementation, dtype, shape, angles):
     check_gradients(rotary, reference.rotary, rotary_inputs(*shape, dtype=dtype, angles=angles))
+
+
+@every
+@dtypes
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(2, 17, 50), (1, 1, 600), (33,), (0, 4)])
+def test_act_mul(implementation, dtype, activation, shape):
+    """Of two tensors, and of the halves of one."""
+    gate, up = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
+    functions = [lambda *t, f=f: f(*t, activation) for f in (act_mul, reference.act_mul)]
+    check_gradients(*functions, [gate, up])
+    check_gradients(*functions, torch.cat([gate, up], -1).chunk(2, -1))
 
 
 @given(rows=st.lists(st.integers(0, 5), max_size=3), n=st.integers(1, 90))
@@ -130,18 +142,23 @@ def test_gradients_twice():
     tensors = [t.requires_grad_() for t in rotary_inputs(1, 2, 1, 3, 4, torch.float64)]
     assert torch.autograd.gradcheck(rotary, tensors)
     assert torch.autograd.gradgradcheck(rotary, tensors)
+    tensors = [torch.randn(2, 3, dtype=torch.float64, device=DEVICE, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(act_mul, tensors)
+    assert torch.autograd.gradgradcheck(act_mul, tensors)
 
 
 def test_opcheck():
     operators = torch.ops.sieve_kernels
     torch.library.opcheck(operators.rms_norm, (*(t.requires_grad_() for t in norm_inputs((2, 5), 8)), 1e-5))
     torch.library.opcheck(operators.rotary, tuple(t.requires_grad_() for t in rotary_inputs(2, 2, 1, 3, 8)))
+    gate, up = norm_inputs((2,), 8)
+    torch.library.opcheck(operators.act_mul, (gate.requires_grad_(), up.repeat(2, 1).requires_grad_(), "gelu"))
 
 
 def test_compiles_without_graph_breaks():
     def layer(x, weight, q, k, cos, sin):
         q, k = rotary(q, k, cos, sin)
-        return rms_norm(x.relu(), weight).sum() + (q * 2).sum() + k.square().sum()
+        return rms_norm(act_mul(x, x), weight).sum() + (q * 2).sum() + k.square().sum()
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
     for t in (4, 7):
@@ -161,6 +178,9 @@ def test_compiles_without_graph_breaks():
         (ValueError, lambda: rms_norm(torch.zeros(8), torch.ones(8, device="meta")), "meta"),
         (TypeError, lambda: rms_norm(torch.zeros(8), torch.ones(8).double()), r"float32.*float64"),
         (TypeError, lambda: rms_norm(torch.zeros(8).int(), torch.ones(8).int()), "int32"),
+        (ValueError, lambda: act_mul(torch.zeros(4, 3), torch.zeros(3)), r"\[4, 3\].*up \[3\]"),
+        (ValueError, lambda: act_mul(torch.zeros(4), torch.zeros(4), "tanh"), "silu.*'tanh'"),
+        (TypeError, lambda: act_mul(torch.zeros(4), torch.zeros(4).half()), "float16"),
         (ValueError, lambda: channel_sums(torch.zeros(4, 3), torch.ones(3, dtype=torch.bool)), r"mask \[3\]"),
         (TypeError, lambda: channel_sums(torch.zeros(4, 3), torch.ones(4)), "bool"),
         (ValueError, lambda: rotary(*rotary_inputs(1, 2, 1, 3, 5)), r"d even"),
