@@ -40,14 +40,15 @@ def join_columns_kernel(
     of_c = (named >= r) & (named < n)
     if BIASED:
         bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
-    for row in range(first, tl.minimum(first + ROWS, T)):
-        at = tl.cast(row, tl.int64)
-        z = tl.load(z_ptr + at * stride_z + named, mask=of_z, other=0.0)
-        c = tl.load(c_ptr + at * stride_c + (named - r), mask=of_c, other=0.0)
-        y = tl.where(of_z, z, c).to(WIDE)
-        if BIASED:
-            y += bias
-        tl.store(out_ptr + at * n + cols, y.to(out_ptr.dtype.element_ty), mask=cols < n)
+    rows = first + tl.arange(0, ROWS)[:, None]
+    at = rows.to(tl.int64)
+    there = rows < T
+    z = tl.load(z_ptr + at * stride_z + named[None, :], mask=there & of_z[None, :], other=0.0)
+    c = tl.load(c_ptr + at * stride_c + (named - r)[None, :], mask=there & of_c[None, :], other=0.0)
+    y = tl.where(of_z[None, :], z, c).to(WIDE)
+    if BIASED:
+        y += bias[None, :]
+    tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
 
 
 @triton.jit
@@ -72,16 +73,17 @@ def act_mul_backward_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
-    inside = cols < n
-    for row in range(first, tl.minimum(first + ROWS, T)):
-        at = tl.cast(row, tl.int64)
-        grad = tl.load(grad_ptr + at * stride_grad + cols, mask=inside, other=0.0).to(WIDE)
-        gate = tl.load(gate_ptr + at * stride_gate + cols, mask=inside, other=0.0).to(WIDE)
-        up = tl.load(up_ptr + at * stride_up + cols, mask=inside, other=0.0).to(WIDE)
-        d_gate = grad * up * slope(gate, ACTIVATION)
-        d_up = grad * activate(gate, ACTIVATION)
-        tl.store(d_gate_ptr + at * stride_out + cols, d_gate.to(d_gate_ptr.dtype.element_ty), mask=inside)
-        tl.store(d_up_ptr + at * stride_out + cols, d_up.to(d_up_ptr.dtype.element_ty), mask=inside)
+    rows = first + tl.arange(0, ROWS)[:, None]
+    at = rows.to(tl.int64)
+    inside = (rows < T) & (cols < n)[None, :]
+    grad = tl.load(grad_ptr + at * stride_grad + cols[None, :], mask=inside, other=0.0).to(WIDE)
+    gate = tl.load(gate_ptr + at * stride_gate + cols[None, :], mask=inside, other=0.0).to(WIDE)
+    up = tl.load(up_ptr + at * stride_up + cols[None, :], mask=inside, other=0.0).to(WIDE)
+    d_gate = grad * up * slope(gate, ACTIVATION)
+    d_up = grad * activate(gate, ACTIVATION)
+    out = at * stride_out + cols[None, :]
+    tl.store(d_gate_ptr + out, d_gate.to(d_gate_ptr.dtype.element_ty), mask=inside)
+    tl.store(d_up_ptr + out, d_up.to(d_up_ptr.dtype.element_ty), mask=inside)
 
 
 def join_columns(z: Tensor, c: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:

@@ -23,7 +23,8 @@ MOST_COLUMNS = 1024
 """Of a row, in a program of `act_mul` or `gather_columns`."""
 
 GROUPED_ROWS = 4
-"""Rows that such a program makes where there are many: it reads the indices once for all of them."""
+"""Rows that such a program makes where there are many and columns are gathered: it reads the indices once for all of
+them."""
 
 
 @triton.jit
@@ -233,12 +234,15 @@ def act_mul_kernel(
     begin(PDL)
     gates, gates_inside = named_columns(gate_index_ptr, cols, n, gate_width, GATE_INDEXED)
     ups, ups_inside = named_columns(up_index_ptr, cols, n, up_width, UP_INDEXED)
-    for row in range(first, tl.minimum(first + ROWS, T)):
-        at = tl.cast(row, tl.int64)
-        gate = tl.load(gate_ptr + at * stride_gate + gates, mask=gates_inside, other=0.0)
-        up = tl.load(up_ptr + at * stride_up + ups, mask=ups_inside, other=0.0)
-        h = activate(gate.to(WIDE), ACTIVATION) * up.to(WIDE)
-        tl.store(out_ptr + at * stride_out + cols, h.to(out_ptr.dtype.element_ty), mask=cols < n)
+    # All rows at once: loads of one row would be too few to hide their latency where columns come one by one.
+    rows = first + tl.arange(0, ROWS)[:, None]
+    at = rows.to(tl.int64)
+    there = rows < T
+    gate = tl.load(gate_ptr + at * stride_gate + gates[None, :], mask=there & gates_inside[None, :], other=0.0)
+    up = tl.load(up_ptr + at * stride_up + ups[None, :], mask=there & ups_inside[None, :], other=0.0)
+    h = activate(gate.to(WIDE), ACTIVATION) * up.to(WIDE)
+    out = out_ptr + at * stride_out + cols[None, :]
+    tl.store(out, h.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
 
 
 @triton.jit
@@ -266,12 +270,13 @@ def gather_columns_kernel(
     named, inside = named_columns(index_ptr, cols, n, width, True)
     if BIASED:
         bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
-    for row in range(first, tl.minimum(first + ROWS, T)):
-        at = tl.cast(row, tl.int64)
-        y = tl.load(x_ptr + at * stride_x + named, mask=inside, other=0.0).to(WIDE)
-        if BIASED:
-            y += bias
-        tl.store(out_ptr + at * n + cols, y.to(out_ptr.dtype.element_ty), mask=cols < n)
+    rows = first + tl.arange(0, ROWS)[:, None]
+    at = rows.to(tl.int64)
+    there = rows < T
+    y = tl.load(x_ptr + at * stride_x + named[None, :], mask=there & inside[None, :], other=0.0).to(WIDE)
+    if BIASED:
+        y += bias[None, :]
+    tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
 
 
 def _prepare_rms_norm(x, weight, epsilon):
@@ -432,7 +437,8 @@ def _blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, 
     programs = T * triton.cdiv(n, block)
     if programs < processors(device):
         block = max(block // 4, 32)
-    rows = GROUPED_ROWS if programs >= 4 * GROUPED_ROWS * processors(device) else 1
+    most = GROUPED_ROWS if gathered else GROUPED_ROWS // 2
+    rows = most if programs >= 4 * most * processors(device) else 1
     return rows, block, max(1, block // (32 * each))
 
 
