@@ -45,11 +45,16 @@ WARPS = {"sm_80": "HMMA LDGSTS", "sm_90": "HMMA LDGSTS", "sm_100": "HMMA LDGSTS"
 AT_ONCE = {name: wanted.split()[0] for name, wanted in WARPS.items()}
 """The same where a program reads all that it needs at once, into registers."""
 
+COPIED = {"sm_80": "", "sm_90": "HGMMA TMA", "sm_100": "UTCMMA TMA", "gfx942": ""}
+"""Large tiles of kernels that only run where tiles are copied by TMA."""
+
 ADDS = dict.fromkeys(TARGETS, "")
 """Kernels without products of matrices."""
 
 EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "gram_kernel": {16: TILES, 32: TILES, 64: WARPS},
+    "gram_tma_kernel": {16: COPIED},
+    "split_k_reduce_kernel": {16: ADDS},
     "sum_shares_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "matmul_kernel": {16: TILES, 32: TILES, 64: WARPS},
     "matmul_kernel M16": {16: WARPS, 32: WARPS},

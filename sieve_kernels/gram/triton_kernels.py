@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels import dispatch, tiles
+from sieve_kernels.gram import triton_tma
 
 
 @triton.jit
@@ -142,6 +143,11 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
     (T, n), m = x.shape, y.shape[1]
     if T == 0 or out.numel() == 0:
         return
+    if weight is None and triton_tma.can_serve(out, x, y):
+        with tiles.on_device(x):
+            triton_tma.accumulate_(out, x, y, symmetric)
+        torch.autograd.graph.increment_version(out)  # which torch's own in-place operators do themselves
+        return
     if weight is not None and weight.dtype == torch.bool and out.dtype == torch.float64:
         weight = weight.to(out.dtype)  # Triton 3.6 compiles no float64 product of operands masked by bytes
     masked = weight is not None and weight.dtype == torch.bool
@@ -181,7 +187,7 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             num_warps=8 if block == 128 else 4,
             num_stages=3,
         )
-        torch.autograd.graph.increment_version(out)  # which torch's own in-place operators do themselves
+        torch.autograd.graph.increment_version(out)
         if shares > 1:
             strip = 16
             sum_shares_kernel[(count, block // strip)](

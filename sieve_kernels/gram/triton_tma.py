@@ -1,0 +1,304 @@
+"""Gram matrices of 16-bit tokens on GPUs that copy tiles by themselves (TMA): Hopper and later.
+
+The triangle is cut into rectangles of [BLOCK_N, BLOCK_M] strictly above the diagonal of superblocks of side BLOCK_M,
+and into squares of side BLOCK_N on it, so that hardly more than the triangle is multiplied. A program turns its tile in
+registers and writes it twice, in place and mirrored, whole rows each. Where the tiles alone would leave processors idle
+the tokens are split: each share of the product goes to a workspace, and a second launch adds the shares in a fixed
+order, so that the same input gives the same bits.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from sieve_kernels import dispatch, tiles
+
+
+@triton.jit
+def _pair_column(q):
+    """Column of the q-th pair row < column, counted column by column: the largest c with c (c - 1) / 2 ≤ q."""
+    c = ((tl.sqrt(8.0 * q + 1.0) + 1.0) * 0.5).to(tl.int32)
+    # The GPU's square root is approximate: at most one off.
+    c = tl.where(c * (c - 1) // 2 > q, c - 1, c)
+    return tl.where(c * (c + 1) // 2 <= q, c + 1, c)
+
+
+@triton.jit
+def _pair(q, side, GROUP: tl.constexpr):
+    """Row and column of the q-th pair row < column < side.
+
+    Pairs come in groups of GROUP columns, row by row inside a group, so that the strips of x that programs of the same
+    time share are few and still in L2.
+    """
+    first = _pair_column(q) // GROUP * GROUP
+    q -= first * (first - 1) // 2
+    width = tl.maximum(tl.minimum(side - first, GROUP), 1)
+    beside = first * width  # pairs of the group's columns with rows before it
+    col = _pair_column(tl.maximum(q - beside, 0))
+    row = tl.where(q < beside, q // width, first + (q - beside) - col * (col - 1) // 2)
+    return row, tl.where(q < beside, first + q % width, first + col)
+
+
+@triton.jit
+def _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr):
+    """x[begin:end, row:row + BLOCK_N]ᵀ y[begin:end, col:col + BLOCK_M]; what is beyond the edges counts as zero."""
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for start in range(begin, end, BLOCK_T):
+        a = x_desc.load([start, row])  # [BLOCK_T, BLOCK_N]
+        b = y_desc.load([start, col])  # [BLOCK_T, BLOCK_M]
+        acc = tiles.multiply(tl.trans(a), b, acc, "ieee", UPCAST)
+    return acc
+
+
+@triton.jit
+def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr, ON_DIAGONAL: tl.constexpr):
+    """out[row:, col:] += tile [BLOCK_N, BLOCK_N] and its mirror image; if SPLIT_K the tile alone, which `out` awaits."""
+    if SPLIT_K:
+        out_desc.store([row, col], tile)
+    else:
+        tile += out_desc.load([row, col])
+        if not SYMMETRIC:
+            out_desc.store([row, col], tile)
+        else:
+            mirrored = tl.trans(tile)
+            if ON_DIAGONAL and row == col:
+                at = tl.arange(0, tile.shape[0])
+                out_desc.store([row, col], tl.where(at[:, None] <= at[None, :], tile, mirrored))
+            else:
+                out_desc.store([row, col], tile)
+                out_desc.store([col, row], mirrored)
+
+
+@triton.jit
+def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr):
+    """`_write` of a tile [BLOCK_N, 2 BLOCK_N] above the diagonal."""
+    BLOCK_N: tl.constexpr = tile.shape[0]
+    left, right = tl.split(tl.permute(tl.reshape(tile, (BLOCK_N, 2, BLOCK_N)), (0, 2, 1)))
+    _write(out_desc, left, row, col, SYMMETRIC, SPLIT_K, False)
+    _write(out_desc, right, row, col + BLOCK_N, SYMMETRIC, SPLIT_K, False)
+
+
+@triton.jit
+def gram_tma_kernel(
+    x_desc,  # [T, n], boxes of [BLOCK_T, BLOCK_N]
+    y_desc,  # [T, m], boxes of [BLOCK_T, BLOCK_M]; x's if SYMMETRIC
+    out_desc,  # [n, m], or the workspace [split_k · rows, m] if SPLIT_K; boxes of [BLOCK_N, BLOCK_N]
+    T,
+    n,
+    m,
+    share,  # tokens of a share, a multiple of BLOCK_T
+    rows,  # of a share in the workspace
+    SYMMETRIC: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    DEPENDENT: tl.constexpr,  # the next launch waits for this one by itself
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # BLOCK_N, or twice it
+    BLOCK_T: tl.constexpr,
+):
+    """out += xᵀ y, or this share of xᵀ y to the workspace. Grid: (tiles, shares)."""
+    if DEPENDENT:
+        gdc_launch_dependents()
+    pid = tl.program_id(0)
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, T)
+    base = tl.program_id(1) * rows
+    HALVES: tl.constexpr = BLOCK_M // BLOCK_N
+    if SYMMETRIC:
+        side = tl.cdiv(n, BLOCK_M)  # in superblocks [BLOCK_M, BLOCK_M]
+        above = side * (side - 1) // 2 * HALVES  # tiles
+        i, j = _pair(tl.minimum(pid, above) // HALVES, side, GROUP)
+        row = i * BLOCK_M + pid % HALVES * BLOCK_N
+        col = j * BLOCK_M
+        if HALVES == 1:
+            # One path for both kinds of tiles: with two that end alike, ptxas waits after every tensor-core instruction.
+            row = tl.where(pid < above, row, (pid - above) * BLOCK_N)
+            col = tl.where(pid < above, col, row)
+    else:
+        down = tl.cdiv(n, BLOCK_N)
+        group = pid // (GROUP * down) * GROUP
+        width = tl.minimum(tl.cdiv(m, BLOCK_M) - group, GROUP)
+        row = pid % (GROUP * down) // width * BLOCK_N
+        col = (group + pid % (GROUP * down) % width) * BLOCK_M
+        above = tl.num_programs(0)
+    if HALVES == 1:
+        acc = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
+        _write(out_desc, acc, base + row, col, SYMMETRIC, SPLIT_K, True)
+    elif pid < above:
+        tile = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
+        _write_halves(out_desc, tile, base + row, col, SYMMETRIC, SPLIT_K)
+    elif SYMMETRIC:
+        # The superblocks on the diagonal hold three squares each: two on it and one beside them.
+        which = (pid - above) % 3
+        corner = (pid - above) // 3 * BLOCK_M
+        row = corner + which // 2 * BLOCK_N
+        col = corner + (which + 1) // 2 * BLOCK_N
+        square = _multiply(x_desc, x_desc, row, col, begin, end, BLOCK_N, BLOCK_N, BLOCK_T, UPCAST)
+        _write(out_desc, square, base + row, col, SYMMETRIC, SPLIT_K, True)
+
+
+@triton.jit
+def split_k_reduce_kernel(
+    shares_ptr,  # [split_k, rows, m]
+    out_ptr,  # [n, m], rows of contiguous numbers
+    n,
+    m,
+    rows,
+    stride_on,
+    SYMMETRIC: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out += the shares, in order, and their mirror image if SYMMETRIC. Grid: (blocks of [BLOCK, BLOCK],)."""
+    pid = tl.program_id(0)
+    if SYMMETRIC:
+        i, j = _pair(pid, tl.cdiv(m, BLOCK) + 1, 1)
+        j -= 1  # now on and above the diagonal
+    else:
+        i = pid // tl.cdiv(m, BLOCK)
+        j = pid % tl.cdiv(m, BLOCK)
+    r = (i * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
+    c = (j * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
+    inside = (r < n) & (c < m)
+    at = out_ptr + r * stride_on + c
+    tile = tl.load(at, mask=inside, other=0.0)
+    acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    if DEPENDENT:
+        gdc_wait()  # `out` is no business of the launch before, the workspace is
+    for s in tl.static_range(SPLIT_K):
+        acc += tl.load(shares_ptr + (tl.cast(s, tl.int64) * rows + r) * m + c, mask=inside, other=0.0)
+    tile += acc
+    if SYMMETRIC:
+        mirrored = tl.trans(tile)
+        if i == j:
+            tl.store(at, tl.where(r <= c, tile, mirrored), mask=inside)
+        else:
+            tl.store(at, tile, mask=inside)
+            turned_r = (j * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
+            turned_c = (i * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
+            inside = (turned_r < n) & (turned_c < m)
+            tl.store(out_ptr + turned_r * stride_on + turned_c, mirrored, mask=inside)
+    else:
+        tl.store(at, tile, mask=inside)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles [block_n, block_m] of the result, walked in steps of block_t tokens; tokens in split_k shares."""
+
+    block_n: int
+    block_m: int
+    block_t: int
+    num_warps: int
+    num_stages: int
+    split_k: int = 1
+    group: int = 8  # superblocks side by side that are taken together
+
+    def programs(self, n: int, m: int, symmetric: bool) -> int:
+        """Programs of a share."""
+        if not symmetric:
+            return triton.cdiv(n, self.block_n) * triton.cdiv(m, self.block_m)
+        side, halves = triton.cdiv(n, self.block_m), self.block_m // self.block_n
+        return side * (side - 1) // 2 * halves + side * (halves * (halves + 1) // 2)
+
+
+SHARED = 200 * 1024
+"""Bytes of shared memory that a block must be allowed: four stages of the largest tiles, and their barriers."""
+
+
+def can_serve(out: Tensor, x: Tensor, y: Tensor) -> bool:
+    """Whether TMA can read x [T, n] and y [T, m] and write out [n, m], and the GPU has room for the tiles."""
+    aligned = out.stride(1) == 1 and out.stride(0) % 4 == 0 and out.stride(0) >= out.shape[1] and out.data_ptr() % 16 == 0
+    if out.dtype != torch.float32 or not aligned or min(out.shape) < 64:
+        return False
+    if not (tiles.has_descriptor(x) and tiles.has_descriptor(y)):
+        return False
+    return dispatch.INTERPRETED or torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= SHARED
+
+
+@lru_cache(maxsize=1024)
+def choose_tiling(T: int, n: int, m: int, symmetric: bool, num_sms: int) -> Tiling:
+    """The tiling of least estimated time."""
+    candidates = [
+        Tiling(128, block_m, 64, 8, 4, split_k)
+        for block_m in (128, 256)
+        for split_k in range(1, max(1, min(16, triton.cdiv(T, 512))) + 1)
+    ]
+    return min(candidates, key=lambda t: microseconds(t, T, n, m, symmetric, num_sms))
+
+
+STEP = {128: 0.5, 256: 0.88}
+"""Microseconds of a multiprocessor for a step of 64 tokens, by block_m."""
+
+
+def microseconds(t: Tiling, T: int, n: int, m: int, symmetric: bool, num_sms: int) -> float:
+    """Estimated time of a call on an H100."""
+    steps = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t)
+    programs = t.programs(n, m, symmetric)
+    if symmetric and t.block_m > t.block_n:
+        # A square on the diagonal is half of the work of a tile, and comes last.
+        side = triton.cdiv(n, t.block_m)
+        programs -= side + side // 2
+    waves = triton.cdiv(programs * t.split_k, num_sms)
+    area = n * m * (0.5 if symmetric else 1)
+    moved = 4 * area * (2 * t.split_k if t.split_k > 1 else 0)
+    return waves * (steps * STEP[t.block_m] + 3) + (4 + moved / 2.5e6 if t.split_k > 1 else 0)
+
+
+def accumulate_(out: Tensor, x: Tensor, y: Tensor, symmetric: bool) -> None:
+    """out [n, m] += xᵀ y; x [T, n], y [T, m]. If symmetric y is x, and only the upper triangle of `out` is read."""
+    (T, n), m = x.shape, y.shape[1]
+    t = choose_tiling(T, n, m, symmetric, dispatch.processors(x.device))
+    share = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * t.block_t
+    split_k = triton.cdiv(T, share)
+    # Each share begins at a tile of its own: a tile that reaches beyond the last row must not reach into the next.
+    rows = triton.cdiv(n, t.block_m) * t.block_m
+    result = out.new_empty((split_k * rows, m)) if split_k > 1 else out
+    dependent = split_k > 1 and not dispatch.INTERPRETED
+    x_desc = TensorDescriptor.from_tensor(x, [t.block_t, t.block_n])
+    same = symmetric and t.block_n == t.block_m
+    gram_tma_kernel[(t.programs(n, m, symmetric), split_k)](
+        x_desc,
+        x_desc if same else TensorDescriptor.from_tensor(y, [t.block_t, t.block_m]),
+        TensorDescriptor.from_tensor(result, [t.block_n, t.block_n]),
+        T,
+        n,
+        m,
+        share,
+        rows,
+        SYMMETRIC=symmetric,
+        SPLIT_K=split_k > 1,
+        DEPENDENT=dependent,
+        UPCAST=dispatch.INTERPRETED,
+        GROUP=t.group,
+        BLOCK_N=t.block_n,
+        BLOCK_M=t.block_m,
+        BLOCK_T=t.block_t,
+        num_warps=t.num_warps,
+        num_stages=t.num_stages,
+    )
+    if split_k > 1:
+        block = 32
+        across = triton.cdiv(m, block)
+        split_k_reduce_kernel[(across * (across + 1) // 2 if symmetric else triton.cdiv(n, block) * across,)](
+            result,
+            out,
+            n,
+            m,
+            rows,
+            out.stride(0),
+            SYMMETRIC=symmetric,
+            DEPENDENT=dependent,
+            SPLIT_K=split_k,
+            BLOCK=block,
+            num_warps=4,
+            **({"launch_pdl": True} if dependent else {}),
+        )
