@@ -53,8 +53,9 @@ ADDS = dict.fromkeys(TARGETS, "")
 
 EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "gram_kernel": {16: TILES, 32: TILES, 64: WARPS},
-    "gram_tma_kernel": {16: COPIED},
-    "split_k_reduce_kernel": {16: ADDS},
+    "gram_tma_kernel": {16: COPIED, 32: COPIED},
+    "split_k_reduce_kernel": {16: ADDS, 32: ADDS},
+    "split_terms_kernel": {16: ADDS, 32: ADDS},
     "sum_shares_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "matmul_kernel": {16: TILES, 32: TILES, 64: WARPS},
     "matmul_kernel M16": {16: WARPS, 32: WARPS},

@@ -143,9 +143,9 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
     (T, n), m = x.shape, y.shape[1]
     if T == 0 or out.numel() == 0:
         return
-    if weight is None and triton_tma.can_serve(out, x, y):
+    if triton_tma.can_serve(out, x, weight):
         with tiles.on_device(x):
-            triton_tma.accumulate_(out, x, y, symmetric)
+            triton_tma.accumulate_(out, x, y, weight, symmetric)
         torch.autograd.graph.increment_version(out)  # which torch's own in-place operators do themselves
         return
     if weight is not None and weight.dtype == torch.bool and out.dtype == torch.float64:

@@ -18,6 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sieve_kernels import dispatch, tiles
+from sieve_kernels.gram.triton_terms import TERMS, split_terms
 
 
 @triton.jit
@@ -57,8 +58,35 @@ def _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T: t
 
 
 @triton.jit
+def _multiply_terms(
+    x_desc, y_desc, row, col, begin, end, rows, BLOCK_N, BLOCK_M, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr
+):
+    """`_multiply` of float32 numbers, x [3 · rows, n] and y [3 · rows, m] in terms: six products, small ones first."""
+    steps = tl.cdiv(end - begin, BLOCK_T)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for step in range(0, 5 * steps):
+        # Terms 0, 2, 1, 0, 1 of x and 2, 0, 1, 1, 0 of y, two bits each.
+        shift = step // steps * 2
+        token = begin + step % steps * BLOCK_T
+        a = x_desc.load([((0b0100011000 >> shift) & 3) * rows + token, row])
+        b = y_desc.load([((0b0001010010 >> shift) & 3) * rows + token, col])
+        acc = tiles.multiply(tl.trans(a), b, acc, "ieee", UPCAST)
+    # Where a number is infinite its first term alone says what the sum is.
+    acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
+    # Tensor cores cut where they sum, which over thousands of tokens would show in float32. So each step's product is
+    # added outside of them; subtracted, as Triton makes one operation of a product and the addition of it.
+    negated = -acc
+    for start in range(begin, end, BLOCK_T):
+        a = x_desc.load([start, row])
+        b = y_desc.load([start, col])
+        product = tiles.multiply(tl.trans(a), b, tl.zeros_like(acc), "ieee", UPCAST)
+        negated -= product
+    return -negated
+
+
+@triton.jit
 def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr, ON_DIAGONAL: tl.constexpr):
-    """out[row:, col:] += tile [BLOCK_N, BLOCK_N] and its mirror image; if SPLIT_K the tile alone, which `out` awaits."""
+    """out[row:, col:] += tile [BLOCK_N, BLOCK_N], and its mirror image if SYMMETRIC; if SPLIT_K out = tile."""
     if SPLIT_K:
         out_desc.store([row, col], tile)
     else:
@@ -86,21 +114,23 @@ def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl
 
 @triton.jit
 def gram_tma_kernel(
-    x_desc,  # [T, n], boxes of [BLOCK_T, BLOCK_N]
-    y_desc,  # [T, m], boxes of [BLOCK_T, BLOCK_M]; x's if SYMMETRIC
-    out_desc,  # [n, m], or the workspace [split_k · rows, m] if SPLIT_K; boxes of [BLOCK_N, BLOCK_N]
+    x_desc,  # [T, n], or terms [TERMS · term_rows, n]; boxes of [BLOCK_T, BLOCK_N]
+    y_desc,  # [T, m], or terms; boxes of [BLOCK_T, BLOCK_M]; x's if SYMMETRIC
+    out_desc,  # [n, m], or the workspace [split_k · share_rows, m] if SPLIT_K; boxes of [BLOCK_N, BLOCK_N]
     T,
     n,
     m,
     share,  # tokens of a share, a multiple of BLOCK_T
-    rows,  # of a share in the workspace
+    share_rows,
+    term_rows,
     SYMMETRIC: tl.constexpr,
+    TERMS: tl.constexpr,
     SPLIT_K: tl.constexpr,
     DEPENDENT: tl.constexpr,  # the next launch waits for this one by itself
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,  # BLOCK_N, or twice it
+    BLOCK_M: tl.constexpr,  # BLOCK_N, or twice it; BLOCK_N of terms
     BLOCK_T: tl.constexpr,
 ):
     """out += xᵀ y, or this share of xᵀ y to the workspace. Grid: (tiles, shares)."""
@@ -109,7 +139,7 @@ def gram_tma_kernel(
     pid = tl.program_id(0)
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, T)
-    base = tl.program_id(1) * rows
+    base = tl.program_id(1) * share_rows
     HALVES: tl.constexpr = BLOCK_M // BLOCK_N
     if SYMMETRIC:
         side = tl.cdiv(n, BLOCK_M)  # in superblocks [BLOCK_M, BLOCK_M]
@@ -118,7 +148,7 @@ def gram_tma_kernel(
         row = i * BLOCK_M + pid % HALVES * BLOCK_N
         col = j * BLOCK_M
         if HALVES == 1:
-            # One path for both kinds of tiles: with two that end alike, ptxas waits after every tensor-core instruction.
+            # One path for both kinds of tiles: of two that end alike ptxas makes one by waiting after every product.
             row = tl.where(pid < above, row, (pid - above) * BLOCK_N)
             col = tl.where(pid < above, col, row)
     else:
@@ -128,7 +158,10 @@ def gram_tma_kernel(
         row = pid % (GROUP * down) // width * BLOCK_N
         col = (group + pid % (GROUP * down) % width) * BLOCK_M
         above = tl.num_programs(0)
-    if HALVES == 1:
+    if TERMS == 3:
+        acc = _multiply_terms(x_desc, y_desc, row, col, begin, end, term_rows, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
+        _write(out_desc, acc, base + row, col, SYMMETRIC, SPLIT_K, True)
+    elif HALVES == 1:
         acc = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
         _write(out_desc, acc, base + row, col, SYMMETRIC, SPLIT_K, True)
     elif pid < above:
@@ -210,38 +243,46 @@ class Tiling:
         return side * (side - 1) // 2 * halves + side * (halves * (halves + 1) // 2)
 
 
+BLOCK_T = 64
+"""Tokens of a step."""
+
 SHARED = 200 * 1024
 """Bytes of shared memory that a block must be allowed: four stages of the largest tiles, and their barriers."""
 
 
-def can_serve(out: Tensor, x: Tensor, y: Tensor) -> bool:
-    """Whether TMA can read x [T, n] and y [T, m] and write out [n, m], and the GPU has room for the tiles."""
-    aligned = out.stride(1) == 1 and out.stride(0) % 4 == 0 and out.stride(0) >= out.shape[1] and out.data_ptr() % 16 == 0
-    if out.dtype != torch.float32 or not aligned or min(out.shape) < 64:
+def can_serve(out: Tensor, x: Tensor, weight: Tensor | None) -> bool:
+    """Whether TMA can write out [n, m], the GPU has room for the tiles, and tokens such as x are or become 16-bit."""
+    if not (weight is None or weight.dtype == torch.bool) or x.dtype == torch.float64 or not tiles.has_tma(x.device):
         return False
-    if not (tiles.has_descriptor(x) and tiles.has_descriptor(y)):
+    rows_fit = out.stride(1) == 1 and out.stride(0) >= out.shape[1]
+    aligned = rows_fit and out.stride(0) % 4 == 0 and out.data_ptr() % 16 == 0
+    if out.dtype != torch.float32 or not aligned or min(out.shape) < 64:
         return False
     return dispatch.INTERPRETED or torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= SHARED
 
 
+MOST_SHARES = 1 << 28
+"""Bytes of the workspace for shares."""
+
+
 @lru_cache(maxsize=1024)
-def choose_tiling(T: int, n: int, m: int, symmetric: bool, num_sms: int) -> Tiling:
+def choose_tiling(T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> Tiling:
     """The tiling of least estimated time."""
     candidates = [
-        Tiling(128, block_m, 64, 8, 4, split_k)
-        for block_m in (128, 256)
-        for split_k in range(1, max(1, min(16, triton.cdiv(T, 512))) + 1)
+        Tiling(128, block_m, BLOCK_T, num_warps=8, num_stages=4, split_k=split_k)
+        for block_m in ((128,) if terms > 1 else (128, 256))
+        for split_k in range(1, max(1, min(16, triton.cdiv(T, 512), MOST_SHARES // (4 * n * m))) + 1)
     ]
-    return min(candidates, key=lambda t: microseconds(t, T, n, m, symmetric, num_sms))
+    return min(candidates, key=lambda t: microseconds(t, T, n, m, symmetric, terms, num_sms))
 
 
 STEP = {128: 0.5, 256: 0.88}
 """Microseconds of a multiprocessor for a step of 64 tokens, by block_m."""
 
 
-def microseconds(t: Tiling, T: int, n: int, m: int, symmetric: bool, num_sms: int) -> float:
+def microseconds(t: Tiling, T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> float:
     """Estimated time of a call on an H100."""
-    steps = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t)
+    steps = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * (6 if terms > 1 else 1)
     programs = t.programs(n, m, symmetric)
     if symmetric and t.block_m > t.block_n:
         # A square on the diagonal is half of the work of a tile, and comes last.
@@ -253,15 +294,39 @@ def microseconds(t: Tiling, T: int, n: int, m: int, symmetric: bool, num_sms: in
     return waves * (steps * STEP[t.block_m] + 3) + (4 + moved / 2.5e6 if t.split_k > 1 else 0)
 
 
-def accumulate_(out: Tensor, x: Tensor, y: Tensor, symmetric: bool) -> None:
-    """out [n, m] += xᵀ y; x [T, n], y [T, m]. If symmetric y is x, and only the upper triangle of `out` is read."""
-    (T, n), m = x.shape, y.shape[1]
-    t = choose_tiling(T, n, m, symmetric, dispatch.processors(x.device))
+MOST_COPIED = 1 << 29
+"""Bytes of terms that are made at a time."""
+
+
+def accumulate_(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: bool) -> None:
+    """out [n, m] += xᵀ y over the tokens that mask [T] leaves; x [T, n], y [T, m].
+
+    If symmetric y is x, and only the upper triangle of `out` is read.
+    """
+    if mask is None and tiles.has_descriptor(x) and tiles.has_descriptor(y):
+        _accumulate_terms_(out, x, x if symmetric else y, x.shape[0], 1, symmetric)
+        return
+    terms = TERMS if x.dtype == torch.float32 else 1
+    at_once = max(4096, MOST_COPIED // (2 * terms * (x.shape[1] + (0 if symmetric else y.shape[1]))))
+    for begin in range(0, x.shape[0], at_once):
+        part = slice(begin, begin + at_once)
+        tokens = x[part].shape[0]
+        rows = triton.cdiv(tokens, BLOCK_T) * BLOCK_T
+        kept = None if mask is None else mask[part]
+        x_terms = split_terms(x[part], kept, rows)
+        y_terms = x_terms if symmetric else split_terms(y[part], kept, rows)
+        _accumulate_terms_(out, x_terms, y_terms, tokens, terms, symmetric)
+
+
+def _accumulate_terms_(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmetric: bool) -> None:
+    """`accumulate_` of T tokens in so many terms, x [terms · rows, n] and y [terms · rows, m], that TMA can read."""
+    n, m = out.shape
+    t = choose_tiling(T, n, m, symmetric, terms, dispatch.processors(x.device))
     share = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * t.block_t
     split_k = triton.cdiv(T, share)
     # Each share begins at a tile of its own: a tile that reaches beyond the last row must not reach into the next.
-    rows = triton.cdiv(n, t.block_m) * t.block_m
-    result = out.new_empty((split_k * rows, m)) if split_k > 1 else out
+    share_rows = triton.cdiv(n, t.block_m) * t.block_m
+    result = out.new_empty((split_k * share_rows, m)) if split_k > 1 else out
     dependent = split_k > 1 and not dispatch.INTERPRETED
     x_desc = TensorDescriptor.from_tensor(x, [t.block_t, t.block_n])
     same = symmetric and t.block_n == t.block_m
@@ -273,8 +338,10 @@ def accumulate_(out: Tensor, x: Tensor, y: Tensor, symmetric: bool) -> None:
         n,
         m,
         share,
-        rows,
+        share_rows,
+        x.shape[0] // terms,
         SYMMETRIC=symmetric,
+        TERMS=terms,
         SPLIT_K=split_k > 1,
         DEPENDENT=dependent,
         UPCAST=dispatch.INTERPRETED,
@@ -293,7 +360,7 @@ def accumulate_(out: Tensor, x: Tensor, y: Tensor, symmetric: bool) -> None:
             out,
             n,
             m,
-            rows,
+            share_rows,
             out.stride(0),
             SYMMETRIC=symmetric,
             DEPENDENT=dependent,

@@ -1,5 +1,7 @@
 """Gram matrices of tiles that the GPU copies by itself: values for every shape and tiling, and who goes this way."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accuracy import assert_accurate
@@ -40,39 +42,49 @@ def random_symmetric(n, device):
     return start + start.T
 
 
-def check(x, y):
+def check(x, y, mask=None):
     """`gram_` of x, whose accumulator holds NaN below the diagonal, and `cross_gram_` of x and y."""
     n, device = x.shape[1], x.device
     start = random_symmetric(n, device)
     out = start.masked_fill(torch.ones(n, n, dtype=torch.bool, device=device).tril(-1), torch.nan)
-    gram_(out, x)
-    assert_accurate(out, reference.gram(start.double(), x), reference.gram(start, x))
+    gram_(out, x, mask)
+    assert_accurate(out, reference.gram(start.double(), x, mask), reference.gram(start, x, mask))
     assert torch.equal(out, out.T)
     start = torch.randn(n, y.shape[1], device=device)
-    out = cross_gram_(start.clone(), x, y)
-    assert_accurate(out, reference.cross_gram(start.double(), x, y), reference.cross_gram(start, x, y))
+    out = cross_gram_(start.clone(), x, y, mask)
+    exact, torchs = (reference.cross_gram(s, x, y, mask) for s in (start.double(), start))
+    assert_accurate(out, exact, torchs)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("tokens", "n", "m"), [(70, 136, 64), (1, 64, 264), (130, 392, 72)])
-def test_values(calls, dtype, tokens, n, m, device):
+def test_values(calls, dtype, masked, tokens, n, m, device):
     """Sides that are no multiples of a tile, and fewer tokens than a step."""
-    check(torch.randn(tokens, n, device=device).to(dtype), torch.randn(tokens, m, device=device).to(dtype))
+    x, y = (torch.randn(tokens, width, device=device).to(dtype) for width in (n, m))
+    mask = torch.rand(tokens, device=device) > 0.4 if masked else None
+    if masked and tokens > 1:
+        mask[3], x[3], y[3] = False, torch.nan, torch.inf
+    check(x, y, mask)
     assert len(calls) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tiles too small for a GPU's tensor cores")
 @pytest.mark.parametrize("tiling", SMALL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("tokens", "n", "m"), [(50, 200, 104), (33, 64, 64), (48, 264, 128), (100, 72, 160)])
-def test_every_tile_once(monkeypatch, tiling, tokens, n, m):
+def test_every_tile_once(monkeypatch, tiling, dtype, tokens, n, m):
+    if dtype == torch.float32:
+        tiling = replace(tiling, block_m=tiling.block_n)
     monkeypatch.setattr(triton_tma, "choose_tiling", lambda *_: tiling)
-    check(torch.randn(tokens, n).bfloat16(), torch.randn(tokens, m).bfloat16())
+    monkeypatch.setattr(triton_tma, "BLOCK_T", tiling.block_t)
+    check(torch.randn(tokens, n).to(dtype), torch.randn(tokens, m).to(dtype))
 
 
 def test_split_over_tokens(device):
     """Few tiles and many tokens: the shares are summed in order, so the same input gives the same bits."""
     tokens = 4 * 512 + 24
-    assert triton_tma.choose_tiling(tokens, 64, 64, True, dispatch.processors(device)).split_k > 1
+    assert triton_tma.choose_tiling(tokens, 64, 64, True, 1, dispatch.processors(device)).split_k > 1
     x, y = (torch.randn(tokens, n, device=device).bfloat16() for n in (64, 72))
     check(x, y)
     first, second = (gram_(torch.zeros(64, 64, device=device), x) for _ in range(2))
@@ -89,23 +101,38 @@ def test_row_of_a_wider_matrix_and_of_a_wider_accumulator(calls, device):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_nan_and_infinity_propagate(device):
-    x = torch.randn(40, 64, device=device).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nan_and_infinity_propagate(dtype, device):
+    x = torch.randn(40, 64, device=device).to(dtype)
     x[3, 2], x[4, 5] = torch.nan, torch.inf
+    x[4, 6] = 1  # exactly one term
     out = gram_(torch.zeros(64, 64, device=device), x)
     torch.testing.assert_close(out, x.float().T @ x.float(), equal_nan=True, rtol=1e-3, atol=1e-3)
 
 
+def test_rows_that_tma_cannot_read_are_copied(calls, monkeypatch, device):
+    """Those that are not aligned to 16 bytes and strided ones; a few thousand at a time."""
+    monkeypatch.setattr(triton_tma, "MOST_COPIED", 0)
+    out = torch.zeros(72, 72, device=device)
+    for x in (
+        torch.randn(20, 80, device=device).bfloat16()[:, 1:73],
+        torch.randn(72, 24, device=device).bfloat16().T[:20],
+        torch.randn(4096 + 20, 72, device=device),
+    ):
+        start = out.clone()
+        gram_(out, x)
+        assert_accurate(out, reference.gram(start.double(), x), reference.gram(start, x))
+    assert len(calls) == 3
+
+
 def test_what_goes_the_other_way(calls, device):
-    """Rows that are not aligned to 16 bytes, strided ones, other dtypes, weights and few channels."""
+    """An accumulator that is not aligned or in float64, weights that are no mask, and few channels."""
     x = torch.randn(20, 72, device=device).bfloat16()
     for tokens, out, weight in (
         (x.double(), torch.zeros(72, 72, dtype=torch.float64, device=device), None),
         (x, torch.zeros(72, 72, dtype=torch.float64, device=device), None),
         (x, torch.zeros(72, 72, device=device), torch.rand(20, device=device)),
         (torch.randn(20, 73, device=device).bfloat16(), torch.zeros(73, 73, device=device), None),
-        (torch.randn(20, 80, device=device).bfloat16()[:, 1:73], torch.zeros(72, 72, device=device), None),
-        (torch.randn(72, 24, device=device).bfloat16().T[:20], torch.zeros(72, 72, device=device), None),
         (x, torch.zeros(72, 74, device=device)[:, :72], None),
         (x, torch.zeros(73, 72, device=device).flatten()[1 : 1 + 72 * 72].view(72, 72), None),
         (x[:, :56], torch.zeros(56, 56, device=device), None),
@@ -119,15 +146,15 @@ def test_what_goes_the_other_way(calls, device):
 @pytest.mark.parametrize("num_sms", [16, 114, 132, 148])
 @pytest.mark.parametrize("n", [64, 576, 1536, 4096, 8192, 14336])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_tilings(num_sms, n, symmetric):
-    """All tiles are counted, and the workspace of a split is no larger than a few copies of the result."""
+@pytest.mark.parametrize("terms", [1, 3])
+def test_tilings(num_sms, n, symmetric, terms):
+    """All tiles are counted, and the workspace of a split stays within its limit."""
     for tokens in (1, 100, 8192):
-        tiling = triton_tma.choose_tiling(tokens, n, n, symmetric, num_sms)
+        tiling = triton_tma.choose_tiling(tokens, n, n, symmetric, terms, num_sms)
         per_side, halves = -(-n // tiling.block_m), tiling.block_m // tiling.block_n
         squares = halves * halves if not symmetric else halves * (halves + 1) // 2
         pairs = per_side * (per_side - 1) // 2
         whole = pairs * halves + per_side * squares if symmetric else -(-n // tiling.block_n) * per_side
         assert tiling.programs(n, n, symmetric) == whole
         assert 1 <= tiling.split_k <= 16
-        if per_side**2 > 8 * num_sms:
-            assert tiling.split_k == 1
+        assert tiling.split_k == 1 or 4 * n * n * tiling.split_k <= triton_tma.MOST_SHARES
