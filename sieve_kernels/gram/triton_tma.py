@@ -7,9 +7,6 @@ the tokens are split: each share of the product goes to a workspace, and a secon
 order, so that the same input gives the same bits.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sieve_kernels import dispatch, tiles
+from sieve_kernels.gram.tiling import BLOCK_T, choose_tiling
 from sieve_kernels.gram.triton_terms import TERMS, split_terms
 
 
@@ -85,10 +83,19 @@ def _multiply_terms(
 
 
 @triton.jit
+def _halves(tile):
+    """The left and the right half of a tile."""
+    return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr, ON_DIAGONAL: tl.constexpr):
     """out[row:, col:] += tile [BLOCK_N, BLOCK_N], and its mirror image if SYMMETRIC; if SPLIT_K out = tile."""
     if SPLIT_K:
-        out_desc.store([row, col], tile)
+        # In halves: then the shared memory of the operands serves again, and two programs fit on a processor.
+        left, right = _halves(tile)
+        out_desc.store([row, col], left)
+        out_desc.store([row, col + left.shape[1]], right)
     else:
         tile += out_desc.load([row, col])
         if not SYMMETRIC:
@@ -106,17 +113,16 @@ def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.conste
 @triton.jit
 def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr):
     """`_write` of a tile [BLOCK_N, 2 BLOCK_N] above the diagonal."""
-    BLOCK_N: tl.constexpr = tile.shape[0]
-    left, right = tl.split(tl.permute(tl.reshape(tile, (BLOCK_N, 2, BLOCK_N)), (0, 2, 1)))
+    left, right = _halves(tile)
     _write(out_desc, left, row, col, SYMMETRIC, SPLIT_K, False)
-    _write(out_desc, right, row, col + BLOCK_N, SYMMETRIC, SPLIT_K, False)
+    _write(out_desc, right, row, col + left.shape[1], SYMMETRIC, SPLIT_K, False)
 
 
 @triton.jit
 def gram_tma_kernel(
     x_desc,  # [T, n], or terms [TERMS · term_rows, n]; boxes of [BLOCK_T, BLOCK_N]
     y_desc,  # [T, m], or terms; boxes of [BLOCK_T, BLOCK_M]; x's if SYMMETRIC
-    out_desc,  # [n, m], or the workspace [split_k · share_rows, m] if SPLIT_K; boxes of [BLOCK_N, BLOCK_N]
+    out_desc,  # [n, m], boxes of [BLOCK_N, BLOCK_N]; if SPLIT_K the workspace [split_k · share_rows, m], half of them
     T,
     n,
     m,
@@ -223,29 +229,6 @@ def split_k_reduce_kernel(
         tl.store(at, tile, mask=inside)
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Tiles [block_n, block_m] of the result, walked in steps of block_t tokens; tokens in split_k shares."""
-
-    block_n: int
-    block_m: int
-    block_t: int
-    num_warps: int
-    num_stages: int
-    split_k: int = 1
-    group: int = 8  # superblocks side by side that are taken together
-
-    def programs(self, n: int, m: int, symmetric: bool) -> int:
-        """Programs of a share."""
-        if not symmetric:
-            return triton.cdiv(n, self.block_n) * triton.cdiv(m, self.block_m)
-        side, halves = triton.cdiv(n, self.block_m), self.block_m // self.block_n
-        return side * (side - 1) // 2 * halves + side * (halves * (halves + 1) // 2)
-
-
-BLOCK_T = 64
-"""Tokens of a step."""
-
 SHARED = 200 * 1024
 """Bytes of shared memory that a block must be allowed: four stages of the largest tiles, and their barriers."""
 
@@ -259,39 +242,6 @@ def can_serve(out: Tensor, x: Tensor, weight: Tensor | None) -> bool:
     if out.dtype != torch.float32 or not aligned or min(out.shape) < 64:
         return False
     return dispatch.INTERPRETED or torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= SHARED
-
-
-MOST_SHARES = 1 << 28
-"""Bytes of the workspace for shares."""
-
-
-@lru_cache(maxsize=1024)
-def choose_tiling(T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> Tiling:
-    """The tiling of least estimated time."""
-    candidates = [
-        Tiling(128, block_m, BLOCK_T, num_warps=8, num_stages=4, split_k=split_k)
-        for block_m in ((128,) if terms > 1 else (128, 256))
-        for split_k in range(1, max(1, min(16, triton.cdiv(T, 512), MOST_SHARES // (4 * n * m))) + 1)
-    ]
-    return min(candidates, key=lambda t: microseconds(t, T, n, m, symmetric, terms, num_sms))
-
-
-STEP = {128: 0.5, 256: 0.88}
-"""Microseconds of a multiprocessor for a step of 64 tokens, by block_m."""
-
-
-def microseconds(t: Tiling, T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> float:
-    """Estimated time of a call on an H100."""
-    steps = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * (6 if terms > 1 else 1)
-    programs = t.programs(n, m, symmetric)
-    if symmetric and t.block_m > t.block_n:
-        # A square on the diagonal is half of the work of a tile, and comes last.
-        side = triton.cdiv(n, t.block_m)
-        programs -= side + side // 2
-    waves = triton.cdiv(programs * t.split_k, num_sms)
-    area = n * m * (0.5 if symmetric else 1)
-    moved = 4 * area * (2 * t.split_k if t.split_k > 1 else 0)
-    return waves * (steps * STEP[t.block_m] + 3) + (4 + moved / 2.5e6 if t.split_k > 1 else 0)
 
 
 MOST_COPIED = 1 << 29
@@ -333,7 +283,7 @@ def _accumulate_terms_(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, sy
     gram_tma_kernel[(t.programs(n, m, symmetric), split_k)](
         x_desc,
         x_desc if same else TensorDescriptor.from_tensor(y, [t.block_t, t.block_m]),
-        TensorDescriptor.from_tensor(result, [t.block_n, t.block_n]),
+        TensorDescriptor.from_tensor(result, [t.block_n, t.block_n // 2 if split_k > 1 else t.block_n]),
         T,
         n,
         m,
@@ -353,7 +303,7 @@ def _accumulate_terms_(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, sy
         num_stages=t.num_stages,
     )
     if split_k > 1:
-        block = 32
+        block = 16 if n * m <= 1 << 20 else 32
         across = triton.cdiv(m, block)
         split_k_reduce_kernel[(across * (across + 1) // 2 if symmetric else triton.cdiv(n, block) * across,)](
             result,

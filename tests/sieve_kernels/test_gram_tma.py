@@ -7,8 +7,8 @@ import torch
 from accuracy import assert_accurate
 
 from sieve_kernels import cross_gram_, dispatch, gram_, tiles
-from sieve_kernels.gram import reference, triton_tma
-from sieve_kernels.gram.triton_tma import Tiling
+from sieve_kernels.gram import reference, tiling, triton_tma
+from sieve_kernels.gram.tiling import Tiling, choose_tiling
 
 pytestmark = [
     pytest.mark.parametrize("implementation", ["triton"], indirect=True),
@@ -70,21 +70,29 @@ def test_values(calls, dtype, masked, tokens, n, m, device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tiles too small for a GPU's tensor cores")
-@pytest.mark.parametrize("tiling", SMALL, ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("tokens", "n", "m"), [(50, 200, 104), (33, 64, 64), (48, 264, 128), (100, 72, 160)])
-def test_every_tile_once(monkeypatch, tiling, dtype, tokens, n, m):
+@pytest.mark.parametrize("small", SMALL, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "n", "m"),
+    [
+        (torch.bfloat16, 20, 200, 104),
+        (torch.bfloat16, 33, 64, 64),
+        (torch.bfloat16, 16, 264, 128),
+        (torch.bfloat16, 70, 72, 160),
+        (torch.float32, 33, 64, 72),
+    ],
+)
+def test_every_tile_once(monkeypatch, small, dtype, tokens, n, m):
     if dtype == torch.float32:
-        tiling = replace(tiling, block_m=tiling.block_n)
-    monkeypatch.setattr(triton_tma, "choose_tiling", lambda *_: tiling)
-    monkeypatch.setattr(triton_tma, "BLOCK_T", tiling.block_t)
+        small = replace(small, block_m=small.block_n)
+    monkeypatch.setattr(triton_tma, "choose_tiling", lambda *_: small)
+    monkeypatch.setattr(triton_tma, "BLOCK_T", small.block_t)
     check(torch.randn(tokens, n).to(dtype), torch.randn(tokens, m).to(dtype))
 
 
 def test_split_over_tokens(device):
     """Few tiles and many tokens: the shares are summed in order, so the same input gives the same bits."""
-    tokens = 4 * 512 + 24
-    assert triton_tma.choose_tiling(tokens, 64, 64, True, 1, dispatch.processors(device)).split_k > 1
+    tokens = 2 * 256 + 24
+    assert choose_tiling(tokens, 64, 64, True, 1, dispatch.processors(device)).split_k > 1
     x, y = (torch.randn(tokens, n, device=device).bfloat16() for n in (64, 72))
     check(x, y)
     first, second = (gram_(torch.zeros(64, 64, device=device), x) for _ in range(2))
@@ -150,11 +158,26 @@ def test_what_goes_the_other_way(calls, device):
 def test_tilings(num_sms, n, symmetric, terms):
     """All tiles are counted, and the workspace of a split stays within its limit."""
     for tokens in (1, 100, 8192):
-        tiling = triton_tma.choose_tiling(tokens, n, n, symmetric, terms, num_sms)
-        per_side, halves = -(-n // tiling.block_m), tiling.block_m // tiling.block_n
-        squares = halves * halves if not symmetric else halves * (halves + 1) // 2
-        pairs = per_side * (per_side - 1) // 2
-        whole = pairs * halves + per_side * squares if symmetric else -(-n // tiling.block_n) * per_side
-        assert tiling.programs(n, n, symmetric) == whole
-        assert 1 <= tiling.split_k <= 16
-        assert tiling.split_k == 1 or 4 * n * n * tiling.split_k <= triton_tma.MOST_SHARES
+        chosen = choose_tiling(tokens, n, n, symmetric, terms, num_sms)
+        side, halves = -(-n // chosen.block_m), chosen.block_m // chosen.block_n
+        if symmetric:
+            count = side * (side - 1) // 2 * halves + side * halves * (halves + 1) // 2
+        else:
+            count = -(-n // chosen.block_n) * side
+        assert chosen.programs(n, n, symmetric) == count
+        assert chosen.split_k == 1 or 4 * n * n * chosen.split_k <= tiling.MOST_SHARES
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n", "terms", "block_m", "num_stages", "split_k"),
+    [
+        (8192, 576, 1, 128, 4, 8),
+        (8192, 1536, 1, 128, 3, 3),
+        (8192, 4096, 1, 256, 4, 1),
+        (16384, 8192, 1, 256, 4, 1),
+        (8192, 4096, 3, 128, 4, 1),
+    ],
+)
+def test_tilings_that_an_h100_found_fastest(tokens, n, terms, block_m, num_stages, split_k):
+    chosen = choose_tiling(tokens, n, n, True, terms, 132)
+    assert (chosen.block_m, chosen.num_stages, chosen.split_k) == (block_m, num_stages, split_k)
