@@ -14,9 +14,10 @@ from types import FunctionType, MethodType
 import torch
 from torch import nn
 
-from sieve.layers import PAIRS, LowRankLinear, has_hooks, holds_plain_tensors, is_plain, is_untouched
+from sieve.layers import PAIRS, Group, LowRankLinear, has_hooks, holds_plain_tensors, is_plain, is_untouched
 from sieve.stacks import StackedOutput
-from sieve_kernels import linear, lowrank_mlp, rms_norm, rotary
+from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
+from sieve_kernels.dispatch import FEW_ROWS_GPU
 
 ACTIVATIONS = {
     "SiLUActivation": "silu",
@@ -38,10 +39,11 @@ _ATTENTION = tuple(f"{family}Attention" for family in _FAMILIES)  # they call ap
 def fuse_(model: nn.Module) -> nn.Module:
     """Let the modules of `model` use the operators that serve them, in place; returns the model.
 
-    A gated MLP with a pair in it is one operator, which need not store its wide middle; any other multiplies in place.
-    On a CPU, normalisation and rotary positions are one pass each, and a layer that stayed dense, the output head among
-    them, reads its weight faster where there are few rows. `apply_` and loading a pruned model do this already. Results
-    differ from the unfused ones by rounding.
+    A gated MLP with a pair in it is one operator, which need not store its wide middle; any other multiplies in place,
+    or in the activation's pass. Normalisation and rotary positions are one pass each, and a layer that stayed dense,
+    the output head among them, reads its weight faster where there are few rows. On a GPU pairs of query, key and value
+    are computed together. `apply_` and loading a pruned model do this already. Results differ from the unfused ones by
+    rounding.
     """
     _fuse(model)
     return model
@@ -86,6 +88,9 @@ def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return lowrank_mlp(x, *(inner if len(inner) == 2 else (*inner, None)), down, activation)
     if torch.is_grad_enabled():
         return type(mlp).forward(mlp, x)
+    if activation and _on_gpu(x):
+        gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+        return mlp.down_proj(act_mul(gate, up, activation) if _serves(gate, up) else mlp.act_fn(gate) * up)
     return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
 
 
@@ -117,9 +122,19 @@ def _tensors(layer: nn.Module) -> tuple[torch.Tensor, ...] | None:
 
 def _dense(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → y [..., m]."""
-    if x.device.type == "cpu" and holds_plain_tensors(layer):
+    if (x.device.type == "cpu" or _few_on_gpu(x)) and holds_plain_tensors(layer):
         return linear(x, layer.weight, layer.bias)
     return nn.Linear.forward(layer, x)
+
+
+def _few_on_gpu(x: torch.Tensor) -> bool:
+    """Where our product is made for it; elsewhere the library's needs no second look."""
+    few = x.numel() <= FEW_ROWS_GPU * x.shape[-1] and x.dtype.itemsize == 2
+    return few and _on_gpu(x) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def _on_gpu(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -131,15 +146,25 @@ def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _serves(x: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether the pointwise operators are for these tensors. Gradients are torch's own: so they stay as they were."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():  # compilers fuse them
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # compilers fuse them
         return False
-    return all(x.dtype == other.dtype for other in others)
+    if x.device.type not in ("cpu", "cuda"):
+        return False
+    return all(x.dtype == t.dtype and type(t) in (torch.Tensor, nn.Parameter) for t in (x, *others))
 
 
 def _attention(module: nn.Module, *arguments, **options):
-    """The class's own forward, with our rotary positions where they serve."""
-    own = torch.compiler.is_compiling()  # compilers look a function's globals up by the name of its module
-    return (type(module).forward if own else _turning(type(module)))(module, *arguments, **options)
+    """The class's own forward, with our rotary positions where they serve, and query, key and value together."""
+    if torch.compiler.is_compiling():  # compilers look a function's globals up by the name of its module
+        return type(module).forward(module, *arguments, **options)
+    forward = _turning(type(module))
+    x = arguments[0] if arguments else options.get("hidden_states")
+    if type(x) is torch.Tensor and _on_gpu(x) and not torch.is_grad_enabled():
+        layers = [module._modules.get(name) for name in ("q_proj", "k_proj", "v_proj")]
+        if Group.serves(layers):
+            with Group(layers):
+                return forward(module, *arguments, **options)
+    return forward(module, *arguments, **options)
 
 
 @cache

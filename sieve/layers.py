@@ -1,9 +1,16 @@
 """Layers over the kernels: the low-rank pair that replaces a pruned matrix, and the slice the search turns."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from sieve_kernels import lowrank_linear, lowrank_linear_pivoted, lowrank_linear_population
+from sieve_kernels import (
+    lowrank_linear,
+    lowrank_linear_group,
+    lowrank_linear_pivoted,
+    lowrank_linear_population,
+)
 
 
 class LowRankLinear(nn.Module):
@@ -26,6 +33,9 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., n] → y [..., m]."""
+        y = _of_group(self, x)
+        if y is not None:
+            return y
         A, B = self.A, self.B
         if is_plain(A) and is_plain(B):
             return lowrank_linear(x, A.weight, B.weight, B.bias)
@@ -68,6 +78,9 @@ class PivotedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., n] → y [..., m]."""
+        y = _of_group(self, x)
+        if y is not None:
+            return y
         A, C = self.A, self.C
         if is_plain(A) and is_plain(C):
             return lowrank_linear_pivoted(x, A.weight, C.weight, self.permutation, self.bias)
@@ -87,6 +100,66 @@ class PivotedLinear(nn.Module):
 
 PAIRS = (LowRankLinear, PivotedLinear)
 """The layers that a pruned matrix can be."""
+
+
+class Group:
+    """Pairs of one kind that read one input: the first to be asked for its output computes those of all.
+
+    Inside `with` the pairs hand out what was computed for them; afterwards nothing is left. An output is handed out
+    once, and for the very input that it was computed from, as long as nobody has changed that in place: every other
+    call of a pair computes by itself.
+    """
+
+    def __init__(self, pairs: Sequence[nn.Module]):
+        self._pairs = pairs
+        self._input: torch.Tensor | None = None
+        self._version: int | None = None
+        self._outputs: dict[int, torch.Tensor] = {}
+
+    @staticmethod
+    def serves(layers: Sequence[nn.Module]) -> bool:
+        """Whether the layers are untouched pairs of one kind."""
+        kind = type(layers[0])
+        return kind in PAIRS and all(
+            type(layer) is kind and is_untouched(layer) and all(map(is_plain, layer._modules.values()))
+            for layer in layers
+        )
+
+    def __enter__(self) -> None:
+        for pair in self._pairs:
+            pair.__dict__["group"] = self
+
+    def __exit__(self, *_) -> None:
+        for pair in self._pairs:
+            pair.__dict__.pop("group", None)
+
+    def output(self, pair: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+        """y [..., m] of x [..., n]; None if it is not here."""
+        if self._input is None:
+            self._input, self._version = x, _version(x)
+            self._outputs = dict(zip(map(id, self._pairs), self._compute(x), strict=True))
+        if self._input is not x or self._version != _version(x):
+            return None
+        return self._outputs.pop(id(pair), None)
+
+    def _compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        As = [pair.A.weight for pair in self._pairs]
+        biases = [pair.bias for pair in self._pairs]
+        biases = None if all(bias is None for bias in biases) else biases
+        if type(self._pairs[0]) is LowRankLinear:
+            return lowrank_linear_group(x, As, [pair.B.weight for pair in self._pairs], biases)
+        Cs, permutations = [pair.C.weight for pair in self._pairs], [pair.permutation for pair in self._pairs]
+        return lowrank_linear_group(x, As, Cs, biases, permutations)
+
+
+def _of_group(pair: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    group = pair.__dict__.get("group")
+    return None if group is None else group.output(pair, x)
+
+
+def _version(x: torch.Tensor) -> int | None:
+    """Counts changes in place; None in inference mode, which does not count them."""
+    return None if x.is_inference() else x._version
 
 
 class SlicedLinear(nn.Module):

@@ -344,12 +344,8 @@ def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=N
         return lambda gate, up, activation, *others: act_mul(
             gate.contiguous(), up.contiguous(), activation, *map(_in_one_piece, others[:2]), *others[2:]
         )
-    T, direct, gathered = (
-        len(gates),
-        out is not None and dtype == compute,
-        gate_index is not None or up_index is not None,
-    )
-    rows, block, warps = _blocks(T, n, gathered, device)
+    T, direct = len(gates), out is not None and dtype == compute
+    rows, block, warps = _blocks(T, n, gate_index is not None or up_index is not None, device)
     launch = Launch(
         act_mul_kernel,
         (triton.cdiv(T, rows) * triton.cdiv(n, block),),

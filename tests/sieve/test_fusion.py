@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import sieve.fusion
+import sieve.layers
 from sieve.fusion import fuse_, fused
+from sieve.layers import Group, LowRankLinear
 from sieve.matrices import low_rank, prunable, replace
 from tests.all_architectures import tiny_random
 from tests.tiny_models import tiny_model, tiny_tokens
@@ -85,6 +87,134 @@ def test_norms_and_positions_are_one_pass_each(name, norms, turns, dtype, monkey
     made.clear()
     fused(tiny_tokens()).logits.sum().backward()
     assert not made  # gradients are torch's own
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """What a GPU is asked for, on the CPU; the names of the operators that are called."""
+    made = []
+    for module, name in (
+        (sieve.fusion, "act_mul"),
+        (sieve.fusion, "linear"),
+        (sieve.layers, "lowrank_linear"),
+        (sieve.layers, "lowrank_linear_pivoted"),
+        (sieve.layers, "lowrank_linear_group"),
+    ):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, function=function, name=name: made.append(name) or function(*a))
+    monkeypatch.setattr(sieve.fusion, "_on_gpu", lambda x: True)
+    return made
+
+
+def pivoted(name, **options):
+    """A tiny model whose matrices are random pivoted pairs."""
+    model = tiny_model(name, **options)
+    for matrix in prunable(model):
+        pair = low_rank(model.get_submodule(matrix), 5, pivoted=True)
+        pair.permutation.copy_(torch.randperm(pair.out_features))
+        replace(model, matrix, pair)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("make", [pruned, pivoted])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_query_key_and_value_are_computed_together(name, make, mode, as_on_gpu):
+    model = make(name)
+    with mode():
+        before = model(tiny_tokens()).logits
+        as_on_gpu.clear()
+        torch.testing.assert_close(fuse_(model)(tiny_tokens()).logits, before, rtol=1e-4, atol=1e-4)
+    assert as_on_gpu.count("lowrank_linear_group") == 2
+    assert "group" not in model.model.layers[0].self_attn.q_proj.__dict__
+    as_on_gpu.clear()
+    model(tiny_tokens()).logits.sum().backward()
+    assert "lowrank_linear_group" not in as_on_gpu
+
+
+@pytest.mark.parametrize("where", ["q_proj", "k_proj.A", "v_proj.B"])
+def test_hooks_of_query_key_and_value_are_called(where, as_on_gpu):
+    model = fuse_(pruned("llama"))
+    seen = []
+    hook = model.model.layers[0].self_attn.get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
+    logits(model)
+    assert seen == [1]
+    assert as_on_gpu.count("lowrank_linear_group") == 1  # the other block's
+    hook.remove()
+    logits(model)
+    assert as_on_gpu.count("lowrank_linear_group") == 3
+
+
+def test_query_key_and_value_of_several_kinds_are_computed_one_by_one(as_on_gpu):
+    model = pruned("llama", dense=["v_proj"])
+    before = logits(model)
+    as_on_gpu.clear()
+    torch.testing.assert_close(logits(fuse_(model)), before, rtol=1e-4, atol=1e-4)
+    assert "lowrank_linear_group" not in as_on_gpu
+    assert as_on_gpu.count("lowrank_linear") > 0
+
+
+def test_a_group_hands_out_what_belongs_to_the_input():
+    torch.manual_seed(0)
+    pairs = [LowRankLinear(6, m, 2) for m in (4, 3, 5)]
+    x, other = torch.randn(2, 6), torch.randn(2, 6)
+    with torch.no_grad():
+        expected, of_other = ([pair(t) for pair in pairs] for t in (x, other))
+        with Group(pairs):
+            torch.testing.assert_close(pairs[1](x), expected[1])
+            torch.testing.assert_close(pairs[0](other), of_other[0])
+            torch.testing.assert_close(pairs[1](x), expected[1])  # once more
+            torch.testing.assert_close(pairs[2](x), expected[2])
+            torch.testing.assert_close(pairs[0](x.clone()), expected[0])
+        with Group(pairs):
+            torch.testing.assert_close(pairs[0](x), expected[0])
+            x.copy_(other)
+            torch.testing.assert_close(pairs[1](x), of_other[1])
+        with pytest.raises(ValueError, match=r"\[2, 7\]"), Group(pairs):
+            pairs[0](torch.randn(2, 7))
+    assert not any("group" in pair.__dict__ for pair in pairs)
+
+
+def test_a_dense_mlp_multiplies_in_the_pass_of_its_activation(as_on_gpu):
+    model = pruned("llama", dense=["gate_proj", "up_proj", "down_proj"])
+    before = logits(model)
+    as_on_gpu.clear()
+    fused = fuse_(copy.deepcopy(model))
+    torch.testing.assert_close(logits(fused), before, rtol=1e-4, atol=1e-4)
+    assert as_on_gpu.count("act_mul") == 2
+    model(tiny_tokens()).logits.square().mean().backward()
+    fused(tiny_tokens()).logits.square().mean().backward()
+    for ours, theirs in zip(fused.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+    assert as_on_gpu.count("act_mul") == 2
+
+
+def test_dense_layers_on_a_gpu_use_our_product_for_few_rows_of_16_bits(as_on_gpu):
+    few, serves = torch.ones(2, 3, 8, dtype=torch.bfloat16), sieve.fusion._few_on_gpu
+    assert not serves(few)  # gradients are torch's own
+    with torch.no_grad():
+        assert serves(few)
+        assert not serves(few.float())
+        assert not serves(few.repeat(1, 20, 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make", [pruned, pivoted])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_fused_model_on_a_gpu(name, make):
+    """In 16 bits as close to float64 as without."""
+    model = make(name).cuda()
+    tokens = tiny_tokens().cuda()
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(tokens).logits
+        model = model.bfloat16()
+        plain = model(tokens).logits
+        ours = fuse_(model)(tokens).logits
+    error, allowed = ((y.double() - exact).norm() for y in (ours, plain))
+    assert error <= 2 * allowed
 
 
 def test_fused_for_a_while():
