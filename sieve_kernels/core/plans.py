@@ -26,6 +26,8 @@ class Plans:
 
     def __call__(self, *arguments):
         kind = kind_of(arguments)
+        if kind is None:  # a tensor of a class of its own, of which nothing is known
+            return self.prepare(*arguments)(*arguments)
         run = self._known.get(kind)
         if run is None:
             run = self._remember(kind, self.prepare(*arguments))

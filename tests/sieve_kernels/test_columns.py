@@ -89,3 +89,13 @@ def test_nan_propagates(device):
     gate[0, 1] = up[1, 2] = torch.nan
     for activation in ACTIVATIONS:
         assert kernels.act_mul(gate, up, activation).isnan().nonzero().tolist() == [[0, 1], [1, 2]]
+
+
+def test_tensors_of_other_classes_are_not_taken_for_one_another(device):
+    class Named(torch.Tensor):
+        pass
+
+    for shape in ((4, 40), (3, 70), (4, 40)):
+        gate, up = (torch.randn(shape, device=device).as_subclass(Named) for _ in range(2))
+        h = kernels.act_mul(gate, up, "relu")
+        torch.testing.assert_close(h.as_subclass(torch.Tensor), (gate.relu() * up).as_subclass(torch.Tensor))
