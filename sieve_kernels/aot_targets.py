@@ -42,9 +42,6 @@ TILES = {"sm_80": "HMMA LDGSTS", "sm_90": "HGMMA LDGSTS", "sm_100": "UTCMMA LDGS
 WARPS = {"sm_80": "HMMA LDGSTS", "sm_90": "HMMA LDGSTS", "sm_100": "HMMA LDGSTS", "gfx942": "MFMA"}
 """Tiles of 16 rows, and float64: a single warp's instructions, as the wider ones need 64 rows and have no float64."""
 
-AT_ONCE = {name: wanted.split()[0] for name, wanted in WARPS.items()}
-"""The same where a program reads all that it needs at once, into registers."""
-
 COPIED = {"sm_80": "", "sm_90": "HGMMA TMA", "sm_100": "UTCMMA TMA", "gfx942": ""}
 """Large tiles of kernels that only run where tiles are copied by TMA."""
 
@@ -71,11 +68,8 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "quantized_kernel M16": {16: WARPS, 32: WARPS},
     "few_rows_kernel T1": {16: ADDS},
     "few_rows_kernel T16": {16: WARPS},
-    "few_rows_kernel T16 N16 K256": {16: AT_ONCE},
-    "few_rows_kernel T16 N8 K256": {16: AT_ONCE},
     "few_rows_glu_kernel T1": {16: ADDS},
     "few_rows_glu_kernel T16": {16: WARPS},
-    "few_rows_glu_kernel T16 N16 K256": {16: AT_ONCE},
     "fused_kernel": {16: TILES, 32: TILES},
     "rms_norm_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "rotary_kernel": {16: ADDS, 32: ADDS, 64: ADDS},

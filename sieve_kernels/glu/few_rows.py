@@ -16,7 +16,15 @@ from sieve_kernels.glu.mlp import parts
 from sieve_kernels.glu.triton_kernels import activate
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.triton_kernels import few_rows
-from sieve_kernels.lowrank.triton_kernels.few_rows import Product, allocation, columns, rounded, row_stride, rows_of
+from sieve_kernels.lowrank.triton_kernels.few_rows import (
+    ALIGNED,
+    Product,
+    allocation,
+    columns,
+    rounded,
+    row_stride,
+    rows_of,
+)
 from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import product_tile
 
 Layer = Sequence[Tensor]
@@ -39,6 +47,7 @@ def few_rows_glu_kernel(
     xg_at,  # the column of xg where the input begins, a multiple of 16
     xu_at,
     up_at,  # the row of wu (or of its index) where up begins
+    out_at,  # where out begins, a multiple of 16
     stride_xg,
     stride_xu,
     stride_wg,
@@ -65,6 +74,7 @@ def few_rows_glu_kernel(
         wg_ptr,
         None,
         index_g_ptr,
+        None,
         cols,
         T,
         Kg,
@@ -72,6 +82,7 @@ def few_rows_glu_kernel(
         stride_xg,
         stride_wg,
         GATHER_G,
+        False,
         False,
         EARLY,
         OVERLAP,
@@ -91,6 +102,7 @@ def few_rows_glu_kernel(
         wu_ptr,
         None,
         index_u_ptr,
+        None,
         cols + up_at,
         T,
         Ku,
@@ -98,6 +110,7 @@ def few_rows_glu_kernel(
         stride_xu,
         stride_wu,
         GATHER_U,
+        False,
         False,
         EARLY,
         0,
@@ -112,20 +125,21 @@ def few_rows_glu_kernel(
         VECTOR,
     )
     t = tl.arange(0, BLOCK_T)
-    at = out_ptr + t[None, :].to(tl.int64) * N + cols[:, None]
+    at = out_ptr + out_at + t[None, :].to(tl.int64) * N + cols[:, None]
     y = activate(gate, ACTIVATION) * up
     tl.store(at, y.to(out_ptr.dtype.element_ty), mask=(cols < N)[:, None] & (t < T)[None, :])
 
 
-def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable:
-    """A function of (x, layers) to act(gate) · up [T, m], in at most two launches.
+def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str, out_at: int) -> tuple[Callable, int]:
+    """A function of (x, layers, z, out) that writes act(gate) · up [T, m] to out, from its element `out_at` on, in at
+    most two launches; and how many elements of z lie between them.
 
     Args: layers: gate and up, or the one layer that is both, all gates before all ups.
     """
     factors = [layer[0] for layer in layers if len(layer) > 1]
     first = few_rows.intermediates(x, factors) if factors else None
     starts, width = columns([A.shape[0] for A in factors])
-    (T, n), m, dtype = rows_of(x), width_of(layers[0]) // (1 if len(layers) == 2 else 2), x.dtype
+    (T, n), m, dtype = rows_of(x), middle_of(layers), x.dtype
     at = iter(starts)
     products = [
         Product(m, n, layer[0].stride(0), m)
@@ -133,25 +147,25 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str) -> Calla
         else Product(m, layer[1].shape[1], layer[1].stride(0), m, x_at=next(at))
         for layer in layers
     ]
-    second = _launch(T, products, layers, row_stride(x), width, activation, x.device, early=first is not None)
-    make_z, make_h = allocation((T, width), dtype, x.device), allocation((T, m), dtype, x.device)
+    second = _launch(T, products, layers, row_stride(x), width, activation, out_at, x.device, early=first is not None)
 
-    def run(x, layers):
+    def run(x, layers, z, out):
         # Before the first launch, which waits for them: the second reads them without waiting.
         indices = [inverse(layer[2]) if len(layer) == 3 else None for layer in layers]
-        z = x
         if first is not None:
-            z = make_z()
             As = [layer[0] for layer in layers if len(layer) > 1]
             first(x, *As, *[z] * len(As))
             z = rounded(z, dtype)
         inputs = [x if len(layer) == 1 else z for layer in layers]
         weights = [layer[0] if len(layer) == 1 else layer[1] for layer in layers]
-        h = make_h()
-        second(inputs[0], inputs[-1], weights[0], weights[-1], indices[0], indices[-1], h)
-        return rounded(h, dtype)
+        second(inputs[0], inputs[-1], weights[0], weights[-1], indices[0], indices[-1], out)
 
-    return run
+    return run, T * width
+
+
+def middle_of(layers: Sequence[Layer]) -> int:
+    """Hidden units, whose gates and ups are the outputs of two layers or of one."""
+    return width_of(layers[0]) // (3 - len(layers))
 
 
 def width_of(layer: Layer) -> int:
@@ -166,6 +180,7 @@ def _launch(
     stride_x: int,
     stride_z: int,
     activation: str,
+    out_at: int,
     device: torch.device,
     early: bool,
 ) -> Launch:
@@ -186,6 +201,7 @@ def _launch(
             gate.x_at,
             up.x_at,
             gate.N if len(products) == 1 else 0,
+            out_at,
             strides[0],
             strides[-1],
             gate.stride_w,
@@ -202,37 +218,51 @@ def _launch(
 def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Callable:
     if not few_rows.serves(x, A_gate, B_gate, A_up, B_up):
         return library.swiglu
-    inner = _prepare_inner(x, ((A_gate, B_gate), (A_up, B_up)), activation)
-    shape = (*x.shape[:-1], B_gate.shape[0])
-    return lambda x, A_gate, B_gate, A_up, B_up, _: inner(x, ((A_gate, B_gate), (A_up, B_up))).view(shape)
+    inner, size = _prepare_inner(x, ((A_gate, B_gate), (A_up, B_up)), activation, 0)
+    dtype, make_z = x.dtype, allocation((size,), x.dtype, x.device)
+    make_y = allocation((*x.shape[:-1], B_gate.shape[0]), dtype, x.device)
+
+    def run(x, A_gate, B_gate, A_up, B_up, _):
+        z, y = make_z(), make_y()
+        inner(x, ((A_gate, B_gate), (A_up, B_up)), z, y)
+        return rounded(y, dtype)
+
+    return run
 
 
 def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable:
-    """Two launches to the wide middle, and one or two from it; the last need not wait for their weights."""
-    if not few_rows.serves(x, *chain(*(layer[:2] for layer in layers))) or width_of(layers[-2]) % 8:
-        return parts
+    """Two launches to the wide middle, and one or two from it; the last need not wait for their weights.
+
+    All that lies between them is one tensor, as an allocation takes as much of the host's time as half a launch.
+    """
     *inner, down = layers
-    middle = _prepare_inner(x, inner, activation)
-    (T, _), n, k, dtype, paired = rows_of(x), down[0].shape[1], width_of(down), x.dtype, len(down) > 1
-    _, width = columns([down[0].shape[0]])
-    products = [Product(down[0].shape[0], n, down[0].stride(0), width if paired else k)]
-    first = few_rows.make_launch(T, n, products, x.device, early=True)
+    if not few_rows.serves(x, *chain(*(layer[:2] for layer in layers))) or middle_of(inner) % ALIGNED:
+        return parts
+    (T, _), m, k, dtype, paired = rows_of(x), middle_of(inner), width_of(down), x.dtype, len(down) > 1
+    _, between = columns([layer[0].shape[0] for layer in inner if len(layer) > 1])
+    middle, h_at = _prepare_inner(x, inner, activation, T * between)
+    z_at, width = h_at + triton.cdiv(T * m, 16) * 16, columns([down[0].shape[0]])[1]
+    into = {"stride_out": width, "out_at": z_at} if paired else {"stride_out": k}
+    products = [Product(down[0].shape[0], m, down[0].stride(0), x_at=h_at, **into)]
+    first = few_rows.make_launch(T, m, products, x.device, early=True)
     second = None
     if paired:
-        products = [Product(k, down[1].shape[1], down[1].stride(0), k)]
+        products = [Product(k, down[1].shape[1], down[1].stride(0), k, x_at=z_at)]
         second = few_rows.make_launch(T, width, products, x.device, early=True, gathered=len(down) == 3)
-    make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], k), dtype, x.device)
+    make_scratch = allocation((z_at + T * width,), dtype, x.device)
+    make_y = allocation((*x.shape[:-1], k), dtype, x.device)
 
     def run(x, layers, _):
         *inner, down = layers
+        # Before the first launch, as in `_prepare_inner`.
         index = [inverse(down[2])] if len(down) == 3 else []
-        h, y = middle(x, inner), make_y()
+        scratch, y = make_scratch(), make_y()
+        middle(x, inner, scratch, scratch)
         if second is None:
-            first(h, down[0], y)
+            first(rounded(scratch, dtype), down[0], y)
         else:
-            z = make_z()
-            first(h, down[0], z)
-            second(rounded(z, dtype), down[1], *index, y)
+            first(rounded(scratch, dtype), down[0], scratch)
+            second(rounded(scratch, dtype), down[1], *index, y)
         return rounded(y, dtype)
 
     return run

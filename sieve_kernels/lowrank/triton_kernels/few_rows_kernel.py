@@ -56,111 +56,27 @@ def begin(
 
 
 @triton.jit
-def gemv_tile(
-    x_ptr,  # [1, K]
-    w_ptr,  # [_, K]
-    rows,  # [BLOCK_N] of w
-    used,  # [BLOCK_N] bool: the others are left out
-    K,
-    stride_w,
-    EARLY: tl.constexpr,  # the weights are complete before the wait
-    OVERLAP: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ONE_STEP: tl.constexpr,  # K is at most BLOCK_K
-    ACC: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    VECTOR: tl.constexpr,  # elements that a thread loads at once
-):
-    """[BLOCK_N, 1] = w[rows] x on CUDA cores."""
-    ks = tl.arange(0, BLOCK_K)
-    at = w_ptr + rows[:, None].to(tl.int64) * stride_w + ks[None, :]
-    if ONE_STEP and EARLY:
-        w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
-    begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_K)
-    if ONE_STEP:
-        if not EARLY:
-            w = tl.load(at, mask=used[:, None] & (ks < K)[None, :], other=0)
-        x = tl.load(x_ptr + ks, mask=ks < K, other=0.0)
-        acc = thread_sums(w, x, ACC, BLOCK_N, BLOCK_K, VECTOR)
-    else:
-        acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
-        for start in range(0, K, BLOCK_K):
-            if EVEN_K:
-                w = tl.load(at + start, mask=used[:, None], other=0)
-                x = tl.load(x_ptr + start + ks)
-            else:
-                inside = start + ks < K
-                w = tl.load(at + start, mask=used[:, None] & inside[None, :], other=0)
-                x = tl.load(x_ptr + start + ks, mask=inside, other=0.0)
-            acc += thread_sums(w, x, ACC, BLOCK_N, BLOCK_K, VECTOR)
-    return tl.sum(acc, 1)[:, None]
-
-
-@triton.jit
-def thread_sums(w, x, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr):
-    """[BLOCK_N, BLOCK_K / VECTOR]: sums of w · x over what one thread holds, without exchange between threads."""
-    product = w.to(ACC) * x.to(ACC)[None, :]
-    return tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // VECTOR, VECTOR)), 2)
-
-
-@triton.jit
-def dot_tile(
-    x_ptr,  # [T, K]
-    w_ptr,  # [_, K]
-    rows,  # [BLOCK_N] of w
-    used,  # [BLOCK_N] bool: the others are left out
-    T,
-    K,
-    stride_x,
-    stride_w,
-    EARLY: tl.constexpr,
-    OVERLAP: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ONE_STEP: tl.constexpr,  # K is at most SPLIT_K · BLOCK_K
+def multiply_add(
+    acc,
+    w,  # [SPLIT_K, BLOCK_N, BLOCK_K]
+    x,  # [SPLIT_K, BLOCK_T, BLOCK_K]
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,  # parts of a step along K, each a warp's
+    VECTOR: tl.constexpr,
 ):
-    """[BLOCK_N, BLOCK_T] = w[rows] xᵀ on tensor cores: a batch of products, one for each warp, whose sum it is."""
-    t = tl.arange(0, BLOCK_T)
-    ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
-    w_at = w_ptr + rows[None, :, None].to(tl.int64) * stride_w + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
-    x_at = x_ptr + t[None, :, None].to(tl.int64) * stride_x + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
-    acc = tl.zeros((SPLIT_K, BLOCK_T, BLOCK_N), dtype=ACC)
-    if ONE_STEP:
-        inside = (ks < K)[:, None, :]
-        if EARLY:
-            w = tl.load(w_at, mask=used[None, :, None] & inside, other=0)
-        begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
-        if not EARLY:
-            w = tl.load(w_at, mask=used[None, :, None] & inside, other=0)
-        x = tl.load(x_at, mask=(t < T)[None, :, None] & inside, other=0.0)
-        acc = batch_product(x, w, acc, UPCAST, ACC)
+    """acc + w x. Of one row: sums over what one thread holds, [BLOCK_N, BLOCK_K / VECTOR], without exchange between
+    threads. Of more: x wᵀ of every part of K, [SPLIT_K, BLOCK_T, BLOCK_N], each by a warp's tensor cores."""
+    if BLOCK_T == 1:
+        product = tl.reshape(w.to(ACC) * x.to(ACC), (BLOCK_N, BLOCK_K // VECTOR, VECTOR))
+        acc += tl.sum(product, 2)
     else:
-        begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
-        for start in range(0, K, SPLIT_K * BLOCK_K):
-            if EVEN_K:
-                w = tl.load(w_at + start, mask=used[None, :, None], other=0)
-                x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
-            else:
-                inside = (start + ks < K)[:, None, :]
-                w = tl.load(w_at + start, mask=used[None, :, None] & inside, other=0)
-                x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
-            acc = batch_product(x, w, acc, UPCAST, ACC)
-    return tl.trans(tl.sum(acc, 0))
-
-
-@triton.jit
-def batch_product(x, w, acc, UPCAST: tl.constexpr, ACC: tl.constexpr):
-    """acc + x wᵀ of every part of K. UPCAST serves the interpreter, whose 16-bit products are wrong."""
-    w = w.to(ACC if UPCAST else x.dtype)
-    if UPCAST:
-        x = x.to(ACC)
-    return tl.dot(x, tl.permute(w, (0, 2, 1)), acc, out_dtype=ACC)
+        if UPCAST:  # for the interpreter, whose 16-bit products are wrong
+            x = x.to(ACC)
+        acc = tl.dot(x, tl.permute(w.to(x.dtype), (0, 2, 1)), acc, out_dtype=ACC)
+    return acc
 
 
 @triton.jit
@@ -169,6 +85,7 @@ def product_tile(
     w_ptr,  # [_, K]
     scale_ptr,  # [_], of the rows of w
     index_ptr,  # [N]: which column of [x, x wᵀ] each column is; None: of x wᵀ, in order
+    bias_ptr,  # [N]
     cols,  # [BLOCK_N]
     T,
     K,
@@ -177,19 +94,21 @@ def product_tile(
     stride_w,
     GATHER: tl.constexpr,
     SCALED: tl.constexpr,
-    EARLY: tl.constexpr,
+    BIASED: tl.constexpr,
+    EARLY: tl.constexpr,  # the weights are complete before the wait
     OVERLAP: tl.constexpr,
     EVEN_K: tl.constexpr,
-    ONE_STEP: tl.constexpr,
+    ONE_STEP: tl.constexpr,  # K is at most SPLIT_K · BLOCK_K
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    BLOCK_T: tl.constexpr,  # 1: on CUDA cores
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    VECTOR: tl.constexpr,
+    SPLIT_K: tl.constexpr,  # parts of a step along K, each a warp's
+    VECTOR: tl.constexpr,  # elements of a weight that a thread loads at once
 ):
-    """[BLOCK_N, BLOCK_T]: columns `cols` of x wᵀ; with an index, of [x, x wᵀ][:, index]."""
+    """[BLOCK_N, BLOCK_T]: columns `cols` of x wᵀ + bias; with an index, of [x, x wᵀ][:, index] + bias."""
+    # Which rows of the weight make these columns.
     used = cols < N
     if GATHER:
         source = tl.load(index_ptr + cols, mask=used, other=0)
@@ -198,37 +117,55 @@ def product_tile(
     else:
         own = used
         rows = cols
-    if BLOCK_T == 1:
-        y = gemv_tile(
-            x_ptr, w_ptr, rows, own, K, stride_w, EARLY, OVERLAP, EVEN_K, ONE_STEP, ACC, BLOCK_N, BLOCK_K, VECTOR
-        )
-    else:
-        y = dot_tile(
-            x_ptr,
-            w_ptr,
-            rows,
-            own,
-            T,
-            K,
-            stride_x,
-            stride_w,
-            EARLY,
-            OVERLAP,
-            EVEN_K,
-            ONE_STEP,
-            UPCAST,
-            ACC,
-            BLOCK_T,
-            BLOCK_N,
-            BLOCK_K,
-            SPLIT_K,
-        )
+    t = tl.arange(0, BLOCK_T)
+    ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
+    w_at = w_ptr + rows[None, :, None].to(tl.int64) * stride_w + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
+    x_at = x_ptr + t[None, :, None].to(tl.int64) * stride_x + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
+
+    # What may be read before the wait, the wait, and what else has an address already.
+    if ONE_STEP and EARLY:
+        w = tl.load(w_at, mask=own[None, :, None] & (ks < K)[:, None, :], other=0)
+    begin(w_ptr, rows, own, stride_w, EARLY, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
     if SCALED:
-        y *= tl.load(scale_ptr + rows, mask=own, other=0.0).to(ACC)[:, None]
+        scale = tl.load(scale_ptr + rows, mask=own, other=0.0)
+    if BIASED:
+        bias = tl.load(bias_ptr + cols, mask=used, other=0.0)
     if GATHER:
-        t = tl.arange(0, BLOCK_T)
         copied = (used & (source < K))[:, None] & (t < T)[None, :]
-        y += tl.load(x_ptr + t[None, :].to(tl.int64) * stride_x + source[:, None], mask=copied, other=0.0).to(ACC)
+        z = tl.load(x_ptr + t[None, :].to(tl.int64) * stride_x + source[:, None], mask=copied, other=0.0)
+
+    # The sum over K.
+    if BLOCK_T == 1:
+        acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
+    else:
+        acc = tl.zeros((SPLIT_K, BLOCK_T, BLOCK_N), dtype=ACC)
+    if ONE_STEP:
+        inside = (ks < K)[:, None, :]
+        if not EARLY:
+            w = tl.load(w_at, mask=own[None, :, None] & inside, other=0)
+        x = tl.load(x_at, mask=(t < T)[None, :, None] & inside, other=0.0)
+        acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
+    else:
+        for start in range(0, K, SPLIT_K * BLOCK_K):
+            if EVEN_K:
+                w = tl.load(w_at + start, mask=own[None, :, None], other=0)
+                x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
+            else:
+                inside = (start + ks < K)[:, None, :]
+                w = tl.load(w_at + start, mask=own[None, :, None] & inside, other=0)
+                x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
+            acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
+    if BLOCK_T == 1:
+        y = tl.sum(acc, 1)[:, None]
+    else:
+        y = tl.trans(tl.sum(acc, 0))
+
+    if SCALED:
+        y *= scale.to(ACC)[:, None]
+    if GATHER:
+        y += z.to(ACC)
+    if BIASED:
+        y += bias.to(ACC)[:, None]
     return y
 
 
@@ -262,13 +199,14 @@ def member(
     SPLIT_K: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """A tile of one product, with its bias, to out [T, N]."""
+    """A tile of one product to out [T, N]."""
     cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     y = product_tile(
         x_ptr,
         w_ptr,
         scale_ptr,
         index_ptr,
+        bias_ptr,
         cols,
         T,
         K,
@@ -277,6 +215,7 @@ def member(
         stride_w,
         GATHER,
         SCALED,
+        BIASED,
         EARLY,
         OVERLAP,
         EVEN_K,
@@ -289,8 +228,6 @@ def member(
         SPLIT_K,
         VECTOR,
     )
-    if BIASED:
-        y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(ACC)[:, None]
     t = tl.arange(0, BLOCK_T)
     at = out_ptr + t[None, :].to(tl.int64) * stride_out + cols[:, None]
     tl.store(at, y.to(out_ptr.dtype.element_ty), mask=(cols < N)[:, None] & (t < T)[None, :])
