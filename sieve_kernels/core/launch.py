@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Launch:
@@ -64,9 +65,9 @@ class Launch:
 
     def _with_checks(self, tensors: Sequence[Tensor | None]) -> None:
         """The first call, and every one while another device is current."""
-        pointers: list[Tensor | None] = [None] * (len(self._template) - len(self.scalars) - self._constant_count())
+        pointers: list[object] = [None] * (len(self._template) - len(self.scalars) - self._constant_count())
         for hole, tensor in zip(self._holes, tensors, strict=True):
-            pointers[hole] = tensor
+            pointers[hole] = self._passed(hole, tensor)
         if not tensors[0].is_cuda:  # interpreted, or compiled for a target that is not there
             self.kernel[self.grid](*pointers, *self.scalars, **self.constants)
             return
@@ -79,8 +80,54 @@ class Launch:
             self._run = _runner(compiled, self.grid)
             self._stream, self._device = torch._C._cuda_getCurrentRawStream, tensors[0].get_device()
 
+    def _passed(self, at: int, tensor: Tensor | None) -> object:
+        """What Triton takes for the tensor of this parameter."""
+        return tensor
+
     def _constant_count(self) -> int:
         return sum(name in self.constants for name in self.kernel.arg_names)
+
+
+class TileLaunch(Launch):
+    """A `Launch` of a kernel whose tensors are copied tile by tile (TMA): Triton takes a descriptor of each.
+
+    All calls bring tensors of the shapes and strides of the first.
+
+    Args:
+        boxes: the shapes of the tensors' tiles.
+    """
+
+    __slots__ = ("_held", "boxes")
+
+    def __init__(
+        self,
+        kernel: triton.JITFunction,
+        grid: Sequence[int],
+        boxes: Sequence[Sequence[int]],
+        scalars: Sequence[object],
+        **constants,
+    ):
+        super().__init__(kernel, grid, scalars, **constants)
+        self.boxes = [list(box) for box in boxes]
+        self._held: list[dict[str, object]] = [{} for _ in boxes]  # all that the descriptors hold but the tensors
+
+    def __call__(self, *tensors: Tensor) -> None:
+        if self._run is None or torch._C._cuda_getDevice() != self._device:
+            self._with_checks(tensors)
+            return
+        self._run(self._stream(self._device), *map(_describe, tensors, self._held), *self._template[len(tensors) :])
+
+    def _passed(self, at: int, tensor: Tensor) -> TensorDescriptor:
+        descriptor = TensorDescriptor.from_tensor(tensor, self.boxes[at])
+        self._held[at] = {name: value for name, value in vars(descriptor).items() if name != "base"}
+        return descriptor
+
+
+def _describe(tensor: Tensor, held: dict[str, object]) -> TensorDescriptor:
+    """A descriptor without the checks that one like it has passed, which take longer than a launch."""
+    descriptor = object.__new__(TensorDescriptor)
+    descriptor.__dict__.update(held, base=tensor)
+    return descriptor
 
 
 def _runner(compiled: CompiledKernel, grid: tuple[int, int, int]) -> Callable[..., None]:

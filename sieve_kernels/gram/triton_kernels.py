@@ -6,12 +6,15 @@ most of the GPU idle, the tokens are split: shares go to a workspace and a secon
 so that the same input gives the same bits.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels import dispatch, tiles
+from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram import triton_tma
 
 
@@ -131,23 +134,34 @@ def sum_shares_kernel(
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:
     """out [n, n] += xᵀ diag(w) x; x [T, n], weight [T] bool or in out's dtype. Reads the upper triangle of `out`."""
-    _launch(out, x, x, weight, symmetric=True)
+    _accumulate_(out, x, x, weight, True)
 
 
 def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
     """out [n, m] += xᵀ diag(w) y; x [T, n], y [T, m], weight [T] bool or in out's dtype."""
-    _launch(out, x, y, weight, symmetric=False)
+    _accumulate_(out, x, y, weight, False)
+
+
+def _prepare(
+    out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric: bool
+) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], None]:
+    """What adds to `out`, for such arguments."""
+    if x.shape[0] == 0 or out.numel() == 0:
+        return lambda *_: None
+    add = triton_tma.prepare(out, x, y, weight, symmetric) if triton_tma.can_serve(out, x, weight) else _launch
+
+    def run(out, *others):
+        add(out, *others)
+        torch.autograd.graph.increment_version(out)  # which torch's own in-place operators do themselves
+
+    return run
+
+
+_accumulate_ = Plans(_prepare)
 
 
 def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric: bool) -> None:
     (T, n), m = x.shape, y.shape[1]
-    if T == 0 or out.numel() == 0:
-        return
-    if triton_tma.can_serve(out, x, weight):
-        with tiles.on_device(x):
-            triton_tma.accumulate_(out, x, y, weight, symmetric)
-        torch.autograd.graph.increment_version(out)  # which torch's own in-place operators do themselves
-        return
     if weight is not None and weight.dtype == torch.bool and out.dtype == torch.float64:
         weight = weight.to(out.dtype)  # Triton 3.6 compiles no float64 product of operands masked by bytes
     masked = weight is not None and weight.dtype == torch.bool
@@ -187,7 +201,6 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             num_warps=8 if block == 128 else 4,
             num_stages=3,
         )
-        torch.autograd.graph.increment_version(out)
         if shares > 1:
             strip = 16
             sum_shares_kernel[(count, block // strip)](

@@ -7,14 +7,17 @@ the tokens are split: each share of the product goes to a workspace, and a secon
 order, so that the same input gives the same bits.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sieve_kernels import dispatch, tiles
+from sieve_kernels.core.launch import Launch, TileLaunch
+from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram.tiling import BLOCK_T, choose_tiling
 from sieve_kernels.gram.triton_terms import TERMS, split_terms
 
@@ -248,48 +251,48 @@ MOST_COPIED = 1 << 29
 """Bytes of terms that are made at a time."""
 
 
-def accumulate_(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: bool) -> None:
-    """out [n, m] += xᵀ y over the tokens that mask [T] leaves; x [T, n], y [T, m].
+def prepare(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: bool) -> Callable[..., None]:
+    """What adds xᵀ y over the tokens that mask [T] leaves to out [n, m], for such arguments; x [T, n], y [T, m].
 
     If symmetric y is x, and only the upper triangle of `out` is read.
     """
+    (T, n), m = x.shape, y.shape[1]
     if mask is None and tiles.has_descriptor(x) and tiles.has_descriptor(y):
-        _accumulate_terms_(out, x, x if symmetric else y, x.shape[0], 1, symmetric)
-        return
+        return _prepare_terms(out, x, y, T, 1, symmetric)
     terms = TERMS if x.dtype == torch.float32 else 1
-    at_once = max(4096, MOST_COPIED // (2 * terms * (x.shape[1] + (0 if symmetric else y.shape[1]))))
-    for begin in range(0, x.shape[0], at_once):
-        part = slice(begin, begin + at_once)
-        tokens = x[part].shape[0]
-        rows = triton.cdiv(tokens, BLOCK_T) * BLOCK_T
-        kept = None if mask is None else mask[part]
-        x_terms = split_terms(x[part], kept, rows)
-        y_terms = x_terms if symmetric else split_terms(y[part], kept, rows)
-        _accumulate_terms_(out, x_terms, y_terms, tokens, terms, symmetric)
+    at_once = max(4096, MOST_COPIED // (2 * terms * (n if symmetric else n + m)))
+
+    def run(out, x, y, mask, symmetric):
+        for begin in range(0, T, at_once):
+            part = slice(begin, begin + at_once)
+            kept = None if mask is None else mask[part]
+            tokens = min(at_once, T - begin)
+            rows = triton.cdiv(tokens, BLOCK_T) * BLOCK_T
+            x_terms = split_terms(x[part], kept, rows)
+            y_terms = x_terms if symmetric else split_terms(y[part], kept, rows)
+            _accumulate_terms_(out, x_terms, y_terms, tokens, terms, symmetric)
+
+    return run
 
 
-def _accumulate_terms_(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmetric: bool) -> None:
-    """`accumulate_` of T tokens in so many terms, x [terms · rows, n] and y [terms · rows, m], that TMA can read."""
+def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmetric: bool) -> Callable[..., None]:
+    """`prepare` for T tokens in so many terms, x [terms · rows, n] and y [terms · rows, m], that TMA can read."""
     n, m = out.shape
     t = choose_tiling(T, n, m, symmetric, terms, dispatch.processors(x.device))
     share = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * t.block_t
     split_k = triton.cdiv(T, share)
     # Each share begins at a tile of its own: a tile that reaches beyond the last row must not reach into the next.
     share_rows = triton.cdiv(n, t.block_m) * t.block_m
-    result = out.new_empty((split_k * share_rows, m)) if split_k > 1 else out
     dependent = split_k > 1 and not dispatch.INTERPRETED
-    x_desc = TensorDescriptor.from_tensor(x, [t.block_t, t.block_n])
-    same = symmetric and t.block_n == t.block_m
-    gram_tma_kernel[(t.programs(n, m, symmetric), split_k)](
-        x_desc,
-        x_desc if same else TensorDescriptor.from_tensor(y, [t.block_t, t.block_m]),
-        TensorDescriptor.from_tensor(result, [t.block_n, t.block_n // 2 if split_k > 1 else t.block_n]),
-        T,
-        n,
-        m,
-        share,
-        share_rows,
-        x.shape[0] // terms,
+    multiply = TileLaunch(
+        gram_tma_kernel,
+        (t.programs(n, m, symmetric), split_k),
+        (
+            (t.block_t, t.block_n),
+            (t.block_t, t.block_m),
+            (t.block_n, t.block_n // 2 if split_k > 1 else t.block_n),
+        ),
+        (T, n, m, share, share_rows, x.shape[0] // terms),
         SYMMETRIC=symmetric,
         TERMS=terms,
         SPLIT_K=split_k > 1,
@@ -302,20 +305,28 @@ def _accumulate_terms_(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, sy
         num_warps=t.num_warps,
         num_stages=t.num_stages,
     )
-    if split_k > 1:
-        block = 16 if n * m <= 1 << 20 else 32
-        across = triton.cdiv(m, block)
-        split_k_reduce_kernel[(across * (across + 1) // 2 if symmetric else triton.cdiv(n, block) * across,)](
-            result,
-            out,
-            n,
-            m,
-            share_rows,
-            out.stride(0),
-            SYMMETRIC=symmetric,
-            DEPENDENT=dependent,
-            SPLIT_K=split_k,
-            BLOCK=block,
-            num_warps=4,
-            **({"launch_pdl": True} if dependent else {}),
-        )
+    if split_k == 1:
+        return lambda out, x, y, *_: multiply(x, y, out)
+    block = 16 if n * m <= 1 << 20 else 32
+    across = triton.cdiv(m, block)
+    reduce = Launch(
+        split_k_reduce_kernel,
+        (across * (across + 1) // 2 if symmetric else triton.cdiv(n, block) * across,),
+        (n, m, share_rows, out.stride(0)),
+        SYMMETRIC=symmetric,
+        DEPENDENT=dependent,
+        SPLIT_K=split_k,
+        BLOCK=block,
+        num_warps=4,
+        **({"launch_pdl": True} if dependent else {}),
+    )
+
+    def run(out, x, y, *_):
+        shares = out.new_empty((split_k * share_rows, m))
+        multiply(x, y, shares)
+        reduce(shares, out)
+
+    return run
+
+
+_accumulate_terms_ = Plans(_prepare_terms)

@@ -7,6 +7,7 @@ import torch
 from accuracy import assert_accurate
 
 from sieve_kernels import cross_gram_, dispatch, gram_, tiles
+from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram import reference, tiling, triton_tma
 from sieve_kernels.gram.tiling import Tiling, choose_tiling
 
@@ -32,8 +33,15 @@ def calls(monkeypatch, device):
         monkeypatch.setattr(tiles, "has_tma", lambda device: True)
     elif not tiles.has_tma(device):
         pytest.skip("this GPU does not copy tiles by itself")
-    original = triton_tma.accumulate_
-    monkeypatch.setattr(triton_tma, "accumulate_", lambda *arguments: taken.append(arguments) or original(*arguments))
+    original = triton_tma.prepare
+
+    def noted(*arguments):
+        run = original(*arguments)
+        return lambda *arguments: taken.append(arguments) or run(*arguments)
+
+    monkeypatch.setattr(triton_tma, "prepare", noted)
+    # Plans are of the kind of arguments, not of what this test has changed.
+    monkeypatch.setattr(Plans, "_remember", lambda plans, kind, run: run)
     return taken
 
 
