@@ -39,6 +39,8 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     "torch_gpu": torch's on a GPU, which CPU tensors take too where Triton's kernels beside the products are
     interpreted. "torch_training": likewise, and where gradients are wanted, as for many rows.
     """
+    if request.param == "torch_gpu" and not dispatch.INTERPRETED:
+        pytest.skip("a GPU's tensors take it as torch")
     monkeypatch.setenv("SIEVE_KERNELS", "torch" if request.param in AS_ON_GPU else request.param)
     if request.param == "torch_training":
         monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
