@@ -125,7 +125,7 @@ def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl
 def gram_tma_kernel(
     x_desc,  # [T, n], or terms [TERMS · term_rows, n]; boxes of [BLOCK_T, BLOCK_N]
     y_desc,  # [T, m], or terms; boxes of [BLOCK_T, BLOCK_M]; x's if SYMMETRIC
-    out_desc,  # [n, m], boxes of [BLOCK_N, BLOCK_N]; if SPLIT_K the workspace [split_k · share_rows, m], half of them
+    out_desc,  # [n, m], boxes of [BLOCK_N, BLOCK_N]; if SPLIT_K the workspace [split_k · share_rows, m], half as wide
     T,
     n,
     m,
@@ -188,11 +188,12 @@ def gram_tma_kernel(
 
 @triton.jit
 def split_k_reduce_kernel(
-    shares_ptr,  # [split_k, rows, m]
+    shares_ptr,  # [split_k, rows, m], rows of contiguous numbers
     out_ptr,  # [n, m], rows of contiguous numbers
     n,
     m,
     rows,
+    stride_s,
     stride_on,
     SYMMETRIC: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -216,7 +217,7 @@ def split_k_reduce_kernel(
     if DEPENDENT:
         gdc_wait()  # `out` is no business of the launch before, the workspace is
     for s in tl.static_range(SPLIT_K):
-        acc += tl.load(shares_ptr + (tl.cast(s, tl.int64) * rows + r) * m + c, mask=inside, other=0.0)
+        acc += tl.load(shares_ptr + (tl.cast(s, tl.int64) * rows + r) * stride_s + c, mask=inside, other=0.0)
     tile += acc
     if SYMMETRIC:
         mirrored = tl.trans(tile)
@@ -268,8 +269,9 @@ def prepare(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: b
             kept = None if mask is None else mask[part]
             tokens = min(at_once, T - begin)
             rows = triton.cdiv(tokens, BLOCK_T) * BLOCK_T
-            x_terms = split_terms(x[part], kept, rows)
-            y_terms = x_terms if symmetric else split_terms(y[part], kept, rows)
+            with tiles.on_device(x):
+                x_terms = split_terms(x[part], kept, rows)
+                y_terms = x_terms if symmetric else split_terms(y[part], kept, rows)
             _accumulate_terms_(out, x_terms, y_terms, tokens, terms, symmetric)
 
     return run
@@ -282,7 +284,7 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
     share = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * t.block_t
     split_k = triton.cdiv(T, share)
     # Each share begins at a tile of its own: a tile that reaches beyond the last row must not reach into the next.
-    share_rows = triton.cdiv(n, t.block_m) * t.block_m
+    share_rows, width = triton.cdiv(n, t.block_m) * t.block_m, triton.cdiv(m, 4) * 4
     dependent = split_k > 1 and not dispatch.INTERPRETED
     multiply = TileLaunch(
         gram_tma_kernel,
@@ -312,7 +314,7 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
     reduce = Launch(
         split_k_reduce_kernel,
         (across * (across + 1) // 2 if symmetric else triton.cdiv(n, block) * across,),
-        (n, m, share_rows, out.stride(0)),
+        (n, m, share_rows, width, out.stride(0)),
         SYMMETRIC=symmetric,
         DEPENDENT=dependent,
         SPLIT_K=split_k,
@@ -322,7 +324,7 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
     )
 
     def run(out, x, y, *_):
-        shares = out.new_empty((split_k * share_rows, m))
+        shares = out.new_empty((split_k * share_rows, width))
         multiply(x, y, shares)
         reduce(shares, out)
 

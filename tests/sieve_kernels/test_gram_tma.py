@@ -116,6 +116,17 @@ def test_row_of_a_wider_matrix_and_of_a_wider_accumulator(calls, device):
     assert len(calls) == 1
 
 
+def test_odd_sides_in_an_aligned_accumulator(calls, device):
+    """Neither the tokens' rows nor those of the workspace for shares are aligned by themselves."""
+    tokens = 2 * 256 + 24
+    assert choose_tiling(tokens, 69, 69, True, 1, dispatch.processors(device)).split_k > 1
+    x, out = torch.randn(tokens, 69, device=device).bfloat16(), torch.zeros(69, 72, device=device)[:, :69]
+    gram_(out, x)
+    assert_accurate(out, reference.gram(torch.zeros(69, 69, device=device).double(), x), x.T.float() @ x.float())
+    assert torch.equal(out, out.T)
+    assert len(calls) == 1
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_nan_and_infinity_propagate(dtype, device):
