@@ -91,6 +91,14 @@ def test_full_rank_leaves_c_without_rows(implementation, rows, dtype, device):
     check(*make(rows, 12, 6, 6, dtype, device))
 
 
+@dtypes
+@pytest.mark.parametrize("implementation", ["torch_expanded"], indirect=True)
+@pytest.mark.parametrize(("rows", "m", "rank"), [((2, 17), 70, 20), ((3,), 6, 6), ((0,), 6, 3)])
+def test_by_the_whole_second_factor(implementation, dtype, rows, m, rank, device):
+    assert "torch_expanded" in dispatch.explain("lowrank_linear_pivoted", torch.zeros(*rows, 12, dtype=dtype), rank)
+    check(*make(rows, 12, m, rank, dtype, device))
+
+
 @every
 def test_more_tiles_than_a_group(implementation, device):
     check(*make((9 * 64 + 1,), 5, 140, 70, device=device))
