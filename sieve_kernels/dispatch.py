@@ -89,7 +89,8 @@ def _never(call: Call) -> bool:
 
 
 def _by_library(call: Call) -> bool:
-    return _on_cpu(call) or call.rows > FEW_ROWS_GPU
+    """On a GPU many rows, and few of more than 16 bits, for which its kernels here are not made."""
+    return _on_cpu(call) or call.rows > FEW_ROWS_GPU or call.dtype.itemsize > 2
 
 
 def _triton(call: Call) -> bool:
@@ -229,7 +230,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
             "lowrank.cpu:quantized",
             "library products, one factor at a time as floats",
             _anywhere,
-            lambda call: _by_library(call) or not _triton_integers(call),
+            lambda call: _on_cpu(call) or call.rows > FEW_ROWS_GPU or not _triton_integers(call),
         ),
         _few("lowrank.triton_kernels.few_rows:quantized"),
         Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton_integers),

@@ -59,6 +59,8 @@ def test_a_gpu_takes_triton_for_few_rows_and_products_of_the_library_for_many(op
     assert choose(operator, few).startswith(always)
     assert choose(operator, many) == ("triton" if operator in ONLY_TRITON else "torch")
     assert choose(operator, many, "triton") == "triton"
+    wide = dispatch.Call(GPU, torch.float32, 1, 4)
+    assert choose(operator, wide) == ("triton" if operator in {*ONLY_TRITON, "lowrank_linear_quantized"} else "torch")
 
 
 def test_few_rows_of_16_bits_take_the_kernels_for_them():
@@ -81,7 +83,7 @@ def test_a_gpu_takes_triton_between_products(operator):
 def test_mlp_on_a_gpu():
     few = dispatch.FEW_ROWS_GPU
     assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, few, 4)) == "triton_gemv"
-    assert choose("lowrank_mlp", dispatch.Call(GPU, torch.float32, few, 4)) == "parts"
+    assert choose("lowrank_mlp", dispatch.Call(GPU, torch.float32, few, 4)) == "torch"
     assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, few + 1, 4)) == "torch"
 
 
