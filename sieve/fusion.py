@@ -6,7 +6,7 @@ one of the layers is wrapped, quantised or hooked the module runs its own forwar
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import FunctionType, MethodType
@@ -14,7 +14,7 @@ from types import FunctionType, MethodType
 import torch
 from torch import nn
 
-from sieve.layers import PAIRS, Group, LowRankLinear, has_hooks, holds_plain_tensors, is_plain, is_untouched
+from sieve.layers import PAIRS, Group, has_hooks, holds_plain_tensors, is_untouched
 from sieve.stacks import StackedOutput
 from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
 from sieve_kernels.dispatch import FEW_ROWS_GPU
@@ -83,7 +83,7 @@ def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → [..., n]."""
     activation = ACTIVATIONS.get(type(mlp.act_fn).__name__)
     layers = [_tensors(layer) for layer in _layers(mlp)]
-    if activation and all(layers) and any(len(layer) > 1 for layer in layers):
+    if activation and None not in layers and any(len(layer) > 1 for layer in layers):
         *inner, down = layers
         return lowrank_mlp(x, *(inner if len(inner) == 2 else (*inner, None)), down, activation)
     if torch.is_grad_enabled():
@@ -96,33 +96,31 @@ def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _layers(mlp: nn.Module) -> list[nn.Module]:
     """Gate, up and down; or, where gate and up are stacked, the stack and down."""
-    gate, up = mlp.gate_proj, mlp.up_proj
+    gate, up, down = (mlp._modules[name] for name in ("gate_proj", "up_proj", "down_proj"))
     members = [one.stack.members for one in (gate, up) if type(one) is StackedOutput and is_untouched(one)]
     if members == [["gate_proj", "up_proj"]] * 2:
-        return [getattr(mlp, gate.stack.name), mlp.down_proj]
-    return [gate, up, mlp.down_proj]
+        return [getattr(mlp, gate.stack.name), down]
+    return [gate, up, down]
 
 
-def _tensors(layer: nn.Module) -> tuple[torch.Tensor, ...] | None:
+def _tensors(layer: nn.Module) -> Sequence[torch.Tensor] | None:
     """What `lowrank_mlp` takes of a layer; None where the layer must be called as the module it is."""
     if type(layer) is nn.Linear:
         own = layer.__dict__.get("forward")
-        plain = (
-            holds_plain_tensors(layer)
-            and not has_hooks(layer)
-            and (own is None or getattr(own, "__func__", None) is _dense)
-        )
-        return (layer.weight,) if plain and layer.bias is None else None
-    if not isinstance(layer, PAIRS) or not is_untouched(layer) or not all(map(is_plain, layer.children())):
+        plain = holds_plain_tensors(layer) and not has_hooks(layer)
+        plain = plain and (own is None or getattr(own, "__func__", None) is _dense)
+        tensors = layer._parameters.values() if plain else None
+    else:
+        tensors = layer.tensors() if type(layer) in PAIRS and is_untouched(layer) else None
+    if tensors is None:
         return None
-    if type(layer) is LowRankLinear:
-        return (layer.A.weight, layer.B.weight) if layer.B.bias is None else None
-    return (layer.A.weight, layer.C.weight, layer.permutation) if layer.bias is None else None
+    *tensors, bias = tensors
+    return tensors if bias is None else None
 
 
 def _dense(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → y [..., m]."""
-    if (x.device.type == "cpu" or _few_on_gpu(x)) and holds_plain_tensors(layer):
+    if (x.is_cpu or _few_on_gpu(x)) and holds_plain_tensors(layer):
         return linear(x, layer.weight, layer.bias)
     return nn.Linear.forward(layer, x)
 
@@ -139,8 +137,9 @@ def _on_gpu(x: torch.Tensor) -> bool:
 
 def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → [..., n]."""
-    if _serves(x, module.weight):
-        return rms_norm(x, module.weight, module.variance_epsilon)
+    weight = module._parameters["weight"]
+    if _serves(x, weight):
+        return rms_norm(x, weight, module.variance_epsilon)
     return type(module).forward(module, x)
 
 
@@ -148,9 +147,12 @@ def _serves(x: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether the pointwise operators are for these tensors. Gradients are torch's own: so they stay as they were."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # compilers fuse them
         return False
-    if x.device.type not in ("cpu", "cuda"):
+    if not (x.is_cpu or x.is_cuda) or type(x) is not torch.Tensor:
         return False
-    return all(x.dtype == t.dtype and type(t) in (torch.Tensor, nn.Parameter) for t in (x, *others))
+    for other in others:
+        if other.dtype is not x.dtype or (type(other) is not torch.Tensor and type(other) is not nn.Parameter):
+            return False
+    return True
 
 
 def _attention(module: nn.Module, *arguments, **options):
@@ -160,9 +162,9 @@ def _attention(module: nn.Module, *arguments, **options):
     forward = _turning(type(module))
     x = arguments[0] if arguments else options.get("hidden_states")
     if type(x) is torch.Tensor and _on_gpu(x) and not torch.is_grad_enabled():
-        layers = [module._modules.get(name) for name in ("q_proj", "k_proj", "v_proj")]
-        if Group.serves(layers):
-            with Group(layers):
+        group = Group.of([module._modules.get(name) for name in ("q_proj", "k_proj", "v_proj")])
+        if group is not None:
+            with group:
                 return forward(module, *arguments, **options)
     return forward(module, *arguments, **options)
 

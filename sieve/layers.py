@@ -36,10 +36,13 @@ class LowRankLinear(nn.Module):
         y = _of_group(self, x)
         if y is not None:
             return y
-        A, B = self.A, self.B
-        if is_plain(A) and is_plain(B):
-            return lowrank_linear(x, A.weight, B.weight, B.bias)
-        return B(A(x))
+        tensors = self.tensors()
+        return self.B(self.A(x)) if tensors is None else lowrank_linear(x, *tensors)
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        """A [r, n], B [m, r] and bias [m]; None if something was done to the layers that hold them."""
+        A, B = _plain_parameters(self._modules["A"]), _plain_parameters(self._modules["B"])
+        return (A["weight"], B["weight"], B["bias"]) if A and B else None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -81,12 +84,17 @@ class PivotedLinear(nn.Module):
         y = _of_group(self, x)
         if y is not None:
             return y
-        A, C = self.A, self.C
-        if is_plain(A) and is_plain(C):
-            return lowrank_linear_pivoted(x, A.weight, C.weight, self.permutation, self.bias)
-        z = A(x)
-        y = torch.cat([z, C(z)], -1).index_select(-1, torch.argsort(self.permutation))
+        tensors = self.tensors()
+        if tensors is not None:
+            return lowrank_linear_pivoted(x, *tensors)
+        z = self.A(x)
+        y = torch.cat([z, self.C(z)], -1).index_select(-1, torch.argsort(self.permutation))
         return y if self.bias is None else y + self.bias
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        """A [r, n], C [m - r, r], permutation and bias [m]; None if something was done to the layers of A and C."""
+        A, C = _plain_parameters(self._modules["A"]), _plain_parameters(self._modules["C"])
+        return (A["weight"], C["weight"], self._buffers["permutation"], self.bias) if A and C else None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -110,20 +118,20 @@ class Group:
     call of a pair computes by itself.
     """
 
-    def __init__(self, pairs: Sequence[nn.Module]):
-        self._pairs = pairs
+    def __init__(self, pairs: Sequence[nn.Module], tensors: Sequence[Sequence[torch.Tensor | None]]):
+        self._pairs, self._tensors = pairs, tensors
         self._input: torch.Tensor | None = None
         self._version: int | None = None
-        self._outputs: dict[int, torch.Tensor] = {}
+        self._outputs: list[torch.Tensor | None] = []
 
-    @staticmethod
-    def serves(layers: Sequence[nn.Module]) -> bool:
-        """Whether the layers are untouched pairs of one kind."""
+    @classmethod
+    def of(cls, layers: Sequence[nn.Module]) -> "Group | None":
+        """A group of these layers; None if they are not pairs of one kind, or if something was done to one of them."""
         kind = type(layers[0])
-        return kind in PAIRS and all(
-            type(layer) is kind and is_untouched(layer) and all(map(is_plain, layer._modules.values()))
-            for layer in layers
-        )
+        if kind not in PAIRS or not all(type(layer) is kind and is_untouched(layer) for layer in layers):
+            return None
+        tensors = [layer.tensors() for layer in layers]
+        return None if None in tensors else cls(layers, tensors)
 
     def __enter__(self) -> None:
         for pair in self._pairs:
@@ -137,19 +145,18 @@ class Group:
         """y [..., m] of x [..., n]; None if it is not here."""
         if self._input is None:
             self._input, self._version = x, _version(x)
-            self._outputs = dict(zip(map(id, self._pairs), self._compute(x), strict=True))
-        if self._input is not x or self._version != _version(x):
+            self._outputs = list(self._compute(x))
+        elif self._input is not x or self._version != _version(x):
             return None
-        return self._outputs.pop(id(pair), None)
+        index = self._pairs.index(pair)
+        y, self._outputs[index] = self._outputs[index], None
+        return y
 
     def _compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        As = [pair.A.weight for pair in self._pairs]
-        biases = [pair.bias for pair in self._pairs]
-        biases = None if all(bias is None for bias in biases) else biases
-        if type(self._pairs[0]) is LowRankLinear:
-            return lowrank_linear_group(x, As, [pair.B.weight for pair in self._pairs], biases)
-        Cs, permutations = [pair.C.weight for pair in self._pairs], [pair.permutation for pair in self._pairs]
-        return lowrank_linear_group(x, As, Cs, biases, permutations)
+        As, Bs, *permutations, biases = zip(*self._tensors, strict=True)
+        if all(bias is None for bias in biases):
+            biases = None
+        return lowrank_linear_group(x, As, Bs, biases, *permutations)
 
 
 def _of_group(pair: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
@@ -236,19 +243,26 @@ def centred_bias(bias: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dt
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether `layer` is an untouched nn.Linear: no subclass, wrapper, tensor subclass, hook or patched forward."""
-    return type(layer) is nn.Linear and holds_plain_tensors(layer) and is_untouched(layer)
+    return _plain_parameters(layer) is not None
+
+
+def _plain_parameters(layer: nn.Module) -> dict[str, nn.Parameter | None] | None:
+    """Weight and bias of a plain layer; None of any other."""
+    if type(layer) is nn.Linear and holds_plain_tensors(layer) and is_untouched(layer):
+        return layer._parameters
+    return None
 
 
 def holds_plain_tensors(layer: nn.Linear) -> bool:
     """Whether weight and bias are ordinary parameters, not a quantiser's or a wrapper's tensors."""
     # Looked up where they are: every layer asks on every call, and attributes of a module take their time.
-    parameters = layer.__dict__["_parameters"]
-    weight, bias = parameters.get("weight"), parameters.get("bias")
+    own = layer.__dict__
+    parameters = own["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias", 0)
     return (
-        type(weight) is nn.Parameter
-        and type(weight.data) is torch.Tensor
+        type(weight) is nn.Parameter  # whose data are an ordinary tensor: other data make another class of it
         and (bias is None or type(bias) is nn.Parameter)
-        and "weight" not in layer.__dict__
+        and "weight" not in own
     )
 
 

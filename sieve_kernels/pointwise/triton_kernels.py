@@ -3,6 +3,8 @@
 A call like one before, in shapes, strides, dtypes and alignments, costs the host a look-up and the launch.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -285,7 +287,7 @@ def _prepare_rms_norm(x, weight, epsilon):
     rows = _rows(x)
     if rows is None or weight.stride(0) != 1:
         return lambda x, weight, epsilon: rms_norm(x.contiguous(), weight.contiguous(), epsilon)
-    (T, n), shape, dtype, device, compute = rows.shape, x.shape, x.dtype, x.device, tiles.compute_dtype(x.dtype)
+    (T, n), shape, dtype, device = rows.shape, x.shape, x.dtype, x.device
     block = triton.next_power_of_2(n)
     together = max(1, min(SMALL_ROWS // block, triton.next_power_of_2(triton.cdiv(T, 2 * processors(device)))))
     launch = Launch(
@@ -298,8 +300,10 @@ def _prepare_rms_norm(x, weight, epsilon):
         **_common(x),
     )
 
+    fresh = _fresh(x, shape)
+
     def run(x, weight, epsilon):
-        y = torch.empty(shape, dtype=compute, device=device)
+        y = fresh(x)
         launch(x, weight, y)
         return y if y.dtype is dtype else y.to(dtype)
 
@@ -359,8 +363,10 @@ def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=N
         **_common(gate),
     )
 
+    fresh = _fresh(gate, shape)
+
     def run(gate, up, activation, gate_index=None, up_index=None, out=None):
-        h = out if direct else torch.empty(shape, dtype=compute, device=device)
+        h = out if direct else fresh(gate)
         launch(gate, up, gate_index, up_index, h)
         if out is None:
             return h if h.dtype is dtype else h.to(dtype)
@@ -394,6 +400,15 @@ def _prepare_gather_columns(x, index, bias=None):
         return y if y.dtype is dtype else y.to(dtype)
 
     return run
+
+
+def _fresh(x: Tensor, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """A function of x to memory for what kernels make of it. A tensor's like is there in half the time of a shape's."""
+    compute = tiles.compute_dtype(x.dtype)
+    if compute == x.dtype and x.shape == shape and x.is_contiguous():
+        return torch.empty_like
+    device = x.device
+    return lambda x: torch.empty(shape, dtype=compute, device=device)
 
 
 def _rows(x: Tensor) -> Tensor | None:

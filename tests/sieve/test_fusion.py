@@ -163,17 +163,17 @@ def test_a_group_hands_out_what_belongs_to_the_input():
     x, other = torch.randn(2, 6), torch.randn(2, 6)
     with torch.no_grad():
         expected, of_other = ([pair(t) for pair in pairs] for t in (x, other))
-        with Group(pairs):
+        with Group.of(pairs):
             torch.testing.assert_close(pairs[1](x), expected[1])
             torch.testing.assert_close(pairs[0](other), of_other[0])
             torch.testing.assert_close(pairs[1](x), expected[1])  # once more
             torch.testing.assert_close(pairs[2](x), expected[2])
             torch.testing.assert_close(pairs[0](x.clone()), expected[0])
-        with Group(pairs):
+        with Group.of(pairs):
             torch.testing.assert_close(pairs[0](x), expected[0])
             x.copy_(other)
             torch.testing.assert_close(pairs[1](x), of_other[1])
-        with pytest.raises(ValueError, match=r"\[2, 7\]"), Group(pairs):
+        with pytest.raises(ValueError, match=r"\[2, 7\]"), Group.of(pairs):
             pairs[0](torch.randn(2, 7))
     assert not any("group" in pair.__dict__ for pair in pairs)
 
