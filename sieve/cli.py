@@ -77,6 +77,7 @@ def prune(
     calibration_tokens: given.Tokens = None,
     method: given.Method = None,
     pivot: given.Pivot = None,
+    format: given.Format = None,
     shrinkage: given.Shrinkage = None,
     shared_input: given.SharedInput = None,
     refit: given.Refit = None,
@@ -115,6 +116,7 @@ def prune(
     """Prune MODEL for a task: the smallest model whose accuracy stays within the tolerance."""
     given_here = locals()
     options = {field.name: given_here[field.name] for field in fields(Recipe) if field.name in given_here}
+    options["pivot"] = _pivots(pivot, format)
     options["shrinkage"] = _share(shrinkage)
     options["workers"] = int(workers) if workers is not None and workers.isdecimal() else workers
     if resume is not None:
@@ -154,6 +156,17 @@ def _require_given(values: dict[str, Any]) -> None:
             f"no {' and no '.join(missing)} given: sieve prune MODEL --task TASK --output DIR (or --config RECIPE "
             "--output DIR, or --resume DIR)"
         )
+
+
+def _pivots(pivot: bool | None, format: str | None) -> bool | None:
+    """What --pivot and --format say, where they agree."""
+    if format is None:
+        return pivot
+    if format not in ("pivoted", "plain"):
+        raise InputError(f"--format must be pivoted or plain, got {format!r}")
+    if pivot is not None and pivot != (format == "pivoted"):
+        raise InputError(f"--format {format} contradicts --{'' if pivot else 'no-'}pivot: give one of them")
+    return format == "pivoted"
 
 
 def _share(text: str | None) -> float | str | None:

@@ -10,6 +10,7 @@ import torch
 
 from sieve.checkpoint.card import model_card
 from sieve.checkpoint.checksums import stamped, write_checksums
+from sieve.checkpoint.pair_format import in_format
 from sieve.errors import InputError
 from sieve.files import atomic_folder, write_json, write_text, write_yaml
 from sieve.layers import PAIRS, PivotedLinear
@@ -28,6 +29,7 @@ def save(
     report: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     task: Task | None = None,
+    format: str | None = None,
 ) -> None:
     """Write the model to a new folder that transformers loads after `import sieve`; complete or not at all.
 
@@ -39,9 +41,11 @@ def save(
         recipe: written to `recipe.yaml`.
         task: what the model was pruned for, written to `task.yaml`: `sieve eval` then needs no other file of it but its
             data.
+        format: how pairs are stored, whatever they are in the model: "pivoted", in the fewest numbers, or "plain", two
+            products (the same map in r² more numbers each); None: as they are.
 
     Raises:
-        InputError: the folder exists, or the model has adapters or quantised weights.
+        InputError: the folder exists, the model has adapters or quantised weights, or the format is unknown.
         StorageError: the disk is full, or the place cannot be written; nothing is left behind.
 
     Example:
@@ -50,8 +54,8 @@ def save(
     from sieve.models import quiet_transformers
 
     _check_plain(model)
-    ranks = mark(model)
-    with atomic_folder(path) as folder, quiet_transformers():
+    with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
+        ranks = mark(model)
         with stamped(model) as identity:
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -68,6 +68,9 @@ Pivot = Annotated[
     bool | None,
     _option("pivot", "Store pairs in fewer parameters, by the same maps.", "--pivot/--no-pivot"),
 ]
+Format = Annotated[
+    str | None, typer.Option("--format", help="How pairs are stored: pivoted or plain, as --pivot and --no-pivot say.")
+]
 Shrinkage = Annotated[
     str | None,
     _option("shrinkage", "Share of a prior in the statistics, or auto: chosen on held-back data.", default="no prior"),

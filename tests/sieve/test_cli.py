@@ -103,13 +103,28 @@ def test_names_with_markup_and_control_characters(run, world, tmp_path):
     assert "``" in (output / "README.md").read_text()
 
 
-def test_pairs_without_pivoting(run, world, tmp_path):
-    code, out, _ = run(*options(world, tmp_path / "plain"), "--no-pivot", "--json")
+@pytest.mark.parametrize("option", [("--no-pivot",), ("--format", "plain")])
+def test_pairs_without_pivoting(run, world, tmp_path, option):
+    code, out, _ = run(*options(world, tmp_path / "plain"), *option, "--json")
     assert (code, json.loads(out)["pivoted"]) == (0, False)
     config = json.loads((tmp_path / "plain" / "config.json").read_text())["quantization_config"]
     assert config.keys() == {"quant_method", "version", "ranks"}
     assert any(name.endswith("_proj.B.weight") for name in load_file(tmp_path / "plain" / "model.safetensors"))
     assert "pivoted" not in run("info", tmp_path / "plain")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--format", "dense"), "--format must be pivoted or plain, got 'dense'"),
+        (("--format", "plain", "--pivot"), "--format plain contradicts --pivot: give one of them"),
+        (("--format", "pivoted", "--no-pivot"), "--format pivoted contradicts --no-pivot: give one of them"),
+    ],
+)
+def test_formats_that_cannot_be(run, world, tmp_path, given, words):
+    code, out, err = run(*options(world, tmp_path / "m"), *given)
+    assert (code, out) == (2, "")
+    assert words in err
 
 
 def test_loss_aware_projection(run, world, tmp_path):
