@@ -351,7 +351,7 @@ CASES = (
     ),
     Case(
         "lowrank_linear_quantized few rows",
-        "lowrank.triton_kernels.few_rows:quantized",
+        "lowrank.triton_kernels.few_rows_quantized:quantized",
         lambda t, p: (
             t(p.T, p.n),
             *(t(p.r, p.n, dtype=torch.int8), t(p.r, dtype=torch.float32)),
@@ -360,6 +360,17 @@ CASES = (
         ),
         lambda p: p.size * p.T * (p.n + 2 * p.r + p.m) + p.r * (p.n + p.m) + 4 * (p.r + p.m),
         FEW,
+        dtypes=NARROW,
+    ),
+    Case(
+        "lowrank_linear_quantized 4 bits, one row",
+        "lowrank.triton_kernels.few_rows_quantized:quantized",
+        lambda t, p: (t(p.T, p.n), *_packed(t, p.r, p.n), *_packed(t, p.m, p.r), None),
+        lambda p: (
+            p.size * p.T * (p.n + 2 * p.r + p.m)
+            + sum(rows * (-(-columns // 2) + 4 * -(-columns // 64)) for rows, columns in ((p.r, p.n), (p.m, p.r)))
+        ),
+        ("one",),
         dtypes=NARROW,
     ),
     Case(

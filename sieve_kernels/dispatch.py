@@ -232,7 +232,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
             _anywhere,
             lambda call: _on_cpu(call) or call.rows > FEW_ROWS_GPU or not _triton_integers(call),
         ),
-        _few("lowrank.triton_kernels.few_rows:quantized"),
+        _few("lowrank.triton_kernels.few_rows_quantized:quantized"),
         Rule("triton", "lowrank.triton_kernels.quantized:quantized", "dequantised in registers", _triton_integers),
     ),
     "lowrank_swiglu": (

@@ -16,7 +16,6 @@ from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank import cpu as library
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import few_rows_kernel
-from sieve_kernels.lowrank.triton_kernels.quantized import quantized as of_any_bits
 
 MOST_ROWS = dispatch.FEW_ROWS_GPU
 """More rows take other kernels."""
@@ -353,29 +352,6 @@ def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:
     return run
 
 
-def _prepare_quantized(
-    x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None
-) -> Callable:
-    """Two launches, for factors of 8 bits: integers are exact in every dtype, and scales multiply sums."""
-    if A_q.dtype != torch.int8 or B_q.dtype != torch.int8 or not serves(x, A_q, B_q):
-        return of_any_bits
-    (T, n), (m, r), dtype = rows_of(x), B_q.shape, x.dtype
-    _, width = columns([r])
-    options = {"device": x.device, "bits": 8, "scaled": True}
-    first = make_launch(T, row_stride(x), [Product(r, n, A_q.stride(0), width)], early=False, **options)
-    products = [Product(m, r, B_q.stride(0), m)]
-    second = make_launch(T, width, products, early=True, biased=bias is not None, **options)
-    make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], m), dtype, x.device)
-
-    def run(x, A_q, A_scale, B_q, B_scale, bias):
-        z, y = make_z(), make_y()
-        first(x, A_q, A_scale, z)
-        second(rounded(z, dtype), B_q, B_scale, *(() if bias is None else (bias,)), y)
-        return rounded(y, dtype)
-
-    return run
-
-
 group = Plans(_prepare_group)
 """y_i [..., m_i] of x [..., n], factors A_i [r_i, n], B_i [m_i, r_i], biases [m_i] or None, up to MOST_MEMBERS of them;
 with permutations [m_i] of pivoted pairs, whose second factors are [m_i - r_i, r_i]."""
@@ -388,6 +364,3 @@ pivoted = Plans(_prepare_pivoted)
 
 dense = Plans(_prepare_dense)
 """y [..., m] of x [..., n], W [m, n] and bias [m] or None."""
-
-quantized = Plans(_prepare_quantized)
-"""y [..., m] of x [..., n], factors int8 [r, n] and [m, r] with scales [r] and [m], and bias [m] or None."""
