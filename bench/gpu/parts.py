@@ -1,6 +1,19 @@
 """The parts of the measurement, the most important first."""
 
-from bench.gpu import ceilings, choices, decoder, device_tests, few_rows, gram, groups, host, many_rows, peers, training
+from bench.gpu import (
+    ceilings,
+    choices,
+    decoder,
+    device_tests,
+    few_rows,
+    gram,
+    groups,
+    host,
+    many_rows,
+    peers,
+    pointwise,
+    training,
+)
 from bench.gpu.job import Part
 
 PARTS = {
@@ -12,6 +25,7 @@ PARTS = {
         Part("gram", "Gram matrices", 0.6, gram.jobs),
         Part("decoder", "whole models", 2.0, decoder.jobs, decoder.missing),
         Part("groups", "query, key and value together; gated MLPs", 0.8, groups.jobs),
+        Part("pointwise", "norms, rotary positions and activations", 0.2, pointwise.jobs),
         Part("tests", "the kernels' tests", 3.0, device_tests.jobs, device_tests.missing),
         Part("many", "layers of many rows", 1.5, many_rows.jobs),
         Part("training", "a step of training through a layer", 0.5, training.jobs),

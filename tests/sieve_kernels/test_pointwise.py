@@ -38,7 +38,7 @@ def test_norm(implementation, dtype, rows, n):
 
 @every
 @dtypes
-@pytest.mark.parametrize(("shape", "angles"), [((2, 4, 2, 5, 16), 2), ((3, 2, 1, 70, 6), 1), ((1, 1, 1, 1, 2), 1)])
+@pytest.mark.parametrize(("shape", "angles"), [((2, 4, 2, 5, 16), 2), ((3, 2, 1, 20, 6), 1), ((1, 1, 1, 1, 2), 1)])
 def test_rotary(implementation, dtype, shape, angles):
     check_gradients(rotary, reference.rotary, rotary_inputs(*shape, dtype=dtype, angles=angles))
 
@@ -62,9 +62,11 @@ def test_norm_of_any_shape(rows, n):
 
 
 @every
-def test_many_rows_in_threads(implementation):
-    check_norm(norm_inputs((3000,), 400))
-    check_gradients(rotary, reference.rotary, rotary_inputs(4, 9, 3, 300, 64))
+def test_many_rows(implementation):
+    """Those that threads share on a CPU; the interpreter takes its time."""
+    rows = 300 if implementation == "triton" and DEVICE == "cpu" else 3000
+    check_norm(norm_inputs((rows,), 400))
+    check_gradients(rotary, reference.rotary, rotary_inputs(4, 9, 3, rows // 10, 64))
 
 
 @every

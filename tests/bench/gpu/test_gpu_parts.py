@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import sieve_kernels
-from bench.gpu import ceilings, choices, clock, decoder, few_rows, gram, groups, host, many_rows, training
+from bench.gpu import ceilings, choices, clock, decoder, few_rows, gram, groups, host, many_rows, pointwise, training
 from bench.gpu.contestants import contestants
 from bench.gpu.job import Place, WrongResult
 from bench.gpu.layers import check
 from bench.gpu.sizes import SMOKE
 from sieve_kernels import tuned
 
-PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, training)
+PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, pointwise, training)
 JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}
 
 
