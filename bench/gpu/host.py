@@ -38,9 +38,9 @@ def measure(place: Place, sizes: Sizes) -> dict[str, float]:
     P, (As, Bs) = layers.pivoted(n, n), zip(*(layers.pair(m, n) for m in (n, n // 4, n // 4)), strict=True)
     gate, up, down = layers.pair(2 * n, n), layers.pair(2 * n, n), layers.pair(n, 2 * n)
     q, k = (layers.random(1, 1, heads, n // 32).transpose(1, 2) for heads in (32, 8))
-    angles = layers.random(1, 1, n // 32)
+    angles, weight = layers.random(1, 1, n // 32), layers.random(n)
     integers = [*sieve_kernels.quantize_rows(A, 8), *sieve_kernels.quantize_rows(B, 8)]
-    for tensor in (W, A, B, *P[:2], *As, *Bs, *gate, *up, *down):
+    for tensor in (W, weight, A, B, *P[:2], *As, *Bs, *gate, *up, *down):
         tensor.requires_grad_()
     works = {
         "two": lambda: two(x, A, B),
@@ -51,7 +51,7 @@ def measure(place: Place, sizes: Sizes) -> dict[str, float]:
         "lowrank_mlp": lambda: sieve_kernels.lowrank_mlp(x, gate, up, down),
         "lowrank_linear_quantized": lambda: sieve_kernels.lowrank_linear_quantized(x, *integers),
         "linear": lambda: sieve_kernels.linear(x, W),
-        "rms_norm": lambda: sieve_kernels.rms_norm(x, W[0]),
+        "rms_norm": lambda: sieve_kernels.rms_norm(x, weight),
         "rotary": lambda: sieve_kernels.rotary(q, k, angles, angles),
         "act_mul": lambda: sieve_kernels.act_mul(x, x),
     }
