@@ -363,14 +363,14 @@ CASES = (
         dtypes=NARROW,
     ),
     Case(
-        "lowrank_linear_quantized 4 bits, one row",
+        "lowrank_linear_quantized 4 bits, few rows",
         "lowrank.triton_kernels.few_rows_quantized:quantized",
         lambda t, p: (t(p.T, p.n), *_packed(t, p.r, p.n), *_packed(t, p.m, p.r), None),
         lambda p: (
             p.size * p.T * (p.n + 2 * p.r + p.m)
             + sum(rows * (-(-columns // 2) + 4 * -(-columns // 64)) for rows, columns in ((p.r, p.n), (p.m, p.r)))
         ),
-        ("one",),
+        FEW,
         dtypes=NARROW,
     ),
     Case(

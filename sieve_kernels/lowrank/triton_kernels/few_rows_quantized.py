@@ -22,7 +22,7 @@ from sieve_kernels.lowrank.triton_kernels.few_rows import (
     rows_of,
     serves,
 )
-from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import begin
+from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import begin, small_integer
 from sieve_kernels.lowrank.triton_kernels.quantized import quantized as of_any_bits
 
 
@@ -59,12 +59,11 @@ def packed_gemv_kernel(
     for start in range(0, BYTES, BLOCK_K):
         inside = start + ks < BYTES
         at = w_ptr + rows[:, None].to(tl.int64) * stride_w + (start + ks)[None, :]
-        w = tl.load(at, mask=used[:, None] & inside[None, :], other=0).to(tl.int32)
+        w = tl.load(at, mask=used[:, None] & inside[None, :], other=0)
         both = 2 * start + tl.arange(0, 2 * BLOCK_K)
         x = tl.load(x_ptr + both, mask=both < 2 * BYTES, other=0.0).to(ACC)
         even, odd = tl.split(tl.reshape(x, (BLOCK_K, 2)))
-        low = ((w & 15) - 8).to(ACC)
-        high = ((w >> 4) - 8).to(ACC)
+        low, high = small_integer(w & 15, 8), small_integer(w >> 4, 8)
         product = low * even[None, :] + high * odd[None, :]
         sums = tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // VECTOR, VECTOR)), 2)
         of_scale = (start // VECTOR + vectors) // PER_SCALE
