@@ -196,6 +196,14 @@ CASES = (
         dtypes=COMMON,
     ),
     Case(
+        "lowrank_linear_group some rows",
+        "lowrank.triton_kernels.grouped:group",
+        lambda t, p: (t(256, p.n), _factors(t, p, p.r, p.n), [t(m, p.r) for m in _qkv(p)], None),
+        lambda p: p.size * (_shared(replace(p, T=256), 3) + sum(_products((256, p.r, m)) for m in _qkv(p))),
+        ("aligned",),
+        dtypes=NARROW,
+    ),
+    Case(
         "lowrank_linear_group backward",
         "lowrank.triton_kernels.group:group_backward",
         lambda t, p: (

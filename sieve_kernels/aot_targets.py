@@ -54,6 +54,7 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "split_k_reduce_kernel": {16: ADDS, 32: ADDS},
     "split_terms_kernel": {16: ADDS, 32: ADDS},
     "sum_shares_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
+    "grouped_kernel": {16: COPIED},
     "matmul_kernel": {16: TILES, 32: TILES, 64: WARPS},
     "matmul_kernel M16": {16: WARPS, 32: WARPS},
     "summed_matmul_kernel": {16: TILES, 32: TILES, 64: WARPS},

@@ -32,6 +32,10 @@ FEW_ROWS_GPU = 32
 """Most rows for which a GPU's time is that of reading the weights, where the kernels here are made for it: measured on
 an H100, they are faster than the library's products at 16 rows and slower at 64."""
 
+SOME_ROWS_GPU = range(129, 513)
+"""Rows for which a library product of each member of a group leaves much of a GPU idle: they take launches for all
+members. Fewer rows do well on streams of their own, and products of more fill the GPU."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -103,6 +107,11 @@ def _triton_integers(call: Call) -> bool:
 
 def _gemv(call: Call) -> bool:
     return _triton(call) and call.dtype.itemsize == 2 and 1 <= call.rows <= FEW_ROWS_GPU
+
+
+def _grouped(call: Call) -> bool:
+    some = _triton(call) and call.dtype.itemsize == 2 and call.rows in SOME_ROWS_GPU
+    return some and (INTERPRETED or (not torch.version.hip and torch.cuda.get_device_capability(call.device)[0] >= 9))
 
 
 def _amx(call: Call) -> bool:
@@ -196,6 +205,13 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "lowrank_linear_group": (
         _native("lowrank.native:group"),
         Rule("torch", "lowrank.cpu:group", "library products, blocks of tokens through all layers", _on_cpu),
+        Rule(
+            "triton_grouped",
+            "lowrank.triton_kernels.grouped:group",
+            "tiles of all layers side by side, sums split to fill the GPU",
+            _grouped,
+            _on_gpu,
+        ),
         Rule("torch", "lowrank.gpu:group", "library products", _on_gpu, _by_library),
         _few("lowrank.triton_kernels.few_rows:group"),
         Rule("triton", "lowrank.triton_kernels.group:group", "two launches for all layers", _triton),

@@ -80,6 +80,17 @@ def test_a_gpu_takes_triton_between_products(operator):
         assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows)) == "triton"
 
 
+def test_some_rows_of_a_group(monkeypatch):
+    """Launches for all members on GPUs that copy tiles, as from Hopper on."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        for rows in dispatch.SOME_ROWS_GPU[::100]:
+            assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == name
+    for rows in (dispatch.SOME_ROWS_GPU.start - 1, dispatch.SOME_ROWS_GPU.stop):
+        assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == "torch"
+
+
 def test_mlp_on_a_gpu():
     few = dispatch.FEW_ROWS_GPU
     assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, few, 4)) == "triton_gemv"

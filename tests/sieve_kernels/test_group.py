@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
 
-from sieve_kernels import dispatch, lowrank_linear_group
+from sieve_kernels import dispatch, lowrank_linear_group, tiles
 from sieve_kernels.lowrank import cpu, reference
 
 both = pytest.mark.parametrize(
@@ -128,6 +128,40 @@ def test_some_biases(implementation, device):
     y, y2 = lowrank_linear_group(x, [A, A2], [B, B2], [bias, None])
     torch.testing.assert_close(y, reference.linear(x, A, B, bias))
     torch.testing.assert_close(y2, reference.linear(x, A2, B2))
+
+
+@pytest.mark.parametrize("implementation", ["triton_grouped"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "n", "sizes", "pivoted"),
+    [
+        ((2, 65), 1200, ((72, 40), (136, 24), (200, 136)), False),
+        ((2, 65), 1200, ((72, 40), (136, 24), (200, 136)), True),
+        ((256,), 136, ((256, 128), (128, 64)), False),
+        ((256,), 136, ((256, 128), (128, 64)), True),
+        ((500,), 80, SIZES, False),
+    ],
+)
+@torch.no_grad()
+def test_some_rows_by_tiles_of_all_layers(implementation, dtype, pivoted, rows, n, sizes, device, monkeypatch):
+    """Sums split, several tiles each way, edges; and layers that tiles cannot be copied of."""
+    if dispatch.INTERPRETED:
+        monkeypatch.setattr(tiles, "has_tma", lambda device: True)
+        monkeypatch.setattr(dispatch, "processors", lambda device: 20)
+    x, *rest = make(rows, n, sizes, dtype, device)
+    count = len(sizes)
+    As, Bs = rest[:count], rest[count : 2 * count]
+    if not pivoted:
+        ys = dispatch.implementation("lowrank_linear_group", x, 8)(x, As, Bs, None)
+        exact = reference.group(x.double(), [A.double() for A in As], [B.double() for B in Bs])
+        for y, e, t in zip(ys, exact, separate(x, *As, *Bs, *[None] * count), strict=True):
+            assert_accurate(y, e, t)
+        return
+    orders = [torch.randperm(A.shape[0] + C.shape[0], device=device) for A, C in zip(As, Bs, strict=True)]
+    ys = dispatch.implementation("lowrank_linear_group", x, 8)(x, As, Bs, None, orders)
+    for y, A, C, order in zip(ys, As, Bs, orders, strict=True):
+        exact, torchs = (reference.pivoted(f(x), f(A), f(C), order) for f in (torch.Tensor.double, torch.clone))
+        assert_accurate(y, exact, torchs)
 
 
 def test_gradients_twice():
