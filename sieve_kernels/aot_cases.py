@@ -255,14 +255,14 @@ CASES = (
     ),
     Case(
         "act_mul",
-        "pointwise.triton_kernels:act_mul",
+        "pointwise.triton_columns:act_mul",
         lambda t, p: (t(p.T, p.m), t(p.T, p.m), "silu"),
         lambda p: p.size * 3 * p.T * p.m,
         dtypes=COMMON,
     ),
     Case(
         "act_mul gathered",
-        "pointwise.triton_kernels:act_mul",
+        "pointwise.triton_columns:act_mul",
         lambda t, p: (t(p.T, p.m), t(p.T, p.m), "silu", t(p.m, dtype=torch.int64), t(p.m, dtype=torch.int64)),
         lambda p: p.size * 3 * p.T * p.m + 16 * p.m,
         dtypes=COMMON,
@@ -285,7 +285,7 @@ CASES = (
     ),
     Case(
         "gather_columns",
-        "pointwise.triton_kernels:gather_columns",
+        "pointwise.triton_columns:gather_columns",
         lambda t, p: (t(p.T, p.m), t(p.m, dtype=torch.int64), t(p.m)),
         lambda p: p.size * (2 * p.T * p.m + p.m) + 8 * p.m,
         dtypes=COMMON,

@@ -181,9 +181,9 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "rms_norm": _pointwise("rms_norm", _one_launch("rms_norm")),
     "rotary": _pointwise("rotary", _one_launch("rotary")),
     "channel_sums": _pointwise("channel_sums"),
-    "act_mul": _joint("act_mul", "triton_kernels"),
+    "act_mul": _joint("act_mul", "triton_columns"),
     "act_mul_backward": _joint("act_mul_backward", "triton_columns"),
-    "gather_columns": _joint("gather_columns", "triton_kernels"),
+    "gather_columns": _joint("gather_columns", "triton_columns"),
     "join_columns": _joint("join_columns", "triton_columns"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),

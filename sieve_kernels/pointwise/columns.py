@@ -5,7 +5,7 @@ from torch import Tensor
 from sieve_kernels.pointwise.reference import ACTIVATIONS
 
 try:
-    from sieve_kernels.pointwise.triton_kernels import act_mul, gather_columns
+    from sieve_kernels.pointwise.triton_columns import act_mul, gather_columns
 except ModuleNotFoundError:
 
     def act_mul(

@@ -1,5 +1,5 @@
-"""Triton kernels of what training adds to a layer's products: a pivoted pair's columns from both halves of them,
-and the gradients of gate and up in one pass."""
+"""Triton kernels of what library products end with, and their launchers: act · mul, its gradients, and columns that are
+gathered from where the products of a pivoted pair left them. One launch each."""
 
 import torch
 import triton
@@ -7,10 +7,103 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels import tiles
+from sieve_kernels.arguments import as_rows
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.pointwise.activations import activate, slope
-from sieve_kernels.pointwise.triton_kernels import _blocks, _in_one_piece
+from sieve_kernels.pointwise.launches import (
+    are_in_one_piece,
+    begin,
+    column_blocks,
+    common_constants,
+    fresh_output,
+    in_one_piece,
+    rows_in_place,
+)
+
+
+@triton.jit
+def named_columns(index_ptr, cols, n, width, INDEXED: tl.constexpr):
+    """Where columns `cols` of n come from, out of `width` or (not INDEXED) from their own places, and whether there is
+    something: indices come from tensors that the host does not look at."""
+    inside = cols < n
+    if INDEXED:
+        cols = tl.load(index_ptr + cols, mask=inside, other=-1).to(tl.int32)
+        inside = (cols >= 0) & (cols < width)
+    return cols, inside
+
+
+@triton.jit
+def act_mul_kernel(
+    gate_ptr,  # [T, gate_width]
+    up_ptr,  # [T, up_width]
+    gate_index_ptr,  # [n] if GATE_INDEXED
+    up_index_ptr,  # [n] if UP_INDEXED
+    out_ptr,  # [T, n]
+    T,
+    n,
+    gate_width,
+    up_width,
+    stride_gate,
+    stride_up,
+    stride_out,
+    ACTIVATION: tl.constexpr,
+    GATE_INDEXED: tl.constexpr,
+    UP_INDEXED: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out[t, j] = act(gate[t, gate_index[j]]) · up[t, up_index[j]]. Grid: (blocks of columns · groups of rows,)."""
+    across = tl.cdiv(n, BLOCK)
+    first = tl.program_id(0) // across * ROWS
+    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    begin(PDL)
+    gates, gates_inside = named_columns(gate_index_ptr, cols, n, gate_width, GATE_INDEXED)
+    ups, ups_inside = named_columns(up_index_ptr, cols, n, up_width, UP_INDEXED)
+    # All rows at once: loads of one row would be too few to hide their latency where columns come one by one.
+    rows = first + tl.arange(0, ROWS)[:, None]
+    at = rows.to(tl.int64)
+    there = rows < T
+    gate = tl.load(gate_ptr + at * stride_gate + gates[None, :], mask=there & gates_inside[None, :], other=0.0)
+    up = tl.load(up_ptr + at * stride_up + ups[None, :], mask=there & ups_inside[None, :], other=0.0)
+    h = activate(gate.to(WIDE), ACTIVATION) * up.to(WIDE)
+    out = out_ptr + at * stride_out + cols[None, :]
+    tl.store(out, h.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
+
+
+@triton.jit
+def gather_columns_kernel(
+    x_ptr,  # [T, width]
+    index_ptr,  # [n]
+    bias_ptr,  # [n] if BIASED
+    out_ptr,  # [T, n]
+    T,
+    n,
+    width,
+    stride_x,
+    BIASED: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out[t, j] = x[t, index[j]] + bias[j]. Grid: (blocks of columns · groups of rows,)."""
+    across = tl.cdiv(n, BLOCK)
+    first = tl.program_id(0) // across * ROWS
+    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    begin(PDL)
+    named, inside = named_columns(index_ptr, cols, n, width, True)
+    if BIASED:
+        bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
+    rows = first + tl.arange(0, ROWS)[:, None]
+    at = rows.to(tl.int64)
+    there = rows < T
+    y = tl.load(x_ptr + at * stride_x + named[None, :], mask=there & inside[None, :], other=0.0).to(WIDE)
+    if BIASED:
+        y += bias[None, :]
+    tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
 
 
 @triton.jit
@@ -27,6 +120,7 @@ def join_columns_kernel(
     stride_c,
     BIASED: tl.constexpr,
     WIDE: tl.constexpr,
+    PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -34,6 +128,7 @@ def join_columns_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    begin(PDL)
     # Indices come from a tensor that the host does not look at: those outside read nothing.
     named = tl.load(index_ptr + cols, mask=cols < n, other=-1).to(tl.int32)
     of_z = (named >= 0) & (named < r)
@@ -66,6 +161,7 @@ def act_mul_backward_kernel(
     stride_out,  # common to both
     ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
+    PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -88,12 +184,12 @@ def act_mul_backward_kernel(
 
 def join_columns(z: Tensor, c: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
     """y [T, m], y[t, j] = [z, c][t, index[j]] + bias[j]; z [T, r], c [T, m - r], index [m], bias [m]."""
-    return _join_columns(*map(_in_one_piece, (z, c, index, bias)))
+    return _join_columns(*map(in_one_piece, (z, c, index, bias)))
 
 
 def act_mul_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up [T, m], given that of act(gate) · up, grad [T, m]; halves of one tensor will do."""
-    return _act_mul_backward(*map(_in_one_piece, (grad, gate, up)), activation)
+    return _act_mul_backward(*map(in_one_piece, (grad, gate, up)), activation)
 
 
 def _prepare_join_columns(z, c, index, bias):
@@ -101,16 +197,16 @@ def _prepare_join_columns(z, c, index, bias):
     T, n = shape = z.shape[0], index.shape[0]
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device)
-    rows, block, warps = _blocks(T, n, True, device)
+    rows, block, warps = column_blocks(T, n, True, device)
     launch = Launch(
         join_columns_kernel,
         (triton.cdiv(T, rows) * triton.cdiv(n, block),),
         (T, n, z.shape[1], z.stride(0), c.stride(0)),
         BIASED=bias is not None,
-        WIDE=tiles.TRITON_DTYPES[tiles.accumulator(dtype)],
         ROWS=rows,
         BLOCK=block,
         num_warps=warps,
+        **common_constants(z),
     )
 
     def run(z, c, index, bias):
@@ -126,16 +222,16 @@ def _prepare_act_mul_backward(grad, gate, up, activation):
     T, n = shape = gate.shape
     if 0 in shape:
         return lambda grad, gate, up, activation: (torch.empty_like(gate), torch.empty_like(up))
-    rows, block, warps = _blocks(T, n, False, device)
+    rows, block, warps = column_blocks(T, n, False, device)
     launch = Launch(
         act_mul_backward_kernel,
         (triton.cdiv(T, rows) * triton.cdiv(n, block),),
         (T, n, grad.stride(0), gate.stride(0), up.stride(0), n),
         ACTIVATION=activation,
-        WIDE=tiles.TRITON_DTYPES[tiles.accumulator(dtype)],
         ROWS=rows,
         BLOCK=block,
         num_warps=warps,
+        **common_constants(gate),
     )
 
     def run(grad, gate, up, activation):
@@ -146,4 +242,75 @@ def _prepare_act_mul_backward(grad, gate, up, activation):
     return run
 
 
+def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=None):
+    dtype, device, compute = gate.dtype, gate.device, tiles.compute_dtype(gate.dtype)
+    shape = (*gate.shape[:-1], (gate if gate_index is None else gate_index).shape[-1])
+    if 0 in shape:
+        return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
+    gates, ups, n = rows_in_place(gate), rows_in_place(up), shape[-1]
+    if gates is None or ups is None or not are_in_one_piece(gate_index, up_index):
+        return lambda gate, up, activation, *others: act_mul(
+            gate.contiguous(), up.contiguous(), activation, *map(in_one_piece, others[:2]), *others[2:]
+        )
+    T, direct = len(gates), out is not None and dtype == compute
+    rows, block, warps = column_blocks(T, n, gate_index is not None or up_index is not None, device)
+    launch = Launch(
+        act_mul_kernel,
+        (triton.cdiv(T, rows) * triton.cdiv(n, block),),
+        (T, n, gates.shape[1], ups.shape[1], gates.stride(0), ups.stride(0), as_rows(out).stride(0) if direct else n),
+        ACTIVATION=activation,
+        GATE_INDEXED=gate_index is not None,
+        UP_INDEXED=up_index is not None,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=warps,
+        **common_constants(gate),
+    )
+    fresh = fresh_output(gate, shape)
+
+    def run(gate, up, activation, gate_index=None, up_index=None, out=None):
+        h = out if direct else fresh(gate)
+        launch(gate, up, gate_index, up_index, h)
+        if out is None:
+            return h if h.dtype is dtype else h.to(dtype)
+        return out if direct else out.copy_(h)
+
+    return run
+
+
+def _prepare_gather_columns(x, index, bias=None):
+    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
+    T, n = shape = x.shape[0], index.shape[0]
+    if 0 in shape:
+        return lambda *_: torch.empty(shape, dtype=dtype, device=device)
+    if rows_in_place(x) is None or not are_in_one_piece(index, bias):
+        return lambda *arguments: gather_columns(*map(in_one_piece, arguments))
+    rows, block, warps = column_blocks(T, n, True, device)
+    launch = Launch(
+        gather_columns_kernel,
+        (triton.cdiv(T, rows) * triton.cdiv(n, block),),
+        (T, n, x.shape[1], x.stride(0)),
+        BIASED=bias is not None,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=warps,
+        **common_constants(x),
+    )
+
+    def run(x, index, bias=None):
+        y = torch.empty(shape, dtype=compute, device=device)
+        launch(x, index, bias, y)
+        return y if y.dtype is dtype else y.to(dtype)
+
+    return run
+
+
 _join_columns, _act_mul_backward = Plans(_prepare_join_columns), Plans(_prepare_act_mul_backward)
+
+act_mul = Plans(_prepare_act_mul)
+"""h[…, j] = act(gate[…, gate_index[j]]) · up[…, up_index[j]], rounded once, of gate and up [..., m] (halves of one
+tensor will do), an activation, and, if given, gate_index and up_index [m] int32 or int64, and `out`, where to write h:
+a matrix with rows in one piece, which may be gate or up where nothing is gathered."""
+
+gather_columns = Plans(_prepare_gather_columns)
+"""y[t, j] = x[t, index[j]] + bias[j] of x [T, n], index [m] int32 or int64 and, if given, bias [m]."""

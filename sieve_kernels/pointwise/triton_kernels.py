@@ -1,40 +1,26 @@
-"""Triton kernels of what lies between the matrices, and their launchers: one launch each.
+"""Triton kernels of norms and rotary positions, and their launchers: one launch each.
 
 A call like one before, in shapes, strides, dtypes and alignments, costs the host a look-up and the launch.
 """
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sieve_kernels import tiles
-from sieve_kernels.arguments import as_rows
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.dispatch import INTERPRETED, processors
-from sieve_kernels.pointwise.activations import activate
+from sieve_kernels.pointwise.launches import (
+    MOST_COLUMNS,
+    begin,
+    common_constants,
+    fresh_output,
+    rows_in_place,
+)
 
 SMALL_ROWS = 2048
 """Numbers of the rows of which a program of `rms_norm` takes several."""
-
-MOST_COLUMNS = 1024
-"""Of a row, in a program of `act_mul` or `gather_columns`."""
-
-GROUPED_ROWS = 4
-"""Rows that such a program makes where there are many and columns are gathered: it reads the indices once for all of
-them."""
-
-
-@triton.jit
-def begin(PDL: tl.constexpr):
-    """Wait for the launch before, of which this one may have overlapped the end; from here the next one may begin."""
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
 
 
 @triton.jit
@@ -195,96 +181,10 @@ def rotary_kernel(
         )
 
 
-@triton.jit
-def named_columns(index_ptr, cols, n, width, INDEXED: tl.constexpr):
-    """Where columns `cols` of n come from, out of `width` or (not INDEXED) from their own places, and whether there is
-    something: indices come from tensors that the host does not look at."""
-    inside = cols < n
-    if INDEXED:
-        cols = tl.load(index_ptr + cols, mask=inside, other=-1).to(tl.int32)
-        inside = (cols >= 0) & (cols < width)
-    return cols, inside
-
-
-@triton.jit
-def act_mul_kernel(
-    gate_ptr,  # [T, gate_width]
-    up_ptr,  # [T, up_width]
-    gate_index_ptr,  # [n] if GATE_INDEXED
-    up_index_ptr,  # [n] if UP_INDEXED
-    out_ptr,  # [T, n]
-    T,
-    n,
-    gate_width,
-    up_width,
-    stride_gate,
-    stride_up,
-    stride_out,
-    ACTIVATION: tl.constexpr,
-    GATE_INDEXED: tl.constexpr,
-    UP_INDEXED: tl.constexpr,
-    WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PDL: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out[t, j] = act(gate[t, gate_index[j]]) · up[t, up_index[j]]. Grid: (blocks of columns · groups of rows,)."""
-    across = tl.cdiv(n, BLOCK)
-    first = tl.program_id(0) // across * ROWS
-    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
-    begin(PDL)
-    gates, gates_inside = named_columns(gate_index_ptr, cols, n, gate_width, GATE_INDEXED)
-    ups, ups_inside = named_columns(up_index_ptr, cols, n, up_width, UP_INDEXED)
-    # All rows at once: loads of one row would be too few to hide their latency where columns come one by one.
-    rows = first + tl.arange(0, ROWS)[:, None]
-    at = rows.to(tl.int64)
-    there = rows < T
-    gate = tl.load(gate_ptr + at * stride_gate + gates[None, :], mask=there & gates_inside[None, :], other=0.0)
-    up = tl.load(up_ptr + at * stride_up + ups[None, :], mask=there & ups_inside[None, :], other=0.0)
-    h = activate(gate.to(WIDE), ACTIVATION) * up.to(WIDE)
-    out = out_ptr + at * stride_out + cols[None, :]
-    tl.store(out, h.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
-
-
-@triton.jit
-def gather_columns_kernel(
-    x_ptr,  # [T, width]
-    index_ptr,  # [n]
-    bias_ptr,  # [n] if BIASED
-    out_ptr,  # [T, n]
-    T,
-    n,
-    width,
-    stride_x,
-    BIASED: tl.constexpr,
-    WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PDL: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out[t, j] = x[t, index[j]] + bias[j]. Grid: (blocks of columns · groups of rows,)."""
-    across = tl.cdiv(n, BLOCK)
-    first = tl.program_id(0) // across * ROWS
-    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
-    begin(PDL)
-    named, inside = named_columns(index_ptr, cols, n, width, True)
-    if BIASED:
-        bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
-    rows = first + tl.arange(0, ROWS)[:, None]
-    at = rows.to(tl.int64)
-    there = rows < T
-    y = tl.load(x_ptr + at * stride_x + named[None, :], mask=there & inside[None, :], other=0.0).to(WIDE)
-    if BIASED:
-        y += bias[None, :]
-    tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
-
-
 def _prepare_rms_norm(x, weight, epsilon):
     if x.numel() == 0:
         return lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format)
-    rows = _rows(x)
+    rows = rows_in_place(x)
     if rows is None or weight.stride(0) != 1:
         return lambda x, weight, epsilon: rms_norm(x.contiguous(), weight.contiguous(), epsilon)
     (T, n), shape, dtype, device = rows.shape, x.shape, x.dtype, x.device
@@ -297,10 +197,10 @@ def _prepare_rms_norm(x, weight, epsilon):
         ROWS=together,
         BLOCK=block,
         num_warps=min(16, max(1, together * block // 256)),
-        **_common(x),
+        UPCAST=INTERPRETED,
+        **common_constants(x),
     )
-
-    fresh = _fresh(x, shape)
+    fresh = fresh_output(x, shape)
 
     def run(x, weight, epsilon):
         y = fresh(x)
@@ -327,7 +227,8 @@ def _prepare_rotary(q, k, cos, sin):
         HEADS=heads,
         BLOCK=block,
         num_warps=max(1, heads * block // 256),
-        **_common(q),
+        UPCAST=INTERPRETED,
+        **common_constants(q),
     )
 
     def run(q, k, cos, sin):
@@ -338,131 +239,8 @@ def _prepare_rotary(q, k, cos, sin):
     return run
 
 
-def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=None):
-    dtype, device, compute = gate.dtype, gate.device, tiles.compute_dtype(gate.dtype)
-    shape = (*gate.shape[:-1], (gate if gate_index is None else gate_index).shape[-1])
-    if 0 in shape:
-        return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
-    gates, ups, n = _rows(gate), _rows(up), shape[-1]
-    if gates is None or ups is None or not _are_in_one_piece(gate_index, up_index):
-        return lambda gate, up, activation, *others: act_mul(
-            gate.contiguous(), up.contiguous(), activation, *map(_in_one_piece, others[:2]), *others[2:]
-        )
-    T, direct = len(gates), out is not None and dtype == compute
-    rows, block, warps = _blocks(T, n, gate_index is not None or up_index is not None, device)
-    launch = Launch(
-        act_mul_kernel,
-        (triton.cdiv(T, rows) * triton.cdiv(n, block),),
-        (T, n, gates.shape[1], ups.shape[1], gates.stride(0), ups.stride(0), as_rows(out).stride(0) if direct else n),
-        ACTIVATION=activation,
-        GATE_INDEXED=gate_index is not None,
-        UP_INDEXED=up_index is not None,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=warps,
-        **_common(gate),
-    )
-
-    fresh = _fresh(gate, shape)
-
-    def run(gate, up, activation, gate_index=None, up_index=None, out=None):
-        h = out if direct else fresh(gate)
-        launch(gate, up, gate_index, up_index, h)
-        if out is None:
-            return h if h.dtype is dtype else h.to(dtype)
-        return out if direct else out.copy_(h)
-
-    return run
-
-
-def _prepare_gather_columns(x, index, bias=None):
-    dtype, device, compute = x.dtype, x.device, tiles.compute_dtype(x.dtype)
-    T, n = shape = x.shape[0], index.shape[0]
-    if 0 in shape:
-        return lambda *_: torch.empty(shape, dtype=dtype, device=device)
-    if _rows(x) is None or not _are_in_one_piece(index, bias):
-        return lambda *arguments: gather_columns(*map(_in_one_piece, arguments))
-    rows, block, warps = _blocks(T, n, True, device)
-    launch = Launch(
-        gather_columns_kernel,
-        (triton.cdiv(T, rows) * triton.cdiv(n, block),),
-        (T, n, x.shape[1], x.stride(0)),
-        BIASED=bias is not None,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=warps,
-        **_common(x),
-    )
-
-    def run(x, index, bias=None):
-        y = torch.empty(shape, dtype=compute, device=device)
-        launch(x, index, bias, y)
-        return y if y.dtype is dtype else y.to(dtype)
-
-    return run
-
-
-def _fresh(x: Tensor, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """A function of x to memory for what kernels make of it. A tensor's like is there in half the time of a shape's."""
-    compute = tiles.compute_dtype(x.dtype)
-    if compute == x.dtype and x.shape == shape and x.is_contiguous():
-        return torch.empty_like
-    device = x.device
-    return lambda x: torch.empty(shape, dtype=compute, device=device)
-
-
-def _rows(x: Tensor) -> Tensor | None:
-    """x [..., n] as a matrix [T, n] of rows of contiguous numbers; None if that takes a copy."""
-    rows = as_rows(x)
-    return rows if rows.data_ptr() == x.data_ptr() and _are_in_one_piece(rows) else None
-
-
-def _in_one_piece(t: Tensor | None) -> Tensor | None:
-    """With rows of contiguous numbers."""
-    return t if _are_in_one_piece(t) else t.contiguous()
-
-
-def _are_in_one_piece(*tensors: Tensor | None) -> bool:
-    return all(t is None or t.stride(-1) == 1 or t.shape[-1] == 1 for t in tensors)
-
-
-def _common(x: Tensor) -> dict[str, object]:
-    """What every kernel is told, for an input x."""
-    overlapping = tiles.has_tma(x.device)
-    return {
-        "WIDE": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
-        "UPCAST": INTERPRETED,
-        "PDL": overlapping,
-        **({"launch_pdl": True} if overlapping else {}),
-    }
-
-
-def _blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, int, int]:
-    """Rows, columns and warps of a program that makes [T, n].
-
-    A thread makes 16 bytes of a row where it loads as many at once; two numbers where it gathers them one by one, so
-    that a warp's loads are of neighbours.
-    """
-    each = 2 if gathered else 8
-    block = min(triton.next_power_of_2(n), MOST_COLUMNS // 2 if gathered else MOST_COLUMNS)
-    programs = T * triton.cdiv(n, block)
-    if programs < processors(device):
-        block = max(block // 4, 32)
-    most = GROUPED_ROWS if gathered else GROUPED_ROWS // 2
-    rows = most if programs >= 4 * most * processors(device) else 1
-    return rows, block, max(1, block // (32 * each))
-
-
 rms_norm = Plans(_prepare_rms_norm)
 """weight · x / √(mean x² + ε) of x [..., n], weight [n] and ε."""
 
 rotary = Plans(_prepare_rotary)
 """q [b, h, t, d], k [b, g, t, d], cos and sin [b or 1, t, d] → q and k turned, with the strides of `empty_like`."""
-
-act_mul = Plans(_prepare_act_mul)
-"""h[…, j] = act(gate[…, gate_index[j]]) · up[…, up_index[j]], rounded once, of gate and up [..., m] (halves of one
-tensor will do), an activation, and, if given, gate_index and up_index [m] int32 or int64, and `out`, where to write h:
-a matrix with rows in one piece, which may be gate or up where nothing is gathered."""
-
-gather_columns = Plans(_prepare_gather_columns)
-"""y[t, j] = x[t, index[j]] + bias[j] of x [T, n], index [m] int32 or int64 and, if given, bias [m]."""

@@ -6,7 +6,7 @@ from accuracy import assert_accurate
 
 from sieve_kernels.glu.reference import ACTIVATIONS
 
-kernels = pytest.importorskip("sieve_kernels.pointwise.triton_kernels")
+kernels = pytest.importorskip("sieve_kernels.pointwise.triton_columns")
 INTEGERS = torch.int64, torch.int32
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 shapes = pytest.mark.parametrize(("T", "m"), [(1, 1), (3, 70), (40, 2100), (300, 64), (0, 5)])

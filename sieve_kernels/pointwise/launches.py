@@ -1,0 +1,78 @@
+"""What the launchers of pointwise kernels share."""
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sieve_kernels import tiles
+from sieve_kernels.arguments import as_rows
+from sieve_kernels.dispatch import processors
+
+MOST_COLUMNS = 1024
+"""Of a row, in a program."""
+
+GROUPED_ROWS = 4
+"""Rows that such a program makes where there are many and columns are gathered: it reads the indices once for all of
+them."""
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """Wait for the launch before, of which this one may have overlapped the end; from here the next one may begin."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+def common_constants(x: Tensor) -> dict[str, object]:
+    """What every kernel is told, for an input x."""
+    overlapping = tiles.has_tma(x.device)
+    return {
+        "WIDE": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
+        "PDL": overlapping,
+        **({"launch_pdl": True} if overlapping else {}),
+    }
+
+
+def fresh_output(x: Tensor, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """A function of x to memory for what kernels make of it. A tensor's like is there in half the time of a shape's."""
+    compute = tiles.compute_dtype(x.dtype)
+    if compute == x.dtype and x.shape == shape and x.is_contiguous():
+        return torch.empty_like
+    device = x.device
+    return lambda x: torch.empty(shape, dtype=compute, device=device)
+
+
+def rows_in_place(x: Tensor) -> Tensor | None:
+    """x [..., n] as a matrix [T, n] of rows of contiguous numbers; None if that takes a copy."""
+    rows = as_rows(x)
+    return rows if rows.data_ptr() == x.data_ptr() and are_in_one_piece(rows) else None
+
+
+def in_one_piece(t: Tensor | None) -> Tensor | None:
+    """With rows of contiguous numbers."""
+    return t if are_in_one_piece(t) else t.contiguous()
+
+
+def are_in_one_piece(*tensors: Tensor | None) -> bool:
+    return all(t is None or t.stride(-1) == 1 or t.shape[-1] == 1 for t in tensors)
+
+
+def column_blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, int, int]:
+    """Rows, columns and warps of a program that makes [T, n].
+
+    A thread makes 16 bytes of a row where it loads as many at once; two numbers where it gathers them one by one, so
+    that a warp's loads are of neighbours.
+    """
+    each = 2 if gathered else 8
+    block = min(triton.next_power_of_2(n), MOST_COLUMNS // 2 if gathered else MOST_COLUMNS)
+    programs = T * triton.cdiv(n, block)
+    if programs < processors(device):
+        block = max(block // 4, 32)
+    most = GROUPED_ROWS if gathered else GROUPED_ROWS // 2
+    rows = most if programs >= 4 * most * processors(device) else 1
+    return rows, block, max(1, block // (32 * each))
