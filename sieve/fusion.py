@@ -137,8 +137,8 @@ def _on_gpu(x: torch.Tensor) -> bool:
 
 def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x [..., n] → [..., n]."""
-    weight = module._parameters["weight"]
-    if _serves(x, weight):
+    weight = module._parameters.get("weight")  # None if it was wrapped since
+    if weight is not None and _serves(x, weight):
         return rms_norm(x, weight, module.variance_epsilon)
     return type(module).forward(module, x)
 

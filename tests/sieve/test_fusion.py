@@ -305,6 +305,24 @@ def test_dense_layers_use_our_product_until_something_wraps_their_weight(monkeyp
     assert len(products) == 2
 
 
+def test_weights_that_are_made_anew_at_each_call_are_used():
+    model = fuse_(pruned("llama"))
+    before = logits(model)
+    block = model.model.layers[0]
+    for layer in (block.input_layernorm, block.self_attn.q_proj.A, block.mlp.down_proj.B, model.lm_head):
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    doubled = logits(model)
+    assert not torch.allclose(doubled, before)
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    torch.testing.assert_close(doubled, logits(model))
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
 class Wrapped(torch.Tensor):
     """Stands for a quantiser's tensor."""
 
