@@ -11,6 +11,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from sieve_kernels.aot_targets import TARGETS
 from sieve_kernels.core.plans import Plans
 
 
@@ -77,6 +78,7 @@ class Case:
     shapes: tuple[str, ...] = tuple(PROBLEMS)
     dtypes: tuple[torch.dtype, ...] = tuple(DTYPES)
     rank: int | None = None  # instead of the problem's
+    targets: tuple[str, ...] = tuple(TARGETS)
 
     def problems(self, problems: dict[str, Problem], dtype: torch.dtype) -> dict[str, Problem]:
         """Those of `problems` that the case serves, by shape class."""
@@ -95,6 +97,8 @@ GRAM = ("aligned", "ragged", "small")
 BACKWARD = ("aligned", "ragged")
 FEW = ("few", "one")
 NARROW = (torch.bfloat16, torch.float16)
+COPYING = ("sm_90", "sm_100")
+"""Targets that copy tiles (TMA), of kernels that only run there."""
 COMMON = (torch.bfloat16, torch.float32)
 """Dtypes of cases whose kernels other cases launch in all dtypes."""
 
@@ -196,12 +200,22 @@ CASES = (
         dtypes=COMMON,
     ),
     Case(
+        "lowrank_linear half a tile",
+        "lowrank.triton_kernels.grouped:pair",
+        lambda t, p: (t(64, p.n), t(p.r, p.n), t(p.n, p.r), None),
+        lambda p: p.size * _products((64, p.n, p.r), (64, p.r, p.n)),
+        ("aligned",),
+        dtypes=NARROW,
+        targets=COPYING,
+    ),
+    Case(
         "lowrank_linear_group some rows",
         "lowrank.triton_kernels.grouped:group",
         lambda t, p: (t(256, p.n), _factors(t, p, p.r, p.n), [t(m, p.r) for m in _qkv(p)], None),
         lambda p: p.size * (_shared(replace(p, T=256), 3) + sum(_products((256, p.r, m)) for m in _qkv(p))),
         ("aligned",),
         dtypes=NARROW,
+        targets=COPYING,
     ),
     Case(
         "lowrank_linear_group backward",

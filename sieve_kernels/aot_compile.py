@@ -41,7 +41,7 @@ def rows(target: str, dtype: str, cases: tuple[str, ...], shapes: tuple[str, ...
     kind = getattr(torch, dtype)
     found = []
     for case in CASES:
-        if case.name not in cases or kind not in case.dtypes:
+        if case.name not in cases or kind not in case.dtypes or target not in case.targets:
             continue
         for shape, problem in case.problems(PROBLEMS, kind).items():
             if shape in shapes and shape in DTYPES[kind]:

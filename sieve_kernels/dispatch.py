@@ -36,6 +36,9 @@ SOME_ROWS_GPU = range(129, 513)
 """Rows for which a library product of each member of a group leaves much of a GPU idle: they take launches for all
 members. Fewer rows do well on streams of their own, and products of more fill the GPU."""
 
+HALF_TILE_ROWS = range(FEW_ROWS_GPU + 1, 65)
+"""Rows of which a tile holds all, in half of its usual height: small pairs of so many take launches of their own."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -109,9 +112,17 @@ def _gemv(call: Call) -> bool:
     return _triton(call) and call.dtype.itemsize == 2 and 1 <= call.rows <= FEW_ROWS_GPU
 
 
+def _copies_tiles(call: Call) -> bool:
+    narrow = _triton(call) and call.dtype.itemsize == 2
+    return narrow and (INTERPRETED or (not torch.version.hip and torch.cuda.get_device_capability(call.device)[0] >= 9))
+
+
 def _grouped(call: Call) -> bool:
-    some = _triton(call) and call.dtype.itemsize == 2 and call.rows in SOME_ROWS_GPU
-    return some and (INTERPRETED or (not torch.version.hip and torch.cuda.get_device_capability(call.device)[0] >= 9))
+    return call.rows in SOME_ROWS_GPU and _copies_tiles(call)
+
+
+def _half_tile(call: Call) -> bool:
+    return call.rows in HALF_TILE_ROWS and call.rank <= 1024 and _copies_tiles(call)
 
 
 def _amx(call: Call) -> bool:
@@ -187,6 +198,13 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "join_columns": _joint("join_columns", "triton_columns"),
     "lowrank_linear": (
         _native("lowrank.native:linear"),
+        Rule(
+            "triton_grouped",
+            "lowrank.triton_kernels.grouped:pair",
+            "tiles of few rows, sums split to fill the GPU",
+            _half_tile,
+            _on_gpu,
+        ),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _by_library),
         _few("lowrank.triton_kernels.few_rows:linear"),
         Rule("triton", "lowrank.triton_kernels.linear:linear", "two launches inside one operator", _triton),

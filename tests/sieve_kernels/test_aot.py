@@ -65,7 +65,7 @@ def test_stored_table_is_complete_and_without_faults():
         for dtype in case.dtypes
         for shape in case.problems(PROBLEMS, dtype)
         if shape in DTYPES[dtype]
-        for target in TARGETS
+        for target in case.targets
     }
     assert {tuple(row[key] for key in aot.KEYS["programs"]) for row in programs} == wanted
     assert [(row, faults(row)) for row in programs if faults(row)] == []

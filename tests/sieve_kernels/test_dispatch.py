@@ -54,7 +54,7 @@ def test_compiled_kernels_where_they_can_serve(monkeypatch):
 
 @pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - BY_TORCH - JOINTS))
 def test_a_gpu_takes_triton_for_few_rows_and_products_of_the_library_for_many(operator):
-    few, many = (dispatch.Call(GPU, torch.bfloat16, dispatch.FEW_ROWS_GPU + more, 4) for more in (0, 1))
+    few, many = (dispatch.Call(GPU, torch.bfloat16, rows, 4) for rows in (dispatch.FEW_ROWS_GPU, 1000))
     always = "torch" if "backward" in operator and "population" not in operator else "triton"
     assert choose(operator, few).startswith(always)
     assert choose(operator, many) == ("triton" if operator in ONLY_TRITON else "torch")
@@ -78,6 +78,15 @@ ONLY_TRITON = {"gram_", "cross_gram_", "lowrank_linear_population", "lowrank_lin
 def test_a_gpu_takes_triton_between_products(operator):
     for rows in (1, 1000):
         assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows)) == "triton"
+
+
+def test_half_a_tile_of_rows(monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 64, 1024)) == name
+    assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 64, 1025)) == "torch"
+    assert choose("lowrank_linear", dispatch.Call(GPU, torch.float32, 64, 64)) == "torch"
 
 
 def test_some_rows_of_a_group(monkeypatch):

@@ -8,7 +8,7 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import lowrank_linear
+from sieve_kernels import dispatch, lowrank_linear, tiles
 from sieve_kernels.lowrank import reference
 
 every = pytest.mark.parametrize(
@@ -66,6 +66,23 @@ def test_shapes(implementation, rows, n, m, rank, device):
 def test_more_tiles_than_a_group(implementation, device):
     """Tiles are taken in groups of eight rows of tiles; the last group is smaller."""
     check(*make((9 * 64 + 1,), 5, 70, 3, device=device))
+
+
+@pytest.mark.parametrize("implementation", ["triton_grouped"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "n", "m", "rank"), [((64,), 2120, 136, 72), ((3, 11), 2048, 40, 8), ((50,), 80, 9, 3)]
+)
+@torch.no_grad()
+def test_half_a_tile_of_rows(implementation, dtype, rows, n, m, rank, device, monkeypatch):
+    """Sums split, edges; and a pair that tiles cannot be copied of."""
+    if dispatch.INTERPRETED:
+        monkeypatch.setattr(tiles, "has_tma", lambda device: True)
+    x, A, B, bias = make(rows, n, m, rank, dtype, device)
+    for b in (None, bias):
+        y = dispatch.implementation("lowrank_linear", x, rank)(x, A, B, b)
+        exact = reference.linear(x.double(), A.double(), B.double(), None if b is None else b.double())
+        assert_accurate(y, exact, two_products(x, A, B, b))
 
 
 @given(

@@ -3,6 +3,7 @@ pair to fill a GPU: all intermediates, their sums, all outputs. Tiles are copied
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -13,18 +14,36 @@ from sieve_kernels import dispatch, tiles
 from sieve_kernels.arguments import as_rows
 from sieve_kernels.core.launch import TileLaunch
 from sieve_kernels.core.plans import Plans
+from sieve_kernels.lowrank.cpu import linear
 from sieve_kernels.lowrank.gpu import group as by_library
 from sieve_kernels.lowrank.permutation import inverse
-from sieve_kernels.lowrank.triton_kernels.group import group as by_pointers
 from sieve_kernels.lowrank.triton_kernels.matmul import sum_shares, tile_of
 from sieve_kernels.pointwise.triton_columns import join_columns
+from sieve_kernels.pointwise.triton_kernels import begin
 
 MOST_MEMBERS = 3
 
-BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
+FEWEST_SUMMED = 512
+"""Elements along K that a share of the sums must have."""
 
-FEWEST_STEPS = 8
-"""Steps along K that a share of the sums must have."""
+PAIR_RANK, PAIR_INPUTS, PAIR_OUTPUTS = 1024, 2048, 4096
+"""Up to this rank and so many outputs, and from so many inputs on, a pair of `dispatch.HALF_TILE_ROWS` rows is read in
+less time than the library's products take to begin and end."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile of a program and how it is computed."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+
+
+def config(T: int) -> Config:
+    """The tile for T rows: of as many where these are few, and then small, so that there is one for every processor."""
+    return Config(64, 64, 128, 4) if T <= 64 else Config(128, 128, 64, 8)
 
 
 @triton.jit
@@ -81,12 +100,14 @@ def grouped_kernel(
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     OUT: tl.constexpr,
+    PDL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """out_i = a_i b_iᵀ for up to three members, their tiles side by side. Grid: (tiles, shares of the sums)."""
+    begin(PDL)
     first = tl.cdiv(N0, BLOCK_N)
     second = first + tl.cdiv(N1, BLOCK_N)
     row, col = tile_of(tl.program_id(0), M, second + tl.cdiv(N2, BLOCK_N), BLOCK_M, GROUP)
@@ -129,13 +150,14 @@ def prepare(
     rows = as_rows(x)
     (T, n), dtype, device, compute = rows.shape, x.dtype, x.device, tiles.compute_dtype(x.dtype)
     ranks, widths, above = [A.shape[0] for A in As], [B.shape[0] for B in Bs], x.shape[:-1]
-    T_padded = triton.cdiv(T, BLOCK_M) * BLOCK_M
+    tile = config(T)
+    T_padded = triton.cdiv(T, tile.block_m) * tile.block_m
     starts, width = columns(ranks)
-    count = T_padded // BLOCK_M * sum(triton.cdiv(r, BLOCK_N) for r in ranks)
-    shares = max(1, min(dispatch.processors(device) // count, triton.cdiv(n, BLOCK_K) // FEWEST_STEPS))
+    count = T_padded // tile.block_m * sum(triton.cdiv(r, tile.block_n) for r in ranks)
+    shares = max(1, min(dispatch.processors(device) // count, n // FEWEST_SUMMED))
     sums = tiles.accumulator(dtype) if shares > 1 else compute
-    first = _launch(T, ranks, [n] * len(As), shares, sums, dtype)
-    second = _launch(T, widths, ranks, 1, compute, dtype)
+    first = _launch(T, ranks, [n] * len(As), shares, sums, dtype, tile)
+    second = _launch(T, widths, ranks, 1, compute, dtype, tile)
 
     def run(x, As, Bs, biases, permutations=None):
         z = torch.empty((shares * T_padded, width), dtype=sums, device=device)
@@ -163,14 +185,24 @@ def _prepare(
 ) -> Callable[..., list[Tensor]]:
     if serves(x, As, Bs, biases):
         return prepare(x, As, Bs, biases, permutations)
-    if permutations is None and not tiles.has_tma(x.device):
-        return by_pointers
     return by_library.prepare(x, As, Bs, biases, permutations)
 
 
 group = Plans(_prepare)
-"""The same. Groups that these kernels are not for take the library's products, or without TMA kernels that load by
-pointers."""
+"""The same. Groups that these kernels are not for take the library's products."""
+
+
+def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    (r, n), m, rows = A.shape, B.shape[0], x.numel() // max(1, x.shape[-1])
+    fits = rows in dispatch.HALF_TILE_ROWS and r <= PAIR_RANK and n >= PAIR_INPUTS and m <= PAIR_OUTPUTS and m % 8 == 0
+    if bias is not None or not fits or not all(map(tiles.has_descriptor, (as_rows(x), A, B))):
+        return linear
+    run = prepare(x, [A], [B], None)
+    return lambda x, A, B, bias: run(x, [A], [B], None)[0]
+
+
+pair = Plans(_prepare_pair)
+"""y [..., m] = (x Aᵀ) Bᵀ of 33 to 64 rows x [..., n] and a small pair A [r, n], B [m, r]; of others by the library."""
 
 
 def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
@@ -186,22 +218,27 @@ def three(members: Sequence) -> list:
     return [*members, *[members[-1]] * (MOST_MEMBERS - len(members))]
 
 
-def _launch(T: int, Ns: Sequence[int], Ks: Sequence[int], shares: int, out: torch.dtype, dtype: torch.dtype):
+def _launch(
+    T: int, Ns: Sequence[int], Ks: Sequence[int], shares: int, out: torch.dtype, dtype: torch.dtype, tile: Config
+) -> TileLaunch:
     """The launch of products a_i [T, K_i] · b_i [N_i, K_i] transposed; it takes three a, three b and three outputs."""
     missing = [0] * (MOST_MEMBERS - len(Ns))
-    height = triton.cdiv(T, BLOCK_M)
+    m, n, k = tile.block_m, tile.block_n, tile.block_k
+    height = triton.cdiv(T, m)
     return TileLaunch(
         grouped_kernel,
-        (height * sum(triton.cdiv(N, BLOCK_N) for N in Ns), shares),
-        [(BLOCK_M, BLOCK_K)] * 3 + [(BLOCK_N, BLOCK_K)] * 3 + [(BLOCK_M, BLOCK_N)] * 3,
-        (T, *Ns, *missing, *Ks, *missing, height * BLOCK_M),
+        (height * sum(triton.cdiv(N, n) for N in Ns), shares),
+        [(m, k)] * 3 + [(n, k)] * 3 + [(m, n)] * 3,
+        (T, *Ns, *missing, *Ks, *missing, height * m),
         SPLIT_K=shares,
         OUT=tiles.TRITON_DTYPES[out],
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        BLOCK_K=BLOCK_K,
+        PDL=not tiles.INTERPRETED,
+        launch_pdl=not tiles.INTERPRETED,
+        BLOCK_M=m,
+        BLOCK_N=n,
+        BLOCK_K=k,
         GROUP=8,
-        num_warps=8,
+        num_warps=tile.num_warps,
         num_stages=4,
         **tiles.arithmetic(dtype),
     )
