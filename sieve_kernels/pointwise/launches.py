@@ -30,7 +30,7 @@ def begin(PDL: tl.constexpr):
 
 def common_constants(x: Tensor) -> dict[str, object]:
     """What every kernel is told, for an input x."""
-    overlapping = tiles.has_tma(x.device)
+    overlapping = tiles.has_tma(x.device) and not tiles.INTERPRETED
     return {
         "WIDE": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
         "PDL": overlapping,

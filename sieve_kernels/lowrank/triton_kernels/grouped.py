@@ -18,8 +18,8 @@ from sieve_kernels.lowrank.cpu import linear
 from sieve_kernels.lowrank.gpu import group as by_library
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.triton_kernels.matmul import sum_shares, tile_of
+from sieve_kernels.pointwise.launches import begin
 from sieve_kernels.pointwise.triton_columns import join_columns
-from sieve_kernels.pointwise.triton_kernels import begin
 
 MOST_MEMBERS = 3
 
