@@ -80,6 +80,11 @@ class Case:
     rank: int | None = None  # instead of the problem's
     targets: tuple[str, ...] = tuple(TARGETS)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether its traffic is: the interpreter takes the way of GPUs without TMA."""
+        return self.targets == tuple(TARGETS)
+
     def problems(self, problems: dict[str, Problem], dtype: torch.dtype) -> dict[str, Problem]:
         """Those of `problems` that the case serves, by shape class."""
         shapes = {shape: replace(p, dtype=dtype) for shape, p in problems.items() if shape in self.shapes}

@@ -26,7 +26,7 @@ def rows(names: list[str]) -> list[dict]:
     found = []
     for case in CASES:
         for dtype in DTYPES:
-            if case.name in names and dtype in case.dtypes:
+            if case.name in names and dtype in case.dtypes and case.is_counted:
                 for shape, problem in case.problems(COUNTED, dtype).items():
                     where = {"case": case.name, "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
                     found.append(where | {"moved": moved(case, problem), "minimum": case.minimum(problem)})
