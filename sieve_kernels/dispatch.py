@@ -33,11 +33,11 @@ FEW_ROWS_GPU = 32
 an H100, they are faster than the library's products at 16 rows and slower at 64."""
 
 SOME_ROWS_GPU = range(129, 513)
-"""Rows for which a library product of each member of a group leaves much of a GPU idle: they take launches for all
-members. Fewer rows do well on streams of their own, and products of more fill the GPU."""
+"""Rows for which a library product of each member of a group leaves much of a GPU idle: launches for all members can
+serve. Fewer rows do well on streams of their own, and products of more fill the GPU."""
 
 HALF_TILE_ROWS = range(FEW_ROWS_GPU + 1, 65)
-"""Rows of which a tile holds all, in half of its usual height: small pairs of so many take launches of their own."""
+"""Rows of which a tile of half the usual height holds all: small pairs of so many can take launches of their own."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
             "lowrank.triton_kernels.grouped:pair",
             "tiles of few rows, sums split to fill the GPU",
             _half_tile,
-            _on_gpu,
+            _never,
         ),
         Rule("torch", "lowrank.cpu:linear", "two library products", _anywhere, _by_library),
         _few("lowrank.triton_kernels.few_rows:linear"),
@@ -228,7 +228,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
             "lowrank.triton_kernels.grouped:group",
             "tiles of all layers side by side, sums split to fill the GPU",
             _grouped,
-            _on_gpu,
+            _never,
         ),
         Rule("torch", "lowrank.gpu:group", "library products", _on_gpu, _by_library),
         _few("lowrank.triton_kernels.few_rows:group"),

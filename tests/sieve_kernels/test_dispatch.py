@@ -80,24 +80,26 @@ def test_a_gpu_takes_triton_between_products(operator):
         assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows)) == "triton"
 
 
-def test_half_a_tile_of_rows(monkeypatch):
+@pytest.mark.parametrize(
+    ("operator", "rank", "served", "not_served"),
+    [
+        ("lowrank_linear", 1024, dispatch.HALF_TILE_ROWS, (32, 65)),
+        ("lowrank_linear_group", 4, dispatch.SOME_ROWS_GPU, (128, 513)),
+    ],
+)
+def test_what_no_gpu_has_measured_is_taken_only_if_asked_for(monkeypatch, operator, rank, served, not_served):
+    """On GPUs that copy tiles, as from Hopper on."""
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
-        assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 64, 1024)) == name
-    assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 64, 1025)) == "torch"
-    assert choose("lowrank_linear", dispatch.Call(GPU, torch.float32, 64, 64)) == "torch"
-
-
-def test_some_rows_of_a_group(monkeypatch):
-    """Launches for all members on GPUs that copy tiles, as from Hopper on."""
-    monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
-        for rows in dispatch.SOME_ROWS_GPU[::100]:
-            assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == name
-    for rows in (dispatch.SOME_ROWS_GPU.start - 1, dispatch.SOME_ROWS_GPU.stop):
-        assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == "torch"
+        for rows in served[::100]:
+            call = dispatch.Call(GPU, torch.bfloat16, rows, rank)
+            assert choose(operator, call) == "torch"
+            assert choose(operator, call, "triton_grouped") == name
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for rows in not_served:
+        assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows, rank), "triton_grouped") != "triton_grouped"
+    assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 64, 1025), "triton_grouped") == "torch"
 
 
 def test_mlp_on_a_gpu():
