@@ -59,6 +59,9 @@ def act_mul_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    if GATE_INDEXED or UP_INDEXED:
+        # Two neighbours of each row a thread: a warp loads one of every thread at a time, and they lie in few lines.
+        cols = tl.max_contiguous(cols, 2)
     begin(PDL)
     gates, gates_inside = named_columns(gate_index_ptr, cols, n, gate_width, GATE_INDEXED)
     ups, ups_inside = named_columns(up_index_ptr, cols, n, up_width, UP_INDEXED)
@@ -93,6 +96,8 @@ def gather_columns_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    # Two neighbours of each row a thread: a warp loads one of every thread at a time, and they lie in few lines.
+    cols = tl.max_contiguous(cols, 2)
     begin(PDL)
     named, inside = named_columns(index_ptr, cols, n, width, True)
     if BIASED:
@@ -128,6 +133,8 @@ def join_columns_kernel(
     across = tl.cdiv(n, BLOCK)
     first = tl.program_id(0) // across * ROWS
     cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    # Two neighbours of each row a thread: a warp loads one of every thread at a time, and they lie in few lines.
+    cols = tl.max_contiguous(cols, 2)
     begin(PDL)
     # Indices come from a tensor that the host does not look at: those outside read nothing.
     named = tl.load(index_ptr + cols, mask=cols < n, other=-1).to(tl.int32)
