@@ -267,10 +267,10 @@ CASES = (
         "rotary",
         "pointwise.triton_kernels:rotary",
         lambda t, p: (
-            *(t(1, p.T, heads, _head(p)).transpose(1, 2) for heads in (32, 8)),
+            *(t(1, p.T, heads, _head(p)).transpose(1, 2) for heads in (8, 2)),
             *(t(1, p.T, _head(p)) for _ in range(2)),
         ),
-        lambda p: p.size * 2 * (32 + 8 + 1) * p.T * _head(p),
+        lambda p: p.size * 2 * (8 + 2 + 1) * p.T * _head(p),
     ),
     Case(
         "act_mul",

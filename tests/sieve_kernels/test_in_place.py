@@ -59,6 +59,8 @@ def operators(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[T
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", operators(torch.float32, torch.device("cpu")))
 def test_outputs_can_be_changed_in_place(implementation, name, shape, dtype, device):
+    if implementation == "torch_gpu" and shape == SHAPES["blocks"]:
+        pytest.skip("blocks of tokens are the CPU's alone")
     operator, x = operators(dtype, device)[name], torch.randn(shape, device=device).to(dtype)
 
     def gradient(in_place: bool) -> Tensor:
