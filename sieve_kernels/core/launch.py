@@ -45,9 +45,7 @@ class Launch:
         names = kernel.arg_names
         behind = [name for name in names if name in constants]
         pointers = names[: len(names) - len(behind) - len(self.scalars)]
-        self._holes = [pointers.index(name) for name in pointers if tensors is None or name in tensors]
-        if tensors is not None:
-            self._holes = [pointers.index(name) for name in tensors]
+        self._holes = [pointers.index(name) for name in (pointers if tensors is None else tensors)]
         self._template = [*(None for _ in pointers), *self.scalars, *(constants[name] for name in behind)]
         self._run: Callable | None = None
         self._device = -1
@@ -65,7 +63,8 @@ class Launch:
 
     def _with_checks(self, tensors: Sequence[Tensor | None]) -> None:
         """The first call, and every one while another device is current."""
-        pointers: list[object] = [None] * (len(self._template) - len(self.scalars) - self._constant_count())
+        behind = sum(name in self.constants for name in self.kernel.arg_names)
+        pointers: list[object] = [None] * (len(self._template) - len(self.scalars) - behind)
         for hole, tensor in zip(self._holes, tensors, strict=True):
             pointers[hole] = self._passed(hole, tensor)
         if not tensors[0].is_cuda:  # interpreted, or compiled for a target that is not there
@@ -83,9 +82,6 @@ class Launch:
     def _passed(self, at: int, tensor: Tensor | None) -> object:
         """What Triton takes for the tensor of this parameter."""
         return tensor
-
-    def _constant_count(self) -> int:
-        return sum(name in self.constants for name in self.kernel.arg_names)
 
 
 class TileLaunch(Launch):
