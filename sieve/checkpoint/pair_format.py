@@ -10,7 +10,6 @@ from torch import nn
 
 from sieve.errors import InputError
 from sieve.layers import LowRankLinear, PivotedLinear
-from sieve.matrices import replace
 
 FORMATS = ("pivoted", "plain")
 
@@ -32,6 +31,9 @@ def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
+    # Importing this module must not import transformers.
+    from sieve.matrices import replace
+
     other, convert = (PivotedLinear, _plain) if name == "plain" else (LowRankLinear, _pivoted)
     pairs = {at: pair for at, pair in model.named_modules(remove_duplicate=False) if type(pair) is other}
     present = getattr(model.config, "quantization_config", None)
