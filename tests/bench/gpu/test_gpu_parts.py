@@ -24,7 +24,11 @@ def place(tmp_path) -> Place:
     return Place(torch.device("cpu"), time.monotonic() + 60, tmp_path)
 
 
-@pytest.mark.parametrize("name", JOBS)
+EAGER = "decoder.eager"
+"""The same models as in graphs, which a CPU does not have."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(job, marks=[pytest.mark.slow] * job.startswith(EAGER)) for job in JOBS])
 def test_job(name, place):
     """It gives the cells that it promises, all of them positive numbers."""
     cells = JOBS[name].run(place)
