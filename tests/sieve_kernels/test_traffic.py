@@ -24,7 +24,12 @@ def test_masked_elements_do_not_count():
     assert traffic.moved(case, Problem(1, 3, 5, 2)) == 2 * (1 * 3 + 2 * 3 + 5 * 2 + 5 + 1 * 5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.is_counted], ids=lambda case: case.name)
+def marked(case: Case):
+    """Backward passes launch the kernels of the others, and take the longest."""
+    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.name.endswith("backward"))
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES if case.is_counted])
 def test_no_more_than_stored(case: Case):
     """Never below what the algorithm must move, never above what it moved when the table was stored (`make aot`)."""
     for shape, problem in case.problems(COUNTED, torch.bfloat16).items():
