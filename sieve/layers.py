@@ -241,13 +241,9 @@ def centred_bias(bias: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dt
     return (shift.float() if bias is None else bias.detach().float() + shift.float()).to(dtype)
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether `layer` is an untouched nn.Linear: no subclass, wrapper, tensor subclass, hook or patched forward."""
-    return _plain_parameters(layer) is not None
-
-
 def _plain_parameters(layer: nn.Module) -> dict[str, nn.Parameter | None] | None:
-    """Weight and bias of a plain layer; None of any other."""
+    """Weight and bias of an untouched nn.Linear; None of anything else: a subclass, a wrapper, one that holds a tensor
+    subclass, has a hook or a patched forward."""
     if type(layer) is nn.Linear and holds_plain_tensors(layer) and is_untouched(layer):
         return layer._parameters
     return None

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
-from sieve_kernels.glu import cpu as library
-from sieve_kernels.glu.mlp import parts
+from sieve_kernels.glu import gpu, reference
 from sieve_kernels.glu.triton_kernels import activate
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.triton_kernels import few_rows
@@ -165,12 +164,7 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str, out_at: 
 
 def middle_of(layers: Sequence[Layer]) -> int:
     """Hidden units, whose gates and ups are the outputs of two layers or of one."""
-    return width_of(layers[0]) // (3 - len(layers))
-
-
-def width_of(layer: Layer) -> int:
-    """The outputs of a layer."""
-    return layer[-1].shape[0] if len(layer) != 2 else layer[1].shape[0]
+    return reference.width(layers[0]) // (3 - len(layers))
 
 
 def _launch(
@@ -217,7 +211,7 @@ def _launch(
 
 def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Callable:
     if not few_rows.serves(x, A_gate, B_gate, A_up, B_up):
-        return library.swiglu
+        return gpu.swiglu
     inner, size = _prepare_inner(x, ((A_gate, B_gate), (A_up, B_up)), activation, 0)
     dtype, make_z = x.dtype, allocation((size,), x.dtype, x.device)
     make_y = allocation((*x.shape[:-1], B_gate.shape[0]), dtype, x.device)
@@ -237,8 +231,8 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
     """
     *inner, down = layers
     if not few_rows.serves(x, *chain(*(layer[:2] for layer in layers))) or middle_of(inner) % ALIGNED:
-        return parts
-    (T, _), m, k, dtype, paired = rows_of(x), middle_of(inner), width_of(down), x.dtype, len(down) > 1
+        return gpu.mlp
+    (T, _), m, k, dtype, paired = rows_of(x), middle_of(inner), reference.width(down), x.dtype, len(down) > 1
     _, between = columns([layer[0].shape[0] for layer in inner if len(layer) > 1])
     middle, h_at = _prepare_inner(x, inner, activation, T * between)
     z_at, width = h_at + triton.cdiv(T * m, 16) * 16, columns([down[0].shape[0]])[1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from sieve_kernels import dispatch, tiles
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
-from sieve_kernels.lowrank import cpu as library
+from sieve_kernels.lowrank import cpu, gpu
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import few_rows_kernel
 
@@ -224,7 +224,7 @@ def _prepare_group(
 ) -> Callable:
     """Two launches for all layers: every z_i = x A_iᵀ, side by side, then every y_i."""
     if len(As) > MOST_MEMBERS or not serves(x, *As, *Bs):
-        return library.group if permutations is None else _one_by_one
+        return gpu.group.prepare(x, As, Bs, biases, permutations)
     dtype, ranks, T = x.dtype, [A.shape[0] for A in As], rows_of(x)[0]
     at, width = columns(ranks)
     heights = [B.shape[0] + (0 if permutations is None else r) for B, r in zip(Bs, ranks, strict=True)]
@@ -253,11 +253,6 @@ def _prepare_group(
     return run
 
 
-def _one_by_one(x, As, Bs, biases, permutations):
-    biases = biases or [None] * len(As)
-    return [library.pivoted(x, *of) for of in zip(As, Bs, permutations, biases, strict=True)]
-
-
 def intermediates(x: Tensor, As: Sequence[Tensor]) -> Launch:
     """The launch of every z_i = x A_iᵀ, side by side as `columns` has it; it takes x, the A_i, and z for each."""
     (T, n), (at, width) = rows_of(x), columns([A.shape[0] for A in As])
@@ -277,7 +272,7 @@ def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, B):
-        return library.linear
+        return cpu.linear
     first, second, make_z, make_y = _pair(x, A, B, bias, pivoted=False)
     dtype = x.dtype
 
@@ -295,7 +290,7 @@ def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Calla
 
 def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, C):
-        return library.pivoted
+        return gpu.pivoted
     first, second, make_z, make_y = _pair(x, A, C, bias, pivoted=True)
     dtype = x.dtype
 
@@ -335,7 +330,7 @@ def _pair(
 def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:
     """One launch."""
     if not serves(x, W):
-        return library.dense
+        return cpu.dense
     (T, n), m, dtype = rows_of(x), W.shape[0], x.dtype
     products = [Product(m, n, W.stride(0), m)]
     launch = make_launch(T, row_stride(x), products, x.device, early=False, biased=bias is not None)
