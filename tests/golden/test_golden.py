@@ -1,0 +1,83 @@
+"""Results of today's code, replayed: reorganising it changes none of them.
+
+Everywhere: factors, models and saved folders, up to rounding. Bits, plans of searches and the report, which near ties
+decide, only on the kind of machine that golden.json was written on. New keys may be added.
+"""
+
+import json
+
+import pytest
+import torch
+
+import sieve
+from sieve.recipe import Recipe
+from tests.golden.replay import FAMILIES, GOLDEN, HERE, SEARCHES, family, logits, machine, run, searched
+
+WANTED = json.loads(GOLDEN.read_text())
+SAME = machine() == WANTED["machine"]
+FOLDERS = ("pairs", "pivoted", "masks", "shared")
+here_only = pytest.mark.skipif(not SAME, reason="golden.json was written on another kind of machine")
+
+
+def differences(wanted, got, place="") -> list[str]:
+    """What was lost or changed, by its place; `got` may hold more."""
+    if isinstance(wanted, dict) and isinstance(got, dict):
+        lost = [f"{place}/{key} is gone" for key in wanted if key not in got]
+        return lost + [
+            line for key in wanted if key in got for line in differences(wanted[key], got[key], f"{place}/{key}")
+        ]
+    if isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
+        pairs = enumerate(zip(wanted, got, strict=True))
+        return [line for i, (one, other) in pairs for line in differences(one, other, f"{place}/{i}")]
+    if isinstance(wanted, float) and isinstance(got, int | float):
+        alike = got == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+    elif place.endswith("/bits"):
+        alike = not SAME or got == wanted
+    else:
+        alike = got == wanted
+    return [] if alike else [f"{place}: {got!r}, not {wanted!r}"]
+
+
+def as_json(value):
+    return json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_factors_and_pruned_models(name, tmp_path):
+    assert differences(WANTED["families"][name], as_json(family(name, tmp_path))) == []
+
+
+@here_only
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches(name, tmp_path):
+    assert differences(WANTED["searches"][name], as_json(searched(name, tmp_path))) == []
+
+
+@here_only
+def test_the_main_job(tmp_path):
+    assert differences(WANTED["run"], as_json(run(tmp_path))) == []
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_of_version_1_are_read(name):
+    model, _ = sieve.load(HERE / name)
+    assert differences(WANTED["folders"][name], logits(model)) == []
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_recipes_of_version_1_are_read(name):
+    recipe = Recipe.load(HERE / name / "recipe.yaml")
+    assert recipe.task == "geography"
+    assert recipe.method == ("wanda" if name == "masks" else "output_aligned")
+
+
+def test_statistics_of_version_1_are_read():
+    statistics = sieve.Statistics.load(HERE / "statistics.safetensors", torch.device("cpu"))
+    assert statistics.tokens > 100
+    assert len(statistics.sources) == 14
+
+
+def test_a_difference_shows():
+    wanted = {"a": [1.0, {"b": "x"}], "c": 2}
+    assert differences(wanted, {"a": [1.0, {"b": "x"}], "c": 2, "new": 0}) == []
+    assert differences(wanted, {"a": [1.1, {"b": "y"}]}) == ["/c is gone", "/a/0: 1.1, not 1.0", "/a/1/b: 'y', not 'x'"]
