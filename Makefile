@@ -24,8 +24,10 @@ $(VENV)/ready: pyproject.toml constraints.txt $(SOURCES)
 demo: setup
 	$(BIN)/sieve demo
 
+# Workers that share the tests, each on one thread: at most as many as there are cores.
+WORKERS ?= 2
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # As other processors would run it: minutes, and so not part of `make test`.
 test-cpus: setup

@@ -12,12 +12,21 @@ from accuracy import assert_accurate
 
 from sieve_kernels import (
     SettingError,
+    channel_sums,
+    cross_gram_,
     dispatch,
+    gram_,
+    linear,
     lowrank_linear,
     lowrank_linear_group,
     lowrank_linear_pivoted,
+    lowrank_linear_population,
+    lowrank_linear_quantized,
     lowrank_swiglu,
     native,
+    quantize_rows,
+    rms_norm,
+    rotary,
 )
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
@@ -99,18 +108,44 @@ def test_a_library_of_another_version(monkeypatch):
     assert "reinstall" in why
 
 
-def test_same_bits_for_any_number_of_threads():
-    x, A, B = make((40, 512), (200, 512), (900, 200))
+# Many rows of float32 are torch's, whose sums depend on threads.
+@pytest.mark.parametrize(("dtype", "sizes"), [(torch.bfloat16, (1, 7, 40)), (torch.float32, (1, 7))])
+def test_same_bits_for_any_number_of_threads(dtype, sizes):
+    """Of every compiled operator, on operands that several threads share."""
+    x, A, B, C = make((40, 512), (200, 512), (900, 200), (700, 200), dtype=dtype)
+    permutation, mask, angles = torch.randperm(900), torch.rand(40) < 0.7, torch.randn(1, 40, 64).to(dtype)
+    heads = torch.randn(1, 8, 40, 64).to(dtype)
+    weight, many = torch.rand(512).to(dtype), torch.randn(3000, 512).to(dtype)
+    ranks = torch.tensor([200, 64, 7])
+
+    def results(rows: int) -> list[torch.Tensor]:
+        few = x[:rows]
+        return [
+            lowrank_linear(few, A, B),
+            linear(few, A),
+            *lowrank_linear_group(few, [A, A[:50]], [B, C[:, :50]]),
+            lowrank_linear_pivoted(few, A, C, permutation),
+            lowrank_swiglu(few, A, B, A, B),
+            lowrank_linear_population(few[:2].expand(3, -1, -1), A, B, ranks),
+            lowrank_linear_quantized(few, *quantize_rows(A, 8), *quantize_rows(B, 8)),
+            rms_norm(few, weight, 1e-6),
+            *rotary(heads[:, :, :rows], heads[:, :2, :rows], angles[:, :rows], angles[:, :rows]),
+            *channel_sums(few, mask[:rows]),
+        ]
+
     before = torch.get_num_threads()
+    found = []
     try:
-        results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append([lowrank_linear(x[:rows], A, B) for rows in (1, 7, 40)])
+            found.append([y for rows in sizes for y in results(rows)])
+            found[-1] += [rms_norm(many, weight, 1e-6), *channel_sums(many, None)]
+            if native.has_amx():
+                found[-1] += [gram_(torch.zeros(512, 512), many), cross_gram_(torch.zeros(512, 512), many, many)]
     finally:
         torch.set_num_threads(before)
-    for others in results[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
 def test_helpers_of_a_passive_openmp():
