@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, StaticCache
 from sieve.fusion import fuse_
 from sieve.layers import LowRankLinear
 from sieve.matrices import low_rank, prunable, replace
-from sieve.models import EMBEDDED_MODEL, load_model
+from sieve.models import load_model
+from sieve.options.model import EMBEDDED_MODEL
 from sieve.plan import Plan
 
 KEPT = 0.5

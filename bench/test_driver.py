@@ -13,7 +13,8 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import batches, calibration_sequences
 from sieve.fusion import fuse_
 from sieve.matrices import low_rank, prunable, replace
-from sieve.models import EMBEDDED_MODEL, load_model
+from sieve.models import load_model
+from sieve.options.model import EMBEDDED_MODEL
 from sieve.plan import Plan
 from sieve.tasks import load_task
 

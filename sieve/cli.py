@@ -17,7 +17,7 @@ from sieve import __version__, progress
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.files import require_new
 from sieve.options import command_line as given
-from sieve.options.model import check_dtype
+from sieve.options.model import check_device, check_dtype, find_model
 from sieve.recipe import Recipe
 from sieve.tasks import builtin_tasks, load_task
 from sieve.tasks.splits import check_seed, check_split
@@ -192,6 +192,7 @@ def _prune(
         if not resume:
             require_new(output)
         load_task(recipe.task, data)
+        find_model(recipe.model)
         from sieve import pipeline
         from sieve.report.show import show_report
 
@@ -234,10 +235,14 @@ def evaluate(
     """Score MODEL on a task. For a pruned folder the task and seed default to those of its recipe."""
     check_split(split)
     check_dtype(dtype or "auto")
+    check_device(device or "auto")
     if seed is not None:
         check_seed(seed)
     if task is not None:
         load_task(task, data)
+    for source in (model, against):
+        if source is not None:
+            find_model(source)
     from sieve.evaluation import evaluate_source
     from sieve.report.show import chance_line
 
@@ -287,6 +292,7 @@ def calibrate(
     )  # fmt: skip
     require_new(output)
     load_task(recipe.task)
+    find_model(recipe.model)
     from sieve.calibration import calibrate, require_place
     from sieve.models import load_model
 

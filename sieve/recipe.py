@@ -14,7 +14,7 @@ from sieve.errors import InputError
 from sieve.methods import MASKS, NESTED
 from sieve.options.calibration import MINIMUM_TOKENS, check_shrinkage
 from sieve.options.masks import MaskOptions
-from sieve.options.model import EMBEDDED_MODEL, check_dtype
+from sieve.options.model import EMBEDDED_MODEL, check_device, check_dtype
 from sieve.options.search import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.tasks.splits import check_seed
 from sieve.tasks.stored import TASK_FILE
@@ -138,6 +138,7 @@ class Recipe:
         if self.method not in (*NESTED, *MASKS):
             raise InputError(f"unknown method {shorten(self.method)}: choose one of {', '.join((*NESTED, *MASKS))}")
         check_dtype(self.dtype)
+        check_device(self.device)
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
 

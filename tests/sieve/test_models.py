@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, GgufConfig, T5Config, T5ForCondit
 
 from sieve.checkpoint import save
 from sieve.errors import InputError, NumericsError, StorageError
-from sieve.models import EMBEDDED_MODEL, _gguf_file, load_model
+from sieve.models import load_model
+from sieve.options.model import EMBEDDED_MODEL, find_model
 from sieve.utils.identity import model_fingerprint
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
@@ -82,7 +83,7 @@ class TestSources:
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_embedded_model_equals_what_transformers_reads(self, dtype):
-        path = _gguf_file(EMBEDDED_MODEL)
+        path = Path(find_model(EMBEDDED_MODEL).place)
         expected = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
         )

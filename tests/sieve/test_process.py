@@ -192,16 +192,25 @@ def test_quick_commands_import_no_torch(tmp_path):
         --granularity x; --workers -1; --workers x; --workers 2; --kept 2; --population 0; --bottlenecks -1; --method x;
         --shrinkage 2; --shrinkage x; --calibration-tokens 3; --rank-multiple 0; --seed -1; --search uniform --paper;
         --tau 0.3; --no-surrogate; --method wanda --search budget; --method wanda --pattern 3:5; --budget x;
-        --method wanda --refit; --task nothing.yaml; --task nothing; --output there; --data nothing"""
+        --method wanda --refit; --task nothing.yaml; --task nothing; --output there; --data nothing;
+        --device x; --device gpu; --device cpu:cpu; --device meta; --device cuda:x"""
     prune = ["prune", "m", "--task", "geography", "--output", "o"]
     wrong = [[*prune, *value.split()] for value in values.split(";")]
     wrong += [["prune"], ["prune", "--config", "recipe.yaml", "--output", "o"], ["prune", "--resume", "nothing"]]
     wrong += [["calibrate", "m", "--output", "x"], ["calibrate", "m", "--task", "geography", "--output", "there"]]
     wrong += [["eval", "m", *value.split()] for value in ("--split x", "--dtype x", "--seed -1", "--task x")]
+    tail = ["--task", "geography", "--output", "o"]
+    wrong += [["eval", "m", "--device", "x"], ["calibrate", "m", *tail, "--device", "x"]]
+    for model in ("no/such/folder", "./nothing", "nobody/nothing", "nothing", "nothing.gguf", "recipe.yaml", "there"):
+        wrong += [[command, model, *tail] for command in ("prune", "calibrate")]
+        wrong += [["eval", model], ["eval", "model", "--task", "geography", "--against", model]]
     commands = [*fine, *wrong, ["info", "nothing"]]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     done = subprocess.run(
-        [sys.executable, "-c", QUICK], input=json.dumps(commands), capture_output=True, text=True, cwd=tmp_path
-    )
+        [sys.executable, "-c", QUICK], input=json.dumps(commands), capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"HF_ENDPOINT": "http://localhost:9"},
+    )  # fmt: skip
     outcomes = [json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("outcome ")]
     for command, outcome in zip(commands, outcomes, strict=True):
         assert outcome == [0 if command in fine else 2, []], f"{command}: {done.stderr}"

@@ -19,7 +19,8 @@ from sieve.calibration import calibrate
 from sieve.errors import InputError, NumericsError
 from sieve.fitness import evaluate
 from sieve.fitness.generation import _Stop, greedy_answers
-from sieve.models import EMBEDDED_MODEL, load_model
+from sieve.models import load_model
+from sieve.options.model import EMBEDDED_MODEL
 from sieve.tasks import Example, Task, encode, load_task
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
 
