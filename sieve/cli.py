@@ -22,6 +22,7 @@ from sieve.recipe import Recipe
 from sieve.tasks import builtin_tasks, load_task
 from sieve.tasks.splits import check_seed, check_split
 from sieve.utils import interrupts, streams
+from sieve.utils.messages import one_line
 from sieve.utils.terminal import console, printable
 
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
@@ -383,8 +384,7 @@ def _run() -> int:
     except SieveError as error:
         return _fail(str(error), error.exit_code)
     except Exception as error:
-        message = " ".join(str(error).split())
-        return _fail(f"unexpected {type(error).__name__}: {message} (SIEVE_TRACEBACK=1 shows where)", 1)
+        return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (SIEVE_TRACEBACK=1 shows where)", 1)
     return 0
 
 

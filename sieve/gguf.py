@@ -24,6 +24,7 @@ from sieve.files import (
     why_untrusted,
     write_json,
 )
+from sieve.utils.messages import one_line
 
 _FORMAT = 1  # of the folder: raise it when the conversion changes
 _MANIFEST = "manifest.json"
@@ -102,8 +103,9 @@ def _convert(gguf: Path, folder: Path) -> None:
             place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
         )
     except Exception as error:  # of many kinds, from four libraries
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read {gguf}: {reason}; give the model as safetensors or another GGUF file") from error
+        raise InputError(
+            f"cannot read {gguf}: {one_line(error)}; give the model as safetensors or another GGUF file"
+        ) from error
     model.save_pretrained(folder, max_shard_size=_SHARD)
     tokenizer.save_pretrained(folder)
 

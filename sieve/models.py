@@ -17,7 +17,7 @@ from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
 from sieve.options.model import check_device, check_dtype, find_model, no_device, not_in_cache
-from sieve.utils.messages import shorten
+from sieve.utils.messages import one_line, shorten
 from sieve_kernels import SettingError, check_settings
 
 if TYPE_CHECKING:
@@ -117,10 +117,9 @@ def going_backward(model: nn.Module) -> Iterator[None]:
         with torch.enable_grad():
             yield
     except (AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{type(model).__name__} gives no gradients in evaluation mode: use --search uniform, and a method other "
-            f"than loss_aware ({reason})"
+            f"than loss_aware ({one_line(error)})"
         ) from error
 
 
@@ -215,5 +214,4 @@ def _input_errors(source: str) -> Iterator[None]:
                 f"{source} brings code of its own, which runs only if you trust it: read it, then allow it by "
                 "--trust-remote-code, in Python trust_remote_code=True"
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"cannot load {source}: {reason}") from error
+        raise InputError(f"cannot load {source}: {one_line(error)}") from error

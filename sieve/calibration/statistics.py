@@ -16,6 +16,7 @@ from sieve.calibration.text import Text
 from sieve.errors import InputError, StorageError
 from sieve.files import atomic_file
 from sieve.utils.identity import differences, tensors_digest
+from sieve.utils.messages import one_line
 
 VERSION = 3
 SUMS = ("x", "|x|", "x²")  # what is summed of every input channel, in the order of the rows
@@ -94,10 +95,9 @@ class Statistics:
         except StorageError:
             raise
         except Exception as error:  # damaged headers make safetensors and the parser of JSON raise errors of many kinds
-            reason = " ".join(f"{error}".split())[:200]
             raise StorageError(
-                f"{path} is no calibration of Sieve's, or damaged ({reason}): remove it if it is one, or name another "
-                "file with --statistics"
+                f"{path} is no calibration of Sieve's, or damaged ({one_line(error)}): remove it if it is one, or name "
+                "another file with --statistics"
             ) from None
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sieve.errors import InputError
 from sieve.fitness.normalise import ARTICLES, words
+from sieve.utils.messages import one_line
 
 Metric = Callable[[str, Sequence[str]], float]  # (answer, references) → score in [0, 1]
 _LIBRARIES = {"rouge_l": ("rouge_score", "rouge-score"), "bleu": ("sacrebleu",) * 2, "chrf": ("sacrebleu",) * 2}
@@ -149,7 +150,7 @@ def _checked(function: Metric, name: str) -> Metric:
         try:
             score = float(function(answer, references))
         except Exception as error:  # whatever a user's function raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"metric {name} failed for the answer {answer[:60]!r}: {reason}") from error
         if not 0 <= score <= 1 or math.isnan(score):
             raise InputError(f"metric {name} gave {score} for the answer {answer[:60]!r}: it must be in [0, 1]")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.sparse import to_sparse_semi_structured
 
 from sieve.layers import holds_plain_tensors
+from sieve.utils.messages import one_line
 
 PATTERN = "2:4"
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -44,7 +45,7 @@ def sparse_(model: nn.Module) -> int:
         try:
             compressed = to_sparse_semi_structured(weight.detach())
         except (RuntimeError, NotImplementedError, ValueError) as error:  # this build of torch lacks the kernels
-            warnings.warn(f"2:4 masks run dense: {' '.join(str(error).split())[:200]}", stacklevel=2)
+            warnings.warn(f"2:4 masks run dense: {one_line(error)}", stacklevel=2)
             return count
         layer.weight = nn.Parameter(compressed, requires_grad=False)
         count += 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from sieve.errors import InputError, StorageError
 from sieve.report.show import show_report
+from sieve.utils.messages import one_line
 from sieve.utils.terminal import console
 
 
@@ -25,6 +26,6 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         if not all(isinstance(kept, int | float) for kept in report["kept"].values()):
             raise TypeError("kept must hold numbers")
     except Exception as error:  # a field that is missing, or of any other kind, fails in its own way
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(f"{error}".split())[:200]
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise StorageError(f"{path} is damaged: {reason}; `sieve prune` makes it") from None
     return report
