@@ -1,7 +1,7 @@
 """The main job: from a recipe to a folder that holds the pruned model."""
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -147,7 +147,7 @@ def _pruned(
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
         scores["dense"]["test"] = dense_test
-        left = _left_dense(model, factors, recipe)
+        left = _left_dense(model, factors, recipe, result.unpredicted)
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
         # What was confirmed is what is stored now: only the test split has not been asked yet.
@@ -209,10 +209,13 @@ def _general(
     return calibrate(model, tokenizer, text, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics)
 
 
-def _left_dense(model: PreTrainedModel, factors: Container[str], recipe: Recipe) -> dict[str, str]:
+def _left_dense(
+    model: PreTrainedModel, factors: Container[str], recipe: Recipe, unpredicted: Sequence[str]
+) -> dict[str, str]:
     """What no plan could prune of the dense model: matrices, or with asterisks those of all blocks → why."""
     layers = prunable(model)
     skipped = {name: f"its rows do not divide by {recipe.pattern}" for name in layers if name not in factors}
+    skipped |= dict.fromkeys(unpredicted, "the answers have no gradient there")
     return by_pattern(left_dense(model) | skipped, layers)
 
 

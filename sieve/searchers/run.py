@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,20 @@ from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
 from sieve.models import evaluating
 from sieve.options.search import Options, check_mask_search, check_options, default_search
-from sieve.plan import Matrix, Plan
+from sieve.plan import DENSE, Matrix, Plan
 from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.budget import budget, smaller
 from sieve.searchers.confirm import confirm
 from sieve.searchers.ga import ga
-from sieve.searchers.objective import measure, size_of
+from sieve.searchers.objective import SizeOf, measure, size_of
 from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.signal import DECIDING, dense_scores, require_signal
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
 from sieve.utils.identity import identity_of
+from sieve.utils.messages import listed
 
 # A searcher yields candidates that the fitness split accepts, the one it would choose first. Where a size is asked for,
 # all that it yields are tried on the validation split, and the best is taken.
@@ -70,6 +71,7 @@ class SearchResult:
         measured on the first slice of the fitness examples; a mean over generations.
     bottlenecks: of the searches that vary matrices one by one, else None.
     smaller: plans that go on from `plan` to ever smaller sizes, the smallest first: what a refit may reach.
+    unpredicted: matrices that were left dense, as the answers have no gradient there.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class SearchResult:
     rank_correlation: float | None = None
     bottlenecks: list[Bottleneck] | None = None
     smaller: Sequence[Plan] = ()
+    unpredicted: tuple[str, ...] = ()
 
     @property
     def validation_attempts(self) -> int:
@@ -194,6 +197,13 @@ def run_search(
             asked = splits["calibration"][:EXAMPLES]
             curves, probed = _curves(book, lambda: sensitivity(model, tokenizer, originals, task, asked))
         sizes = size_of(choices.objective, model.dtype, _latencies(book, model, chosen, choices.objective))
+        unpredicted = [name for name, curve in (curves or {}).items() if not curve.any()]
+        if unpredicted:
+            progress.note(
+                f"{listed(unpredicted, 4)}: the answers have no gradient there, so nothing is known of what less rank "
+                "would cost: left dense. --search uniform and --no-surrogate prune them"
+            )
+            chosen, choices = _without(unpredicted, chosen, choices, sizes)
         turned = stack.enter_context(sliced(model, factors))
         engine = Engine(
             model, turned, chosen, list(map(ready, parts)),
@@ -250,6 +260,7 @@ def run_search(
             problem.rank_correlation,
             tested,
             smaller(problem, plan),
+            tuple(unpredicted),
         )
 
 
@@ -297,6 +308,22 @@ def _chosen(every: dict[str, Matrix], names: Sequence[str] | None) -> dict[str, 
             f"{unknown[0] if unknown else 'nothing'} is not a prunable matrix: see sieve.matrices.prunable"
         )
     return {name: every[name] for name in every if name in set(names)}
+
+
+def _without(
+    names: Sequence[str], chosen: dict[str, Matrix], choices: Options, sizes: SizeOf
+) -> tuple[dict[str, Matrix], Options]:
+    """The matrices without those, and options that ask the others for the size that is asked of all."""
+    rest = {name: matrix for name, matrix in chosen.items() if name not in names}
+    if choices.kept is None:
+        return rest, choices
+    total, free = (sum(sizes(matrix, DENSE) for matrix in some.values()) for some in (chosen, rest))
+    kept = 1 - (1 - choices.kept) * total / free
+    if kept <= 0:
+        raise InputError(
+            f"--kept {choices.kept} is not reached without these matrices: raise it, or use --search uniform"
+        )
+    return rest, replace(choices, kept=kept)
 
 
 def _own(fitness: Fitness, model: PreTrainedModel, examples: Sequence[Example]) -> Scores:
