@@ -13,10 +13,11 @@ from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.glu import gpu, reference
 from sieve_kernels.glu.triton_kernels import activate
-from sieve_kernels.lowrank.permutation import inverse
+from sieve_kernels.lowrank.permutation import inverse, places
 from sieve_kernels.lowrank.triton_kernels import few_rows
 from sieve_kernels.lowrank.triton_kernels.few_rows import (
     ALIGNED,
+    Places,
     Product,
     allocation,
     columns,
@@ -56,7 +57,9 @@ def few_rows_glu_kernel(
     GATHER_U: tl.constexpr,
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
+    AHEAD: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PEEL: tl.constexpr,
     ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -68,7 +71,7 @@ def few_rows_glu_kernel(
 ):
     """out = act(gate) · up. Grid: (tiles of out,)."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    gate = product_tile(
+    gate, _, _ = product_tile(
         xg_ptr + xg_at,
         wg_ptr,
         None,
@@ -83,9 +86,12 @@ def few_rows_glu_kernel(
         GATHER_G,
         False,
         False,
+        False,
         EARLY,
         OVERLAP,
+        AHEAD,
         EVEN_K,
+        PEEL,
         ONE_STEP,
         UPCAST,
         ACC,
@@ -96,7 +102,7 @@ def few_rows_glu_kernel(
         VECTOR,
     )
     # Nothing more to wait for.
-    up = product_tile(
+    up, _, _ = product_tile(
         xu_ptr + xu_at,
         wu_ptr,
         None,
@@ -111,9 +117,12 @@ def few_rows_glu_kernel(
         GATHER_U,
         False,
         False,
+        False,
         EARLY,
         0,
+        AHEAD,
         EVEN_K,
+        PEEL,
         ONE_STEP,
         UPCAST,
         ACC,
@@ -236,27 +245,33 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
     _, between = columns([layer[0].shape[0] for layer in inner if len(layer) > 1])
     middle, h_at = _prepare_inner(x, inner, activation, T * between)
     z_at, width = h_at + triton.cdiv(T * m, 16) * 16, columns([down[0].shape[0]])[1]
-    into = {"stride_out": width, "out_at": z_at} if paired else {"stride_out": k}
-    products = [Product(down[0].shape[0], m, down[0].stride(0), x_at=h_at, **into)]
-    first = few_rows.make_launch(T, m, products, x.device, early=True)
+    pivoted, r = len(down) == 3, down[0].shape[0]
+    into = {"stride_out": width, "out_at": z_at, "stride_copy": k} if paired else {"stride_out": k}
+    products = [Product(r, m, down[0].stride(0), x_at=h_at, **into)]
+    options = {"into": Places.BOTH} if pivoted else {}
+    first = few_rows.make_launch(T, m, products, x.device, early=True, **options)
     second = None
     if paired:
-        products = [Product(k, down[1].shape[1], down[1].stride(0), k, x_at=z_at)]
-        second = few_rows.make_launch(T, width, products, x.device, early=True, gathered=len(down) == 3)
+        products = [Product(down[1].shape[0], r, down[1].stride(0), k, x_at=z_at)]
+        options = {"into": Places.INDEXED} if pivoted else {}
+        second = few_rows.make_launch(T, width, products, x.device, early=True, **options)
     make_scratch = allocation((z_at + T * width,), dtype, x.device)
     make_y = allocation((*x.shape[:-1], k), dtype, x.device)
 
     def run(x, layers, _):
         *inner, down = layers
         # Before the first launch, as in `_prepare_inner`.
-        index = [inverse(down[2])] if len(down) == 3 else []
+        ours, others = places(down[2], r) if pivoted else (None, None)
         scratch, y = make_scratch(), make_y()
         middle(x, inner, scratch, scratch)
         if second is None:
             first(rounded(scratch, dtype), down[0], y)
+        elif pivoted:
+            first(rounded(scratch, dtype), down[0], ours, scratch, y)
+            second(rounded(scratch, dtype), down[1], others, y)
         else:
             first(rounded(scratch, dtype), down[0], scratch)
-            second(rounded(scratch, dtype), down[1], *index, y)
+            second(rounded(scratch, dtype), down[1], y)
         return rounded(y, dtype)
 
     return run

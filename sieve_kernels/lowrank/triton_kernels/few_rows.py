@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from sieve_kernels import dispatch, tiles
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank import cpu, gpu
-from sieve_kernels.lowrank.permutation import inverse
+from sieve_kernels.lowrank.permutation import places
 from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import few_rows_kernel
 
 MOST_ROWS = dispatch.FEW_ROWS_GPU
@@ -38,21 +39,25 @@ OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a program: BLOCK_N rows of the weight, SPLIT_K · BLOCK_K of their elements a step."""
+    """Tile of a program: BLOCK_N rows of the weight, SPLIT_K · BLOCK_K of their elements a step.
+
+    `overlap` (None: the usual) and `ahead` are as the kernel has them.
+    """
 
     block_n: int
     block_k: int
     split_k: int
     num_warps: int
     num_stages: int
+    overlap: int | None = None
+    ahead: int = 1
+    peel: bool = False
 
 
 @dataclass(frozen=True)
 class Product:
-    """One of the products of a launch: out[:, out_at:][:, :N] = x[:, x_at:][:, :K] wᵀ, w [N, K].
-
-    With `gathered`, w is [N - K, K] and the columns are those of [x, x wᵀ] that an index names.
-    """
+    """One of the products of a launch: out[:, out_at:][:, :N] = x[:, x_at:][:, :K] wᵀ, w [N, K], or as `Places` has
+    it."""
 
     N: int
     K: int
@@ -60,6 +65,16 @@ class Product:
     stride_out: int
     x_at: int = 0
     out_at: int = 0
+    stride_copy: int = 0
+
+
+class Places(IntEnum):
+    """Where a launch puts the columns of its products, as the kernel's SCATTER."""
+
+    IN_ORDER = 0
+    INDEXED = 1
+    BOTH = 2
+    """In order in `out`, without a bias; indexed, and with it, in a second tensor."""
 
 
 def config(T: int, N: int, K: int, bits: int, device: torch.device) -> Config:
@@ -112,16 +127,18 @@ def make_launch(
     device: torch.device,
     early: bool,
     bits: int = 16,
-    gathered: bool = False,
+    into: Places = Places.IN_ORDER,
     scaled: bool = False,
     biased: bool = False,
     tile: Config | None = None,
 ) -> Launch:
-    """The launch of these products. It takes x, then of all products the weights, the scales, the indices and the
-    biases, those that there are, and the outputs. `early`: the launch before is one of ours, and writes no weight."""
+    """The launch of these products. It takes x, then of all products the weights, the scales, the indices, the biases,
+    those that there are, the outputs, and the second outputs. `early`: the launch before is one of ours, and writes no
+    weight."""
     tile = tile or config(T, sum(p.N for p in products), max(p.K for p in products), bits, device)
     padded = [*products, *[Product(1, 1, 1, 1)] * (MOST_MEMBERS - len(products))]
-    kinds = {"w": True, "scale": scaled, "index": gathered, "bias": biased, "out": True}
+    kinds = {"w": True, "scale": scaled, "index": into != Places.IN_ORDER, "bias": biased, "out": True}
+    kinds["copy"] = into == Places.BOTH
     names = [f"{kind}{i}_ptr" for kind, given in kinds.items() if given for i in range(len(products))]
     return Launch(
         few_rows_kernel,
@@ -135,10 +152,11 @@ def make_launch(
             *(p.out_at for p in padded),
             *(p.stride_w for p in padded),
             *(p.stride_out for p in padded),
+            *(p.stride_copy for p in padded),
         ),
         tensors=["x_ptr", *names],
         COUNT=len(products),
-        GATHER=gathered,
+        SCATTER=int(into),
         SCALED=scaled,
         BIASED=biased,
         EARLY=early,
@@ -149,10 +167,13 @@ def make_launch(
 def constants(T: int, Ks: Sequence[int], tile: Config, bits: int, device: torch.device) -> dict[str, object]:
     """What kernels are told of rows, sums, tile, bits of an element of the weights, and overlapping launches."""
     step = tile.block_k * tile.split_k
-    overlap = (OVERLAP_GEMV if T == 1 else OVERLAP_DOT) if tiles.has_tma(device) else 0
+    overlap = (OVERLAP_GEMV if T == 1 else OVERLAP_DOT) if tile.overlap is None else tile.overlap
+    overlap = overlap if tiles.has_tma(device) else 0
     return {
         "OVERLAP": overlap,
+        "AHEAD": tile.ahead,
         "EVEN_K": all(K % step == 0 for K in Ks),
+        "PEEL": tile.peel and any(K % step for K in Ks) and max(Ks) > step,
         "ONE_STEP": max(Ks) <= step,
         "UPCAST": tiles.INTERPRETED,
         "ACC": tl.float32,
@@ -227,37 +248,50 @@ def _prepare_group(
         return gpu.group.prepare(x, As, Bs, biases, permutations)
     dtype, ranks, T = x.dtype, [A.shape[0] for A in As], rows_of(x)[0]
     at, width = columns(ranks)
-    heights = [B.shape[0] + (0 if permutations is None else r) for B, r in zip(Bs, ranks, strict=True)]
-    first = intermediates(x, As)
+    pivoted, biased = permutations is not None, biases is not None
+    heights = [B.shape[0] + r * pivoted for B, r in zip(Bs, ranks, strict=True)]
+    first = intermediates(x, As, heights if pivoted else None, biased)
+    parts = zip(heights, ranks, Bs, at, strict=True)
     second = make_launch(
         T,
         width,
-        [Product(m, r, B.stride(0), m, x_at=here) for m, r, B, here in zip(heights, ranks, Bs, at, strict=True)],
+        [Product(B.shape[0], r, B.stride(0), m, x_at=here) for m, r, B, here in parts],
         x.device,
         early=True,
-        gathered=permutations is not None,
-        biased=biases is not None,
+        into=Places.INDEXED if pivoted else Places.IN_ORDER,
+        biased=biased,
     )
     make_z = allocation((T, width), dtype, x.device)
     make_ys = [allocation((*x.shape[:-1], m), dtype, x.device) for m in heights]
 
     def run(x, As, Bs, biases, permutations=None):
-        # Before the first launch, which waits for it: the second reads it without waiting.
-        index = [inverse(permutation) for permutation in permutations or ()]
-        z = make_z()
-        first(x, *As, *[z] * len(As))
-        ys = [make() for make in make_ys]
-        second(rounded(z, dtype), *Bs, *index, *(biases or ()), *ys)
+        biases = biases or ()
+        z, ys = make_z(), [make() for make in make_ys]
+        if pivoted:
+            # Before the first launch, which waits for them: the second reads them without waiting.
+            ours, others = zip(*map(places, permutations, ranks), strict=True)
+            first(x, *As, *ours, *biases, *[z] * len(As), *ys)
+            second(rounded(z, dtype), *Bs, *others, *biases, *ys)
+        else:
+            first(x, *As, *[z] * len(As))
+            second(rounded(z, dtype), *Bs, *biases, *ys)
         return [rounded(y, dtype) for y in ys]
 
     return run
 
 
-def intermediates(x: Tensor, As: Sequence[Tensor]) -> Launch:
-    """The launch of every z_i = x A_iᵀ, side by side as `columns` has it; it takes x, the A_i, and z for each."""
+def intermediates(
+    x: Tensor, As: Sequence[Tensor], heights: Sequence[int] | None = None, biased: bool = False
+) -> Launch:
+    """The launch of every z_i = x A_iᵀ, side by side as `columns` has it; it takes x, the A_i, and z for each. With
+    heights it writes z_i also to places of y_i, which has so many columns, as `make_launch` has it."""
     (T, n), (at, width) = rows_of(x), columns([A.shape[0] for A in As])
-    products = [Product(A.shape[0], n, A.stride(0), width, out_at=here) for A, here in zip(As, at, strict=True)]
-    return make_launch(T, row_stride(x), products, x.device, early=False)
+    products = [
+        Product(A.shape[0], n, A.stride(0), width, out_at=here, stride_copy=height)
+        for A, here, height in zip(As, at, heights or [0] * len(As), strict=True)
+    ]
+    options = {} if heights is None else {"into": Places.BOTH, "biased": biased}
+    return make_launch(T, row_stride(x), products, x.device, early=False, **options)
 
 
 def rows_of(x: Tensor) -> tuple[int, int]:
@@ -294,15 +328,18 @@ def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias:
     first, second, make_z, make_y = _pair(x, A, C, bias, pivoted=True)
     dtype = x.dtype
 
+    r = A.shape[0]
+
     def run(x, A, C, permutation, bias):
-        # Before the first launch, which waits for it: the second reads it without waiting.
-        index = inverse(permutation)
+        # Before the first launch, which waits for them: the second reads them without waiting.
+        ours, others = places(permutation, r)
         z, y = make_z(), make_y()
-        first(x, A, z)
         if bias is None:
-            second(rounded(z, dtype), C, index, y)
+            first(x, A, ours, z, y)
+            second(rounded(z, dtype), C, others, y)
         else:
-            second(rounded(z, dtype), C, index, bias, y)
+            first(x, A, ours, bias, z, y)
+            second(rounded(z, dtype), C, others, bias, y)
         return rounded(y, dtype)
 
     return run
@@ -312,19 +349,21 @@ def _pair(
     x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, pivoted: bool
 ) -> tuple[Launch, Launch, Callable[[], Tensor], Callable[[], Tensor]]:
     """Both launches of a pair, and what makes z and y."""
-    T, r, m = rows_of(x)[0], A.shape[0], B.shape[0] + (A.shape[0] if pivoted else 0)
+    T, r, biased = rows_of(x)[0], A.shape[0], bias is not None
+    m = B.shape[0] + r * pivoted
     _, width = columns([r])
+    first = intermediates(x, [A], [m] if pivoted else None, biased)
     second = make_launch(
         T,
         width,
-        [Product(m, r, B.stride(0), m)],
+        [Product(B.shape[0], r, B.stride(0), m)],
         x.device,
         early=True,
-        gathered=pivoted,
-        biased=bias is not None,
+        into=Places.INDEXED if pivoted else Places.IN_ORDER,
+        biased=biased,
     )
     make = allocation((T, width), x.dtype, x.device), allocation((*x.shape[:-1], m), x.dtype, x.device)
-    return intermediates(x, [A]), second, *make
+    return first, second, *make
 
 
 def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:

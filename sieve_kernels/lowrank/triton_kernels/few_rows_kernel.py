@@ -33,22 +33,23 @@ def begin(
     w_ptr,
     rows,
     used,
+    K,
     stride_w,
-    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # elements of each row that are asked for
 ):
     """What a program does before it reads anything that an earlier launch may have written.
 
     OVERLAP: the sum of 1, to be launched before the launch before is through, and wait for it; 2, to ask for the first
     weights before; 4, to let the next launch begin from here on.
     """
-    if OVERLAP & 2 and not EARLY:
+    if OVERLAP & 2:
         LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
         LINES: tl.constexpr = max(1, BLOCK_K // LINE)
-        lines = w_ptr + rows[:, None].to(tl.int64) * stride_w + (tl.arange(0, LINES) * LINE)[None, :]
-        prefetch(tl.where(used[:, None], lines, w_ptr))
+        ks = tl.arange(0, LINES) * LINE
+        lines = w_ptr + rows[:, None].to(tl.int64) * stride_w + ks[None, :]
+        prefetch(tl.where(used[:, None] & (ks < K)[None, :], lines, w_ptr))
     if OVERLAP & 1:
         gdc_wait()
     if OVERLAP & 4:
@@ -95,8 +96,8 @@ def product_tile(
     x_ptr,  # [T, K]
     w_ptr,  # [_, K]
     scale_ptr,  # [_], of the rows of w
-    index_ptr,  # [N]: which column of [x, x wᵀ] each column is; None: of x wᵀ, in order
-    bias_ptr,  # [N]
+    index_ptr,  # [N], if GATHER: which column of [x, x wᵀ] each column is; if SCATTER: where each column of x wᵀ goes
+    bias_ptr,  # of where columns go
     cols,  # [BLOCK_N]
     T,
     K,
@@ -104,11 +105,14 @@ def product_tile(
     stride_x,
     stride_w,
     GATHER: tl.constexpr,
+    SCATTER: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,  # the weights are complete before the wait
     OVERLAP: tl.constexpr,
+    AHEAD: tl.constexpr,  # steps whose weights are asked for before the wait
     EVEN_K: tl.constexpr,
+    PEEL: tl.constexpr,
     ONE_STEP: tl.constexpr,  # K is at most SPLIT_K · BLOCK_K
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -118,7 +122,8 @@ def product_tile(
     SPLIT_K: tl.constexpr,  # parts of a step along K, each a warp's
     VECTOR: tl.constexpr,  # elements of a weight that a thread loads at once
 ):
-    """[BLOCK_N, BLOCK_T]: columns `cols` of x wᵀ + bias; with an index, of [x, x wᵀ][:, index] + bias."""
+    """Columns `cols` of x wᵀ, or, if GATHER, of [x, x wᵀ][:, index], [BLOCK_N, BLOCK_T]; where they go and the bias
+    there, [BLOCK_N]."""
     # Which rows of the weight make these columns.
     used = cols < N
     if GATHER:
@@ -136,11 +141,24 @@ def product_tile(
     # What may be read before the wait, the wait, and what else has an address already.
     if ONE_STEP and EARLY:
         w = tl.load(w_at, mask=own[None, :, None] & (ks < K)[:, None, :], other=0)
-    begin(w_ptr, rows, own, stride_w, EARLY, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
+    begin(
+        w_ptr,
+        rows,
+        own,
+        K,
+        stride_w,
+        (OVERLAP & 5) if ONE_STEP and EARLY else OVERLAP,
+        BLOCK_N,
+        AHEAD * SPLIT_K * BLOCK_K,
+    )
     if SCALED:
         scale = tl.load(scale_ptr + rows, mask=own, other=0.0)
+    places = cols
+    if SCATTER:
+        places = tl.load(index_ptr + cols, mask=used, other=0)
+    bias = tl.zeros((BLOCK_N,), dtype=ACC)
     if BIASED:
-        bias = tl.load(bias_ptr + cols, mask=used, other=0.0)
+        bias += tl.load(bias_ptr + places, mask=used, other=0.0).to(ACC)
     if GATHER:
         copied = (used & (source < K))[:, None] & (t < T)[None, :]
         z = tl.load(x_ptr + t[None, :].to(tl.int64) * stride_x + source[:, None], mask=copied, other=0.0)
@@ -157,14 +175,23 @@ def product_tile(
         x = tl.load(x_at, mask=(t < T)[None, :, None] & inside, other=0.0)
         acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
     else:
-        for start in range(0, K, SPLIT_K * BLOCK_K):
-            if EVEN_K:
+        STEP: tl.constexpr = SPLIT_K * BLOCK_K
+        whole = K
+        if PEEL:
+            whole = K // STEP * STEP
+        for start in range(0, whole, STEP):
+            if EVEN_K or PEEL:
                 w = tl.load(w_at + start, mask=own[None, :, None], other=0)
                 x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
             else:
                 inside = (start + ks < K)[:, None, :]
                 w = tl.load(w_at + start, mask=own[None, :, None] & inside, other=0)
                 x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
+            acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
+        if PEEL:
+            inside = (whole + ks < K)[:, None, :]
+            w = tl.load(w_at + whole, mask=own[None, :, None] & inside, other=0)
+            x = tl.load(x_at + whole, mask=(t < T)[None, :, None] & inside, other=0.0)
             acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
     if BLOCK_T == 1:
         y = tl.sum(acc, 1)[:, None]
@@ -175,9 +202,7 @@ def product_tile(
         y *= scale.to(ACC)[:, None]
     if GATHER:
         y += z.to(ACC)
-    if BIASED:
-        y += bias.to(ACC)[:, None]
-    return y
+    return y, places, bias
 
 
 @triton.jit
@@ -188,6 +213,7 @@ def member(
     index_ptr,
     bias_ptr,
     out_ptr,
+    copy_ptr,
     tile,
     T,
     K,
@@ -195,12 +221,15 @@ def member(
     stride_x,
     stride_w,
     stride_out,
-    GATHER: tl.constexpr,
+    stride_copy,
+    SCATTER: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
+    AHEAD: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PEEL: tl.constexpr,
     ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -210,9 +239,10 @@ def member(
     SPLIT_K: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """A tile of one product to out [T, N]."""
+    """A tile of one product. SCATTER: 0, to columns 0 … N - 1 of out; 1, to those that the index names; 2, without the
+    bias to 0 … N - 1 of out, and with it to those that the index names of copy."""
     cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = product_tile(
+    y, places, bias = product_tile(
         x_ptr,
         w_ptr,
         scale_ptr,
@@ -224,12 +254,15 @@ def member(
         N,
         stride_x,
         stride_w,
-        GATHER,
+        False,
+        SCATTER,
         SCALED,
         BIASED,
         EARLY,
         OVERLAP,
+        AHEAD,
         EVEN_K,
+        PEEL,
         ONE_STEP,
         UPCAST,
         ACC,
@@ -240,14 +273,23 @@ def member(
         VECTOR,
     )
     t = tl.arange(0, BLOCK_T)
-    at = out_ptr + t[None, :].to(tl.int64) * stride_out + cols[:, None]
-    tl.store(at, y.to(out_ptr.dtype.element_ty), mask=(cols < N)[:, None] & (t < T)[None, :])
+    inside = (cols < N)[:, None] & (t < T)[None, :]
+    if SCATTER == 2:
+        z = y.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + t[None, :].to(tl.int64) * stride_out + cols[:, None], z, mask=inside)
+        # What the next product reads of it, and so rounded.
+        y = z.to(ACC)
+        out_ptr, stride_out = copy_ptr, stride_copy
+    if BIASED:
+        y += bias[:, None]
+    at = out_ptr + t[None, :].to(tl.int64) * stride_out + places[:, None]
+    tl.store(at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def few_rows_kernel(
     x_ptr,  # [T, _]
-    w0_ptr,  # of each product [N, K], or [N - K, K] if GATHER
+    w0_ptr,  # of each product [N, K]
     w1_ptr,
     w2_ptr,
     scale0_ptr,
@@ -259,9 +301,12 @@ def few_rows_kernel(
     bias0_ptr,
     bias1_ptr,
     bias2_ptr,
-    out0_ptr,  # [T, N]
+    out0_ptr,  # [T, _]
     out1_ptr,
     out2_ptr,
+    copy0_ptr,  # [T, _]
+    copy1_ptr,
+    copy2_ptr,
     T,
     stride_x,
     K0,
@@ -282,13 +327,18 @@ def few_rows_kernel(
     stride_out0,
     stride_out1,
     stride_out2,
+    stride_copy0,
+    stride_copy1,
+    stride_copy2,
     COUNT: tl.constexpr,
-    GATHER: tl.constexpr,
+    SCATTER: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
+    AHEAD: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PEEL: tl.constexpr,
     ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -298,7 +348,10 @@ def few_rows_kernel(
     SPLIT_K: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """out_i = x_i w_iᵀ + bias_i of up to three products with as many rows. Grid: (tiles of all outputs,)."""
+    """out_i = x_i w_iᵀ + bias_i of up to three products with as many rows, each as `member` has it.
+
+    Grid: (tiles of all products,).
+    """
     pid = tl.program_id(0)
     second = tl.cdiv(N0, BLOCK_N)
     third = second
@@ -313,6 +366,7 @@ def few_rows_kernel(
             index0_ptr,
             bias0_ptr,
             out0_ptr + out0_at,
+            copy0_ptr,
             pid,
             T,
             K0,
@@ -320,12 +374,15 @@ def few_rows_kernel(
             stride_x,
             stride_w0,
             stride_out0,
-            GATHER,
+            stride_copy0,
+            SCATTER,
             SCALED,
             BIASED,
             EARLY,
             OVERLAP,
+            AHEAD,
             EVEN_K,
+            PEEL,
             ONE_STEP,
             UPCAST,
             ACC,
@@ -344,6 +401,7 @@ def few_rows_kernel(
                 index1_ptr,
                 bias1_ptr,
                 out1_ptr + out1_at,
+                copy1_ptr,
                 pid - second,
                 T,
                 K1,
@@ -351,12 +409,15 @@ def few_rows_kernel(
                 stride_x,
                 stride_w1,
                 stride_out1,
-                GATHER,
+                stride_copy1,
+                SCATTER,
                 SCALED,
                 BIASED,
                 EARLY,
                 OVERLAP,
+                AHEAD,
                 EVEN_K,
+                PEEL,
                 ONE_STEP,
                 UPCAST,
                 ACC,
@@ -375,6 +436,7 @@ def few_rows_kernel(
                 index2_ptr,
                 bias2_ptr,
                 out2_ptr + out2_at,
+                copy2_ptr,
                 pid - third,
                 T,
                 K2,
@@ -382,12 +444,15 @@ def few_rows_kernel(
                 stride_x,
                 stride_w2,
                 stride_out2,
-                GATHER,
+                stride_copy2,
+                SCATTER,
                 SCALED,
                 BIASED,
                 EARLY,
                 OVERLAP,
+                AHEAD,
                 EVEN_K,
+                PEEL,
                 ONE_STEP,
                 UPCAST,
                 ACC,

@@ -50,7 +50,7 @@ def packed_gemv_kernel(
     PER_SCALE: tl.constexpr = COLUMNS // (2 * VECTOR)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     used = rows < N
-    begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_K)
+    begin(w_ptr, rows, used, BYTES, stride_w, OVERLAP, BLOCK_N, BLOCK_K)
     if BIASED:
         bias = tl.load(bias_ptr + rows, mask=used, other=0.0)
     ks = tl.arange(0, BLOCK_K)
