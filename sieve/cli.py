@@ -268,6 +268,8 @@ def evaluate(
     console().print(table)
     if (line := chance_line(result)) is not None:
         console().print(line, soft_wrap=True)
+    for note in result["notes"]:
+        console().print(f"note: {note}", style="yellow", soft_wrap=True)
     if result["same_data"] is False:
         console().print("These numbers are not of the data that the model's report is of.")
 

@@ -8,13 +8,14 @@ from typing import Any
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
-from sieve.fitness.chance import Chance, chance_level
+from sieve.fitness.chance import Chance, control_levels
 from sieve.fitness.check import check_splits
 from sieve.fitness.intervals import bootstrap, paired
 from sieve.models import load_model
 from sieve.options.model import find_model
 from sieve.recipe import read_recipe
 from sieve.report.read import read_report
+from sieve.searchers.signal import signal_note
 from sieve.tasks import Example, builtin_tasks, load_task
 from sieve.tasks.splits import check_split
 from sieve.tasks.stored import TASK_FILE, describe_data
@@ -36,8 +37,9 @@ def evaluate_source(
     Code that a model brings runs only with `trust_remote_code`.
     Task and seed default to those that a pruned folder was made with; `data` is a file or folder in the place of the
     task's. Returns plain numbers, ready for JSON; `same_data` says whether the examples are those of the folder's
-    report, and is None where there is nothing to compare. "chance"
-    and "majority" are what knowing nothing scores on the split (None where the task has none).
+    report, and is None where there is nothing to compare. "chance",
+    "majority" and "ngrams" are what is scored without a model on the split (None where the task has none); "notes" says
+    where the model is no better.
     """
     check_split(split)
     for name in (source, against):
@@ -56,13 +58,16 @@ def evaluate_source(
         return evaluate(model, tokenizer, loaded, splits[split])
 
     scores = score(source)
+    level = control_levels(loaded, {split: splits[split]}, splits["calibration"])[split]
+    note = signal_note(split, scores, level, "the model")
     result = {
         "model": source,
         "task": loaded.name,
         "split": split,
         "same_data": same,
         "accuracy": vars(bootstrap(scores.score)),
-        **_chance(chance_level(loaded, splits[split])),
+        **_controls(level),
+        "notes": [] if note is None else [note],
         "loglik": vars(bootstrap(scores.loglik)),
         "tokens": scores.tokens,
     }
@@ -76,8 +81,8 @@ def evaluate_source(
     return result
 
 
-def _chance(level: Chance | None) -> dict[str, float | None]:
-    return {"chance": None, "majority": None} if level is None else vars(level)
+def _controls(level: Chance | None) -> dict[str, float | None]:
+    return {"chance": None, "majority": None, "ngrams": None} if level is None else vars(level)
 
 
 def _own_task(source: str, recipe: Mapping[str, Any]) -> str:

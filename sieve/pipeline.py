@@ -17,7 +17,7 @@ from sieve.checkpoint.quantizer import SieveConfig
 from sieve.errors import InputError
 from sieve.files import cache_folder, require_new, require_space
 from sieve.fitness import evaluate
-from sieve.fitness.chance import chance_level
+from sieve.fitness.chance import control_levels
 from sieve.fitness.check import check_splits
 from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
@@ -38,6 +38,7 @@ from sieve.tasks.general import GENERAL, general_text
 from sieve.tasks.stored import describe_data
 from sieve.unfinished import Unfinished
 
+MEASURED = ("fitness", "validation", "test")  # the splits whose scores are in the report
 _JOURNAL_BYTES = 64 << 20  # of the largest search: some thousand evaluations of some hundred examples
 
 
@@ -97,7 +98,8 @@ def _pruned(
     unfinished.begin(recipe, task, found)
     with stages("dense"):
         # Before anything is done to the model, and before the long work that a task without signal would be lost on.
-        dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal)
+        levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
+        dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels)
         dense_test = evaluate(model, tokenizer, task, splits["test"])
         if recipe.shared_input:
             share_inputs_(model)
@@ -160,8 +162,7 @@ def _pruned(
     share = 0.0 if recipe.method in MASKS else factors.shrinkage
     report = build_report(
         recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share,
-        refitted, {split: chance_level(task, splits[split]) for split in scores["pruned"]},
-        signal_notes(task, splits, result.dense),
+        refitted, levels, signal_notes(task, splits, result.dense, levels),
         truncated, left,
     )  # fmt: skip
     save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)

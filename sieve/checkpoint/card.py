@@ -87,10 +87,11 @@ def _accuracy(report: Mapping[str, Any]) -> str:
         return ""
     head = "| split | dense | pruned | examples |\n| --- | --- | --- | --- |\n"
     parts = [head + "\n".join(rows), "In brackets: 95 % bootstrap intervals."]
-    levels = {"chance": accuracy.get("chance"), "always the most frequent answer": accuracy.get("majority")}
+    names = {"chance": "chance", "majority": "always the most frequent answer", "ngrams": "an n-gram classifier"}
+    levels = {name: accuracy.get(key) for key, name in names.items()}
     known = [f"{name} {level['test']:.3f}" for name, level in levels.items() if level and level.get("test") is not None]
     if known:
-        parts[-1] += f" Knowing nothing scores, on the test split: {', '.join(known)}."
+        parts[-1] += f" Without a language model, on the test split: {', '.join(known)}."
     return "\n\n".join(parts + [f"Note: {_cell(note)}" for note in report.get("notes", ())])
 
 

@@ -1,10 +1,11 @@
-"""What a model scores that knows nothing of a task: by chance, and by always giving the most frequent answer."""
+"""What is scored without a language model: by chance, by the most frequent answer, and by letters alone."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sieve.fitness.metrics import score_answer
+from sieve.fitness.ngrams import ngram_accuracies
 from sieve.tasks import Example, Task
 
 
@@ -14,19 +15,31 @@ class Chance:
 
     chance: of guessing, the mean of 1 / number of choices; None where answers are written.
     majority: of the one answer that is right most often, given to every example.
+    ngrams: of a classifier of letters, trained on the calibration rows (`sieve.fitness.ngrams`); None without one.
     """
 
     chance: float | None
     majority: float
+    ngrams: float | None = None
 
     @property
     def best(self) -> float:
-        """The higher of the two: what a model must beat to show that it does the task."""
-        return max(self.majority, self.chance or 0.0)
+        """The highest of them: what a model must beat to show that it does the task."""
+        return max(self.majority, self.chance or 0.0, self.ngrams or 0.0)
 
     def __str__(self) -> str:
         guessing = "" if self.chance is None else f"chance {self.chance:.3f}, "
-        return f"{guessing}majority class {self.majority:.3f}"
+        letters = "" if self.ngrams is None else f", n-gram classifier {self.ngrams:.3f}"
+        return f"{guessing}majority class {self.majority:.3f}{letters}"
+
+
+def control_levels(
+    task: Task, splits: Mapping[str, Sequence[Example]], training: Sequence[Example]
+) -> dict[str, Chance | None]:
+    """`chance_level` of each split, with what letters reach that were learned from the `training` rows."""
+    letters = ngram_accuracies(task, training, splits)
+    levels = {name: chance_level(task, part) for name, part in splits.items()}
+    return {name: level and replace(level, ngrams=letters.get(name)) for name, level in levels.items()}
 
 
 def chance_level(task: Task, examples: Sequence[Example]) -> Chance | None:

@@ -52,7 +52,7 @@ def build_report(
         truncated: split → how many prompts were cut to the model's context.
         left_dense: matrices that no plan could prune → why; asterisks stand for the numbers of all blocks.
         refitted: of the search among refitted plans, where there was one and it found one.
-        levels: split → what knowing nothing scores (`chance_level`), where the task has such.
+        levels: split → what is scored without a model (`control_levels`), where the task has such.
         notes: what a reader of the numbers must know, in a line each.
     """
     levels = levels or {}
@@ -79,6 +79,7 @@ def build_report(
             },
             "chance": {split: level and level.chance for split, level in levels.items()},
             "majority": {split: level and level.majority for split, level in levels.items()},
+            "ngrams": {split: level and level.ngrams for split, level in levels.items()},
         },
         "loglik": {
             which: {split: _interval(bootstrap(scores[which][split].loglik)) for split in splits}

@@ -5,6 +5,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+CONTROLS = {
+    "chance": "chance",
+    "majority": "always the most frequent answer",
+    "ngrams": "n-gram classifier trained on the calibration rows",
+}
 _NAMED = 4  # matrices that are left dense for one reason; `report.json` names all
 
 
@@ -63,17 +68,17 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 
 def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None:
-    """What knowing nothing scores, in a line; None where the task has no such level.
+    """What is scored without a language model, in a line; None where the task has no such level.
 
     Args:
-        numbers: has "chance" and "majority": of a `split` each, or numbers; reports of before have none.
+        numbers: has "chance", "majority" and "ngrams": of a `split` each, or numbers; reports of before have none.
     """
-    levels = {"chance": numbers.get("chance"), "always the most frequent answer": numbers.get("majority")}
+    levels = {name: numbers.get(key) for key, name in CONTROLS.items()}
     if split is not None:
         levels = {name: (level or {}).get(split) for name, level in levels.items()}
     found = [f"{name} {level:.3f}" for name, level in levels.items() if level is not None]
     where = "" if split is None else f" ({split} split)"
-    return f"Knowing nothing{where}: {', '.join(found)}" if found else None
+    return f"Without a model{where}: {', '.join(found)}" if found else None
 
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:

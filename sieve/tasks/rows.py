@@ -15,7 +15,13 @@ from sieve.tasks.packages import check_package, package_path, require_inside
 from sieve.tasks.row import Row, numbered
 from sieve.utils.messages import listed, one_line, shorten
 
-BUILTIN = {"geography": places.geography, "capitals": places.capitals}
+BUILTIN = {
+    "capitals": places.capitals,
+    "countries": places.countries,
+    "geography": places.geography,
+    "geography_2": places.geography_2,
+    "us_cities": places.us_cities,
+}
 _KINDS = {  # the key that tells a kind of source → all keys it may have
     "dataset": ("dataset", "config", "split"),
     "package": ("package", "path"),

@@ -1,17 +1,21 @@
 """Disjoint, deterministic splits.
 
 Examples are ordered by a hash of their question and the seed, so that the order in which the data is stored does not
-matter. Equal questions, and examples of one group, stay together: they never stand on both sides of a border.
+matter. Equal questions, and examples of one group, stay together: they never stand on both sides of a border. Where
+questions have the same few answers (labels), every split has each of them in proportion.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
+from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks.example import Example
 from sieve.utils.messages import listed, shorten
 
 LARGEST_SEED = 2**32 - 1
+MOST_LABELS = 20  # different written answers that are labels rather than answers of their own
 SPLITS = ("calibration", "fitness", "validation", "test")
 DEFAULT_SIZES: Mapping[str, float | int] = {"calibration": 0.4, "fitness": 0.2, "validation": 0.2, "test": 0.2}
 
@@ -65,15 +69,63 @@ def split(
     Raises: InputError for a split that would be empty or a count that the data cannot fill.
     """
     source = {name: _source(name, pools, where) for name in SPLITS}
+    labels = _labels([example for pool in pools.values() for example in pool])
     used: set[str] = set()
     parts: dict[str, list[Example]] = {}
     share = min(1.0, sum(size for size in sizes.values() if isinstance(size, float)))
     for pool in dict.fromkeys(source[name] for name in reversed(SPLITS)):
         groups = _groups([example for example in pools[pool] if _group(example) not in used], seed)
+        groups = _in_proportion(groups, seed) if labels else groups
         takers = {name: sizes[name] for name in SPLITS if source[name] == pool}
         parts |= _deal(groups, takers, share, where, pool)
         used |= {_group(example) for example in pools[pool]}
+    _warn_of_missing(labels, parts, where)
     return {name: parts[name] for name in SPLITS}
+
+
+def _labels(examples: Sequence[Example]) -> set[str]:
+    """The answers, where they are a few that many questions share; else none. Texts (perplexity) have no answers."""
+    if not any(example.prompt for example in examples):
+        return set()
+    answers = Counter(_label(example) for example in examples)
+    if any(example.choices for example in examples):
+        fixed = len({frozenset(text.strip() for text in example.choices) for example in examples}) == 1
+    else:
+        fixed = len(answers) <= MOST_LABELS and len(examples) >= 5 * len(answers)
+    return set(answers) if fixed and len(answers) > 1 else set()
+
+
+def _label(example: Example) -> str:
+    return example.target.strip() if example.choices else " ".join(example.references[0].casefold().split())
+
+
+def _warn_of_missing(labels: Collection[str], parts: Mapping[str, Sequence[Example]], where: str) -> None:
+    missing = {name: sorted(labels - {_label(example) for example in parts[name]}) for name in SPLITS}
+    lacking = [f"the {name} split {listed(map(shorten, answers))}" for name, answers in missing.items() if answers]
+    if lacking:
+        progress.warn(
+            f"{where}: some answers are missing from a split, which says nothing of them: {'; '.join(lacking)}; add "
+            "examples with these answers, or change splits"
+        )
+
+
+def _in_proportion(groups: Sequence[list[Example]], seed: int) -> list[list[Example]]:
+    """Groups in an order of which every stretch has each kind of group in proportion.
+
+    The groups of one kind (those with the same answers) lie at equal distances, counted in examples, from a beginning
+    that the seed draws; within a kind they keep their order.
+    """
+    kinds: dict[tuple[str, ...], list[list[Example]]] = defaultdict(list)
+    for group in groups:
+        kinds[tuple(sorted({_label(example) for example in group}))].append(group)
+    placed = []
+    for kind, members in kinds.items():
+        digest = hashlib.sha256(f"{seed}\0{kind}".encode()).digest()
+        offset, before, total = int.from_bytes(digest[:6], "big") / 2**48, 0, sum(map(len, members))
+        for group in members:
+            placed.append(((before + offset * len(group)) / total, digest, len(placed), group))
+            before += len(group)
+    return [group for *_, group in sorted(placed, key=lambda item: item[:3])]
 
 
 def _source(name: str, pools: Mapping[str, Sequence[Example]], where: str) -> str:

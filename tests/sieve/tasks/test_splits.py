@@ -130,3 +130,64 @@ def test_seeds_that_not_every_generator_takes(seed):
 def test_all_the_same_question():
     with pytest.raises(InputError, match="the fitness split is empty"):
         divide({"": ["same"] * 50})
+
+
+def labelled(labels, choices=(" no", " maybe", " yes")):
+    return [
+        Example(f"prompt {i}", choices, choices.index(label), question=f"prompt {i}") for i, label in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["multiple_choice", "generation"])
+def test_every_split_has_each_label_in_proportion(seed, kind):
+    labels = [" yes"] * 140 + [" no"] * 50 + [" maybe"] * 10
+    pool = labelled(labels)
+    if kind == "generation":
+        pool = [Example(one.prompt, references=(one.target.strip(),), question=one.question) for one in pool]
+    parts = split({"": pool}, DEFAULT_SIZES, seed, "task.yaml")
+    for name, part in parts.items():
+        for label in (" yes", " no", " maybe"):
+            share = sum(one.target.strip() == label.strip() for one in part)
+            assert share == pytest.approx(labels.count(label) * DEFAULT_SIZES[name], abs=2), (name, label)
+    again = split({"": pool[::-1]}, DEFAULT_SIZES, seed, "task.yaml")
+    assert parts == again
+    assert {one.prompt for one in parts["test"]} != {
+        one.prompt for one in split({"": pool}, DEFAULT_SIZES, seed + 1, "task.yaml")["test"]
+    }
+
+
+def test_groups_of_mixed_labels_stay_whole_and_in_proportion():
+    pool = [
+        Example(f"{group} {i}", (" no", " yes"), answer, question=f"{group} {i}", group=f"g{group}")
+        for group in range(200)
+        for i, answer in enumerate([0] if group % 4 else [0, 1, 1])
+    ]
+    parts = split({"": pool}, DEFAULT_SIZES, 0, "task.yaml")
+    groups = [{one.group for one in part} for part in parts.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    shares = [sum(one.answer for one in part) / len(part) for part in parts.values()]
+    assert max(shares) - min(shares) < 0.06
+
+
+def test_a_warning_where_a_label_is_missing_from_a_split():
+    pool = labelled([" yes"] * 60 + [" no"] * 60 + [" maybe"])
+    with pytest.warns(UserWarning, match="some answers are missing from a split.*'maybe'"):
+        split({"": pool}, DEFAULT_SIZES, 0, "task.yaml")
+
+
+def test_a_rare_answer_is_not_always_in_one_split():
+    pool = labelled([" yes"] * 60 + [" no"] * 60 + [" maybe"])
+    homes = set()
+    for seed in range(12):
+        with pytest.warns(UserWarning, match="missing"):
+            parts = split({"": pool}, DEFAULT_SIZES, seed, "task.yaml")
+        homes |= {name for name, part in parts.items() if any(one.target == " maybe" for one in part)}
+    assert len(homes) > 2
+
+
+def test_questions_with_choices_of_their_own_have_no_labels(recwarn):
+    pool = [Example(f"q{i}", (f" a{i}", f" b{i}"), i % 2, question=f"q{i}") for i in range(100)]
+    parts = split({"": pool}, DEFAULT_SIZES, 0, "task.yaml")
+    assert [len(part) for part in parts.values()] == [40, 20, 20, 20]
+    assert not recwarn

@@ -309,7 +309,10 @@ class TestBadInput:
 
 class TestBuiltin:
     def test_listed(self):
-        assert builtin_tasks() == ["boolq", "capitals", "commonsense_qa", "geography", "imdb", "piqa", "pubmed_qa"]
+        assert builtin_tasks() == [
+            "boolq", "capitals", "commonsense_qa", "countries", "geography", "geography_2", "imdb", "piqa", "pubmed_qa",
+            "us_cities",
+        ]  # fmt: skip
 
     @pytest.mark.parametrize("name", builtin_tasks())
     def test_loads_without_its_data(self, name):
