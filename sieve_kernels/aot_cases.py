@@ -310,6 +310,14 @@ CASES = (
         dtypes=COMMON,
     ),
     Case(
+        "expand",
+        "lowrank.triton_kernels.expand:expand",
+        lambda t, p: ([t(p.m - p.r, p.r)] * 2, [t(p.m, dtype=torch.int32) + p.r] * 2),
+        lambda p: 2 * p.size * (2 * p.m - p.r) * p.r + 2 * 4 * p.m,
+        BACKWARD,
+        dtypes=COMMON,
+    ),
+    Case(
         "lowrank_linear_pivoted",
         "lowrank.triton_kernels.pivoted:pivoted",
         lambda t, p: (t(p.T, p.n), t(p.r, p.n), t(p.m - p.r, p.r), t(p.m, dtype=torch.int64), t(p.m)),

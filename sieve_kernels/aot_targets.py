@@ -46,7 +46,7 @@ COPIED = {"sm_80": "", "sm_90": "HGMMA TMA", "sm_100": "UTCMMA TMA", "gfx942": "
 """Large tiles of kernels that only run where tiles are copied by TMA."""
 
 ADDS = dict.fromkeys(TARGETS, "")
-"""Kernels without products of matrices."""
+"""Kernels that multiply no matrices."""
 
 EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "gram_kernel": {16: TILES, 32: TILES, 64: WARPS},
@@ -78,6 +78,7 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "act_mul_kernel": {16: ADDS, 32: ADDS},
     "gather_columns_kernel": {16: ADDS, 32: ADDS},
     "join_columns_kernel": {16: ADDS, 32: ADDS},
+    "expand_kernel": {16: ADDS, 32: ADDS},
     "act_mul_backward_kernel": {16: ADDS, 32: ADDS},
 }
 """Instruction classes by kernel (the longest name that begins "kernel tile" counts), bits of the dtype, and target."""

@@ -289,7 +289,13 @@ TABLE: dict[str, tuple[Rule, ...]] = {
     "lowrank_linear_pivoted": (
         _native("lowrank.native:pivoted"),
         Rule("torch", "lowrank.cpu:pivoted", "library products", _on_cpu),
-        Rule("torch", "lowrank.gpu:pivoted", "library products side by side, then one gather", _on_gpu, _by_library),
+        Rule(
+            "torch",
+            "lowrank.gpu:pivoted",
+            "library products, and one pass that puts columns in order or makes the second factor whole",
+            _on_gpu,
+            _by_library,
+        ),
         _few("lowrank.triton_kernels.few_rows:pivoted"),
         Rule("triton", "lowrank.triton_kernels.pivoted:pivoted", "two launches that write where y is", _triton),
         Rule(

@@ -40,6 +40,19 @@ class Plans:
         return run
 
 
+def once(plans: Plans) -> Callable:
+    """`plans` for a caller who always brings arguments of the kind of its first call: decided then, and not again."""
+    run = None
+
+    def call(*arguments):
+        nonlocal run
+        if run is None:
+            run = plans.prepare(*arguments)
+        return run(*arguments)
+
+    return call
+
+
 class Direct(Plans):
     """An operator on a GPU without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
 

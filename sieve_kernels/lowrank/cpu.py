@@ -94,12 +94,11 @@ def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequenc
     return [y.reshape(*x.shape[:-1], y.shape[1]) for y in ys]
 
 
-def product(x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """out [T, m] = x Wᵀ + bias; x [T, n], W [m, n], bias [m]."""
-    if bias is None:
-        torch.mm(x, W.T, out=out)
-    else:
-        torch.addmm(bias, x, W.T, out=out)
+def product(x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    """out [T, m] = x Wᵀ + bias, a new tensor if there is none; x [T, n], W [m, n], bias [m]."""
+    if out is None:
+        return F.linear(x, W, bias)
+    return torch.mm(x, W.t(), out=out) if bias is None else torch.addmm(bias, x, W.t(), out=out)
 
 
 def group_backward(

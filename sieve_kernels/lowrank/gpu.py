@@ -6,16 +6,40 @@ in a CPU's cache, would only cost launches here.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.core.plans import Plans
-from sieve_kernels.core.streams import side_by_side
+from sieve_kernels.core.plans import Plans, once
+from sieve_kernels.core.streams import overlaps, side_by_side
 from sieve_kernels.lowrank.cpu import linear, product
 from sieve_kernels.lowrank.permutation import inverse
-from sieve_kernels.pointwise.columns import gather_columns
+from sieve_kernels.pointwise.columns import gather_columns, join_columns
+
+try:
+    from sieve_kernels.lowrank.triton_kernels.expand import expand
+except ModuleNotFoundError:
+
+    def expand(Cs: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:
+        """B_i [m_i, r_i] with the rows of [I, C_i] in y's order; C_i [m_i - r_i, r_i], index_i [m_i]."""
+        units = [torch.eye(C.shape[1], dtype=C.dtype, device=C.device) for C in Cs]
+        return [torch.cat(parts).index_select(0, index) for *parts, index in zip(units, Cs, indices, strict=True)]
+
+
+OPERATIONS_A_BYTE = 290
+"""Of a library product in 16 bits, in the time in which a kernel that only copies moves a byte: of an H100."""
+
+
+def expands(T: int, m: int, r: int, dtype: torch.dtype) -> bool:
+    """Whether a pivoted pair of T rows is to be multiplied by its whole second factor [m, r], made for the call.
+
+    That multiplies r² numbers a row more, and moves B once where else T rows of y are moved.
+    """
+    saved = 4 * m - 2 * r * r / OPERATIONS_A_BYTE  # bytes, and operations as bytes, of a row
+    return dtype.itemsize == 2 and T * saved > 2 * r * (2 * m - r)
 
 
 def _prepare_group(
@@ -25,33 +49,85 @@ def _prepare_group(
     biases: Sequence[Tensor] | None,
     permutations: Sequence[Tensor] | None = None,
 ) -> Callable[..., list[Tensor]]:
-    """A function of the same arguments: layers that share a GPU, each as `layer_` computes it.
+    """A function of the same arguments: the library's products of each layer, the layers side by side where they share
+    a GPU.
 
     Stacked factors would be fewer products, but a second copy of the weights.
     """
-    none = (None,) * len(As)
     rows, device = x.numel() // max(1, x.shape[-1]), x.device
-    widths = [B.shape[0] if permutations is None else A.shape[0] + B.shape[0] for A, B in zip(As, Bs, strict=True)]
+    alone, beside = (_group_run(x, As, Bs, permutations, overlapping) for overlapping in (False, True))
+
+    def run(*arguments):
+        return (beside if len(As) > 1 and overlaps(rows, device) else alone)(*arguments)
+
+    return run
+
+
+def _group_run(
+    x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], permutations: Sequence[Tensor] | None, overlapping: bool
+) -> Callable[..., list[Tensor]]:
+    """`_prepare_group`'s function, for layers that overlap or that follow one another."""
+    none, rows, device = (None,) * len(As), x.numel() // max(1, x.shape[-1]), x.device
+    ranks = [A.shape[0] for A in As]
+    widths = [B.shape[0] + (0 if permutations is None else r) for B, r in zip(Bs, ranks, strict=True)]
     shapes = [(*x.shape[:-1], width) for width in widths]
+    whole = [permutations is not None and expands(rows, m, r, x.dtype) for m, r in zip(widths, ranks, strict=True)]
+    make_whole = once(expand)
+    joins = [None if permutations is None or one else once(join_columns) for one in whole]
 
     def run(x, As, Bs, biases, permutations=None):
-        tokens = as_rows(x)
-        ys = [outputs(tokens, width) for width in widths]
-        if permutations is None:
-            layers = zip(ys, As, Bs, biases or none, strict=True)
-            side_by_side([partial(pair_, y, tokens, A, B, bias) for y, A, B, bias in layers], rows, device)
-        else:
-            side_by_side([partial(halves_, y, tokens, A, C) for y, A, C in zip(ys, As, Bs, strict=True)], rows, device)
-            layers = zip(ys, permutations, biases or none, strict=True)
-            ys = [gather_columns(y, inverse(permutation), bias) for y, permutation, bias in layers]
+        tokens, indices = as_rows(x), none
+        # Outputs belong to the stream that goes on with them.
+        outs = [outputs(tokens, width) for width in widths] if overlapping else none
+        if permutations is not None:
+            indices = [inverse(permutation) for permutation in permutations]
+            Bs = _made_whole(make_whole, Bs, indices, whole)
+        layers = zip(As, Bs, biases or none, indices, joins, outs, strict=True)
+        works = [partial(_layer, tokens, *layer) for layer in layers]
+        ys = side_by_side(works, rows, device) if overlapping else [work() for work in works]
         return [y.view(shape) for y, shape in zip(ys, shapes, strict=True)]
 
     return run
 
 
+def _made_whole(
+    make: Callable, Cs: Sequence[Tensor], indices: Sequence[Tensor], which: Sequence[bool]
+) -> Sequence[Tensor]:
+    """The second factors, `which` of them whole."""
+    if not any(which):
+        return Cs
+    made = iter(make(list(compress(Cs, which)), list(compress(indices, which))))
+    return [next(made) if one else C for C, one in zip(Cs, which, strict=True)]
+
+
+def _layer(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    join: Callable | None,
+    out: Tensor | None,
+) -> Tensor:
+    """y [T, m] of x [T, n], in `out` if given; with `join` B is C, and the columns of [z, z Cᵀ] are those of the
+    index."""
+    z = F.linear(x, A)
+    return product(z, B, bias, out) if join is None else join(z, F.linear(z, B), index, bias, out)
+
+
 group = Plans(_prepare_group)
 """y_i [..., m_i] of several layers of x [..., n]: pairs (A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i] or None), or with
 permutations_i [m_i] pivoted pairs, whose B_i is C_i [m_i - r_i, r_i]."""
+
+
+def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Callable:
+    run = _group_run(x, [A], [C], [permutation], overlapping=False)
+    return lambda x, A, C, permutation, bias: run(x, (A,), (C,), (bias,), (permutation,))[0]
+
+
+pivoted = Plans(_prepare_pivoted)
+"""y [..., m], y[..., permutation] = [z, z Cᵀ] + bias[permutation], z = x Aᵀ, of x [..., n], A [r, n], C [m - r, r],
+permutation [m] int64, bias [m] or None."""
 
 
 def outputs(x: Tensor, width: int) -> Tensor:
@@ -60,32 +136,18 @@ def outputs(x: Tensor, width: int) -> Tensor:
     return (x.new_empty if x.is_cuda else x.new_zeros)((x.shape[0], width))
 
 
-def pair_(out: Tensor, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> None:
-    """out [T, m] = (x Aᵀ) Bᵀ + bias; x [T, n], A [r, n], B [m, r], bias [m]."""
-    product(torch.mm(x, A.T), B, bias, out)
-
-
-def halves_(out: Tensor, x: Tensor, A: Tensor, C: Tensor) -> None:
+def halves_(out: Tensor, x: Tensor, A: Tensor, C: Tensor) -> Tensor:
     """out [T, m] = [z, z Cᵀ], z = x Aᵀ, each half written where it belongs; x [T, n], A [r, n], C [m - r, r]."""
-    r = A.shape[0]
-    torch.mm(x, A.T, out=out[:, :r])
-    torch.mm(out[:, :r], C.T, out=out[:, r:])
-
-
-def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
-    """y [..., m], y[..., permutation] = [z, z Cᵀ] + bias[permutation], z = x Aᵀ.
-
-    x [..., n], A [r, n], C [m - r, r], permutation [m] int64, bias [m].
-    """
-    rows, m = as_rows(x), len(permutation)
-    both = outputs(rows, m)
-    halves_(both, rows, A, C)
-    return gather_columns(both, inverse(permutation), bias).view(*x.shape[:-1], m)
+    z, rest = out.split((A.shape[0], C.shape[0]), 1)
+    torch.mm(x, A.t(), out=z)
+    torch.mm(z, C.t(), out=rest)
+    return out
 
 
 def pivoted_expanded(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
     """`pivoted` by the pair's full second factor, made for this call: no columns move, and r² more is multiplied."""
-    return linear(x, A, expanded(C, permutation), bias)
+    B = expand((C,), (inverse(permutation),))[0] if x.is_cuda else expanded(C, permutation)
+    return linear(x, A, B, bias)
 
 
 def expanded(C: Tensor, permutation: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ def join_columns_kernel(
     r,
     stride_z,
     stride_c,
+    stride_out,
     BIASED: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
@@ -145,12 +146,15 @@ def join_columns_kernel(
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     there = rows < T
-    z = tl.load(z_ptr + at * stride_z + named[None, :], mask=there & of_z[None, :], other=0.0)
-    c = tl.load(c_ptr + at * stride_c + (named - r)[None, :], mask=there & of_c[None, :], other=0.0)
-    y = tl.where(of_z[None, :], z, c).to(WIDE)
+    # One load of either: two would each take the time of all.
+    source = tl.where(
+        of_z[None, :], z_ptr + at * stride_z + named[None, :], c_ptr + at * stride_c + (named - r)[None, :]
+    )
+    y = tl.load(source, mask=there & (of_z | of_c)[None, :], other=0.0).to(WIDE)
     if BIASED:
         y += bias[None, :]
-    tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
+    out = out_ptr + at * stride_out + cols[None, :]
+    tl.store(out, y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
 
 
 @triton.jit
@@ -189,26 +193,24 @@ def act_mul_backward_kernel(
     tl.store(d_up_ptr + out, d_up.to(d_up_ptr.dtype.element_ty), mask=inside)
 
 
-def join_columns(z: Tensor, c: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
-    """y [T, m], y[t, j] = [z, c][t, index[j]] + bias[j]; z [T, r], c [T, m - r], index [m], bias [m]."""
-    return _join_columns(*map(in_one_piece, (z, c, index, bias)))
-
-
 def act_mul_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up [T, m], given that of act(gate) · up, grad [T, m]; halves of one tensor will do."""
     return _act_mul_backward(*map(in_one_piece, (grad, gate, up)), activation)
 
 
-def _prepare_join_columns(z, c, index, bias):
+def _prepare_join_columns(z, c, index, bias=None, out=None):
     dtype, device, compute = z.dtype, z.device, tiles.compute_dtype(z.dtype)
     T, n = shape = z.shape[0], index.shape[0]
     if 0 in shape:
-        return lambda *_: torch.empty(shape, dtype=dtype, device=device)
+        return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
+    if not are_in_one_piece(z, c, index, bias):
+        return lambda *arguments: join_columns(*map(in_one_piece, arguments[:4]), *arguments[4:])
     rows, block, warps = column_blocks(T, n, True, device)
+    direct = out is not None and dtype == compute
     launch = Launch(
         join_columns_kernel,
         (triton.cdiv(T, rows) * triton.cdiv(n, block),),
-        (T, n, z.shape[1], z.stride(0), c.stride(0)),
+        (T, n, z.shape[1], z.stride(0), c.stride(0), out.stride(0) if direct else n),
         BIASED=bias is not None,
         ROWS=rows,
         BLOCK=block,
@@ -216,10 +218,12 @@ def _prepare_join_columns(z, c, index, bias):
         **common_constants(z),
     )
 
-    def run(z, c, index, bias):
-        y = torch.empty(shape, dtype=compute, device=device)
+    def run(z, c, index, bias=None, out=None):
+        y = out if direct else torch.empty(shape, dtype=compute, device=device)
         launch(z, c, index, bias, y)
-        return y if y.dtype is dtype else y.to(dtype)
+        if out is None:
+            return y if y.dtype is dtype else y.to(dtype)
+        return out if direct else out.copy_(y)
 
     return run
 
@@ -312,7 +316,7 @@ def _prepare_gather_columns(x, index, bias=None):
     return run
 
 
-_join_columns, _act_mul_backward = Plans(_prepare_join_columns), Plans(_prepare_act_mul_backward)
+_act_mul_backward = Plans(_prepare_act_mul_backward)
 
 act_mul = Plans(_prepare_act_mul)
 """h[…, j] = act(gate[…, gate_index[j]]) · up[…, up_index[j]], rounded once, of gate and up [..., m] (halves of one
@@ -321,3 +325,7 @@ a matrix with rows in one piece, which may be gate or up where nothing is gather
 
 gather_columns = Plans(_prepare_gather_columns)
 """y[t, j] = x[t, index[j]] + bias[j] of x [T, n], index [m] int32 or int64 and, if given, bias [m]."""
+
+join_columns = Plans(_prepare_join_columns)
+"""y[t, j] = [z, c][t, index[j]] + bias[j] of z [T, r], c [T, m - r], index [m] int32 or int64 and, if given, bias [m]
+and `out`, where to write y: a matrix with rows in one piece."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_pivoted, lowrank_mlp, native
-from sieve_kernels.lowrank import checks, reference
+from sieve_kernels.lowrank import checks, gpu, reference
 
 every = pytest.mark.parametrize(
     "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
@@ -97,6 +97,33 @@ def test_full_rank_leaves_c_without_rows(implementation, rows, dtype, device):
 def test_by_the_whole_second_factor(implementation, dtype, rows, m, rank, device):
     assert "torch_expanded" in dispatch.explain("lowrank_linear_pivoted", torch.zeros(*rows, 12, dtype=dtype), rank)
     check(*make(rows, 12, m, rank, dtype, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("sizes", [((7, 3),), ((70, 20), (6, 6)), ((9, 4), (600, 530), (33, 1), (20, 8))])
+def test_whole_second_factors_of_several_layers(dtype, sizes, device):
+    """Exactly, whatever the strides; an index that names no row makes one of zeros."""
+    expand = pytest.importorskip("sieve_kernels.lowrank.triton_kernels.expand").expand
+    Cs = [torch.randn(m - r, r, device=device).to(dtype) for m, r in sizes]
+    Cs[-1] = Cs[-1].T.contiguous().T
+    indices = [torch.randperm(m, device=device).int() for m, _ in sizes]
+    wanted = [torch.cat([torch.eye(C.shape[1]).to(C), C])[index] for C, index in zip(Cs, indices, strict=True)]
+    assert all(map(torch.equal, expand(Cs, indices), wanted))
+    indices[0][:2] = torch.tensor([-1, sizes[0][0]])
+    wanted[0][:2] = 0
+    assert all(map(torch.equal, expand(Cs, indices), wanted))
+
+
+def test_where_the_second_factor_is_made_whole():
+    """Where multiplying by the identity's rows takes less than moving y: narrow ranks, long inputs."""
+
+    def where(m, r):
+        return [T for T in (64, 256, 2048, 16384) if gpu.expands(T, m, r, torch.bfloat16)]
+
+    assert where(4096, 1216) == [16384]
+    assert where(1024, 512) == [2048, 16384]
+    assert where(4096, 1792) == []
+    assert not gpu.expands(16384, 1024, 512, torch.float32)
 
 
 @every

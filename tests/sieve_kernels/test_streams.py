@@ -43,7 +43,7 @@ class Gpu:
         self.current = before
 
     def work(self, name):
-        return lambda: self.log.append((self.current.cuda_stream, name))
+        return lambda: self.log.append((self.current.cuda_stream, name)) or name
 
 
 @pytest.fixture
@@ -60,7 +60,9 @@ def gpu(monkeypatch):
 
 def test_order_of_events(gpu):
     for _ in range(2):  # the second time on the same streams
-        streams.side_by_side([gpu.work(name) for name in "abc"], streams.ROWS_WHEN_EAGER, torch.device("cuda", 0))
+        works = [gpu.work(name) for name in "abc"]
+        found = streams.side_by_side(works, streams.ROWS_WHEN_EAGER, torch.device("cuda", 0))
+        assert found == ["a", "b", "c"]
         begun, ended = gpu.log.index(("main", "records")), gpu.log.index(("main", "waits for one"))
         assert gpu.log[begun:ended] == [
             ("main", "records"),
