@@ -21,7 +21,8 @@ from sieve.fitness.chance import control_levels
 from sieve.fitness.check import check_splits
 from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
-from sieve.masks import mask
+from sieve.masks import Masks, mask
+from sieve.masks.mask import maskable
 from sieve.matrices import by_pattern, left_dense, prunable
 from sieve.methods import MASKS
 from sieve.models import load_model
@@ -30,6 +31,7 @@ from sieve.recipe import Recipe
 from sieve.report.build import build_report
 from sieve.report.masks import mask_report
 from sieve.searchers import run_search
+from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import best_refitted, smallest_refitted
 from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.shared import share_inputs_
@@ -89,7 +91,8 @@ def _pruned(
         found = describe_data(splits)
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         _require_dense(model, recipe.model)
-        prunable(model)
+        if not recipe.shared_input:
+            _require_plans(recipe, model)
         ready = check_splits(model, tokenizer, task, splits)
         truncated = {name: part.truncated for name, part in ready.items()}
         if recipe.task_aware:
@@ -102,7 +105,7 @@ def _pruned(
         dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels)
         dense_test = evaluate(model, tokenizer, task, splits["test"])
         if recipe.shared_input:
-            share_inputs_(model)
+            _require_plans(recipe, share_inputs_(model))
     with stages("calibrate"):
         measured = calibrate(
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
@@ -182,6 +185,18 @@ def _require_dense(model: PreTrainedModel, source: str) -> None:
             f"{source} is pruned already: prune the model that it was made from (to remove more, with a larger "
             "--tolerance), or look at it with `sieve info`"
         )
+
+
+def _require_plans(recipe: Recipe, model: PreTrainedModel) -> None:
+    """InputError where nothing can be pruned, or not as far as the recipe asks."""
+    if recipe.method in MASKS:
+        maskable(model, recipe.mask_options())
+        # How far a ramp moves each matrix is known once it is scored.
+        matrices = Masks({}, recipe.method, replace(recipe.mask_options(), ramp=0.0), {}).matrices(model)
+    else:
+        matrices = prunable(model, recipe.pivot)
+    multiple = multiple_for(model.device, recipe.rank_multiple)
+    require_plans(matrices, recipe.searcher, recipe.options(), multiple, model.dtype)
 
 
 class Stages:

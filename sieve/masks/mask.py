@@ -14,6 +14,7 @@ from sieve.masks.task_aware import fuse, pooled
 from sieve.masks.tied import check_untied
 from sieve.matrices import prunable, weight_of
 from sieve.options.masks import PATTERNS, MaskOptions
+from sieve.plan import Matrix
 from sieve.utils.messages import shorten
 
 _UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far
@@ -51,8 +52,7 @@ def mask(
     options = (options or MaskOptions()).check(method)
     if options.task_aware and general is None:
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
-    matrices = prunable(model)
-    check_untied(model, matrices)
+    matrices = maskable(model, options)
     sides = {"task": statistics} if method != "magnitude" else {}
     if options.task_aware:
         sides["general"] = general
@@ -82,13 +82,19 @@ def mask(
             else:
                 scores = of_weights(W.float(), method) * inputs.channels
                 found[name] = Mask(W, order(scores, options.pattern, options.compare))
-    if not found:
-        raise InputError(f"no matrix has rows that divide into groups of {PATTERNS[options.pattern][1]}: "
-                         "choose --pattern unstructured")  # fmt: skip
     if skipped:
         progress.note(f"{len(skipped)} matrices stay dense: their rows do not divide by {options.pattern}")
     sizes = {name: matrix.parameters for name, matrix in matrices.items()}
     return Masks(found, method, options, ramp(traces, sizes, options.ramp) if options.ramp else {})
+
+
+def maskable(model: PreTrainedModel, options: MaskOptions) -> dict[str, Matrix]:
+    """The prunable matrices; InputError where masks can be had of none, or two share one weight."""
+    matrices, groups = prunable(model), PATTERNS[options.pattern]
+    check_untied(model, matrices)
+    if groups and all(matrix.n % groups[1] for matrix in matrices.values()):
+        raise InputError(f"no matrix has rows that divide into groups of {groups[1]}: choose --pattern unstructured")
+    return matrices
 
 
 class _Inputs:

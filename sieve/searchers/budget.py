@@ -9,7 +9,8 @@ from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
-from sieve.searchers.uniform import STEPS, smallest, uniform_plans
+from sieve.searchers.reach import STEPS
+from sieve.searchers.uniform import smallest, uniform_plans
 
 
 def budget(problem: Problem) -> Iterator[Candidate]:

@@ -20,7 +20,7 @@ from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within
-from sieve.searchers.uniform import STEPS
+from sieve.searchers.reach import STEPS
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sieve.errors import InputError
 from sieve.fitness import Scores
 from sieve.fitness.engine import Engine
 from sieve.fitness.intervals import paired
@@ -13,6 +12,7 @@ from sieve.options.search import Options
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import SizeOf, parameters
+from sieve.searchers.reach import require_reachable
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,7 @@ class Problem:
 
     def require_reachable(self, smallest: float) -> None:
         """InputError where even the smallest plan is larger than what is asked for."""
-        if smallest > self.size_limit:
-            raise InputError(
-                f"no plan keeps {self.options.kept:.1%} of the prunable {self.options.objective}; the smallest keeps "
-                f"{smallest / self.size({}):.1%}: raise --kept or lower --rank-multiple"
-            )
+        require_reachable(self.options, smallest, self.size({}))
 
 
 def within(scores: Scores, dense: Scores, tolerance: float, confident: bool = False) -> bool:

@@ -35,6 +35,7 @@ from sieve.searchers.ga import ga
 from sieve.searchers.objective import SizeOf, measure, size_of
 from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.reach import multiple_for
 from sieve.searchers.signal import DECIDING, dense_scores, require_signal
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
@@ -166,7 +167,7 @@ def run_search(
     if isinstance(factors, Masks):
         check_mask_search(search, choices)
     chosen = _chosen(every, matrices)
-    multiple = rank_multiple or (8 if model.device.type == "cpu" else 32)
+    multiple = multiple_for(model.device, rank_multiple)
 
     def ready(examples: Sequence[Example]) -> Prepared:
         if fitness is not None:

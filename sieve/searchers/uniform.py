@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from sieve import progress
 from sieve.plan import DENSE, Plan
 from sieve.searchers.problem import Candidate, Problem
-
-STEPS = 50  # kept fractions 1/50, 2/50, … : finer than fitness data of a few hundred examples can tell apart
+from sieve.searchers.reach import STEPS
 
 
 def uniform(problem: Problem) -> Iterator[Candidate]:
@@ -16,7 +15,7 @@ def uniform(problem: Problem) -> Iterator[Candidate]:
     """
     plans = uniform_plans(problem)
     if problem.options.kept is not None:
-        problem.require_reachable(min(map(problem.size, plans), default=0))
+        problem.require_reachable(min(map(problem.size, plans), default=problem.size({})))
         yield problem.evaluate([plan for plan in plans if problem.size(plan) <= problem.size_limit][-1])
         return
     yield from smallest(problem, plans)

@@ -234,7 +234,7 @@ def test_the_cache_keeps_the_last_calibration_only(run, world, tmp_path):
         (("--device", "cuda:99"), 2, "cpu"),
         (("--rank-multiple", 0), 2, "at least 1"),
         (("--rank-multiple", 64), 2, "choose a smaller --rank-multiple"),
-        (("--rank-multiple", 64, "--search", "uniform"), 5, "choose a smaller one"),
+        (("--rank-multiple", 64, "--search", "uniform"), 2, "choose a smaller --rank-multiple"),
         (("--calibration-tokens", 10), 2, "at least 256"),
         (("--config", "nowhere.yaml"), 2, "nowhere.yaml"),
     ],

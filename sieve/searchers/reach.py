@@ -1,0 +1,41 @@
+"""Whether any plan is as small as what is asked for: known from the matrices' shapes, before any of the long work."""
+
+from collections.abc import Mapping
+
+import torch
+
+from sieve.errors import InputError
+from sieve.options.search import Options
+from sieve.plan import Matrix
+from sieve.searchers.genome import LEVELS, Genome
+from sieve.searchers.objective import size_of
+
+STEPS = 50  # kept fractions 1/50, 2/50, … : finer than fitness data of a few hundred examples can tell apart
+
+
+def multiple_for(device: torch.device, rank_multiple: int | None) -> int:
+    """What ranks are rounded up to."""
+    return rank_multiple or (8 if device.type == "cpu" else 32)
+
+
+def require_plans(
+    matrices: Mapping[str, Matrix], search: str, options: Options, multiple: int, dtype: torch.dtype
+) -> None:
+    """InputError where no plan removes anything, or none as much as `options.kept` asks for.
+
+    Latency is measured when the search begins; before, there is no more to say of it than which ranks there are.
+    """
+    timed = options.objective == "latency"
+    levels = [step / STEPS for step in range(1, STEPS + 1)] if search == "uniform" else LEVELS
+    genome = Genome(matrices, levels, multiple, size_of=size_of("parameters" if timed else options.objective, dtype))
+    if not timed:
+        require_reachable(options, genome.size(genome.dense * 0), genome.size(genome.dense))
+
+
+def require_reachable(options: Options, smallest: float, dense: float) -> None:
+    """InputError where even the smallest plan is larger than what is asked for."""
+    if options.kept is not None and smallest > options.kept * dense:
+        raise InputError(
+            f"no plan keeps {options.kept:.1%} of the prunable {options.objective}; the smallest keeps "
+            f"{smallest / dense:.1%}: raise --kept or lower --rank-multiple"
+        )

@@ -1,0 +1,67 @@
+"""What no plan can reach is said before calibration, by the shapes of the matrices alone."""
+
+import pytest
+
+from sieve import pipeline
+from sieve.errors import InputError
+from sieve.matrices import prunable
+from sieve.options.search import Options
+from sieve.searchers import run_search
+from sieve.searchers.reach import require_plans
+from tests.sieve.fitness.test_engine import svd_factors
+from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--kept 0.01", "no plan keeps 1.0% of the prunable parameters; the smallest keeps"),
+        ("--kept 0.01 --search uniform", "raise --kept or lower --rank-multiple"),
+        ("--kept 0.01 --search ga --granularity block", "raise --kept"),
+        ("--kept 0.01 --search ga --paper", "raise --kept"),
+        ("--kept 0.02 --objective bytes", "of the prunable bytes"),
+        ("--kept 0.01 --shared-input", "raise --kept"),
+        ("--kept 0.01 --format plain", "raise --kept"),
+        ("--kept 0.3 --method wanda --pattern 2:4", "the smallest keeps 50.0%"),
+        ("--method wanda --pattern 2:4 --kept 0.001 --search ga", "the smallest keeps 50.0%"),
+        ("--rank-multiple 64", "choose a smaller --rank-multiple"),
+        ("--rank-multiple 64 --search uniform --kept 0.5", "choose a smaller --rank-multiple"),
+        ("--rank-multiple 64 --objective latency", "choose a smaller --rank-multiple"),
+    ],
+)
+def test_said_before_calibration(run, world, tmp_path, monkeypatch, arguments, words):  # noqa: F811
+    def late(*_, **__):
+        raise AssertionError("it went on to calibrate")
+
+    monkeypatch.setattr(pipeline, "calibrate", late)
+    code, _, err = run(*options(world, tmp_path / "x"), *arguments.split(), "--quiet")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert words in err
+    assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("search", ["uniform", "budget", "ga"])
+@pytest.mark.parametrize("kept", [0.05, 0.1, 0.16, 0.2, 0.3])
+def test_it_says_what_the_search_would_say(world, search, kept):
+    """Nothing that a search reaches is refused, and nothing else is let through."""
+    model = tiny_model("llama")
+    asked = Options(kept=kept, generations=1, population=4, offspring=4, bottlenecks=0)
+    try:
+        require_plans(prunable(model), search, asked, 4, model.dtype)
+        reachable = True
+    except InputError:
+        reachable = False
+
+    def searched():
+        return run_search(
+            model, tiny_tokenizer(), svd_factors(model), world.task, search=search, rank_multiple=4,
+            allow_no_signal=True, **vars(asked),
+        )  # fmt: skip
+
+    if reachable:
+        result = searched()
+        assert 1 - result.plan.prunable_removed(result.matrices) <= kept
+    else:
+        with pytest.raises(InputError, match="no plan keeps"):
+            searched()
