@@ -40,6 +40,11 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for tensors of x's device; torch refuses to say it of tensors without memory."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def autocast(t: Tensor | None) -> Tensor | None:
     """The tensor in autocast's dtype, for use where autocast is on. It leaves float64 alone, and so do we."""
     if t is None or t.dtype == torch.float64 or not t.is_floating_point():

@@ -11,6 +11,8 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from sieve_kernels.core.plans import without_views
+
 
 def register(
     name: str,
@@ -42,14 +44,9 @@ def register(
 def _without_views(implementation: Callable) -> Callable:
     """The implementation, with outputs that may be changed in place: autograd refuses to where they are views."""
 
-    def owned(output: Tensor) -> Tensor:
-        # The same memory without the record of being a view: nobody else holds what an operator has just made.
-        return torch.ops.aten._unsafe_view.default(output, output.shape) if output._is_view() else output
-
     @wraps(implementation)
     def call(*arguments):
-        outputs = implementation(*arguments)
-        return owned(outputs) if isinstance(outputs, Tensor) else type(outputs)(map(owned, outputs))
+        return without_views(implementation(*arguments))
 
     return call
 

@@ -2,15 +2,26 @@
 
 import os
 from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from sieve_kernels import dispatch
 
 MOST_PLANS = 4096
 """Kinds of arguments that an operator remembers; a long search through many ranks begins anew beyond it."""
+
+
+_every: WeakSet["Plans"] = WeakSet()
+
+
+def forget() -> None:
+    """Every plan, so that calls are decided anew: for tests that change what decides."""
+    for plans in _every:
+        plans._known.clear()
 
 
 class Plans:
@@ -23,6 +34,7 @@ class Plans:
     def __init__(self, prepare: Callable[..., Callable]):
         self.prepare = prepare
         self._known: dict[tuple, Callable] = {}
+        _every.add(self)
 
     def __call__(self, *arguments):
         kind = kind_of(arguments)
@@ -54,33 +66,70 @@ def once(plans: Plans) -> Callable:
 
 
 class Direct(Plans):
-    """An operator on a GPU without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
+    """An operator without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
 
-    The dispatcher asks autograd, tracers and modes, which takes as much of the host's time as a launch does. A call
-    returns None where one of them has to know of it: then the operator is to be called as PyTorch has it.
+    The dispatcher asks autograd, tracers and modes, which takes as much time as a GPU's launch or a CPU's product of a
+    row does. A call returns None where one of them has to know of it, and for tensors without plain memory on a CPU or
+    GPU: then the operator is to be called as PyTorch has it.
     """
 
     def __call__(self, *arguments):
-        kind = kind_of(arguments, torch.is_grad_enabled())
+        try:
+            kind = kind_of(arguments, torch.is_grad_enabled())
+        except RuntimeError:  # a tensor without strides or memory: sparse, or of a library's own layout
+            return None
         if kind is None or _listened():
             return None
         kind = os.environ.get(dispatch.VARIABLE), kind
         run = self._known.get(kind)
         if run is None:
+            if not _are_plain(arguments):
+                return None
             run = self._remember(kind, self.prepare(*arguments))
         return run(*arguments)
 
 
-def direct(operator: str, check: Callable[..., None], rank: Callable[..., int]) -> Direct:
-    """The operator of this name in `dispatch`; check raises for arguments that do not fit, rank(*arguments) is what
-    the choice depends on."""
+def direct(
+    operator: str, check: Callable[..., None], rank: Callable[..., int], look: Callable[..., None] | None = None
+) -> Direct:
+    """The operator of this name in `dispatch`.
+
+    Args:
+        check: raises for arguments that do not fit.
+        rank: what the choice depends on, of the arguments.
+        look: on a CPU, where values can be looked at, raises for those that do not fit, on every call.
+    """
 
     def prepare(*arguments) -> Callable:
         check(*arguments)
-        function = dispatch.implementation(operator, arguments[0], rank(*arguments))
-        return function.prepare(*arguments) if isinstance(function, Plans) else function
+        run = prepared(dispatch.implementation(operator, arguments[0], rank(*arguments)), *arguments)
+        return looking(look, run) if look is not None and arguments[0].is_cpu else run
 
     return Direct(prepare)
+
+
+def prepared(function: Callable, *arguments) -> Callable:
+    """What serves arguments of this kind; its outputs are no views, which could not be changed in place later."""
+    if isinstance(function, Plans):
+        return function.prepare(*arguments)
+    return lambda *arguments: without_views(function(*arguments))
+
+
+def looking(look: Callable[..., None], run: Callable) -> Callable:
+    """run, after a look at the arguments."""
+
+    def call(*arguments):
+        look(*arguments)
+        return run(*arguments)
+
+    return call
+
+
+def without_views(outputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    """The same memory without the record of being a view: nobody else holds what an operator has just made."""
+    if isinstance(outputs, Tensor):
+        return torch.ops.aten._unsafe_view.default(outputs, outputs.shape) if outputs._is_view() else outputs
+    return type(outputs)(map(without_views, outputs))
 
 
 def kind_of(arguments: Sequence, differentiable: bool = False) -> tuple | None:
@@ -99,7 +148,8 @@ def kind_of(arguments: Sequence, differentiable: bool = False) -> tuple | None:
             add(argument.stride())
             add(argument.dtype)
             add(argument.get_device())
-            add(argument.data_ptr() & 15)
+            at = argument.data_ptr()
+            add(at & 15 if at else None)  # a tensor without memory has no device number either
         elif of is tuple or of is list:
             inner = kind_of(argument, differentiable)
             if inner is None:
@@ -112,10 +162,24 @@ def kind_of(arguments: Sequence, differentiable: bool = False) -> tuple | None:
     return tuple(kind)
 
 
+def _are_plain(arguments: Sequence) -> bool:
+    """Whether all tensors are on a CPU or GPU, with elements of a row adjacent: then none is a lazy negation either."""
+    return all(
+        _are_plain(argument)
+        if isinstance(argument, (tuple, list))
+        else (argument.is_cpu or argument.is_cuda) and argument.stride()[-1:] == (1,)
+        for argument in arguments
+        if isinstance(argument, (tuple, list, Tensor))
+    )
+
+
 def _listened() -> bool:
-    """Whether a mode, a tracer or a transform wants to know of operators, or autocast to change their arguments."""
+    """Whether a mode, a tracer, a profiler or a transform wants to know of operators, or autocast to change their
+    arguments."""
     return bool(
-        torch.is_autocast_enabled("cuda")
+        torch._C._is_any_autocast_enabled()
+        or torch._C._autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None

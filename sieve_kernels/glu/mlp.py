@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
-from sieve_kernels.arguments import autocast, describe, require_alike, require_float, require_same_device
+from sieve_kernels.arguments import autocast, autocasts, describe, require_alike, require_float, require_same_device
 from sieve_kernels.core.plans import direct
 from sieve_kernels.glu import reference
 from sieve_kernels.glu.ops import lowrank_swiglu
@@ -48,11 +48,11 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
         torch.Size([5, 64])
     """
     layers = [tuple(layer) for layer in (gate, up, down) if layer is not None]
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         y = _direct(x, layers, activation)
         if y is not None:
             return y
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, layers = autocast(x), [tuple(autocast(t) for t in layer) for layer in layers]
     _check(x, layers, activation)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sum(layers, ()))):
@@ -118,11 +118,16 @@ def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Layer]:
     return [tuple(next(left) for _ in range(count)) for count in counts]
 
 
-def _mlp(x, tensors, counts, activation):
-    layers = _split(tensors, counts)
+def _look(layers: Sequence[Layer]) -> None:
+    """ValueError where a permutation, on a CPU, is none."""
     for layer in layers:
         if len(layer) == 3:
             check_permutation(layer[2])
+
+
+def _mlp(x, tensors, counts, activation):
+    layers = _split(tensors, counts)
+    _look(layers)
     return dispatch.implementation("lowrank_mlp", x, _rank(x, layers, activation))(x, layers, activation)
 
 
@@ -134,7 +139,7 @@ def _mlp_fake(x, tensors, counts, activation):
     return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1])))
 
 
-_direct = direct("lowrank_mlp", _check, _rank)
+_direct = direct("lowrank_mlp", _check, _rank, look=lambda x, layers, activation: _look(layers))
 _mlp_op = register(
     "lowrank_mlp", "(Tensor x, Tensor[] tensors, int[] counts, str activation) -> Tensor", _mlp, _mlp_fake
 )

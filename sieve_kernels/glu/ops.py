@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
-from sieve_kernels.arguments import autocast, describe
+from sieve_kernels.arguments import autocast, autocasts, describe
 from sieve_kernels.core.plans import direct
 from sieve_kernels.glu import reference
 from sieve_kernels.lowrank.checks import check_factors
@@ -37,11 +37,11 @@ def lowrank_swiglu(
         >>> lowrank_swiglu(x, A, B, torch.randn(8, 64), torch.randn(32, 8)).shape
         torch.Size([5, 32])
     """
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         y = _direct(x, A_gate, B_gate, A_up, B_up, activation)
         if y is not None:
             return y
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, A_gate, B_gate, A_up, B_up = (autocast(t) for t in (x, A_gate, B_gate, A_up, B_up))
     _check(x, A_gate, B_gate, A_up, B_up, activation)
     if training.by_library(x, A_gate, B_gate, A_up, B_up):

@@ -31,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
         >>> rms_norm(torch.randn(5, 64), torch.ones(64)).shape
         torch.Size([5, 64])
     """
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         y = _rms_norm_direct(x, weight, epsilon)
         if y is not None:
             return y
@@ -68,7 +68,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         >>> rotary(q, k, angles.cos(), angles.sin())[1].shape
         torch.Size([2, 1, 7, 8])
     """
-    if q.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         turned = _rotary_direct(q, k, cos, sin)
         if turned is not None:
             return turned
@@ -108,7 +108,7 @@ def act_mul(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
         >>> act_mul(*torch.randn(5, 64).chunk(2, -1)).shape
         torch.Size([5, 32])
     """
-    if gate.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         h = _act_mul_direct(gate, up, activation)
         if h is not None:
             return h

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sieve_kernels import dispatch, training
+from sieve_kernels.core import plans
 
 
 @pytest.fixture
@@ -47,9 +48,14 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param in AS_ON_GPU and dispatch.INTERPRETED:
         for operator, rules in dispatch.TABLE.items():
             monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, rules)))
-    dispatch._load.cache_clear()
+    decide_anew()
     yield request.param
+    decide_anew()
+
+
+def decide_anew() -> None:
     dispatch._load.cache_clear()
+    plans.forget()
 
 
 def _as_on_gpu(rule: dispatch.Rule) -> dispatch.Rule:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
-from sieve_kernels.arguments import as_rows, autocast, require_alike, require_float
+from sieve_kernels.arguments import as_rows, autocast, autocasts, require_alike, require_float
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import listing
@@ -33,11 +33,11 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> linear(torch.randn(5, 64), torch.randn(32, 64)).shape
         torch.Size([5, 32])
     """
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         y = _direct(x, W, bias)
         if y is not None:
             return y
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, W, bias = (autocast(t) for t in (x, W, bias))
     _check(x, W, bias)
     if training.by_library(x, W, bias):

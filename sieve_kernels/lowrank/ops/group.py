@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
-from sieve_kernels.arguments import as_rows, autocast
-from sieve_kernels.core.plans import Direct, Plans
+from sieve_kernels.arguments import as_rows, autocast, autocasts
+from sieve_kernels.core.plans import Direct, Plans, looking, prepared
 from sieve_kernels.lowrank import reference
-from sieve_kernels.lowrank.checks import check_factors
+from sieve_kernels.lowrank.checks import check_factors, check_permutation
 from sieve_kernels.lowrank.ops.pivoted import check_pivoted, lowrank_linear_pivoted
 from sieve_kernels.registration import differentiable_gradients, register
 
@@ -46,14 +46,14 @@ def lowrank_linear_group(
         >>> [y.shape for y in lowrank_linear_group(x, As, Bs)]
         [torch.Size([5, 32]), torch.Size([5, 32])]
     """
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         ys = _direct(x, As, Bs, biases, permutations)
         if ys is not None:
             return tuple(ys)
     _check_counts(As, Bs, biases, permutations)
     if permutations is not None:
         return tuple(_one_by_one(x, As, Bs, biases, permutations))
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, As, Bs = autocast(x), [autocast(A) for A in As], [autocast(B) for B in Bs]
         biases = None if biases is None else [autocast(bias) for bias in biases]
     _check(x, As, Bs, biases)
@@ -103,13 +103,19 @@ def _prepare(x, As, Bs, biases, permutations):
     function = dispatch.implementation("lowrank_linear_group", x, rank)
     if permutations is None:
         _check(x, As, Bs, biases)
-        whole = function.prepare(x, As, Bs, _biases(Bs, biases) or None) if isinstance(function, Plans) else function
+        whole = prepared(function, x, As, Bs, _biases(Bs, biases) or None)
         return lambda x, As, Bs, biases, _: whole(x, As, Bs, _biases(Bs, biases) or None)
     for of in zip(As, Bs, permutations, biases or [None] * len(As), strict=True):
         check_pivoted(x, *of)
     if isinstance(function, Plans) and not any(bias is None for bias in biases or ()):
-        return function.prepare(x, As, Bs, biases, permutations)
+        whole = function.prepare(x, As, Bs, biases, permutations)
+        return looking(_look, whole) if x.is_cpu else whole
     return _one_by_one
+
+
+def _look(x, As, Bs, biases, permutations):
+    for permutation in permutations:
+        check_permutation(permutation)
 
 
 def _group(x, As, Bs, biases):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
-from sieve_kernels.arguments import as_rows, autocast
+from sieve_kernels.arguments import as_rows, autocast, autocasts
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_factors
@@ -37,11 +37,11 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         >>> lowrank_linear(x, A, B, rank=8).shape
         torch.Size([5, 32])
     """
-    if rank is None and x.is_cuda and not torch.compiler.is_compiling():
+    if rank is None and not torch.compiler.is_compiling():
         y = _direct(x, A, B, bias)
         if y is not None:
             return y
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, A, B, bias = (autocast(t) for t in (x, A, B, bias))
     check_factors(x, A, B, bias)
     if rank is not None and rank != A.shape[0]:

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch, training
-from sieve_kernels.arguments import as_rows, autocast, describe, require_alike, require_float, require_same_device
+from sieve_kernels.arguments import (
+    as_rows,
+    autocast,
+    autocasts,
+    describe,
+    require_alike,
+    require_float,
+    require_same_device,
+)
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_permutation
@@ -39,11 +47,11 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
         >>> lowrank_linear_pivoted(x, A, C, torch.randperm(32)).shape
         torch.Size([5, 32])
     """
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         y = _direct(x, A, C, permutation, bias)
         if y is not None:
             return y
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, A, C, bias = (autocast(t) for t in (x, A, C, bias))
     check_pivoted(x, A, C, permutation, bias)
     if training.by_library(x, A, C, bias):
@@ -104,7 +112,12 @@ def _gradients(ctx, grad):
     return *gradients, None, as_rows(grad).sum(0) if bias_needed else None
 
 
-_direct = direct("lowrank_linear_pivoted", check_pivoted, lambda x, A, *_: A.shape[0])
+_direct = direct(
+    "lowrank_linear_pivoted",
+    check_pivoted,
+    rank=lambda x, A, *_: A.shape[0],
+    look=lambda x, A, C, permutation, bias: check_permutation(permutation),
+)
 _pivoted_backward_op = register(
     "lowrank_linear_pivoted_backward",
     "(Tensor grad, Tensor x, Tensor A, Tensor C, Tensor permutation, bool[] needed) -> Tensor[]",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
-from sieve_kernels.arguments import autocast, require_same_device
+from sieve_kernels.arguments import autocast, autocasts, require_same_device
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.checks import check_factors, listing
 from sieve_kernels.registration import differentiable_gradients, register
@@ -35,7 +35,7 @@ def lowrank_linear_population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) ->
         >>> lowrank_linear_population(x, A, B, torch.tensor([4, 16, 8])).shape
         torch.Size([3, 5, 32])
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, A, B = (autocast(t) for t in (x, A, B))
     if x.dim() != 3 or ranks.shape != x.shape[:1]:
         raise ValueError(f"need x [P, T, n] and ranks [P], got {listing({'x': x, 'ranks': ranks})}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels import dispatch
-from sieve_kernels.arguments import as_rows, autocast, require_alike, require_float, require_same_device
+from sieve_kernels.arguments import as_rows, autocast, autocasts, require_alike, require_float, require_same_device
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank.checks import listing
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
@@ -38,11 +38,11 @@ def lowrank_linear_quantized(
         >>> lowrank_linear_quantized(x, *quantize_rows(A, 8), *quantize_rows(B, 4)).shape
         torch.Size([5, 32])
     """
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         y = _direct(x, A_q, A_scale, B_q, B_scale, bias)
         if y is not None:
             return y
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, bias = autocast(x), autocast(bias)
     _check(x, A_q, A_scale, B_q, B_scale, bias)
     return _quantized_op(x, A_q, A_scale, B_q, B_scale, bias)
