@@ -29,7 +29,7 @@ PARTS = {
         Part("tests", "the kernels' tests", 3.0, device_tests.jobs, device_tests.missing),
         Part("many", "layers of many rows", 1.5, many_rows.jobs),
         Part("training", "a step of training through a layer", 0.5, training.jobs),
-        Part("peers", "torch.compile", 0.6, peers.jobs),
+        Part("peers", "torch.compile and gemlite", 0.6, peers.jobs),
         Part("choices", "the fastest implementations", 1.0, choices.jobs),
     )
 }
