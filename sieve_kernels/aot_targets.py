@@ -67,6 +67,7 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "population_kernel M16": {16: WARPS, 32: WARPS},
     "quantized_kernel": {16: TILES, 32: TILES},
     "quantized_kernel M16": {16: WARPS, 32: WARPS},
+    "quantized_kernel M32": {32: WARPS},
     "few_rows_kernel T1": {16: ADDS},
     "few_rows_kernel T16": {16: WARPS},
     "packed_gemv_kernel": {16: ADDS},

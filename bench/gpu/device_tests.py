@@ -18,7 +18,14 @@ from bench.gpu.sizes import Sizes
 
 ROOT = Path(__file__).parents[2]
 TESTS = "tests/sieve_kernels"
-ELSEWHERE = ("test_aot.py", "test_bench.py", "test_native.py", "test_traffic.py", "test_tune.py")
+ELSEWHERE = (
+    "test_aot.py",
+    "test_aot_combinations.py",
+    "test_bench.py",
+    "test_native.py",
+    "test_traffic.py",
+    "test_tune.py",
+)
 WORKERS = 14
 """At most: each holds a context on the device."""
 GRACE = 10

@@ -164,6 +164,8 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
     (T, n), m = x.shape, y.shape[1]
     if weight is not None and weight.dtype == torch.bool and out.dtype == torch.float64:
         weight = weight.to(out.dtype)  # Triton 3.6 compiles no float64 product of operands masked by bytes
+    if x.dtype.itemsize == 2 and out.dtype == torch.float64:
+        x, y = x.float(), y.float()  # … nor of numbers that were loaded as 16 bits
     masked = weight is not None and weight.dtype == torch.bool
     weighted = weight is not None and not masked
     aligned = all(stride == 1 or stride % 16 == 0 for t in (x, y, out) for stride in t.stride())

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sieve_kernels import dispatch, lowrank_linear_quantized, quantize_rows
 from sieve_kernels.lowrank import reference
-from sieve_kernels.lowrank.quantize import dequantize_rows
+from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
+from sieve_kernels.lowrank.triton_kernels import quantized as quantized_kernels
 
 both = pytest.mark.parametrize("implementation", ["torch", "native", "triton", "triton_gemv"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -68,6 +69,16 @@ def test_few_rows_take_shares(implementation, bits, dtype, monkeypatch, device):
     check(tensors)
     check([*tensors[:-1], None])
     assert torch.equal(lowrank_linear_quantized(*tensors), lowrank_linear_quantized(*tensors))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_steps_are_as_long_as_four_threads_unpack(dtype, rows):
+    """8 numbers of 4 bits each: Triton 3.6 counts those of a shorter step twice, on a GPU only."""
+    for aligned in (True, False):
+        step = quantized_kernels._blocks(rows, dtype, aligned, packed=True)[2]
+        assert step >= 32
+        assert GROUP % step == 0
 
 
 @given(

@@ -107,7 +107,7 @@ def _product(a: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: to
         out = torch.empty((shares, M, N), dtype=tiles.accumulator(dtype), device=a.device)
     else:
         out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=a.device)
-    block_m, block_n, block_k = _blocks(M, dtype, wide(a, q))
+    block_m, block_n, block_k = _blocks(M, dtype, wide(a, q), q.dtype == torch.uint8)
     if out.numel() > 0:
         with tiles.on_device(a):
             quantized_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n), shares)](
@@ -137,9 +137,13 @@ def _product(a: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: to
     return out if shares > 1 else out.to(dtype)
 
 
-def _blocks(M: int, dtype: torch.dtype, wide: bool) -> tuple[int, int, int]:
+def _blocks(M: int, dtype: torch.dtype, wide: bool, packed: bool) -> tuple[int, int, int]:
     """Tile of out and step along K, of which 64 is a multiple: a step has one scale per row of b."""
     block_m = 64 if M > 16 else 16
     if dtype == torch.float32:
+        if packed and not wide:
+            # Of 4 bits a thread unpacks 8 neighbours, and 4 threads share a row: Triton 3.6 counts some of a shorter
+            # step twice. Numbers that are addressed one by one leave room for fewer rows instead.
+            return min(block_m, 32), 32, 32
         return block_m, 32 if block_m > 16 else 64, 32 if wide else 16
     return block_m, 64, 64 if wide else 32
