@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
@@ -73,12 +75,24 @@ def evaluate_source(
     }
     if against is not None:
         other = score(against)
+        mine, theirs = _in_common(scores, other)
         result |= {
             "against": against,
-            "accuracy_difference": vars(paired(scores.score, other.score)),
-            "loglik_difference": vars(paired(scores.loglik, other.loglik)),
+            "accuracy_difference": vars(paired(scores.score[mine], other.score[theirs])),
+            "loglik_difference": vars(paired(scores.loglik[mine], other.loglik[theirs])),
         }
     return result
+
+
+def _in_common(scores: Scores, other: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Places in either's results of the examples that both could score: each tokenizer leaves out its own."""
+    asked = [np.arange(len(one.score)) if one.examples is None else one.examples for one in (scores, other)]
+    common, mine, theirs = np.intersect1d(*asked, assume_unique=True, return_indices=True)
+    if not len(common):
+        raise InputError("no example can be scored by both models: give the task longer texts")
+    if len(common) < max(map(len, asked)):
+        progress.note(f"compared are the {len(common):,} examples that both models' tokenizers can score")
+    return mine, theirs
 
 
 def _controls(level: Chance | None) -> dict[str, float | None]:

@@ -35,6 +35,7 @@ class Scores:
     contrast: float64 [N], in nats: log-likelihood of the right choice given that it is one of the choices, as they are
         judged (log softmax of what the task compares); None where there are no choices.
     written: how many tokens of answers the model wrote.
+    examples: int64 [N], ascending: which of the examples that were asked these are; None: all of them.
     """
 
     score: np.ndarray
@@ -42,6 +43,7 @@ class Scores:
     tokens: int
     contrast: np.ndarray | None = None
     written: int = 0
+    examples: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float:
@@ -318,7 +320,8 @@ def _perplexity(
     asked: list[list[Continuation]] = []
     owner: list[int] = []
     encoded = [encode(tokenizer, task, example, example.target) for example in examples]
-    texts = [(ids, start) for ids, start in encoded if len(ids) > start]
+    scorable = np.array([index for index, (ids, start) in enumerate(encoded) if len(ids) > start], dtype=np.int64)
+    texts = [encoded[index] for index in scorable]
     few = f"{len(examples) - len(texts):,} of {len(examples):,} texts are too short to be scored"
     if not texts:
         raise InputError(f"{task.where}: {few}: give the task longer ones")
@@ -338,7 +341,8 @@ def _perplexity(
         total = np.zeros((copies, len(texts)))
         for sums, logliks in zip(total, every, strict=True):
             np.add.at(sums, owner, [values[0] for values in logliks])
-        return [Scores(score=np.exp(sums / scored), loglik=sums / scored, tokens=tokens) for sums in total]
+        which = scorable if len(scorable) < len(examples) else None
+        return [Scores(np.exp(sums / scored), sums / scored, tokens, examples=which) for sums in total]
 
     return _copied(run, sharing, asked)
 
