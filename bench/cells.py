@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from bench import devices
-from sieve import progress
 from sieve.fitness import Scores
 from sieve.fitness.intervals import Interval, bootstrap, difference
+from sieve.utils import progress
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,7 +13,6 @@ import time
 import torch
 
 import sieve
-from sieve import progress
 from sieve.apply import sliced
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.likelihood import Sharing
@@ -22,6 +21,7 @@ from sieve.matrices import decoder_blocks
 from sieve.models import evaluating
 from sieve.searchers import run_search
 from sieve.tasks import load_task
+from sieve.utils import progress
 
 
 def main(arguments: list[str] | None = None) -> None:

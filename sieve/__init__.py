@@ -7,15 +7,15 @@ once is to have transformers know pruned models whenever it is loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sieve import registration
+from sieve.checkpoint import import_hook as registration
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sieve import progress
     from sieve.apply import apply_
-    from sieve.calibration import Statistics, calibrate
-    from sieve.checkpoint import load, save
+    from sieve.calibration.collect import calibrate
+    from sieve.calibration.statistics import Statistics
+    from sieve.checkpoint.folder import load, save
     from sieve.fitness import evaluate
     from sieve.layers import LowRankLinear, PivotedLinear
     from sieve.masks import MaskOptions, Masks, mask
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sieve.searchers import search
     from sieve.shared import share_inputs_
     from sieve.tasks import Task, load_task
+    from sieve.utils import progress
 
 _HOME = {
     "Factors": "projections",
@@ -36,19 +37,19 @@ _HOME = {
     "Masks": "masks",
     "Plan": "plan",
     "Recipe": "recipe",
-    "Statistics": "calibration",
+    "Statistics": "calibration.statistics",
     "Task": "tasks",
     "apply_": "apply",
-    "calibrate": "calibration",
+    "calibrate": "calibration.collect",
     "evaluate": "fitness",
-    "load": "checkpoint",
+    "load": "checkpoint.folder",
     "load_model": "models",
     "load_task": "tasks",
     "mask": "masks",
     "project": "projections",
     "prune": "pipeline",
     "refit": "projections",
-    "save": "checkpoint",
+    "save": "checkpoint.folder",
     "search": "searchers",
     "share_inputs_": "shared",
 }
@@ -82,7 +83,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "progress":
-        return import_module("sieve.progress")
+        return import_module("sieve.utils.progress")
     if name not in _HOME:
         raise AttributeError(f"module 'sieve' has no attribute {name!r}")
     return globals().setdefault(name, getattr(import_module(f"sieve.{_HOME[name]}"), name))

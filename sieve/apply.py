@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.checkpoint import mark, mark_masked
+from sieve.checkpoint.folder import mark, mark_masked
 from sieve.fusion import fuse_
 from sieve.layers import SlicedLinear, centred_bias
 from sieve.masks import Masks, mask_, masked

@@ -13,15 +13,15 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from sieve import __version__, progress
+from sieve import __version__
 from sieve.errors import InputError, SieveError, StorageError
-from sieve.files import require_new
 from sieve.options import command_line as given
 from sieve.options.model import check_device, check_dtype, find_model
 from sieve.recipe import Recipe
 from sieve.tasks import builtin_tasks, load_task
 from sieve.tasks.splits import check_seed, check_split
-from sieve.utils import interrupts, streams
+from sieve.utils import interrupts, progress, streams
+from sieve.utils.files import require_new
 from sieve.utils.messages import one_line
 from sieve.utils.terminal import console, printable
 
@@ -296,7 +296,8 @@ def calibrate(
     require_new(output)
     load_task(recipe.task)
     find_model(recipe.model)
-    from sieve.calibration import calibrate, require_place
+    from sieve.calibration.collect import calibrate
+    from sieve.calibration.keep import require_place
     from sieve.models import load_model
 
     require_place(output)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.chance import Chance, control_levels
@@ -21,6 +20,7 @@ from sieve.searchers.signal import signal_note
 from sieve.tasks import Example, builtin_tasks, load_task
 from sieve.tasks.splits import check_split
 from sieve.tasks.stored import TASK_FILE, describe_data
+from sieve.utils import progress
 
 
 def evaluate_source(

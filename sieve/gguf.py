@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sieve import progress
 from sieve.errors import InputError, StorageError
-from sieve.files import (
+from sieve.utils import progress
+from sieve.utils.files import (
     atomic_folder,
     cache_folder,
     locked_folder,

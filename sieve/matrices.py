@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sieve import progress
 from sieve.errors import InputError, NumericsError
 from sieve.layers import PAIRS, LowRankLinear, PivotedLinear, holds_plain_tensors
 from sieve.plan import Matrix
+from sieve.utils import progress
 from sieve.utils.messages import one_line
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

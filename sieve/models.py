@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.fusion import fused
 from sieve.gguf import safetensors_folder
 from sieve.options.model import check_device, check_dtype, find_model, no_device, not_in_cache
+from sieve.utils import progress
 from sieve.utils.messages import one_line, shorten
 from sieve_kernels import SettingError, check_settings
 

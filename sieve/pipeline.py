@@ -9,13 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve import progress
 from sieve.apply import apply_
-from sieve.calibration import Statistics, calibrate, require_place
-from sieve.checkpoint import model_bytes, model_parameters, save
-from sieve.checkpoint.quantizer import SieveConfig
+from sieve.calibration.collect import calibrate
+from sieve.calibration.keep import require_place
+from sieve.calibration.statistics import Statistics
+from sieve.checkpoint.folder import save
+from sieve.checkpoint.hf_quantizer import SieveConfig
+from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.errors import InputError
-from sieve.files import cache_folder, require_new, require_space
 from sieve.fitness import evaluate
 from sieve.fitness.chance import control_levels
 from sieve.fitness.check import check_splits
@@ -24,10 +25,10 @@ from sieve.fitness.workers import require_workers
 from sieve.masks import Masks, mask
 from sieve.masks.mask import maskable
 from sieve.matrices import by_pattern, left_dense, prunable
-from sieve.methods import MASKS
 from sieve.models import load_model
 from sieve.projections import project
 from sieve.recipe import Recipe
+from sieve.registry import MASKS
 from sieve.report.build import build_report
 from sieve.report.masks import mask_report
 from sieve.searchers import run_search
@@ -39,6 +40,8 @@ from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
 from sieve.tasks.stored import describe_data
 from sieve.unfinished import Unfinished
+from sieve.utils import progress
+from sieve.utils.files import cache_folder, require_new, require_space
 
 MEASURED = ("fitness", "validation", "test")  # the splits whose scores are in the report
 _JOURNAL_BYTES = 64 << 20  # of the largest search: some thousand evaluations of some hundred examples

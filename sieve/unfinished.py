@@ -10,12 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sieve import progress
 from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
-from sieve.files import lock_holder, remove_leftovers, require_new, storage_errors, try_lock, write_json, write_yaml
 from sieve.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.stored import TASK_FILE, Data, changed_splits
+from sieve.utils import progress
+from sieve.utils.files import (
+    lock_holder,
+    remove_leftovers,
+    require_new,
+    storage_errors,
+    try_lock,
+    write_json,
+    write_yaml,
+)
 from sieve.utils.safe_yaml import read_yaml
 
 _LOCK, _RECIPE, _DATA, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "journal.txt"

@@ -21,7 +21,7 @@ from sieve.apply import apply_, sliced
 from sieve.calibration.collect import collect
 from sieve.calibration.gradients import backward
 from sieve.calibration.text import Text, batches
-from sieve.checkpoint import load, save
+from sieve.checkpoint.folder import load, save
 from sieve.errors import SieveError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, score
 from sieve.fitness.shortcuts import verified

@@ -96,7 +96,7 @@ def _earlier(file: Path) -> dict:
 
 
 def replace(file: Path, text: str) -> None:
-    """Write a file at once. (`sieve.files` asks for packages that a GPU's machine need not have.)"""
+    """Write a file at once. (`sieve.utils.files` asks for packages that a GPU's machine need not have.)"""
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)

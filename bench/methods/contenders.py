@@ -9,12 +9,13 @@ from transformers import PreTrainedModel
 
 import sieve
 from bench.methods.setting import Setting
-from sieve.baselines import MEASURES, drop_blocks_, drop_channels_
+from sieve.compression.structured.depth import MEASURES, drop_blocks_
+from sieve.compression.structured.width import drop_channels_
 from sieve.masks import MaskOptions, Masks, mask
-from sieve.methods import MASKS
 from sieve.projections import Factors
 from sieve.projections.llm_sieve_sgd import train
 from sieve.projections.refit import refit
+from sieve.registry import MASKS
 
 KEPT = (0.5, 0.9, 0.8, 0.7, 0.6, 0.4)
 BOTH = ("task", "general")
@@ -42,7 +43,7 @@ class Contender:
 
 
 def projection(method: str, **options: Any) -> Contender:
-    """A nested one by its name in `sieve.methods.METHODS`; options are those of `sieve.project`."""
+    """A nested one by its name in `sieve.registry.METHODS`; options are those of `sieve.project`."""
 
     def make(setting: Setting, kept: float, base: Any) -> Factors:
         return sieve.project(setting.model, setting.statistics(method), method, **options)
@@ -89,7 +90,7 @@ def shared_refitted(base: str, method: str) -> Contender:
 
 
 def masking(method: str, *data: str, **options: Any) -> Contender:
-    """By its name in `sieve.methods.MASKS`. With both "task" and "general" data the options say how they are fused."""
+    """By its name in `sieve.registry.MASKS`. With both "task" and "general" data the options say how they are fused."""
 
     def make(setting: Setting, kept: float, base: Any) -> Masks:
         found = {one: setting.statistics(method, general=one == "general") for one in data}
@@ -102,7 +103,7 @@ def masking(method: str, *data: str, **options: Any) -> Contender:
 
 
 def structured(drop: Callable[..., Any], **options: Any) -> Contender:
-    """A function of `sieve.baselines`, which leaves a smaller plain model."""
+    """A function of `sieve.compression.structured`, which leaves a smaller plain model."""
 
     def make(setting: Setting, kept: float, base: Any) -> PreTrainedModel:
         pruned = copy.deepcopy(setting.model)

@@ -14,8 +14,8 @@ from bench.cells import packed
 from bench.methods.contenders import ABLATION, CONTENDERS, KEPT, LOW_RANK, MASKED, SLOW, STRUCTURED, Made
 from bench.methods.setting import Setting, metered
 from sieve.apply import sliced
-from sieve.calibration import Statistics
-from sieve.checkpoint import model_parameters
+from sieve.calibration.statistics import Statistics
+from sieve.checkpoint.size import model_parameters
 from sieve.fitness import evaluate
 from sieve.masks import Masks
 from sieve.matrices import weight_of

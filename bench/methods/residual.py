@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 import sieve
-from sieve import progress
 from sieve.fitness import evaluate
 from sieve.fitness.intervals import paired
 from sieve.masks.residual import low_rank_plus_mask
@@ -21,6 +20,7 @@ from sieve.matrices import prunable, weight_of
 from sieve.plan import Matrix
 from sieve.projections.problem import double
 from sieve.tasks import load_task
+from sieve.utils import progress
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

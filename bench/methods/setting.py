@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import sieve
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.matrices import prunable
-from sieve.methods import MASKS, METHODS
 from sieve.plan import Plan
+from sieve.registry import MASKS, METHODS
 from sieve.tasks import Example, Task, load_task
 from sieve.tasks.general import general_text
 

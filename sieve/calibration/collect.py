@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve import progress
 from sieve.calibration.gradients import backward, column_basis, watching_gradients
 from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
 from sieve.calibration.statistics import SUMS, Source, Statistics
@@ -19,10 +18,11 @@ from sieve.errors import InputError, NumericsError
 from sieve.fitness.likelihood import EVERYTHING, Continuation
 from sieve.fitness.shortcuts import verified
 from sieve.matrices import prunable, weight_of
-from sieve.methods import MASKS, METHODS, method_named
 from sieve.models import check_token_ids, context_length, evaluating
 from sieve.plan import Matrix
+from sieve.registry import MASKS, METHODS, method_named
 from sieve.tasks import Task, load_task
+from sieve.utils import progress
 from sieve.utils.identity import identity_of
 from sieve_kernels import channel_sums, gram_
 
@@ -44,7 +44,7 @@ def calibrate(
     Args:
         model: any `AutoModelForCausalLM`; left as it was.
         task: a built-in task's name, a YAML file, or a `Task`.
-        method: a name in `sieve.methods.METHODS`; what it asks for is collected, and serves every method that asks for
+        method: a name in `sieve.registry.METHODS`; what it asks for is collected, and serves every method that asks for
             no more. "output_aligned" asks for the least.
         tokens: the budget; padding does not count, the right answers' tokens do.
         seed: of the task's splits.
@@ -101,7 +101,7 @@ def collect(
     needs: Literal["cheapest", "input", "none"] = "cheapest",
     gradients: bool = False,
 ) -> Statistics:
-    """Sums of all prunable matrices over `data`, which method's needs see `sieve.methods.Method.side`.
+    """Sums of all prunable matrices over `data`, which method's needs see `sieve.registry.Method.side`.
 
     With `gradients`, each batch also goes backward from its answers' loss.
     """

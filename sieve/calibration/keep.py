@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from sieve import progress
 from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError, StorageError
-from sieve.files import in_cache, require_writable, why_untrusted
+from sieve.utils import progress
+from sieve.utils.files import in_cache, require_writable, why_untrusted
 
 _NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 

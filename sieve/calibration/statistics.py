@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from sieve.calibration.text import Text
 from sieve.errors import InputError, StorageError
-from sieve.files import atomic_file
+from sieve.utils.files import atomic_file
 from sieve.utils.identity import differences, tensors_digest
 from sieve.utils.messages import one_line
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.options.calibration import ENOUGH_TOKENS, MINIMUM_TOKENS
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import Encoded, encode_target, fitted, windows
+from sieve.utils import progress
 from sieve.utils.messages import shorten
 
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sieve import progress
 from sieve.errors import StorageError
-from sieve.files import storage_errors, write_json
+from sieve.utils import progress
+from sieve.utils.files import storage_errors, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ _verified: dict[Path, tuple[int, ...]] = {}  # file → its status when its chec
 @contextmanager
 def stamped(model: "PreTrainedModel") -> Iterator[str]:
     """Inside the block `model.save_pretrained` writes the id that is yielded into the weights' metadata."""
-    from sieve.checkpoint.quantizer import Stamp
+    from sieve.checkpoint.hf_quantizer import Stamp
 
     identity = os.urandom(16).hex()
     if getattr(model, "hf_quantizer", None) is not None:  # another library's, which has a say of its own

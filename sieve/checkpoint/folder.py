@@ -12,9 +12,9 @@ from sieve.checkpoint.card import model_card
 from sieve.checkpoint.checksums import stamped, write_checksums
 from sieve.checkpoint.pair_format import in_format
 from sieve.errors import InputError
-from sieve.files import atomic_folder, write_json, write_text, write_yaml
 from sieve.layers import PAIRS, PivotedLinear
 from sieve.tasks.stored import TASK_FILE
+from sieve.utils.files import atomic_folder, write_json, write_text, write_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,7 +109,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
 
     Raises: InputError where a marked matrix has more weights than its mask left it.
     """
-    from sieve.checkpoint.quantizer import SieveConfig
+    from sieve.checkpoint.hf_quantizer import SieveConfig
     from sieve.stacks import stacks
 
     pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
@@ -136,7 +136,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
 
 def mark_masked(model: PreTrainedModel, kept: Mapping[str, float], pattern: str) -> None:
     """Write into `model.config` which matrices are masked and what fraction of their weights they keep."""
-    from sieve.checkpoint.quantizer import SieveConfig
+    from sieve.checkpoint.hf_quantizer import SieveConfig
 
     present = getattr(model.config, "quantization_config", None)
     if present is not None and not isinstance(present, SieveConfig):

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.evaluate import Prepared, prepare
 from sieve.tasks import Example, Task
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.evaluate import Prepared, Scores
@@ -24,6 +23,7 @@ from sieve.fitness.evaluator import Evaluator, Ranks, Rehearsal
 from sieve.fitness.workers import Workers
 from sieve.options.search import MEMORY
 from sieve.plan import DENSE, Matrix
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     import torch

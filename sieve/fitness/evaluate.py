@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score_copies
 from sieve.fitness.metrics import metric_function
@@ -17,6 +16,7 @@ from sieve.fitness.shortcuts import verified
 from sieve.models import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
+from sieve.utils import progress
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:

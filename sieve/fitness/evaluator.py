@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sieve import progress
 from sieve.fitness.blocks import BlockWise, Run, States
 from sieve.fitness.cost import Spent
 from sieve.fitness.evaluate import Prepared, Scores
@@ -29,6 +28,7 @@ from sieve.fitness.walk import Step, order, walk
 from sieve.models import evaluating
 from sieve.options.search import MEMORY
 from sieve.plan import Matrix
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

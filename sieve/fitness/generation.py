@@ -20,7 +20,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.likelihood import (
     CACHED_BATCHES,
@@ -36,6 +35,7 @@ from sieve.fitness.metrics import score_answer
 from sieve.fitness.numerics import first_nonfinite
 from sieve.fitness.steps import row_of, run_steps
 from sieve.models import embeds
+from sieve.utils import progress
 
 __all__ = ["greedy_answers", "score_and_answer", "score_answer"]
 

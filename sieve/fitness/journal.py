@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from sieve.errors import InputError, StorageError
-from sieve.files import take_lock
+from sieve.utils.files import take_lock
 from sieve.utils.identity import differences
 
 VERSION = 3

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.numerics import first_nonfinite
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

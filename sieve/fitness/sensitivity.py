@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sieve import progress
 from sieve.errors import NumericsError
 from sieve.fitness.likelihood import logits_at
 from sieve.fitness.shortcuts import allowed
@@ -26,6 +25,7 @@ from sieve.models import context_length, evaluating, going_backward
 from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import encode_target, fitted, windows
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -25,12 +25,12 @@ from urllib.parse import urlsplit
 
 import torch
 
-from sieve import progress
 from sieve.errors import InputError, WorkerError
 from sieve.fitness.cluster import alone_on_this_machine, own_signals
 from sieve.fitness.packing import Packed, pack, unpack
 from sieve.fitness.shares import Shares
 from sieve.options.search import check_workers
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     from sieve.fitness.cost import Spent

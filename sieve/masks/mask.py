@@ -3,8 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from sieve import progress
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError, NumericsError
 from sieve.masks.masks import CompensatedMask, Mask, Masks
 from sieve.masks.order import order
@@ -15,6 +14,7 @@ from sieve.masks.tied import check_untied
 from sieve.matrices import prunable, weight_of
 from sieve.options.masks import PATTERNS, MaskOptions
 from sieve.plan import Matrix
+from sieve.utils import progress
 from sieve.utils.messages import shorten
 
 _UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far

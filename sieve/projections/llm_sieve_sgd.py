@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve import progress
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import weight_of
 from sieve.models import evaluating
 from sieve.projections.factors import FactorPair
+from sieve.utils import progress
 
 LEARNING_RATE = 1e-3
 EPOCHS = 2

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError, NumericsError
 
 Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

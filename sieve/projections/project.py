@@ -7,11 +7,9 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from sieve import progress
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
 from sieve.matrices import prunable, weight_of
-from sieve.methods import Method, method_named
 from sieve.options.calibration import check_shrinkage
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
@@ -19,7 +17,9 @@ from sieve.projections.parallel import LARGEST, each
 from sieve.projections.problem import balanced, problem_of
 from sieve.projections.ridge import choose_ridge
 from sieve.projections.shrinkage import choose_shrinkage
+from sieve.registry import Method, method_named
 from sieve.stacks import heights_of
+from sieve.utils import progress
 
 
 @torch.no_grad()

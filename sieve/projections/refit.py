@@ -20,10 +20,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve import progress
-from sieve.calibration import Statistics
 from sieve.calibration.collect import HELD_BACK, readers_of_one_input
 from sieve.calibration.gradients import column_basis
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import decoder_blocks, prunable, replace, weight_of
@@ -34,6 +33,7 @@ from sieve.projections.loss_aware import loss_aware
 from sieve.projections.problem import Solution, balance, double
 from sieve.projections.walk import Turn, Walk
 from sieve.stacks import heights_of
+from sieve.utils import progress
 from sieve_kernels import cross_gram_, gram_
 
 RIDGE = 1.0

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from sieve import progress
-from sieve.calibration import Statistics
 from sieve.calibration.gradients import answer_loss
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
 from sieve.models import evaluating
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import Factors
+from sieve.utils import progress
 
 RIDGES = (math.inf, 10.0, 1.0, 0.1)
 """Candidates, from the output-aligned projection to one that nearly ignores what the gradients do not see."""

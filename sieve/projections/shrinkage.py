@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve import progress
-from sieve.calibration import Statistics
 from sieve.calibration.collect import HELD_BACK, collect
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
 from sieve.matrices import prunable
 from sieve.models import evaluating
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair
+from sieve.utils import progress
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3)
 """Candidates for s."""

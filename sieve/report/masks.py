@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.masks import Masks
 from sieve.masks.semi_structured import PATTERN, runs_sparse
 from sieve.recipe import Recipe

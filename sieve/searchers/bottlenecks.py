@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sieve import progress
 from sieve.fitness.engine import concatenated
 from sieve.fitness.surrogate import Surrogate
 from sieve.plan import DENSE, Plan
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
+from sieve.utils import progress
 
 
 @dataclass(frozen=True)

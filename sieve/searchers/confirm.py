@@ -7,11 +7,11 @@ rounding, which can change answers; so what is confirmed is the form that `sieve
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sieve import progress
 from sieve.errors import ToleranceError
 from sieve.fitness import Scores
 from sieve.plan import Plan
 from sieve.searchers.problem import Candidate, Problem, within
+from sieve.utils import progress
 
 
 @dataclass(frozen=True)

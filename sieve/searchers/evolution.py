@@ -12,7 +12,6 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem as Space
 from pymoo.problems.static import StaticProblem
 
-from sieve import progress
 from sieve.fitness import Scores
 from sieve.fitness.race import race
 from sieve.fitness.surrogate import Surrogate, rank_correlation
@@ -21,6 +20,7 @@ from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.reach import STEPS
+from sieve.utils import progress
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation

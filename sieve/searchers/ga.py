@@ -14,11 +14,11 @@ from pymoo.core.survival import Survival
 from pymoo.operators.selection.tournament import TournamentSelection
 from scipy.special import expit
 
-from sieve import progress
 from sieve.searchers.evolution import PROPOSALS, Evolution
 from sieve.searchers.genome import PAPER_LEVELS
 from sieve.searchers.operators import BlockCrossover, FitSize, PaperCrossover, PaperMutation, RunMutation
 from sieve.searchers.problem import Candidate, Problem
+from sieve.utils import progress
 
 POPULATION, OFFSPRING, GENERATIONS = 8, 60, 10
 PAPER_POPULATION, PAPER_GENERATIONS = 100, 30

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve import progress
 from sieve.apply import applied
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.journal import Journal
 from sieve.fitness.remembered import plan_key, remembered
@@ -23,6 +22,7 @@ from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.run import SearchResult
 from sieve.searchers.uniform import smallest
 from sieve.tasks import Task
+from sieve.utils import progress
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve import progress
 from sieve.apply import applied, sliced
 from sieve.errors import InputError
 from sieve.fitness import Scores
@@ -39,6 +38,7 @@ from sieve.searchers.reach import multiple_for
 from sieve.searchers.signal import DECIDING, dense_scores, require_signal
 from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
+from sieve.utils import progress
 from sieve.utils.identity import identity_of
 from sieve.utils.messages import listed
 

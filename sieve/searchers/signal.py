@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.chance import Chance, chance_level
 from sieve.fitness.intervals import bootstrap
 from sieve.tasks import Example, Task
+from sieve.utils import progress
 
 DECIDING = ("fitness", "validation")
 """The splits whose scores decide what is taken."""

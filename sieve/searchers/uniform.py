@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from sieve import progress
 from sieve.plan import DENSE, Plan
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.reach import STEPS
+from sieve.utils import progress
 
 
 def uniform(problem: Problem) -> Iterator[Candidate]:

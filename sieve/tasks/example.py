@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks.answers import resolve_answers
 from sieve.tasks.identity import group_names, question_names, same
 from sieve.tasks.row import Row
+from sieve.utils import progress
 from sieve.utils.messages import listed, shorten
 
 if TYPE_CHECKING:

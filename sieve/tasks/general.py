@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sieve.errors import InputError
-from sieve.tasks.rows import load_pools
+from sieve.tasks.data import load_pools
 from sieve.tasks.task import Task, load_task
 
 GENERAL = "general"

@@ -9,9 +9,9 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks.example import Example
+from sieve.utils import progress
 from sieve.utils.messages import listed, shorten
 
 LARGEST_SEED = 2**32 - 1

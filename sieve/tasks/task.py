@@ -10,8 +10,8 @@ from typing import Any
 
 from sieve.errors import InputError
 from sieve.tasks.answers import ANSWER_IS
+from sieve.tasks.data import absolute_source, check_source, load_pools, user_path
 from sieve.tasks.example import Example, has_distinct_choices, render, template_fields, with_shots, without_empty
-from sieve.tasks.rows import absolute_source, check_source, load_pools, user_path
 from sieve.tasks.splits import DEFAULT_SIZES, check_seed, check_sizes, split
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml

@@ -334,7 +334,7 @@ def test_full_disk_while_saving(run, world, tmp_path, monkeypatch):
     import errno
     import os
 
-    from sieve import files
+    from sieve.utils import files
 
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from sieve import progress
 from sieve.apply import apply_
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
@@ -13,6 +12,7 @@ from sieve.layers import LowRankLinear, PivotedLinear
 from sieve.matrices import by_pattern, left_dense, prunable
 from sieve.plan import Plan
 from sieve.projections import project
+from sieve.utils import progress
 from tests.all_architectures import tiny_random
 from tests.tiny_models import tiny_model, tiny_tokens
 

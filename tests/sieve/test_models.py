@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GgufConfig, T5Config, T5ForConditionalGeneration
 
-from sieve.checkpoint import save
+from sieve.checkpoint.folder import save
 from sieve.errors import InputError, NumericsError, StorageError
 from sieve.models import load_model
 from sieve.options.model import EMBEDDED_MODEL, find_model

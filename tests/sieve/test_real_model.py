@@ -6,7 +6,7 @@ import torch
 
 import sieve
 from sieve.apply import sliced
-from sieve.calibration import Source, Statistics
+from sieve.calibration.statistics import Source, Statistics
 from sieve.fitness import evaluate
 from sieve.matrices import prunable
 from sieve.plan import Plan

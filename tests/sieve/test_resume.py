@@ -17,11 +17,11 @@ import pytest
 
 from sieve import pipeline
 from sieve.errors import InputError, NumericsError, StorageError, ToleranceError, WorkerError
-from sieve.files import try_lock
 from sieve.recipe import Recipe
 from sieve.tasks import load_task
 from sieve.tasks.stored import describe_data
 from sieve.unfinished import Unfinished, unfinished_recipe
+from sieve.utils.files import try_lock
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 
 QUICK = ("--search", "ga", "--tolerance", 0.3, "--generations", 2, "--population", 4, "--offspring", 6,
@@ -429,7 +429,7 @@ def test_a_row_that_cannot_be_scored_is_named_before_any_work(run, world, tmp_pa
 
 def test_a_full_disk_is_found_before_any_work(run, world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(pipeline, "dense_scores", lambda *given: pytest.fail("work has begun"))
-    monkeypatch.setattr("sieve.files.shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr("sieve.utils.files.shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 20))
     code, _, err = run(*arguments(world, tmp_path / "out"))
     assert code == 4
     assert "may need 0.1 GiB and its disk has 0.0 GiB left" in err

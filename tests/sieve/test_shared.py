@@ -12,7 +12,7 @@ import sieve
 from sieve import fusion
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
-from sieve.checkpoint.quantizer import SieveConfig
+from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.errors import InputError
 from sieve.layers import PAIRS
 from sieve.matrices import prunable, weight_of

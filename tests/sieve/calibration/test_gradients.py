@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import sieve
-from sieve.calibration import Statistics
 from sieve.calibration.collect import collect
 from sieve.calibration.gradients import answer_loss, column_basis
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of

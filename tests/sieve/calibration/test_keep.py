@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sieve
-from sieve import progress
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError, StorageError
-from sieve.files import cache_folder
+from sieve.utils import progress
+from sieve.utils.files import cache_folder
 
 TOKENS = 1000
 
@@ -109,7 +109,7 @@ class TestCache:
         if place == "read-only":
             monkeypatch.setenv("SIEVE_CACHE", f"{tmp_path}/cache")
             path = cache_folder("calibration")
-            monkeypatch.setattr("sieve.files.os.fsync", refuse)
+            monkeypatch.setattr("sieve.utils.files.os.fsync", refuse)
         else:
             with progress.shown():
                 path = cache_folder("calibration")
@@ -126,7 +126,7 @@ class TestCache:
         def unknown(path):
             raise RuntimeError("Could not determine home directory.")
 
-        monkeypatch.setattr("sieve.files.Path.expanduser", unknown)
+        monkeypatch.setattr("sieve.utils.files.Path.expanduser", unknown)
         assert cache_folder("calibration") is None
 
     @pytest.mark.parametrize("which", ["cache", "calibration", "file"])

@@ -2,11 +2,11 @@
 
 import pytest
 
-from sieve import progress
 from sieve.calibration.text import calibration_sequences
 from sieve.errors import InputError
 from sieve.fitness.evaluate import prepare
 from sieve.tasks import Example, Task
+from sieve.utils import progress
 from tests.sieve.tasks.test_encoding import merging
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

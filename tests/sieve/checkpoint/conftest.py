@@ -2,7 +2,7 @@
 
 import pytest
 
-from sieve.checkpoint import save
+from sieve.checkpoint.folder import save
 from tests.tiny_models import tiny_pruned, tiny_tokenizer
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sieve import progress
-from sieve.checkpoint import load, save
 from sieve.checkpoint.checksums import CHECKSUMS, _digests
+from sieve.checkpoint.folder import load, save
 from sieve.errors import StorageError
+from sieve.utils import progress
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 

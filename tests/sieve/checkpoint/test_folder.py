@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from sieve.checkpoint import load, mark, model_bytes, save, weight_bytes
+from sieve.checkpoint.folder import load, mark, save
+from sieve.checkpoint.size import model_bytes, weight_bytes
 from sieve.errors import InputError, StorageError
 from sieve.layers import LowRankLinear, PivotedLinear
 from tests.tiny_models import TINY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
@@ -226,7 +227,7 @@ class TestBadInput:
             load(tmp_path / "nothing")
 
     def test_dense_model_cannot_be_quantised_to_sieve(self, tmp_path):
-        from sieve.checkpoint.quantizer import SieveConfig
+        from sieve.checkpoint.hf_quantizer import SieveConfig
 
         tiny_model("llama").save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="pre-quantized"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sieve.checkpoint import load, save
+from sieve.checkpoint.folder import load, save
 from sieve.errors import InputError
 from tests.tiny_models import tiny_tokenizer, tiny_tokens
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sieve.checkpoint import load, mark, save
+from sieve.checkpoint.folder import load, mark, save
 from sieve.errors import InputError
 from sieve.layers import LowRankLinear, PivotedLinear
 from tests.tiny_models import tiny_pruned, tiny_tokenizer, tiny_tokens

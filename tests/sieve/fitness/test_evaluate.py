@@ -14,14 +14,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sieve import progress
-from sieve.calibration import calibrate
+from sieve.calibration.collect import calibrate
 from sieve.errors import InputError, NumericsError
 from sieve.fitness import evaluate
 from sieve.fitness.generation import _Stop, greedy_answers
 from sieve.models import load_model
 from sieve.options.model import EMBEDDED_MODEL
 from sieve.tasks import Example, Task, encode, load_task
+from sieve.utils import progress
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
 
 WORDS = ["tree", "a house", "Paris", "salt and pepper", "no", "the blue river"]

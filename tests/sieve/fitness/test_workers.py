@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from sieve import progress
 from sieve.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.fitness import workers as workers_module
@@ -26,6 +25,7 @@ from sieve.fitness.workers import Workers, require_workers
 from sieve.matrices import prunable
 from sieve.options.search import check_options
 from sieve.searchers import Options, run_search
+from sieve.utils import progress
 from tests.sieve.fitness.test_engine import drawn_plans, engine_of, svd_factors
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 - fixtures
 from tests.tiny_models import tiny_model, tiny_tokenizer

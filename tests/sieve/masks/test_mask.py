@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sieve.apply import apply_, sliced
-from sieve.calibration import Statistics
 from sieve.calibration.collect import collect
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.masks import MaskOptions, mask

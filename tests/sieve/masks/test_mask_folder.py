@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from sieve.apply import apply_
-from sieve.checkpoint import load, model_bytes, model_parameters, save, weight_bytes
+from sieve.checkpoint.folder import load, save
+from sieve.checkpoint.size import model_bytes, model_parameters, weight_bytes
 from sieve.errors import InputError
 from sieve.masks import MaskOptions, mask
 from sieve.masks.masks import Mask

@@ -12,9 +12,9 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import NumericsError
 from sieve.matrices import prunable
-from sieve.methods import METHODS, NESTED
 from sieve.plan import Plan
 from sieve.projections import ridge as ridges
+from sieve.registry import METHODS, NESTED
 from tests.tiny_models import tiny_model, tiny_tokens
 
 FEW = [Text(row[:5].tolist(), 3) for row in tiny_tokens(3, 5)]

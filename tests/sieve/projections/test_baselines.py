@@ -10,11 +10,11 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.matrices import prunable, weight_of
-from sieve.methods import METHODS, NESTED
 from sieve.plan import Plan
 from sieve.projections.baselines import asvd, pca, svd, svd_llm
 from sieve.projections.output_aligned import output_aligned
 from sieve.projections.problem import Problem
+from sieve.registry import METHODS, NESTED
 from tests.sieve.projections.test_output_aligned import SHAPES, data
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sieve.errors import InputError
-from sieve.tasks.rows import check_source, load_pools
+from sieve.tasks.data import check_source, load_pools
 
 ROW = {"a": 1}
 

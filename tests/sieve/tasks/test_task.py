@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sieve import progress
 from sieve.errors import InputError
 from sieve.tasks import Task, builtin_tasks, load_task
+from sieve.utils import progress
 
 TEXTS = [f"sentence {index} is {'good' if index % 2 else 'bad'}" for index in range(20)]
 ROWS = [{"text": text, "label": index % 2, "note": None} for index, text in enumerate(TEXTS)]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import sieve
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
 from sieve.utils.identity import differences, identity_of, tokenizer_fingerprint
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens

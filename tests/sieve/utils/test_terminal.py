@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.table import Table
 
-from sieve import progress
+from sieve.utils import progress
 from sieve.utils.terminal import console, printable
 
 NASTY = ["[/bold]", "[red]x[/red]", "[link=http://x]y", ":smile:", "a\\[b]", "[", "]]"]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
 from sieve.errors import InputError
 from sieve.matrices import decoder_blocks, replace

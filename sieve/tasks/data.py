@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks import places
+from sieve.tasks import geography as places
 from sieve.tasks.formats import SUFFIXES, read_rows
 from sieve.tasks.packages import check_package, package_path, require_inside
 from sieve.tasks.row import Row, numbered

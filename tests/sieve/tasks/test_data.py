@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sieve.errors import InputError
-from sieve.tasks.rows import load_pools
+from sieve.tasks.data import load_pools
 
 ROWS = [{"text": 'é, "quoted"\nline', "label": 1}, {"text": "b", "label": 0}]
 

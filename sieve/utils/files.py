@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import yaml
 
-from sieve import progress
 from sieve.errors import InputError, StorageError
+from sieve.utils import progress
 
 _LOCK = "sieve.lock"  # in a folder that is being written
 _HOLDER = "process "  # what every lock of ours begins with

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sieve import files
 from sieve.errors import StorageError
-from sieve.files import atomic_file, atomic_folder, remove_leftovers, write_text
+from sieve.utils import files
+from sieve.utils.files import atomic_file, atomic_folder, remove_leftovers, write_text
 
 WRITE = """
 import sys, time

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from sieve.tasks import places
+from sieve.tasks import geography as places
 
 pytestmark = pytest.mark.model  # needs the data package
 

@@ -9,9 +9,11 @@ import sys
 import pytest
 
 from sieve.errors import StorageError
-from sieve.files import lock_holder, try_lock
+from sieve.utils.files import lock_holder, try_lock
 
-HOLD = "import sys, time; from sieve.files import try_lock; held = try_lock(sys.argv[1]); print('held', flush=True)"
+HOLD = (
+    "import sys, time; from sieve.utils.files import try_lock; held = try_lock(sys.argv[1]); print('held', flush=True)"
+)
 
 
 def test_a_lock_has_one_holder_whom_it_names(tmp_path):
@@ -40,7 +42,7 @@ def test_a_removed_file_is_locked_anew(tmp_path, monkeypatch):
     """Its holder removes it just when another process has opened it: that must not end with a lock on nothing."""
     place = tmp_path / "lock"
     place.write_text("")
-    from sieve import files
+    from sieve.utils import files
 
     plain = files.fcntl.flock
 

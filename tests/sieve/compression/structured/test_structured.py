@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sieve.baselines import choose_blocks, drop_blocks_, drop_channels_
-from sieve.calibration import Statistics
 from sieve.calibration.collect import collect
+from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
+from sieve.compression.structured.depth import choose_blocks, drop_blocks_
+from sieve.compression.structured.width import drop_channels_
 from sieve.errors import InputError
 from sieve.matrices import decoder_blocks, prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens

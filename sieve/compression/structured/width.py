@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sieve.calibration import Statistics
+from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
 from sieve.matrices import decoder_blocks, prunable
 

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 _TABLE = "transformers.quantizers.auto"
-_OURS = "sieve.checkpoint.quantizer"
+_OURS = "sieve.checkpoint.hf_quantizer"
 
 
 def register() -> None:

@@ -1,0 +1,1 @@
+"""What makes a model smaller, and a plan of how much."""
