@@ -17,8 +17,8 @@ from sieve.apply import sliced
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.likelihood import Sharing
 from sieve.fitness.surrogate import rank_correlation
-from sieve.matrices import decoder_blocks
-from sieve.models import evaluating
+from sieve.models.linears import decoder_blocks
+from sieve.models.loading import evaluating
 from sieve.searchers import run_search
 from sieve.tasks import load_task
 from sieve.utils import progress

@@ -28,7 +28,7 @@ from sieve.apply import sliced
 from sieve.errors import ToleranceError
 from sieve.fitness import Scores, evaluate
 from sieve.fitness.sensitivity import sensitivity
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.searchers import SearchResult, run, run_search
 from sieve.tasks import load_task
 

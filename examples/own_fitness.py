@@ -8,7 +8,7 @@ import sys
 import torch
 
 import sieve
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 
 source, task = sys.argv[1:3] if len(sys.argv) > 2 else ("smollm2", "geography")
 search = sys.argv[3] if len(sys.argv) > 3 else "budget"

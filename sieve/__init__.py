@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from sieve.calibration.statistics import Statistics
     from sieve.checkpoint.folder import load, save
     from sieve.fitness import evaluate
-    from sieve.layers import LowRankLinear, PivotedLinear
     from sieve.masks import MaskOptions, Masks, mask
-    from sieve.models import load_model
+    from sieve.models.loading import load_model
+    from sieve.nn.low_rank import LowRankLinear, PivotedLinear
     from sieve.pipeline import prune
     from sieve.plan import Plan
     from sieve.projections import Factors, project, refit
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Factors": "projections",
-    "LowRankLinear": "layers",
-    "PivotedLinear": "layers",
+    "LowRankLinear": "nn.low_rank",
+    "PivotedLinear": "nn.low_rank",
     "MaskOptions": "masks",
     "Masks": "masks",
     "Plan": "plan",
@@ -43,7 +43,7 @@ _HOME = {
     "calibrate": "calibration.collect",
     "evaluate": "fitness",
     "load": "checkpoint.folder",
-    "load_model": "models",
+    "load_model": "models.loading",
     "load_task": "tasks",
     "mask": "masks",
     "project": "projections",

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import mark, mark_masked
-from sieve.fusion import fuse_
-from sieve.layers import SlicedLinear, centred_bias
 from sieve.masks import Masks, mask_, masked
 from sieve.masks.apply import MaskSlices
-from sieve.matrices import low_rank, prunable, replace
+from sieve.models.linears import low_rank, prunable, replace
+from sieve.nn.fuse import fuse_
+from sieve.nn.low_rank import SlicedLinear, centred_bias
 from sieve.plan import DENSE, Plan
 from sieve.projections import FactorPair, Factors, pivoted, slices_of
 

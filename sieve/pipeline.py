@@ -24,8 +24,8 @@ from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks, mask
 from sieve.masks.mask import maskable
-from sieve.matrices import by_pattern, left_dense, prunable
-from sieve.models import load_model
+from sieve.models.linears import by_pattern, left_dense, prunable
+from sieve.models.loading import load_model
 from sieve.projections import project
 from sieve.recipe import Recipe
 from sieve.registry import MASKS

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from sieve.errors import InputError
+from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
 from sieve.options.calibration import MINIMUM_TOKENS, check_shrinkage
 from sieve.options.masks import MaskOptions
-from sieve.options.model import EMBEDDED_MODEL, check_device, check_dtype
 from sieve.options.search import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.registry import MASKS, NESTED
 from sieve.tasks.splits import check_seed

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from sieve.calibration.collect import readers_of_one_input
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
-from sieve.layers import PAIRS
-from sieve.matrices import prunable
-from sieve.stacks import stack_, stack_name
+from sieve.models.linears import prunable
+from sieve.nn.low_rank import PAIRS
+from sieve.nn.stacked import stack_, stack_name
 
 
 def share_inputs_(model: PreTrainedModel) -> PreTrainedModel:

@@ -25,8 +25,8 @@ from sieve.checkpoint.folder import load, save
 from sieve.errors import SieveError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, score
 from sieve.fitness.shortcuts import verified
-from sieve.matrices import left_dense, prunable, summary
-from sieve.models import evaluating, quiet_transformers
+from sieve.models.linears import left_dense, prunable, summary
+from sieve.models.loading import evaluating, quiet_transformers
 from sieve.plan import Plan
 from sieve.projections import project
 from tests.tiny_models import randomise_, tiny_tokenizer, tiny_tokens

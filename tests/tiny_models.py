@@ -27,8 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from sieve.fusion import fuse_
-from sieve.matrices import low_rank, prunable, replace
+from sieve.models.linears import low_rank, prunable, replace
+from sieve.nn.fuse import fuse_
 
 VOCABULARY = 128
 _LENGTH = 256

@@ -10,9 +10,9 @@ from torch import nn
 
 from bench.decode import Free, TwoProducts
 from bench.gpu.sizes import KEPT
-from sieve.fusion import fuse_
-from sieve.layers import PAIRS
-from sieve.matrices import low_rank, prunable, replace
+from sieve.models.linears import low_rank, prunable, replace
+from sieve.nn.fuse import fuse_
+from sieve.nn.low_rank import PAIRS
 from sieve.plan import Plan
 
 NAMES = ("dense", "two", "plain", "pivoted", "free")

@@ -18,7 +18,7 @@ from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.size import model_parameters
 from sieve.fitness import evaluate
 from sieve.masks import Masks
-from sieve.matrices import weight_of
+from sieve.models.linears import weight_of
 from sieve.plan import DENSE, Plan
 from sieve.tasks import encode
 from sieve.tasks.general import general_text

@@ -16,7 +16,7 @@ import sieve
 from sieve.fitness import evaluate
 from sieve.fitness.intervals import paired
 from sieve.masks.residual import low_rank_plus_mask
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from sieve.plan import Matrix
 from sieve.projections.problem import double
 from sieve.tasks import load_task

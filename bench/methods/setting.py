@@ -13,7 +13,7 @@ from typing import Any
 
 import sieve
 from sieve.calibration.statistics import Statistics
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.plan import Plan
 from sieve.registry import MASKS, METHODS
 from sieve.tasks import Example, Task, load_task

@@ -19,8 +19,8 @@ from bench.cells import RESULTS, Results, versions
 from sieve.apply import sliced
 from sieve.calibration.text import calibration_sequences
 from sieve.fitness import evaluate
-from sieve.matrices import prunable
-from sieve.models import context_length
+from sieve.models.linears import prunable
+from sieve.models.loading import context_length
 from sieve.plan import Plan
 from sieve.projections.shrinkage import EVERY, SHARES, output_errors
 from sieve.tasks import load_task

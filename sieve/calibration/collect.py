@@ -17,8 +17,8 @@ from sieve.calibration.text import Batch, batches, calibration_sequences, finger
 from sieve.errors import InputError, NumericsError
 from sieve.fitness.likelihood import EVERYTHING, Continuation
 from sieve.fitness.shortcuts import verified
-from sieve.matrices import prunable, weight_of
-from sieve.models import check_token_ids, context_length, evaluating
+from sieve.models.linears import prunable, weight_of
+from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.plan import Matrix
 from sieve.registry import MASKS, METHODS, method_named
 from sieve.tasks import Task, load_task

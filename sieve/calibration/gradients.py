@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.text import Batch
 from sieve.fitness.likelihood import logits_at
 from sieve.fitness.shortcuts import allowed
-from sieve.models import going_backward
+from sieve.models.loading import going_backward
 from sieve_kernels import gram_
 
 _SHORT = 256  # tokens a row: what attention scores of all layers may take in memory

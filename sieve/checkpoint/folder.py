@@ -12,7 +12,7 @@ from sieve.checkpoint.card import model_card
 from sieve.checkpoint.checksums import stamped, write_checksums
 from sieve.checkpoint.pair_format import in_format
 from sieve.errors import InputError
-from sieve.layers import PAIRS, PivotedLinear
+from sieve.nn.low_rank import PAIRS, PivotedLinear
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.files import atomic_folder, write_json, write_text, write_yaml
 
@@ -51,7 +51,7 @@ def save(
     Example:
         >>> sieve.save(pruned, tokenizer, "runs/mine", report=report)
     """
-    from sieve.models import quiet_transformers
+    from sieve.models.loading import quiet_transformers
 
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
@@ -91,8 +91,8 @@ def load(
     Example:
         >>> model, tokenizer = sieve.load("runs/mine")
     """
-    from sieve.masks.semi_structured import sparse_
-    from sieve.models import load_model
+    from sieve.models.loading import load_model
+    from sieve.nn.semi_structured import sparse_
 
     if not Path(path).is_dir():
         raise InputError(f"{path} is not a folder: name one that `sieve prune` or `sieve.save` made")
@@ -110,7 +110,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     Raises: InputError where a marked matrix has more weights than its mask left it.
     """
     from sieve.checkpoint.hf_quantizer import SieveConfig
-    from sieve.stacks import stacks
+    from sieve.nn.stacked import stacks
 
     pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
     ranks = {name: pair.rank for name, pair in pairs.items()}

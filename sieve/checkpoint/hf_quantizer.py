@@ -106,8 +106,8 @@ class SieveQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.checkpoint.checksums import verify
-        from sieve.matrices import low_rank, replace
-        from sieve.stacks import stack_
+        from sieve.models.linears import low_rank, replace
+        from sieve.nn.stacked import stack_
 
         for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or []}:
             verify(folder)
@@ -125,7 +125,7 @@ class SieveQuantizer(HfQuantizer):
                 ) from None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        from sieve.fusion import fuse_
+        from sieve.nn.fuse import fuse_
 
         _check_permutations(model)
         self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
@@ -167,7 +167,7 @@ def _local(name: str, model: PreTrainedModel) -> str:
 
 def _check_permutations(model: PreTrainedModel) -> None:
     """StorageError for a pivoted pair whose outputs would go astray; parts that are not loaded (meta) are left out."""
-    from sieve.layers import PivotedLinear
+    from sieve.nn.low_rank import PivotedLinear
     from sieve_kernels.lowrank.checks import is_permutation
 
     for name, layer in model.named_modules():

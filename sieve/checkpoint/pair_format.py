@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sieve.errors import InputError
-from sieve.layers import LowRankLinear, PivotedLinear
+from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 
 FORMATS = ("pivoted", "plain")
 
@@ -32,7 +32,7 @@ def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
         yield
         return
     # Importing this module must not import transformers.
-    from sieve.matrices import replace
+    from sieve.models.linears import replace
 
     other, convert = (PivotedLinear, _plain) if name == "plain" else (LowRankLinear, _pivoted)
     pairs = {at: pair for at, pair in model.named_modules(remove_duplicate=False) if type(pair) is other}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sieve.layers import PivotedLinear
+from sieve.nn.low_rank import PivotedLinear
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 

@@ -13,7 +13,7 @@ from sieve.errors import InputError
 from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score_copies
 from sieve.fitness.metrics import metric_function
 from sieve.fitness.shortcuts import verified
-from sieve.models import check_token_ids, context_length, evaluating
+from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
 from sieve.utils import progress

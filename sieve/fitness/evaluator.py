@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sieve.fitness.blocks import BlockWise, Run, States
 from sieve.fitness.cost import Spent
 from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.graphs import WORK, Graphs, Recorder
 from sieve.fitness.store import StateStore, size_of
 from sieve.fitness.walk import Step, order, walk
-from sieve.models import evaluating
+from sieve.models.blockwise import BlockWise, Run, States
+from sieve.models.loading import evaluating
 from sieve.options.search import MEMORY
 from sieve.plan import Matrix
 from sieve.utils import progress

@@ -32,9 +32,9 @@ from sieve.fitness.likelihood import (
     score,
 )
 from sieve.fitness.metrics import score_answer
-from sieve.fitness.numerics import first_nonfinite
 from sieve.fitness.steps import row_of, run_steps
-from sieve.models import embeds
+from sieve.models.loading import embeds
+from sieve.models.numerics import first_nonfinite
 from sieve.utils import progress
 
 __all__ = ["greedy_answers", "score_and_answer", "score_answer"]

@@ -24,7 +24,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sieve.errors import NumericsError
-from sieve.fitness.numerics import first_nonfinite
+from sieve.models.numerics import first_nonfinite
 from sieve.utils import progress
 
 if TYPE_CHECKING:

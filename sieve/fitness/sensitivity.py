@@ -21,7 +21,7 @@ import torch
 from sieve.errors import NumericsError
 from sieve.fitness.likelihood import logits_at
 from sieve.fitness.shortcuts import allowed
-from sieve.models import context_length, evaluating, going_backward
+from sieve.models.loading import context_length, evaluating, going_backward
 from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import encode_target, fitted, windows

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
-from sieve.fitness.blocks import States
+from sieve.models.blockwise import States
 
 Prefix = tuple[Hashable, ...]
 

@@ -11,7 +11,7 @@ from sieve.masks.ramp import ramp
 from sieve.masks.scores import SCORES, inverse_root, of_channels, of_weights
 from sieve.masks.task_aware import fuse, pooled
 from sieve.masks.tied import check_untied
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from sieve.options.masks import PATTERNS, MaskOptions
 from sieve.plan import Matrix
 from sieve.utils import progress

@@ -11,7 +11,7 @@ from torch import nn
 from sieve.errors import InputError
 from sieve.masks.matrix import MaskedMatrix
 from sieve.masks.sparsegpt import sparsegpt
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.options.masks import MaskOptions
 from sieve.plan import DENSE, Matrix
 

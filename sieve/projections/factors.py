@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sieve.errors import InputError
-from sieve.layers import SlicedLinear
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
+from sieve.nn.low_rank import SlicedLinear
 from sieve.plan import DENSE, Matrix
 
 

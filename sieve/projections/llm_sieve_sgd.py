@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import weight_of
-from sieve.models import evaluating
+from sieve.models.linears import weight_of
+from sieve.models.loading import evaluating
 from sieve.projections.factors import FactorPair
 from sieve.utils import progress
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
+from sieve.nn.stacked import heights_of
 from sieve.options.calibration import check_shrinkage
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import FactorPair, Factors
@@ -18,7 +19,6 @@ from sieve.projections.problem import balanced, problem_of
 from sieve.projections.ridge import choose_ridge
 from sieve.projections.shrinkage import choose_shrinkage
 from sieve.registry import Method, method_named
-from sieve.stacks import heights_of
 from sieve.utils import progress
 
 

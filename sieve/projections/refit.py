@@ -25,14 +25,14 @@ from sieve.calibration.gradients import column_basis
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import decoder_blocks, prunable, replace, weight_of
-from sieve.models import evaluating
+from sieve.models.linears import decoder_blocks, prunable, replace, weight_of
+from sieve.models.loading import evaluating
+from sieve.nn.stacked import heights_of
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair, Factors, slices_of
 from sieve.projections.loss_aware import loss_aware
 from sieve.projections.problem import Solution, balance, double
 from sieve.projections.walk import Turn, Walk
-from sieve.stacks import heights_of
 from sieve.utils import progress
 from sieve_kernels import cross_gram_, gram_
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.gradients import answer_loss
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
-from sieve.models import evaluating
+from sieve.models.loading import evaluating
 from sieve.plan import Matrix, Plan
 from sieve.projections.factors import Factors
 from sieve.utils import progress

@@ -15,8 +15,8 @@ from sieve.calibration.collect import HELD_BACK, collect
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
-from sieve.matrices import prunable
-from sieve.models import evaluating
+from sieve.models.linears import prunable
+from sieve.models.loading import evaluating
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair
 from sieve.utils import progress

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.calibration.text import Batch
-from sieve.matrices import decoder_blocks, forwarding
+from sieve.models.linears import decoder_blocks, forwarding
 
 Turn = Callable[[bool], None]
 """True: the layers of the block at hand are pruned; False: they are dense."""

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
 from sieve.masks import Masks
-from sieve.masks.semi_structured import PATTERN, runs_sparse
+from sieve.nn.semi_structured import PATTERN, runs_sparse
 from sieve.recipe import Recipe
 
 

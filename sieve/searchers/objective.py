@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sieve.layers import LowRankLinear, PivotedLinear
-from sieve.matrices import weight_of
+from sieve.models.linears import weight_of
+from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from sieve.plan import DENSE, Matrix
 
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"

@@ -23,7 +23,7 @@ from sieve.fitness.remembered import from_record, plan_key, remembered, to_recor
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks
-from sieve.models import evaluating
+from sieve.models.loading import evaluating
 from sieve.options.search import Options, check_mask_search, check_options, default_search
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.projections import Factors
@@ -306,7 +306,7 @@ def _chosen(every: dict[str, Matrix], names: Sequence[str] | None) -> dict[str, 
     unknown = [name for name in names if name not in every]
     if unknown or not names:
         raise InputError(
-            f"{unknown[0] if unknown else 'nothing'} is not a prunable matrix: see sieve.matrices.prunable"
+            f"{unknown[0] if unknown else 'nothing'} is not a prunable matrix: see sieve.models.linears.prunable"
         )
     return {name: every[name] for name in every if name in set(names)}
 

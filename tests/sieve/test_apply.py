@@ -7,8 +7,8 @@ from sieve.apply import apply_, sliced
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
-from sieve.layers import LowRankLinear, PivotedLinear
-from sieve.matrices import check_finite, prunable, weight_of
+from sieve.models.linears import check_finite, prunable, weight_of
+from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from sieve.plan import DENSE, Plan
 from sieve.projections import project
 from tests.tiny_models import TINY, tiny_model, tiny_tokens

@@ -8,7 +8,7 @@ import sieve
 from sieve.apply import sliced
 from sieve.calibration.statistics import Source, Statistics
 from sieve.fitness import evaluate
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.plan import Plan
 
 pytestmark = pytest.mark.model

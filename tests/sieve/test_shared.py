@@ -9,18 +9,18 @@ from torch import nn
 from transformers import AutoModel
 
 import sieve
-from sieve import fusion
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.errors import InputError
-from sieve.layers import PAIRS
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
+from sieve.nn import fuse as fusion
+from sieve.nn.low_rank import PAIRS
+from sieve.nn.stacked import stack_, stack_name, stacks
 from sieve.plan import Plan
 from sieve.projections import project, refit
 from sieve.projections.problem import balance
 from sieve.shared import share_inputs_
-from sieve.stacks import stack_, stack_name, stacks
 from sieve_kernels import lowrank_mlp
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 

@@ -12,8 +12,8 @@ from sieve.apply import applied
 from sieve.errors import ToleranceError
 from sieve.fitness import evaluate
 from sieve.fitness.generation import greedy_answers
-from sieve.matrices import prunable
-from sieve.models import load_model
+from sieve.models.linears import prunable
+from sieve.models.loading import load_model
 from sieve.plan import Plan
 from sieve.searchers import SEARCHERS, run_search
 from sieve.searchers.problem import within

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
 from sieve.errors import InputError
-from sieve.matrices import decoder_blocks, replace
-from sieve.models import evaluating
+from sieve.models.linears import decoder_blocks, replace
+from sieve.models.loading import evaluating
 from sieve.utils.messages import shorten
 
 MEASURES = ("influence", "angular")

@@ -6,7 +6,7 @@ import torch
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 LENGTHS = (40, 7, 22, 22, 3, 31)

@@ -10,7 +10,7 @@ from sieve.calibration.gradients import answer_loss, column_basis
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from tests.all_architectures import tiny_random
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from sieve.checkpoint.folder import load, mark, save
 from sieve.checkpoint.size import model_bytes, weight_bytes
 from sieve.errors import InputError, StorageError
-from sieve.layers import LowRankLinear, PivotedLinear
+from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from tests.tiny_models import TINY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 REPOSITORY = Path(__file__).parents[3]

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from sieve.checkpoint.folder import load, mark, save
 from sieve.errors import InputError
-from sieve.layers import LowRankLinear, PivotedLinear
+from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from tests.tiny_models import tiny_pruned, tiny_tokenizer, tiny_tokens
 
 KINDS = {"pivoted": PivotedLinear, "plain": LowRankLinear}

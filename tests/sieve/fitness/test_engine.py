@@ -13,7 +13,7 @@ from sieve.fitness import evaluate
 from sieve.fitness.engine import Engine, slices
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.journal import Journal
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from sieve.plan import Plan
 from sieve.projections.factors import FactorPair, Factors
 from sieve.searchers.genome import Genome

@@ -18,8 +18,8 @@ from sieve.calibration.collect import calibrate
 from sieve.errors import InputError, NumericsError
 from sieve.fitness import evaluate
 from sieve.fitness.generation import _Stop, greedy_answers
-from sieve.models import load_model
-from sieve.options.model import EMBEDDED_MODEL
+from sieve.models.config import EMBEDDED_MODEL
+from sieve.models.loading import load_model
 from sieve.tasks import Example, Task, encode, load_task
 from sieve.utils import progress
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer

@@ -11,13 +11,13 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from sieve.apply import sliced
 from sieve.fitness import evaluator
-from sieve.fitness.blocks import BlockWise
 from sieve.fitness.engine import slices
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.graphs import CudaRecorder, Graphs
-from sieve.layers import SlicedLinear
-from sieve.matrices import decoder_blocks, prunable
-from sieve.models import evaluating
+from sieve.models.blockwise import BlockWise
+from sieve.models.linears import decoder_blocks, prunable
+from sieve.models.loading import evaluating
+from sieve.nn.low_rank import SlicedLinear
 from tests.sieve.fitness.test_engine import EXAMPLES, TASK, TOKENIZER, deep_model, drawn_plans, engine_of, svd_factors
 from tests.tiny_models import tiny_model, tiny_tokens
 

@@ -7,8 +7,8 @@ import torch
 from sieve.apply import sliced
 from sieve.fitness.evaluate import prepare
 from sieve.fitness.journal import Journal
-from sieve.matrices import prunable
-from sieve.models import evaluating
+from sieve.models.linears import prunable
+from sieve.models.loading import evaluating
 from sieve.tasks import Example, Task
 from tests.sieve.fitness.test_engine import EXAMPLES, TASK, TOKENIZER, deep_model, drawn_plans, engine_of, svd_factors
 from tests.sieve.fitness.test_evaluate import choice_task

@@ -22,7 +22,7 @@ from sieve.fitness.engine import Engine
 from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.journal import Journal
 from sieve.fitness.workers import Workers, require_workers
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.options.search import check_options
 from sieve.searchers import Options, run_search
 from sieve.utils import progress

@@ -10,7 +10,7 @@ from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
 from sieve.masks import MaskOptions, mask
 from sieve.masks.scores import SCORES, of_weights
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from sieve.plan import DENSE, Plan
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 

@@ -15,8 +15,8 @@ from sieve.errors import InputError
 from sieve.masks import MaskOptions, mask
 from sieve.masks.masks import Mask
 from sieve.masks.order import order
-from sieve.masks.semi_structured import runs_sparse, sparse_
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
+from sieve.nn.semi_structured import runs_sparse, sparse_
 from sieve.plan import Plan
 from sieve.projections import FactorPair, Factors
 from tests.sieve.masks.test_mask import logits, masks_of
@@ -182,7 +182,7 @@ def test_2_to_4_masks_are_what_torchs_compressed_format_holds():
 
 def test_sparse_weights_are_put_in_place_where_a_device_has_them(monkeypatch):
     """With a device that would take them, every 2:4 matrix that fits is compressed, and no other."""
-    from sieve.masks import semi_structured
+    from sieve.nn import semi_structured
 
     model, plan = masked_model(pattern="2:4")
     seen = []

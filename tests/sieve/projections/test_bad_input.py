@@ -11,7 +11,7 @@ from sieve.apply import sliced
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import NumericsError
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.plan import Plan
 from sieve.projections import ridge as ridges
 from sieve.registry import METHODS, NESTED

@@ -8,7 +8,7 @@ import torch
 import sieve
 from sieve.calibration.gradients import column_basis
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.projections import ridge as ridges
 from sieve.projections.loss_aware import loss_aware
 from sieve.projections.output_aligned import output_aligned

@@ -10,7 +10,7 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
 from sieve.fitness.sensitivity import sensitivity
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from sieve.plan import Plan
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens
 

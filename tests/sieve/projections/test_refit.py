@@ -12,7 +12,7 @@ from sieve.calibration.collect import collect
 from sieve.calibration.gradients import column_basis
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import decoder_blocks, prunable, weight_of
+from sieve.models.linears import decoder_blocks, prunable, weight_of
 from sieve.plan import Plan
 from sieve.projections.output_aligned import output_aligned
 from sieve.projections.refit import held_back_error, refitted

@@ -7,7 +7,7 @@ import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError, NumericsError
-from sieve.matrices import prunable, weight_of
+from sieve.models.linears import prunable, weight_of
 from sieve.plan import Plan
 from sieve.projections import shrinkage
 from sieve.projections.output_aligned import output_aligned

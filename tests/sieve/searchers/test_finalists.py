@@ -4,7 +4,7 @@ import pytest
 
 from sieve.apply import sliced
 from sieve.fitness import evaluate
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.plan import Plan
 from sieve.searchers import SEARCHERS, run_search
 from sieve.tasks import load_task

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.plan import DENSE, Matrix
 from sieve.searchers.genome import Genome
 from sieve.searchers.objective import measure, size_of

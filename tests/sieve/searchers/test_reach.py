@@ -4,7 +4,7 @@ import pytest
 
 from sieve import pipeline
 from sieve.errors import InputError
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.options.search import Options
 from sieve.searchers import run_search
 from sieve.searchers.reach import require_plans

@@ -9,7 +9,7 @@ import torch
 import sieve
 from sieve.fitness import evaluate
 from sieve.fitness.journal import Journal
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.plan import Plan
 from sieve.searchers import run_search
 from sieve.searchers.problem import Candidate

@@ -12,7 +12,7 @@ from sieve.fitness import Scores, evaluate
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.engine import concatenated
 from sieve.fitness.surrogate import Surrogate
-from sieve.matrices import prunable
+from sieve.models.linears import prunable
 from sieve.options.search import SEARCHES
 from sieve.plan import Matrix, Plan
 from sieve.searchers import SEARCHERS, Options, Problem, run_search

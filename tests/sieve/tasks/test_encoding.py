@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sieve.errors import InputError
-from sieve.models import load_model
-from sieve.options.model import EMBEDDED_MODEL
+from sieve.models.config import EMBEDDED_MODEL
+from sieve.models.loading import load_model
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_choices, encode_target
 from tests.tiny_models import tiny_tokenizer

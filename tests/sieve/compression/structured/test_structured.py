@@ -10,7 +10,7 @@ from sieve.calibration.text import Text, batches
 from sieve.compression.structured.depth import choose_blocks, drop_blocks_
 from sieve.compression.structured.width import drop_channels_
 from sieve.errors import InputError
-from sieve.matrices import decoder_blocks, prunable
+from sieve.models.linears import decoder_blocks, prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 SEQUENCES = [

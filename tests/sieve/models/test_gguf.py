@@ -8,13 +8,13 @@ import sys
 import gguf
 import numpy as np
 import pytest
+import sieve.gguf
 import torch
 from gguf.quants import dequantize, quantize
 
-import sieve.gguf
 from sieve.errors import InputError, StorageError
-from sieve.gguf import safetensors_folder
-from sieve.models import load_model
+from sieve.models.gguf import safetensors_folder
+from sieve.models.loading import load_model
 from tests.tiny_models import tiny_model, tiny_tokens
 
 Q8 = gguf.GGMLQuantizationType.Q8_0
@@ -96,7 +96,7 @@ def no_conversion(monkeypatch):
     def convert(*args):
         raise AssertionError("converted although a good copy is in the cache")
 
-    return lambda: monkeypatch.setattr(sieve.gguf, "_convert", convert)
+    return lambda: monkeypatch.setattr(sieve.models.gguf, "_convert", convert)
 
 
 def test_same_model(tiny, cache):
@@ -159,14 +159,14 @@ def test_changed_file_gets_its_own_copy(tiny, tmp_path):
 
 
 def test_the_quicker_of_two_processes_wins(tiny, cache, monkeypatch):
-    convert = sieve.gguf._convert
+    convert = sieve.models.gguf._convert
 
     def overtaken(*args):
-        monkeypatch.setattr(sieve.gguf, "_convert", convert)
+        monkeypatch.setattr(sieve.models.gguf, "_convert", convert)
         safetensors_folder(tiny[0])  # another process finishes first
         convert(*args)
 
-    monkeypatch.setattr(sieve.gguf, "_convert", overtaken)
+    monkeypatch.setattr(sieve.models.gguf, "_convert", overtaken)
     folder = safetensors_folder(tiny[0])
     assert list(cache.iterdir()) == [folder]
     assert torch.equal(logits(load_model(str(tiny[0]), "float32")[0]), logits(tiny[1]))
@@ -250,7 +250,7 @@ def test_a_full_cache(tiny, cache, monkeypatch):
 
 def test_a_process_takes_its_folder_along(tiny, tmp_path):
     """Where there is no cache the copy goes when the process ends, and with the next process if it is killed."""
-    script = "import sys, os; from pathlib import Path; from sieve.gguf import safetensors_folder as f\n"
+    script = "import sys, os; from pathlib import Path; from sieve.models.gguf import safetensors_folder as f\n"
     script += "print(f(Path(sys.argv[1]))); os.kill(os.getpid(), int(sys.argv[2])) if sys.argv[2] != '0' else None"
     environment = os.environ | {"SIEVE_CACHE": "/proc/nope", "TMPDIR": str(tmp_path)}
     for sign, left in (("0", 0), ("9", 1), ("0", 0)):

@@ -14,8 +14,8 @@ from types import FunctionType, MethodType
 import torch
 from torch import nn
 
-from sieve.layers import PAIRS, Group, has_hooks, holds_plain_tensors, is_untouched
-from sieve.stacks import StackedOutput
+from sieve.nn.low_rank import PAIRS, Group, has_hooks, holds_plain_tensors, is_untouched
+from sieve.nn.stacked import StackedOutput
 from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
 from sieve_kernels.dispatch import FEW_ROWS_GPU
 

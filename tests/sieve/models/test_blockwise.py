@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sieve.fitness.blocks import BlockWise
 from sieve.fitness.likelihood import score
+from sieve.models.blockwise import BlockWise
 from tests.sieve.fitness.test_likelihood import OTHERS, other_model, questions
 from tests.tiny_models import TINY, tiny_model
 

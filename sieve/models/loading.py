@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from sieve.errors import InputError, SieveError, StorageError
-from sieve.fusion import fused
-from sieve.gguf import safetensors_folder
-from sieve.options.model import check_device, check_dtype, find_model, no_device, not_in_cache
+from sieve.models.config import check_device, check_dtype, find_model, no_device, not_in_cache
+from sieve.models.gguf import safetensors_folder
+from sieve.nn.fuse import fused
 from sieve.utils import progress
 from sieve.utils.messages import one_line, shorten
 from sieve_kernels import SettingError, check_settings
@@ -52,7 +52,7 @@ def load_model(
         >>> model, tokenizer = load_model("smollm2")
     """
     from sieve.checkpoint.checksums import verify
-    from sieve.matrices import check_finite
+    from sieve.models.linears import check_finite
 
     _check_kernels()
     wanted, place = _dtype(dtype), _device(device)
@@ -100,7 +100,7 @@ def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in eval mode (no dropout) and fused (`sieve.fusion`); afterwards as it was."""
+    """Inside the block the model is in eval mode (no dropout) and fused (`sieve.nn.fuse`); afterwards as it was."""
     training = model.training
     model.eval()
     try:

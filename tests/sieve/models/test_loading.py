@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, GgufConfig, T5Config, T5ForCondit
 
 from sieve.checkpoint.folder import save
 from sieve.errors import InputError, NumericsError, StorageError
-from sieve.models import load_model
-from sieve.options.model import EMBEDDED_MODEL, find_model
+from sieve.models.config import EMBEDDED_MODEL, find_model
+from sieve.models.loading import load_model
 from sieve.utils.identity import model_fingerprint
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
@@ -227,8 +227,8 @@ class TestFingerprint:
 
 
 def test_importing_sieve_models_leaves_transformers_alone():
-    script = "import sys, sieve.models, sieve.checkpoint; sys.exit('transformers' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    script = "import sys, sieve.models.loading, sieve.checkpoint; sys.exit('transformers' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import sieve
 from sieve import cli
 from sieve.errors import InputError
-from sieve.matrices import by_pattern, left_dense, prunable
+from sieve.models.linears import by_pattern, left_dense, prunable
 from tests.all_architectures import tiny_random
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens
 

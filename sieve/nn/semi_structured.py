@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.sparse import to_sparse_semi_structured
 
-from sieve.layers import holds_plain_tensors
+from sieve.nn.low_rank import holds_plain_tensors
 from sieve.utils.messages import one_line
 
 PATTERN = "2:4"

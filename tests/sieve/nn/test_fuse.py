@@ -3,13 +3,13 @@
 import copy
 
 import pytest
-import torch
-
 import sieve.fusion
 import sieve.layers
-from sieve.fusion import fuse_, fused
-from sieve.layers import Group, LowRankLinear
-from sieve.matrices import low_rank, prunable, replace
+import torch
+
+from sieve.models.linears import low_rank, prunable, replace
+from sieve.nn.fuse import fuse_, fused
+from sieve.nn.low_rank import Group, LowRankLinear
 from tests.all_architectures import tiny_random
 from tests.tiny_models import tiny_model, tiny_tokens
 
@@ -18,8 +18,8 @@ from tests.tiny_models import tiny_model, tiny_tokens
 def calls(monkeypatch):
     """How often the fused operator ran."""
     made = []
-    operator = sieve.fusion.lowrank_mlp
-    monkeypatch.setattr(sieve.fusion, "lowrank_mlp", lambda *arguments: made.append(1) or operator(*arguments))
+    operator = sieve.nn.fuse.lowrank_mlp
+    monkeypatch.setattr(sieve.nn.fuse, "lowrank_mlp", lambda *arguments: made.append(1) or operator(*arguments))
     return made
 
 
@@ -76,9 +76,9 @@ def test_other_mlps_are_left_alone(name, calls):
 def test_norms_and_positions_are_one_pass_each(name, norms, turns, dtype, monkeypatch):
     made = []
     for operator in ("rms_norm", "rotary"):
-        function = getattr(sieve.fusion, operator)
+        function = getattr(sieve.nn.fuse, operator)
         monkeypatch.setattr(
-            sieve.fusion, operator, lambda *a, function=function, name=operator: made.append(name) or function(*a)
+            sieve.nn.fuse, operator, lambda *a, function=function, name=operator: made.append(name) or function(*a)
         )
     model = tiny_model(name).to(dtype)
     fused = fuse_(copy.deepcopy(model))
@@ -94,15 +94,15 @@ def as_on_gpu(monkeypatch):
     """What a GPU is asked for, on the CPU; the names of the operators that are called."""
     made = []
     for module, name in (
-        (sieve.fusion, "act_mul"),
-        (sieve.fusion, "linear"),
-        (sieve.layers, "lowrank_linear"),
-        (sieve.layers, "lowrank_linear_pivoted"),
-        (sieve.layers, "lowrank_linear_group"),
+        (sieve.nn.fuse, "act_mul"),
+        (sieve.nn.fuse, "linear"),
+        (sieve.nn.low_rank, "lowrank_linear"),
+        (sieve.nn.low_rank, "lowrank_linear_pivoted"),
+        (sieve.nn.low_rank, "lowrank_linear_group"),
     ):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, function=function, name=name: made.append(name) or function(*a))
-    monkeypatch.setattr(sieve.fusion, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(sieve.nn.fuse, "_on_gpu", lambda x: True)
     return made
 
 
@@ -193,7 +193,7 @@ def test_a_dense_mlp_multiplies_in_the_pass_of_its_activation(as_on_gpu):
 
 
 def test_dense_layers_on_a_gpu_use_our_product_for_few_rows_of_16_bits(as_on_gpu):
-    few, serves = torch.ones(2, 3, 8, dtype=torch.bfloat16), sieve.fusion._few_on_gpu
+    few, serves = torch.ones(2, 3, 8, dtype=torch.bfloat16), sieve.nn.fuse._few_on_gpu
     assert not serves(few)  # gradients are torch's own
     with torch.no_grad():
         assert serves(few)
@@ -294,8 +294,8 @@ def test_hooks_set_later_are_called(where, calls):
 def test_dense_layers_use_our_product_until_something_wraps_their_weight(monkeypatch):
     model = fuse_(pruned("llama", dense=["o_proj"]))
     products = []
-    operator = sieve.fusion.linear
-    monkeypatch.setattr(sieve.fusion, "linear", lambda *arguments: products.append(1) or operator(*arguments))
+    operator = sieve.nn.fuse.linear
+    monkeypatch.setattr(sieve.nn.fuse, "linear", lambda *arguments: products.append(1) or operator(*arguments))
     before = logits(model)
     assert len(products) == 3  # o_proj twice and the head
     layer = model.model.layers[1].self_attn.o_proj

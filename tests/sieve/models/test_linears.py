@@ -8,8 +8,8 @@ from sieve.apply import apply_
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
-from sieve.layers import LowRankLinear, PivotedLinear
-from sieve.matrices import by_pattern, left_dense, prunable
+from sieve.models.linears import by_pattern, left_dense, prunable
+from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from sieve.plan import Plan
 from sieve.projections import project
 from sieve.utils import progress

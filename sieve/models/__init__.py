@@ -1,0 +1,1 @@
+"""A model to be pruned: loading it, its linear layers and blocks."""
