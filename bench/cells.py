@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from bench import devices
-from sieve.fitness import Scores
-from sieve.fitness.intervals import Interval, bootstrap, difference
+from sieve.evaluation.confidence import Interval, bootstrap, difference
+from sieve.evaluation.scoring import Scores
 from sieve.utils import progress
 
 RESULTS = Path(__file__).parent / "results"

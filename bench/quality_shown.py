@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import Results, differences
-from sieve.fitness.intervals import Interval
+from sieve.evaluation.confidence import Interval
 
 COLORS = {"uniform": "#7f7f7f", "budget": "#1f77b4", "ga": "#d62728", "pareto": "#2ca02c"}
 

@@ -14,8 +14,8 @@ import torch
 
 import sieve
 from sieve.apply import sliced
-from sieve.fitness.evaluate import prepare
-from sieve.fitness.likelihood import Sharing
+from sieve.evaluation.likelihood import Sharing
+from sieve.evaluation.scoring import prepare
 from sieve.fitness.surrogate import rank_correlation
 from sieve.models.linears import decoder_blocks
 from sieve.models.loading import evaluating

@@ -26,7 +26,7 @@ from bench.cells import RESULTS, Results, packed, work_through
 from bench.quality_shown import plot, table
 from sieve.apply import sliced
 from sieve.errors import ToleranceError
-from sieve.fitness import Scores, evaluate
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.fitness.sensitivity import sensitivity
 from sieve.models.linears import prunable
 from sieve.searchers import SearchResult, run, run_search

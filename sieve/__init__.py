@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sieve.calibration.collect import calibrate
     from sieve.calibration.statistics import Statistics
     from sieve.checkpoint.folder import load, save
-    from sieve.fitness import evaluate
+    from sieve.evaluation.scoring import evaluate
     from sieve.masks import MaskOptions, Masks, mask
     from sieve.models.loading import load_model
     from sieve.nn.low_rank import LowRankLinear, PivotedLinear
@@ -41,7 +41,7 @@ _HOME = {
     "Task": "tasks",
     "apply_": "apply",
     "calibrate": "calibration.collect",
-    "evaluate": "fitness",
+    "evaluate": "evaluation.scoring",
     "load": "checkpoint.folder",
     "load_model": "models.loading",
     "load_task": "tasks",

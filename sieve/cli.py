@@ -244,8 +244,8 @@ def evaluate(
     for source in (model, against):
         if source is not None:
             find_model(source)
-    from sieve.evaluation import evaluate_source
     from sieve.report.show import chance_line
+    from sieve.run.evaluate import evaluate_source
 
     with progress.shown(not quiet):
         result = evaluate_source(

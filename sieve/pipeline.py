@@ -17,9 +17,9 @@ from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.errors import InputError
-from sieve.fitness import evaluate
-from sieve.fitness.chance import control_levels
-from sieve.fitness.check import check_splits
+from sieve.evaluation.chance import control_levels
+from sieve.evaluation.check import check_splits
+from sieve.evaluation.scoring import evaluate
 from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
 from sieve.masks import Masks, mask

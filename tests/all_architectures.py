@@ -23,8 +23,8 @@ from sieve.calibration.gradients import backward
 from sieve.calibration.text import Text, batches
 from sieve.checkpoint.folder import load, save
 from sieve.errors import SieveError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, score
-from sieve.fitness.shortcuts import verified
+from sieve.evaluation.likelihood import EVERYTHING, Continuation, score
+from sieve.evaluation.shortcuts import verified
 from sieve.models.linears import left_dense, prunable, summary
 from sieve.models.loading import evaluating, quiet_transformers
 from sieve.plan import Plan

@@ -11,7 +11,7 @@ import sieve
 from bench.cells import packed
 from bench.methods.setting import Setting
 from sieve.apply import sliced
-from sieve.fitness import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.searchers import run_search
 from sieve.tasks import Example, Task
 

@@ -16,7 +16,7 @@ from bench.methods.setting import Setting, metered
 from sieve.apply import sliced
 from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.size import model_parameters
-from sieve.fitness import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.masks import Masks
 from sieve.models.linears import weight_of
 from sieve.plan import DENSE, Plan

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 import sieve
-from sieve.fitness import evaluate
-from sieve.fitness.intervals import paired
+from sieve.evaluation.confidence import paired
+from sieve.evaluation.scoring import evaluate
 from sieve.masks.residual import low_rank_plus_mask
 from sieve.models.linears import prunable, weight_of
 from sieve.plan import Matrix

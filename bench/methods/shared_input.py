@@ -14,8 +14,8 @@ import numpy as np
 
 import sieve
 from sieve.apply import sliced
-from sieve.fitness import Scores, evaluate
-from sieve.fitness.intervals import paired
+from sieve.evaluation.confidence import paired
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.plan import DENSE, Plan
 from sieve.tasks import load_task
 

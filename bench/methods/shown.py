@@ -11,7 +11,7 @@ from bench import quality_shown, recipes, search_quality
 from bench.cells import RESULTS, Results, differences, mean_differences
 from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
-from sieve.fitness.intervals import Interval
+from sieve.evaluation.confidence import Interval
 
 # To be taken out once these tasks have been measured anew.
 SPLITS_OF_OLD = (

@@ -18,7 +18,7 @@ import sieve
 from bench.cells import RESULTS, Results, versions
 from sieve.apply import sliced
 from sieve.calibration.text import calibration_sequences
-from sieve.fitness import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.models.loading import context_length
 from sieve.plan import Plan

@@ -15,8 +15,8 @@ from sieve.calibration.keep import keep, kept_file, kept_statistics, require_pla
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
-from sieve.fitness.likelihood import EVERYTHING, Continuation
-from sieve.fitness.shortcuts import verified
+from sieve.evaluation.likelihood import EVERYTHING, Continuation
+from sieve.evaluation.shortcuts import verified
 from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.plan import Matrix

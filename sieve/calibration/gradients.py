@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from sieve.calibration.text import Batch
-from sieve.fitness.likelihood import logits_at
-from sieve.fitness.shortcuts import allowed
+from sieve.evaluation.likelihood import logits_at
+from sieve.evaluation.shortcuts import allowed
 from sieve.models.loading import going_backward
 from sieve_kernels import gram_
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sieve.errors import InputError
+from sieve.evaluation.scoring import Prepared, Scores
 from sieve.fitness.cost import Cost, Spent
-from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.evaluator import Evaluator, Ranks, Rehearsal
 from sieve.fitness.workers import Workers
 from sieve.options.search import MEMORY

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sieve.evaluation.scoring import Prepared, Scores
 from sieve.fitness.cost import Spent
-from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.graphs import WORK, Graphs, Recorder
 from sieve.fitness.store import StateStore, size_of
 from sieve.fitness.walk import Step, order, walk

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sieve.evaluation.scoring import Scores
 from sieve.fitness.engine import Engine, concatenated
-from sieve.fitness.evaluate import Scores
 from sieve.plan import Plan
 
 Z = 1.0  # one-sided 84 %: a candidate that is lost by mistake is one of hundreds, and seldom the best of them

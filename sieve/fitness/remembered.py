@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sieve.fitness.evaluate import Scores
+from sieve.evaluation.scoring import Scores
 
 if TYPE_CHECKING:
     from sieve.fitness.journal import Journal

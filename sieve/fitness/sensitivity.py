@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from sieve.errors import NumericsError
-from sieve.fitness.likelihood import logits_at
-from sieve.fitness.shortcuts import allowed
+from sieve.evaluation.likelihood import logits_at
+from sieve.evaluation.shortcuts import allowed
 from sieve.models.loading import context_length, evaluating, going_backward
 from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task

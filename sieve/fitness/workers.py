@@ -33,8 +33,8 @@ from sieve.options.search import check_workers
 from sieve.utils import progress
 
 if TYPE_CHECKING:
+    from sieve.evaluation.scoring import Scores
     from sieve.fitness.cost import Spent
-    from sieve.fitness.evaluate import Scores
     from sieve.fitness.evaluator import Evaluator, Ranks, Result, Team
 
 THREADS = 1  # of each worker, however many there are: how sums are rounded depends on how many threads share them

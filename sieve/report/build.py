@@ -7,9 +7,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sieve.fitness import Scores
-from sieve.fitness.chance import Chance
-from sieve.fitness.intervals import Interval, bootstrap, paired
+from sieve.evaluation.chance import Chance
+from sieve.evaluation.confidence import Interval, bootstrap, paired
+from sieve.evaluation.scoring import Scores
 from sieve.recipe import Recipe
 from sieve.searchers import Candidate, SearchResult
 from sieve.searchers.refitted import Refitted

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sieve.errors import ToleranceError
-from sieve.fitness import Scores
+from sieve.evaluation.scoring import Scores
 from sieve.plan import Plan
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.utils import progress

@@ -12,7 +12,7 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem as Space
 from pymoo.problems.static import StaticProblem
 
-from sieve.fitness import Scores
+from sieve.evaluation.scoring import Scores
 from sieve.fitness.race import race
 from sieve.fitness.surrogate import Surrogate, rank_correlation
 from sieve.plan import Plan

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sieve.fitness import Scores
+from sieve.evaluation.confidence import paired
+from sieve.evaluation.scoring import Scores
 from sieve.fitness.engine import Engine
-from sieve.fitness.intervals import paired
 from sieve.options.search import Options
 from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.genome import LEVELS, Genome

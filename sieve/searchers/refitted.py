@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.apply import applied
 from sieve.calibration.statistics import Statistics
-from sieve.fitness import Scores, evaluate
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.fitness.journal import Journal
 from sieve.fitness.remembered import plan_key, remembered
 from sieve.plan import Plan

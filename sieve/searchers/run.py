@@ -13,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.apply import applied, sliced
 from sieve.errors import InputError
-from sieve.fitness import Scores
+from sieve.evaluation.confidence import Resolution, resolution
+from sieve.evaluation.scoring import Prepared, Scores, prepare
 from sieve.fitness.engine import Engine, slices
-from sieve.fitness.evaluate import Prepared, prepare
 from sieve.fitness.graphs import CudaRecorder
-from sieve.fitness.intervals import Resolution, resolution
 from sieve.fitness.journal import Journal
 from sieve.fitness.remembered import from_record, plan_key, remembered, to_record
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity

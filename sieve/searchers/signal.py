@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.errors import InputError
-from sieve.fitness import Scores, evaluate
-from sieve.fitness.chance import Chance, chance_level
-from sieve.fitness.intervals import bootstrap
+from sieve.evaluation.chance import Chance, chance_level
+from sieve.evaluation.confidence import bootstrap
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.tasks import Example, Task
 from sieve.utils import progress
 

@@ -5,7 +5,7 @@ import pytest
 
 from bench.cells import Results, differences, mean_differences, packed, unpacked, work_through
 from sieve.errors import InputError
-from sieve.fitness import Scores
+from sieve.evaluation.scoring import Scores
 
 
 def test_a_stopped_run_goes_on(tmp_path):

@@ -12,7 +12,7 @@ from bench.methods import __main__ as command
 from bench.methods import contenders, cross, grid, setting, shown, shrinkage
 from bench.methods.contenders import masking, projection, refitted, shared, shared_refitted, structured, trained
 from sieve.compression.structured.depth import drop_blocks_
-from sieve.fitness.evaluate import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.plan import Plan
 from sieve.tasks import Task, load_task
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sieve.errors import InputError
-from sieve.evaluation import _in_common, evaluate_source
-from sieve.fitness import Scores
+from sieve.evaluation.scoring import Scores
+from sieve.run.evaluate import _in_common, evaluate_source
 from sieve.tasks import load_task
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 

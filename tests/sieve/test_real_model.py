@@ -7,7 +7,7 @@ import torch
 import sieve
 from sieve.apply import sliced
 from sieve.calibration.statistics import Source, Statistics
-from sieve.fitness import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.plan import Plan
 

@@ -10,8 +10,8 @@ import sieve
 from sieve import apply
 from sieve.apply import applied
 from sieve.errors import ToleranceError
-from sieve.fitness import evaluate
-from sieve.fitness.generation import greedy_answers
+from sieve.evaluation.generation import greedy_answers
+from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.models.loading import load_model
 from sieve.plan import Plan

@@ -4,7 +4,7 @@ import pytest
 
 from sieve.calibration.text import calibration_sequences
 from sieve.errors import InputError
-from sieve.fitness.evaluate import prepare
+from sieve.evaluation.scoring import prepare
 from sieve.tasks import Example, Task
 from sieve.utils import progress
 from tests.sieve.tasks.test_encoding import merging

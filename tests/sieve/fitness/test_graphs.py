@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from sieve.apply import sliced
+from sieve.evaluation.scoring import prepare
 from sieve.fitness import evaluator
 from sieve.fitness.engine import slices
-from sieve.fitness.evaluate import prepare
 from sieve.fitness.graphs import CudaRecorder, Graphs
 from sieve.models.blockwise import BlockWise
 from sieve.models.linears import decoder_blocks, prunable

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sieve.fitness import Scores
+from sieve.evaluation.scoring import Scores
 from sieve.fitness.race import estimate, race
 
 N = 400

@@ -12,8 +12,8 @@ from sieve.fitness.surrogate import Surrogate, rank_correlation
 from sieve.plan import Matrix
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import Genome
+from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
 from tests.sieve.fitness.test_engine import svd_factors
-from tests.sieve.fitness.test_evaluate import choice_examples, choice_task
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

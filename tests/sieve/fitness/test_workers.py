@@ -17,9 +17,9 @@ import torch
 
 from sieve.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
+from sieve.evaluation.scoring import Prepared, Scores
 from sieve.fitness import workers as workers_module
 from sieve.fitness.engine import Engine
-from sieve.fitness.evaluate import Prepared, Scores
 from sieve.fitness.journal import Journal
 from sieve.fitness.workers import Workers, require_workers
 from sieve.models.linears import prunable

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sieve.fitness.likelihood import score
+from sieve.evaluation.likelihood import score
 from sieve.models.blockwise import BlockWise
-from tests.sieve.fitness.test_likelihood import OTHERS, other_model, questions
+from tests.sieve.evaluation.test_likelihood import OTHERS, other_model, questions
 from tests.tiny_models import TINY, tiny_model
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sieve.apply import sliced
-from sieve.fitness import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.plan import Plan
 from sieve.searchers import SEARCHERS, run_search

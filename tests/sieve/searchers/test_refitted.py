@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sieve
-from sieve.fitness import evaluate
+from sieve.evaluation.scoring import evaluate
 from sieve.fitness.journal import Journal
 from sieve.models.linears import prunable
 from sieve.plan import Plan

@@ -8,7 +8,7 @@ import pytest
 
 import sieve
 from sieve.errors import InputError, StorageError, ToleranceError
-from sieve.fitness import Scores, evaluate
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.engine import concatenated
 from sieve.fitness.surrogate import Surrogate

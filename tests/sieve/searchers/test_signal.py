@@ -8,8 +8,8 @@ import pytest
 
 import sieve
 from sieve.errors import InputError
-from sieve.fitness import Scores
-from sieve.fitness.chance import Chance, chance_level
+from sieve.evaluation.chance import Chance, chance_level
+from sieve.evaluation.scoring import Scores
 from sieve.searchers.signal import signal_notes
 from sieve.tasks import Example, load_task
 from tests.sieve.conftest import ANIMALS

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sieve.fitness import Scores
+from sieve.evaluation.scoring import Scores
 from sieve.plan import Matrix, Plan
 from sieve.searchers.problem import Problem, within
 from sieve.searchers.uniform import uniform, uniform_plans

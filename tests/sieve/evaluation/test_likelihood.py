@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from sieve.errors import NumericsError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, batches, score
+from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, batches, score
 from tests.float64 import Float64, in_float64
 from tests.tiny_models import TINY, VOCABULARY, tiny_model
 

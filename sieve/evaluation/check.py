@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
-from sieve.fitness.evaluate import Prepared, prepare
+from sieve.evaluation.scoring import Prepared, prepare
 from sieve.tasks import Example, Task
 from sieve.utils import progress
 

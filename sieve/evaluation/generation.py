@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sieve.errors import NumericsError
-from sieve.fitness.likelihood import (
+from sieve.evaluation.likelihood import (
     CACHED_BATCHES,
     Continuation,
     Layers,
@@ -31,8 +31,8 @@ from sieve.fitness.likelihood import (
     length_in_common,
     score,
 )
-from sieve.fitness.metrics import score_answer
-from sieve.fitness.steps import row_of, run_steps
+from sieve.evaluation.metrics import score_answer
+from sieve.evaluation.steps import row_of, run_steps
 from sieve.models.loading import embeds
 from sieve.models.numerics import first_nonfinite
 from sieve.utils import progress

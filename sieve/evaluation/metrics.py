@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sieve.errors import InputError
-from sieve.fitness.normalise import ARTICLES, words
+from sieve.evaluation.normalise import ARTICLES, words
 from sieve.utils.messages import one_line
 
 Metric = Callable[[str, Sequence[str]], float]  # (answer, references) → score in [0, 1]
@@ -24,7 +24,7 @@ def score_answer(answer: str, references: Sequence[str], metric: str | Metric, n
         metric: "exact_match" (all words are equal), "contains" (a reference's words stand in the answer one after
             another), "f1" (harmonic mean of precision and recall over words), "rouge_l", "bleu", "chrf", or an own
             function, as "module:function" or itself: (answer, references) → score in [0, 1].
-        normalise: "none" | "squad" | "numeric" (see `sieve.fitness.normalise`): the words that are compared. "bleu",
+        normalise: "none" | "squad" | "numeric" (see `sieve.evaluation.normalise`): the words that are compared. "bleu",
             "chrf" and own functions see the texts as they are.
 
     Raises: InputError for no references, an unknown metric, a missing library, or an own function's score that is not

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sieve.fitness.chance import Chance, control_levels
-from sieve.fitness.ngrams import SMOOTHINGS, _by_prompts, _grams, ngram_accuracies
+from sieve.evaluation.chance import Chance, control_levels
+from sieve.evaluation.ngrams import SMOOTHINGS, _by_prompts, _grams, ngram_accuracies
 from sieve.tasks import Example, Task
 
 CHOICE = Task("t", "multiple_choice", [{"q": "?"}], "{q}", choices=(" a", " b"), answer="q")

@@ -53,7 +53,7 @@ class Sharing:
     logits: the head runs on the positions that predict a scored token.
     padding: sequences of similar length go together.
     rows: several sequences go through one forward pass; without, there is no padding at all.
-    steps: answers are written on top of the prompts' caches (`sieve.fitness.steps`).
+    steps: answers are written on top of the prompts' caches (`sieve.evaluation.steps`).
     """
 
     prefix: bool = True

@@ -7,15 +7,14 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from sieve import calibrate
 from sieve.errors import InputError
-from sieve.fitness import evaluate
-from sieve.fitness.evaluate import prepare
-from sieve.fitness.likelihood import EVERYTHING, can_reuse_cache, logits_at, score
-from sieve.fitness.shortcuts import allowed, verified
+from sieve.evaluation.likelihood import EVERYTHING, can_reuse_cache, logits_at, score
+from sieve.evaluation.scoring import evaluate, prepare
+from sieve.evaluation.shortcuts import allowed, verified
 from sieve.tasks import Task
 from sieve.utils import progress
 from tests.all_architectures import tiny_random
-from tests.sieve.fitness.test_evaluate import choice_examples, choice_task
-from tests.sieve.fitness.test_likelihood import OTHERS, naive, other_model, questions
+from tests.sieve.evaluation.test_likelihood import OTHERS, naive, other_model, questions
+from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
 from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer, tiny_tokens
 
 

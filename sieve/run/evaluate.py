@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from sieve.errors import InputError
-from sieve.fitness import Scores, evaluate
-from sieve.fitness.chance import Chance, control_levels
-from sieve.fitness.check import check_splits
-from sieve.fitness.intervals import bootstrap, paired
+from sieve.evaluation.chance import Chance, control_levels
+from sieve.evaluation.check import check_splits
+from sieve.evaluation.confidence import bootstrap, paired
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.config import find_model
 from sieve.models.loading import load_model
 from sieve.recipe import read_recipe

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sieve.calibration.collect import calibrate
 from sieve.errors import InputError, NumericsError
-from sieve.fitness import evaluate
-from sieve.fitness.generation import _Stop, greedy_answers
+from sieve.evaluation.generation import _Stop, greedy_answers
+from sieve.evaluation.scoring import evaluate
 from sieve.models.config import EMBEDDED_MODEL
 from sieve.models.loading import load_model
 from sieve.tasks import Example, Task, encode, load_task
@@ -321,7 +321,7 @@ def test_no_examples(model, tokenizer):
 
 def test_same_bits_in_a_new_process(model, tokenizer):
     code = (
-        "from tests.sieve.fitness.test_evaluate import *\n"
+        "from tests.sieve.evaluation.test_scoring import *\n"
         "scores = evaluate(tiny_model('llama'), tiny_tokenizer(), choice_task(normalize='prior'), choice_examples())\n"
         "print(scores.loglik.tobytes().hex())"
     )

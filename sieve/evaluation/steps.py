@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
-from sieve.fitness.likelihood import Continuation, Layers, Sharing, score
+from sieve.evaluation.likelihood import Continuation, Layers, Sharing, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

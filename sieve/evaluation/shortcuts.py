@@ -19,8 +19,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from sieve.errors import InputError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, can_reuse_cache, score
-from sieve.fitness.steps import last_logprobs
+from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, can_reuse_cache, score
+from sieve.evaluation.steps import last_logprobs
 from sieve.models.loading import evaluating
 from sieve.utils import progress
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from sieve.errors import InputError
-from sieve.fitness.likelihood import EVERYTHING, Continuation, Sharing, score_copies
-from sieve.fitness.metrics import metric_function
-from sieve.fitness.shortcuts import verified
+from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, score_copies
+from sieve.evaluation.metrics import metric_function
+from sieve.evaluation.shortcuts import verified
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
 from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
@@ -128,7 +128,7 @@ def prepare(
     """What `evaluate` does before the model runs: rendering and tokenising, which no change of weights alters.
 
     `sharing`: which work is spared; it changes no result. The first time, a few of the sequences are run to see what
-    of it the model can do (`sieve.fitness.shortcuts`).
+    of it the model can do (`sieve.evaluation.shortcuts`).
     """
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
@@ -265,7 +265,7 @@ def _generation(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    from sieve.fitness.generation import score_and_answer, score_answer  # imports much of transformers
+    from sieve.evaluation.generation import score_and_answer, score_answer  # imports much of transformers
 
     metric_function(task.metric, task.normalise)  # a missing library is found before the model runs
     targets = [encode_target(tokenizer, task, example) for example in examples]

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sieve.fitness.metrics import score_answer
-from sieve.fitness.ngrams import ngram_accuracies
+from sieve.evaluation.metrics import score_answer
+from sieve.evaluation.ngrams import ngram_accuracies
 from sieve.tasks import Example, Task
 
 
@@ -15,7 +15,7 @@ class Chance:
 
     chance: of guessing, the mean of 1 / number of choices; None where answers are written.
     majority: of the one answer that is right most often, given to every example.
-    ngrams: of a classifier of letters, trained on the calibration rows (`sieve.fitness.ngrams`); None without one.
+    ngrams: of a classifier of letters, trained on the calibration rows (`sieve.evaluation.ngrams`); None without one.
     """
 
     chance: float | None

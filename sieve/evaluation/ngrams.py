@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from sieve.fitness.metrics import score_answer
+from sieve.evaluation.metrics import score_answer
 from sieve.tasks import Example, Task
 
 LONGEST = 5  # characters of an n-gram

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sieve.errors import InputError
-from sieve.fitness.intervals import bootstrap, paired, resolution, standard_error
+from sieve.evaluation.confidence import bootstrap, paired, resolution, standard_error
 
 
 def coins(n, p, seed=0):
@@ -44,7 +44,7 @@ def test_bootstrap_is_deterministic_in_its_seed():
 def test_drawing_in_parts_changes_only_the_draws(monkeypatch):
     values = coins(100, 0.5)
     whole = bootstrap(values)
-    monkeypatch.setattr("sieve.fitness.intervals._CELLS", 30_000)  # 300 resamples at a time, the last part smaller
+    monkeypatch.setattr("sieve.evaluation.confidence._CELLS", 30_000)  # 300 resamples at a time, the last part smaller
     assert bootstrap(values).low == pytest.approx(whole.low, abs=0.02)
 
 

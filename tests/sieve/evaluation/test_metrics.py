@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from sieve.errors import InputError
-from sieve.fitness.generation import score_answer
-from sieve.fitness.metrics import metric_function
-from sieve.fitness.normalise import MODES, words
+from sieve.evaluation.generation import score_answer
+from sieve.evaluation.metrics import metric_function
+from sieve.evaluation.normalise import MODES, words
 from sieve.tasks import Task, load_task
 
 EQUAL = [

@@ -1,0 +1,1 @@
+"""The main job from a recipe to a pruned folder, its report, and going on with an interrupted run."""
