@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, StaticCache
 
+from sieve.compression.plan import Plan
 from sieve.models.config import EMBEDDED_MODEL
 from sieve.models.linears import low_rank, prunable, replace
 from sieve.models.loading import load_model
 from sieve.nn.fuse import fuse_
 from sieve.nn.low_rank import LowRankLinear
-from sieve.plan import Plan
 
 KEPT = 0.5
 

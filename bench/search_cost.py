@@ -13,7 +13,7 @@ import time
 import torch
 
 import sieve
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from sieve.evaluation.likelihood import Sharing
 from sieve.evaluation.scoring import prepare
 from sieve.fitness.surrogate import rank_correlation

@@ -24,7 +24,7 @@ import torch
 import sieve
 from bench.cells import RESULTS, Results, packed, work_through
 from bench.quality_shown import plot, table
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from sieve.errors import ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.fitness.sensitivity import sensitivity

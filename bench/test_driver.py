@@ -11,11 +11,11 @@ import torch
 from bench.interleaved import compare
 from sieve.calibration.collect import collect
 from sieve.calibration.text import batches, calibration_sequences
+from sieve.compression.plan import Plan
 from sieve.models.config import EMBEDDED_MODEL
 from sieve.models.linears import low_rank, prunable, replace
 from sieve.models.loading import load_model
 from sieve.nn.fuse import fuse_
-from sieve.plan import Plan
 from sieve.tasks import load_task
 
 TOKENS = 8192

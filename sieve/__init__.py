@@ -12,46 +12,50 @@ from sieve.checkpoint import import_hook as registration
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sieve.apply import apply_
     from sieve.calibration.collect import calibrate
     from sieve.calibration.statistics import Statistics
     from sieve.checkpoint.folder import load, save
+    from sieve.compression.apply import apply_
+    from sieve.compression.low_rank.factors import Factors
+    from sieve.compression.low_rank.project import project
+    from sieve.compression.low_rank.refit import refit
+    from sieve.compression.low_rank.share_inputs import share_inputs_
+    from sieve.compression.masks.config import MaskOptions
+    from sieve.compression.masks.mask import mask
+    from sieve.compression.masks.masks import Masks
+    from sieve.compression.plan import Plan
     from sieve.evaluation.scoring import evaluate
-    from sieve.masks import MaskOptions, Masks, mask
     from sieve.models.loading import load_model
     from sieve.nn.low_rank import LowRankLinear, PivotedLinear
     from sieve.pipeline import prune
-    from sieve.plan import Plan
-    from sieve.projections import Factors, project, refit
     from sieve.recipe import Recipe
     from sieve.searchers import search
-    from sieve.shared import share_inputs_
     from sieve.tasks import Task, load_task
     from sieve.utils import progress
 
 _HOME = {
-    "Factors": "projections",
+    "Factors": "compression.low_rank.factors",
     "LowRankLinear": "nn.low_rank",
     "PivotedLinear": "nn.low_rank",
-    "MaskOptions": "masks",
-    "Masks": "masks",
-    "Plan": "plan",
+    "MaskOptions": "compression.masks.config",
+    "Masks": "compression.masks.masks",
+    "Plan": "compression.plan",
     "Recipe": "recipe",
     "Statistics": "calibration.statistics",
     "Task": "tasks",
-    "apply_": "apply",
+    "apply_": "compression.apply",
     "calibrate": "calibration.collect",
     "evaluate": "evaluation.scoring",
     "load": "checkpoint.folder",
     "load_model": "models.loading",
     "load_task": "tasks",
-    "mask": "masks",
-    "project": "projections",
+    "mask": "compression.masks.mask",
+    "project": "compression.low_rank.project",
     "prune": "pipeline",
-    "refit": "projections",
+    "refit": "compression.low_rank.refit",
     "save": "checkpoint.folder",
     "search": "searchers",
-    "share_inputs_": "shared",
+    "share_inputs_": "compression.low_rank.share_inputs",
 }
 
 __all__ = [

@@ -9,24 +9,25 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve.apply import apply_
 from sieve.calibration.collect import calibrate
 from sieve.calibration.keep import require_place
 from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes, model_parameters
+from sieve.compression.apply import apply_
+from sieve.compression.low_rank.project import project
+from sieve.compression.low_rank.share_inputs import share_inputs_
+from sieve.compression.masks.mask import mask, maskable
+from sieve.compression.masks.masks import Masks
 from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import evaluate
 from sieve.fitness.remembered import remembered
 from sieve.fitness.workers import require_workers
-from sieve.masks import Masks, mask
-from sieve.masks.mask import maskable
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.models.loading import load_model
-from sieve.projections import project
 from sieve.recipe import Recipe
 from sieve.registry import MASKS
 from sieve.report.build import build_report
@@ -35,7 +36,6 @@ from sieve.searchers import run_search
 from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import best_refitted, smallest_refitted
 from sieve.searchers.signal import dense_scores, signal_notes
-from sieve.shared import share_inputs_
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
 from sieve.tasks.stored import describe_data

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from sieve.compression.masks.config import MaskOptions
 from sieve.errors import InputError
 from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
 from sieve.options.calibration import MINIMUM_TOKENS, check_shrinkage
-from sieve.options.masks import MaskOptions
 from sieve.options.search import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.registry import MASKS, NESTED
 from sieve.tasks.splits import check_seed
@@ -43,7 +43,7 @@ class Recipe:
         else of the smallest plan beyond it that is within the tolerance so.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
-    pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.masks.MaskOptions`.
+    pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.compression.masks.config.MaskOptions`.
     general: for task-aware masks, the general text: "general" or a task file of type perplexity.
     objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
         bottlenecks, workers: of the search, as in `sieve.searchers.Options`.

@@ -17,7 +17,7 @@ from sieve.utils.messages import shorten
 class Method:
     """One way to prune.
 
-    home: "module:function". A projection maps a `sieve.projections.problem.Problem` to factors, matrix by matrix; where
+    home: "module:function". A projection maps a `sieve.compression.low_rank.problem.Problem` to factors, matrix by matrix; where
         no Gram matrices are asked for, (model, statistics, rank by matrix) to pairs.
     source: the publication.
     side: which Gram matrices it asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either;
@@ -46,20 +46,22 @@ class Method:
 
 
 METHODS = {
-    "output_aligned": Method("sieve.projections.output_aligned:solve", "DESIGN 2.1", balanced=True),
-    "loss_aware": Method("sieve.projections.loss_aware:solve", "DESIGN 2.2", gradients=True, balanced=True),
-    "svd": Method("sieve.projections.baselines:svd", "arXiv 2312.13558", side="input"),
-    "pca": Method("sieve.projections.baselines:pca", "arXiv 2401.15024", side="input"),
-    "asvd": Method("sieve.projections.baselines:asvd", "arXiv 2312.05821", side="input"),
-    "svd_llm": Method("sieve.projections.baselines:svd_llm", "arXiv 2403.07378", side="input"),
-    "llm_sieve_sgd": Method("sieve.projections.llm_sieve_sgd:train", "arXiv 2505.18350", side="none", nested=False),
+    "output_aligned": Method("sieve.compression.low_rank.output_aligned:solve", "DESIGN 2.1", balanced=True),
+    "loss_aware": Method("sieve.compression.low_rank.loss_aware:solve", "DESIGN 2.2", gradients=True, balanced=True),
+    "svd": Method("sieve.compression.low_rank.published:svd", "arXiv 2312.13558", side="input"),
+    "pca": Method("sieve.compression.low_rank.published:pca", "arXiv 2401.15024", side="input"),
+    "asvd": Method("sieve.compression.low_rank.published:asvd", "arXiv 2312.05821", side="input"),
+    "svd_llm": Method("sieve.compression.low_rank.published:svd_llm", "arXiv 2403.07378", side="input"),
+    "llm_sieve_sgd": Method(
+        "sieve.compression.low_rank.llm_sieve_sgd:train", "arXiv 2505.18350", side="none", nested=False
+    ),
 }
 
 MASKS = {
-    "magnitude": Method("sieve.masks.mask:mask", "arXiv 1506.02626", side="none"),
-    "wanda": Method("sieve.masks.mask:mask", "arXiv 2306.11695", side="input"),
-    "sparsegpt": Method("sieve.masks.mask:mask", "arXiv 2301.00774", side="input"),
-    "ria": Method("sieve.masks.mask:mask", "arXiv 2402.18004", side="input"),
+    "magnitude": Method("sieve.compression.masks.mask:mask", "arXiv 1506.02626", side="none"),
+    "wanda": Method("sieve.compression.masks.mask:mask", "arXiv 2306.11695", side="input"),
+    "sparsegpt": Method("sieve.compression.masks.mask:mask", "arXiv 2301.00774", side="input"),
+    "ria": Method("sieve.compression.masks.mask:mask", "arXiv 2402.18004", side="input"),
 }
 """Those that set weights to zero (`sieve.mask`), where the others make low-rank pairs (`sieve.project`)."""
 

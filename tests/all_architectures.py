@@ -17,18 +17,18 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sieve.apply import apply_, sliced
 from sieve.calibration.collect import collect
 from sieve.calibration.gradients import backward
 from sieve.calibration.text import Text, batches
 from sieve.checkpoint.folder import load, save
+from sieve.compression.apply import apply_, sliced
+from sieve.compression.low_rank.project import project
+from sieve.compression.plan import Plan
 from sieve.errors import SieveError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation, score
 from sieve.evaluation.shortcuts import verified
 from sieve.models.linears import left_dense, prunable, summary
 from sieve.models.loading import evaluating, quiet_transformers
-from sieve.plan import Plan
-from sieve.projections import project
 from tests.tiny_models import randomise_, tiny_tokenizer, tiny_tokens
 
 ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

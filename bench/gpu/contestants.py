@@ -10,10 +10,10 @@ from torch import nn
 
 from bench.decode import Free, TwoProducts
 from bench.gpu.sizes import KEPT
+from sieve.compression.plan import Plan
 from sieve.models.linears import low_rank, prunable, replace
 from sieve.nn.fuse import fuse_
 from sieve.nn.low_rank import PAIRS
-from sieve.plan import Plan
 
 NAMES = ("dense", "two", "plain", "pivoted", "free")
 

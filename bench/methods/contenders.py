@@ -9,12 +9,14 @@ from transformers import PreTrainedModel
 
 import sieve
 from bench.methods.setting import Setting
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.llm_sieve_sgd import train
+from sieve.compression.low_rank.refit import refit
+from sieve.compression.masks.config import MaskOptions
+from sieve.compression.masks.mask import mask
+from sieve.compression.masks.masks import Masks
 from sieve.compression.structured.depth import MEASURES, drop_blocks_
 from sieve.compression.structured.width import drop_channels_
-from sieve.masks import MaskOptions, Masks, mask
-from sieve.projections import Factors
-from sieve.projections.llm_sieve_sgd import train
-from sieve.projections.refit import refit
 from sieve.registry import MASKS
 
 KEPT = (0.5, 0.9, 0.8, 0.7, 0.6, 0.4)

@@ -10,7 +10,7 @@ import numpy as np
 import sieve
 from bench.cells import packed
 from bench.methods.setting import Setting
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import evaluate
 from sieve.searchers import run_search
 from sieve.tasks import Example, Task

@@ -13,13 +13,13 @@ import sieve
 from bench.cells import packed
 from bench.methods.contenders import ABLATION, CONTENDERS, KEPT, LOW_RANK, MASKED, SLOW, STRUCTURED, Made
 from bench.methods.setting import Setting, metered
-from sieve.apply import sliced
 from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.size import model_parameters
+from sieve.compression.apply import sliced
+from sieve.compression.masks.masks import Masks
+from sieve.compression.plan import DENSE, Plan
 from sieve.evaluation.scoring import evaluate
-from sieve.masks import Masks
 from sieve.models.linears import weight_of
-from sieve.plan import DENSE, Plan
 from sieve.tasks import encode
 from sieve.tasks.general import general_text
 

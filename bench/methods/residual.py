@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 import sieve
+from sieve.compression.low_rank.problem import double
+from sieve.compression.masks.residual import low_rank_plus_mask
+from sieve.compression.plan import Matrix
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import evaluate
-from sieve.masks.residual import low_rank_plus_mask
 from sieve.models.linears import prunable, weight_of
-from sieve.plan import Matrix
-from sieve.projections.problem import double
 from sieve.tasks import load_task
 from sieve.utils import progress
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import sieve
 from sieve.calibration.statistics import Statistics
+from sieve.compression.plan import Plan
 from sieve.models.linears import prunable
-from sieve.plan import Plan
 from sieve.registry import MASKS, METHODS
 from sieve.tasks import Example, Task, load_task
 from sieve.tasks.general import general_text

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 import sieve
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
+from sieve.compression.plan import DENSE, Plan
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import Scores, evaluate
-from sieve.plan import DENSE, Plan
 from sieve.tasks import load_task
 
 KEPT = (0.8, 0.7, 0.6, 0.5, 0.4)

@@ -16,13 +16,13 @@ import torch
 
 import sieve
 from bench.cells import RESULTS, Results, versions
-from sieve.apply import sliced
 from sieve.calibration.text import calibration_sequences
+from sieve.compression.apply import sliced
+from sieve.compression.low_rank.shrinkage import EVERY, SHARES, output_errors
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.models.loading import context_length
-from sieve.plan import Plan
-from sieve.projections.shrinkage import EVERY, SHARES, output_errors
 from sieve.tasks import load_task
 from sieve.tasks.general import general_text
 

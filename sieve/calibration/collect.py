@@ -14,12 +14,12 @@ from sieve.calibration.gradients import backward, column_basis, watching_gradien
 from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
+from sieve.compression.plan import Matrix
 from sieve.errors import InputError, NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation
 from sieve.evaluation.shortcuts import verified
 from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
-from sieve.plan import Matrix
 from sieve.registry import MASKS, METHODS, method_named
 from sieve.tasks import Task, load_task
 from sieve.utils import progress

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sieve.compression.plan import DENSE, Matrix
 from sieve.errors import InputError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.fitness.cost import Cost, Spent
 from sieve.fitness.evaluator import Evaluator, Ranks, Rehearsal
 from sieve.fitness.workers import Workers
 from sieve.options.search import MEMORY
-from sieve.plan import DENSE, Matrix
 from sieve.utils import progress
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from sieve.apply import Slices
+    from sieve.compression.apply import Slices
     from sieve.fitness.graphs import Recorder
     from sieve.fitness.journal import Journal
 

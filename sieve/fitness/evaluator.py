@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sieve.compression.plan import Matrix
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.fitness.cost import Spent
 from sieve.fitness.graphs import WORK, Graphs, Recorder
@@ -27,13 +28,12 @@ from sieve.fitness.walk import Step, order, walk
 from sieve.models.blockwise import BlockWise, Run, States
 from sieve.models.loading import evaluating
 from sieve.options.search import MEMORY
-from sieve.plan import Matrix
 from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sieve.apply import Slices
+    from sieve.compression.apply import Slices
 
 Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
 Team = Sequence[Ranks]  # candidates that are evaluated together: one, or `together`
@@ -45,7 +45,7 @@ class Evaluator:
 
     Args:
         model: with layers that `turned` turns.
-        turned: what turns the model to a plan, or to several; from `sieve.apply.sliced`.
+        turned: what turns the model to a plan, or to several; from `sieve.compression.apply.sliced`.
         matrices: of the model; what ranks are of, in the order of `names`.
         parts: the slices of the examples, made ready.
         layers: reuse the states of blocks that candidates have in common.

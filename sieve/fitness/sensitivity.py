@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sieve.compression.low_rank.factors import FactorPair, Factors
 from sieve.errors import NumericsError
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
 from sieve.models.loading import context_length, evaluating, going_backward
-from sieve.projections import FactorPair, Factors
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import encode_target, fitted, windows
 from sieve.utils import progress

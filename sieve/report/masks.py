@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
-from sieve.masks import Masks
+from sieve.compression.masks.masks import Masks
 from sieve.nn.semi_structured import PATTERN, runs_sparse
 from sieve.recipe import Recipe
 

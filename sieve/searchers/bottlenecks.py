@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sieve.compression.plan import DENSE, Plan
 from sieve.fitness.engine import concatenated
 from sieve.fitness.surrogate import Surrogate
-from sieve.plan import DENSE, Plan
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
 from sieve.utils import progress

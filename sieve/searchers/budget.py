@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sieve.compression.plan import Plan
 from sieve.fitness.surrogate import Surrogate
-from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem

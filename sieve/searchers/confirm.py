@@ -7,9 +7,9 @@ rounding, which can change answers; so what is confirmed is the form that `sieve
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from sieve.compression.plan import Plan
 from sieve.errors import ToleranceError
 from sieve.evaluation.scoring import Scores
-from sieve.plan import Plan
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.utils import progress
 

@@ -12,10 +12,10 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem as Space
 from pymoo.problems.static import StaticProblem
 
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores
 from sieve.fitness.race import race
 from sieve.fitness.surrogate import Surrogate, rank_correlation
-from sieve.plan import Plan
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sieve.compression.plan import DENSE, Matrix, Plan
 from sieve.errors import InputError
 from sieve.options.search import GRANULARITIES
-from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.utils.messages import shorten
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sieve.compression.plan import DENSE, Matrix, Plan
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import Scores
 from sieve.fitness.engine import Engine
 from sieve.options.search import Options
-from sieve.plan import DENSE, Matrix, Plan
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.searchers.reach import require_reachable

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
+from sieve.compression.plan import Matrix
 from sieve.errors import InputError
 from sieve.options.search import Options
-from sieve.plan import Matrix
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import size_of
 

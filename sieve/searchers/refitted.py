@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve.apply import applied
 from sieve.calibration.statistics import Statistics
+from sieve.compression.apply import applied
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.refit import refit
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.fitness.journal import Journal
 from sieve.fitness.remembered import plan_key, remembered
-from sieve.plan import Plan
-from sieve.projections import Factors, refit
 from sieve.searchers.confirm import merit
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.run import SearchResult

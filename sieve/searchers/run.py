@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve.apply import applied, sliced
+from sieve.compression.apply import applied, sliced
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.masks.masks import Masks
+from sieve.compression.plan import DENSE, Matrix, Plan
 from sieve.errors import InputError
 from sieve.evaluation.confidence import Resolution, resolution
 from sieve.evaluation.scoring import Prepared, Scores, prepare
@@ -21,11 +24,8 @@ from sieve.fitness.journal import Journal
 from sieve.fitness.remembered import from_record, plan_key, remembered, to_record
 from sieve.fitness.sensitivity import EXAMPLES, sensitivity
 from sieve.fitness.workers import require_workers
-from sieve.masks import Masks
 from sieve.models.loading import evaluating
 from sieve.options.search import Options, check_mask_search, check_options, default_search
-from sieve.plan import DENSE, Matrix, Plan
-from sieve.projections import Factors
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.budget import budget, smaller
 from sieve.searchers.confirm import confirm

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from sieve.plan import DENSE, Plan
+from sieve.compression.plan import DENSE, Plan
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.reach import STEPS
 from sieve.utils import progress

@@ -11,9 +11,9 @@ from bench.cells import Results
 from bench.methods import __main__ as command
 from bench.methods import contenders, cross, grid, setting, shown, shrinkage
 from bench.methods.contenders import masking, projection, refitted, shared, shared_refitted, structured, trained
+from sieve.compression.plan import Plan
 from sieve.compression.structured.depth import drop_blocks_
 from sieve.evaluation.scoring import evaluate
-from sieve.plan import Plan
 from sieve.tasks import Task, load_task
 
 SMALL = {

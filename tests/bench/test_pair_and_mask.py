@@ -3,7 +3,7 @@
 import pytest
 
 from bench.methods import residual
-from sieve.plan import Matrix
+from sieve.compression.plan import Matrix
 
 
 @pytest.mark.parametrize("share", residual.SHARES)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import sieve
-from sieve.apply import sliced
 from sieve.calibration.statistics import Source, Statistics
+from sieve.compression.apply import sliced
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
-from sieve.plan import Plan
 
 pytestmark = pytest.mark.model
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import prepare
 from sieve.fitness import evaluator
 from sieve.fitness.engine import slices

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from tests.sieve.fitness.test_engine import drawn_plans, svd_factors
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 

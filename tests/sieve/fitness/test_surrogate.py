@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from sieve.compression.plan import Matrix
 from sieve.fitness.sensitivity import sensitivity
 from sieve.fitness.surrogate import Surrogate, rank_correlation
-from sieve.plan import Matrix
 from sieve.searchers.allocate import allocate
 from sieve.searchers.genome import Genome
 from tests.sieve.evaluation.test_scoring import choice_examples, choice_task

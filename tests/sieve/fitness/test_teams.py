@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import prepare
 from sieve.fitness.journal import Journal
 from sieve.models.linears import prunable

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.fitness import workers as workers_module

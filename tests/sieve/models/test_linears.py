@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from sieve.apply import apply_
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
+from sieve.compression.apply import apply_
+from sieve.compression.low_rank.project import project
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
-from sieve.plan import Plan
-from sieve.projections import project
 from sieve.utils import progress
 from tests.all_architectures import tiny_random
 from tests.tiny_models import tiny_model, tiny_tokens

@@ -354,8 +354,8 @@ def test_copies_run_their_own_weights():
 
 def test_pruned_models_come_fused(calls):
     """`apply_` and loading a saved model both do it: see also the checkpoint's tests of equal logits."""
-    from sieve.apply import apply_
-    from tests.sieve.test_apply import factors_of
+    from sieve.compression.apply import apply_
+    from tests.sieve.compression.test_apply import factors_of
 
     model = tiny_model("llama")
     factors = factors_of(model)

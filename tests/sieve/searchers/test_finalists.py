@@ -2,10 +2,10 @@
 
 import pytest
 
-from sieve.apply import sliced
+from sieve.compression.apply import sliced
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
-from sieve.plan import Plan
 from sieve.searchers import SEARCHERS, run_search
 from sieve.tasks import load_task
 from tests.sieve.fitness.test_engine import svd_factors

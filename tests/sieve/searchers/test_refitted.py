@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import sieve
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.fitness.journal import Journal
 from sieve.models.linears import prunable
-from sieve.plan import Plan
 from sieve.searchers import run_search
 from sieve.searchers.problem import Candidate
 from sieve.searchers.refitted import best_refitted, smallest_refitted

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import sieve
+from sieve.compression.plan import Matrix, Plan
 from sieve.errors import InputError, StorageError, ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.fitness.cost import Cost, Spent
@@ -14,7 +15,6 @@ from sieve.fitness.engine import concatenated
 from sieve.fitness.surrogate import Surrogate
 from sieve.models.linears import prunable
 from sieve.options.search import SEARCHES
-from sieve.plan import Matrix, Plan
 from sieve.searchers import SEARCHERS, Options, Problem, run_search
 from sieve.searchers.budget import allocations, smaller
 from sieve.searchers.evolution import Evolution

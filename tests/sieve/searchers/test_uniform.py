@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sieve.compression.plan import Matrix, Plan
 from sieve.evaluation.scoring import Scores
-from sieve.plan import Matrix, Plan
 from sieve.searchers.problem import Problem, within
 from sieve.searchers.uniform import uniform, uniform_plans
 

@@ -1,0 +1,1 @@
+"""Statistics and weights → nested low-rank factors, by method."""

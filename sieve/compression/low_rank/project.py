@@ -1,0 +1,158 @@
+"""All factors of a model in one go."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from sieve.calibration.statistics import Statistics
+from sieve.compression.low_rank.factors import FactorPair, Factors
+from sieve.compression.low_rank.parallel import LARGEST, each
+from sieve.compression.low_rank.problem import balanced, problem_of
+from sieve.compression.low_rank.ridge import choose_ridge
+from sieve.compression.low_rank.shrinkage import choose_shrinkage
+from sieve.compression.plan import Matrix, Plan
+from sieve.errors import InputError
+from sieve.models.linears import prunable, weight_of
+from sieve.nn.stacked import heights_of
+from sieve.options.calibration import check_shrinkage
+from sieve.registry import Method, method_named
+from sieve.utils import progress
+
+
+@torch.no_grad()
+def project(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    method: str = "output_aligned",
+    pivot: bool = False,
+    plan: Mapping[str, int | str] | None = None,
+    shrinkage: float | Literal["auto"] | None = None,
+    prior: Statistics | None = None,
+    mean: bool | None = None,
+) -> Factors:
+    """Low-rank factors of every prunable matrix, nested where the method can.
+
+    Solved in float64, stored in the weights' dtype up to the largest rank that saves parameters: all factors
+    together are no larger than the prunable weights themselves. Pivoted pairs save at every rank, so there the
+    factors reach to full rank, and are at most twice as large as the weights.
+
+    Args:
+        model: the dense model that was calibrated; not changed.
+        statistics: from `sieve.calibrate` with the same `method`, or one that asks for at least as much.
+        method: "output_aligned", the least output error (DESIGN 2.1); "loss_aware", the least output error as the
+            task's loss weighs it (2.2), with the weighing chosen on held-back calibration examples; or a published
+            one, to compare: docs/methods.md.
+        pivot: the pairs are to be stored pivoted (`sieve.compression.low_rank.pivot`): the same maps in fewer parameters.
+            Search and `apply_` follow it.
+        shrinkage: share in [0, 1] of a prior in the Gram matrices, which few tokens overstate; "auto" chooses it on
+            held-back calibration examples. None: no prior.
+        prior: statistics of general text, collected alike; without them the prior is the Gram matrix's own diagonal.
+        mean: fit what inputs and outputs are beyond their means, which go into the bias (DESIGN 2.4): never worse on
+            the calibration data, for m numbers more where the dense matrix has no bias. None: where it has one.
+        plan: project only the matrices that it prunes, to its ranks. Methods that are not nested cannot do without.
+
+    Returns: `Factors`, matrix name → `FactorPair`.
+
+    Raises: InputError for an unknown method or statistics of another model's matrices or of too little,
+        NumericsError naming the matrix whose weights or statistics are not finite.
+
+    Example:
+        >>> factors = sieve.project(model, statistics)
+        >>> factors["model.layers.0.mlp.down_proj"].lost(96)  # share of output energy lost at rank 96
+    """
+    wanted = method_named(method)
+    matrices = prunable(model, pivot)
+    _check(statistics, matrices, method, wanted)
+    check_shrinkage(shrinkage)
+    ranks = _ranks(matrices, plan)
+    if wanted.side == "none":
+        if plan is None:
+            raise InputError(f"{method} learns one rank at a time: give the plan whose ranks it is to learn")
+        return Factors(wanted.function()(model, statistics, ranks), method, pivot)
+    ridge, share = math.inf, 0.0 if shrinkage in (None, "auto") else shrinkage
+    if shrinkage == "auto":
+
+        def pairs_at(share: float, known: Statistics, ranks: dict[str, int]) -> dict[str, FactorPair]:
+            return _pairs(model, known, wanted, ranks, math.inf, share, prior, mean)
+
+        share = choose_shrinkage(model, statistics, pairs_at)
+    if wanted.gradients:
+
+        def factors_at(ridge: float, ranks: dict[str, int]) -> Factors:
+            return Factors(_pairs(model, statistics, wanted, ranks, ridge, share, prior, mean), method, pivot)
+
+        ridge = choose_ridge(model, statistics, matrices, factors_at)
+    pairs = _pairs(model, statistics, wanted, ranks, ridge, share, prior, mean)
+    return Factors(pairs, method, pivot, ridge, share)
+
+
+def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, wanted: Method) -> None:
+    """InputError unless the statistics are of these matrices and hold what the method asks for."""
+    unknown = [name for name in matrices if name not in statistics.sources]
+    if unknown:
+        raise InputError(f"the statistics know nothing of {unknown[0]}: calibrate this model first")
+    sources = [statistics.sources[name] for name in matrices]
+    lacking = None
+    if wanted.gradients and not (statistics.held_back and all(source.gradient for source in sources)):
+        lacking = "gradients"
+    elif wanted.side == "input" and not all(source.side == "input" and source.gram for source in sources):
+        lacking = "Gram matrices of the inputs of every matrix"
+    elif wanted.side == "cheapest" and not all(source.gram for source in sources):
+        lacking = "Gram matrices"
+    if lacking:
+        raise InputError(f"the statistics hold no {lacking}: calibrate with method={method!r}")
+
+
+def _ranks(matrices: Mapping[str, Matrix], plan: Mapping[str, int | str] | None) -> dict[str, int]:
+    """How far each matrix is to be projected."""
+    if plan is None:
+        return {name: matrix.max_rank for name, matrix in matrices.items()}
+    plan = Plan(plan)
+    plan.check(matrices)
+    return plan.ranks()
+
+
+def _pairs(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    method: Method,
+    ranks: Mapping[str, int],
+    ridge: float,
+    shrinkage: float,
+    prior: Statistics | None,
+    mean: bool | None,
+) -> dict[str, FactorPair]:
+    """Factors of the matrices that `ranks` names, up to those ranks."""
+    solve = method.function()
+    layers = {name: model.get_submodule(name) for name in ranks}
+    # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
+    heights = heights_of(model) if method.balanced and math.isinf(ridge) else {}
+
+    def pair(name: str) -> FactorPair:
+        layer, rank, source = layers[name], ranks[name], statistics.sources[name]
+        weight = weight_of(layer)
+        centred = mean if mean is not None else layer.bias is not None and source.inputs in statistics.sums
+        problem = problem_of(name, weight, statistics, ridge, shrinkage, prior, centred)
+        problem, scale = balanced(problem, heights[name]) if name in heights else (problem, None)
+        A, B, energy = solve(problem)
+        B = B if scale is None else B / scale
+        means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
+        shared = statistics.grams[source.gram] if source.side == "input" else None
+        A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)
+        return FactorPair(A, B, energy.cpu(), shared, *means)
+
+    small = max((max(layer.weight.shape) for layer in layers.values()), default=0) <= LARGEST
+    pairs = {}
+    with progress.bar("projection", len(ranks), "matrices") as advance:
+        for name, made in zip(ranks, each(pair, ranks, small and model.device.type == "cpu"), strict=True):
+            pairs[name] = made
+            advance(1)
+    return pairs
+
+
+def _means(weight: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of inputs and outputs, float32."""
+    return mean, weight.float() @ mean

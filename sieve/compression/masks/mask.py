@@ -1,0 +1,154 @@
+"""All masks of a model in one go."""
+
+import torch
+from transformers import PreTrainedModel
+
+from sieve.calibration.statistics import Statistics
+from sieve.compression.masks.config import PATTERNS, MaskOptions
+from sieve.compression.masks.layerwise_sparsity import ramp
+from sieve.compression.masks.masks import CompensatedMask, Mask, Masks
+from sieve.compression.masks.nesting import order
+from sieve.compression.masks.scores import SCORES, inverse_root, of_channels, of_weights
+from sieve.compression.masks.task_aware import fuse, pooled
+from sieve.compression.masks.tied import check_untied
+from sieve.compression.plan import Matrix
+from sieve.errors import InputError, NumericsError
+from sieve.models.linears import prunable, weight_of
+from sieve.utils import progress
+from sieve.utils.messages import shorten
+
+_UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far
+
+
+@torch.no_grad()
+def mask(
+    model: PreTrainedModel,
+    statistics: Statistics | None,
+    method: str = "wanda",
+    general: Statistics | None = None,
+    options: MaskOptions | None = None,
+) -> Masks:
+    """Score every weight of the prunable matrices: nested masks for all sparsities at once.
+
+    The result goes where factors go: `sieve.search(model, tokenizer, masks, task)` and `sieve.apply_(model, masks,
+    plan)`, where a plan's number is how many weights a row keeps.
+
+    Args:
+        model: the dense model that was calibrated; not changed. Masks refer to its weights, they are no copies.
+        statistics: from `sieve.calibrate` with the same `method`; None for "magnitude".
+        method: "magnitude", "wanda", "sparsegpt" or "ria" (`sieve.compression.masks.scores`).
+        general: for `options.task_aware`, the same of general text (`sieve.tasks.general_text`).
+        options: `MaskOptions`.
+
+    Raises: InputError for unknown or contradictory options, statistics of another kind, or matrices that share one
+        weight; NumericsError naming the matrix whose weights or statistics are not finite.
+
+    Example:
+        >>> masks = sieve.mask(model, sieve.calibrate(model, tokenizer, "geography", method="wanda"))
+        >>> masks["model.layers.0.mlp.down_proj"].at(768)  # half of 1,536 weights a row
+    """
+    if method not in SCORES:
+        raise InputError(f"unknown method {shorten(method)}: choose one of {', '.join(SCORES)}")
+    options = (options or MaskOptions()).check(method)
+    if options.task_aware and general is None:
+        raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
+    matrices = maskable(model, options)
+    sides = {"task": statistics} if method != "magnitude" else {}
+    if options.task_aware:
+        sides["general"] = general
+        _note_lengths(statistics.tokens, general.tokens)
+    of_inputs: dict[str, _Inputs] = {}  # by the Gram matrix: matrices that read one input share what follows from it
+    found, traces, skipped = {}, {}, []
+    with progress.bar("scores", len(matrices), "matrices") as advance:
+        for name, matrix in matrices.items():
+            advance(1)
+            W = weight_of(model.get_submodule(name)).detach()
+            _require_finite(name, W)
+            groups = PATTERNS[options.pattern]
+            if groups and matrix.n % groups[1]:
+                skipped.append(name)
+                continue
+            if not sides:
+                found[name] = Mask(W, order(of_weights(W.float(), method), options.pattern, options.compare))
+                continue
+            key = _source(statistics, name)
+            if key not in of_inputs:
+                grams = {side: _per_token(measured, name) for side, measured in sides.items()}
+                of_inputs[key] = _Inputs(name, grams, method, options)
+            inputs = of_inputs[key]
+            traces[name] = inputs.trace
+            if method == "sparsegpt":
+                found[name] = CompensatedMask(W, inputs.channels, inputs.root, options.pattern, options.compare)
+            else:
+                scores = of_weights(W.float(), method) * inputs.channels
+                found[name] = Mask(W, order(scores, options.pattern, options.compare))
+    if skipped:
+        progress.note(f"{len(skipped)} matrices stay dense: their rows do not divide by {options.pattern}")
+    sizes = {name: matrix.parameters for name, matrix in matrices.items()}
+    return Masks(found, method, options, ramp(traces, sizes, options.ramp) if options.ramp else {})
+
+
+def maskable(model: PreTrainedModel, options: MaskOptions) -> dict[str, Matrix]:
+    """The prunable matrices; InputError where masks can be had of none, or two share one weight."""
+    matrices, groups = prunable(model), PATTERNS[options.pattern]
+    check_untied(model, matrices)
+    if groups and all(matrix.n % groups[1] for matrix in matrices.values()):
+        raise InputError(f"no matrix has rows that divide into groups of {groups[1]}: choose --pattern unstructured")
+    return matrices
+
+
+class _Inputs:
+    """What scores and updates need to know of one input: float32 on the weights' device.
+
+    channels: [n], factors of the scores. root: R [n, n] for SparseGPT, else None. trace: tr(H) / n.
+    """
+
+    def __init__(self, name: str, grams: dict[str, torch.Tensor], method: str, options: MaskOptions):
+        device = grams["task"].device
+        grams = {side: _double(H) for side, H in grams.items()}
+        H = grams["task"]
+        if "general" in grams:
+            H = pooled(grams["general"], grams["task"], options.task_share)
+        _require_finite(name, *grams.values())
+        self.trace = float(H.diagonal().mean())
+        root = inverse_root(H, options.damping) if method == "sparsegpt" else None
+        if "general" not in grams or options.fusion == "concatenate":
+            channels = of_channels(H, method, options.damping, root)
+        else:
+            sides = (grams["general"], grams["task"])
+            channels = fuse(*sides, tuple(of_channels(H, method, options.damping) for H in sides), options)
+        # Only ratios matter: about 1 they are in the middle of float32's range.
+        self.channels = (channels / channels.mean()).float().to(device)
+        self.root = None if root is None else root.float().to(device)
+
+
+def _source(statistics: Statistics, name: str) -> str:
+    source = statistics.sources.get(name)
+    if source is None:
+        raise InputError(f"the statistics know nothing of {name}: calibrate this model first")
+    if source.side != "input" or source.gram not in statistics.grams:
+        raise InputError(f"masks need Gram matrices of the inputs of {name}: calibrate with method='wanda'")
+    return source.gram
+
+
+def _per_token(statistics: Statistics, name: str) -> torch.Tensor:
+    """H [n, n]: the mean over tokens, whatever their number."""
+    return statistics.grams[_source(statistics, name)] / statistics.tokens
+
+
+def _require_finite(name: str, *tensors: torch.Tensor) -> None:
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise NumericsError(f"the weights or statistics of {name} hold NaN or infinity: check the model")
+
+
+def _note_lengths(task: int, general: int) -> None:
+    if max(task, general) > _UNEVEN * min(task, general):
+        progress.note(
+            f"{task:,} tokens of the task and {general:,} of general text: both weigh what was "
+            "asked for, but the statistics of the smaller set are noisy"
+        )
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 where it can be had: Apple's GPUs have none, so there it is the CPU's."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
