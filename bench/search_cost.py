@@ -16,10 +16,10 @@ import sieve
 from sieve.compression.apply import sliced
 from sieve.evaluation.likelihood import Sharing
 from sieve.evaluation.scoring import prepare
-from sieve.fitness.surrogate import rank_correlation
 from sieve.models.linears import decoder_blocks
 from sieve.models.loading import evaluating
-from sieve.searchers import run_search
+from sieve.searchers.run import run_search
+from sieve.searchers.surrogate import rank_correlation
 from sieve.tasks import load_task
 from sieve.utils import progress
 

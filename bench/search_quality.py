@@ -27,9 +27,10 @@ from bench.quality_shown import plot, table
 from sieve.compression.apply import sliced
 from sieve.errors import ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
-from sieve.fitness.sensitivity import sensitivity
 from sieve.models.linears import prunable
-from sieve.searchers import SearchResult, run, run_search
+from sieve.searchers import run
+from sieve.searchers.run import SearchResult, run_search
+from sieve.searchers.sensitivity import sensitivity
 from sieve.tasks import load_task
 
 KEY = ("task", "seed", "goal", "search")

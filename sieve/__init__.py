@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sieve.nn.low_rank import LowRankLinear, PivotedLinear
     from sieve.pipeline import prune
     from sieve.recipe import Recipe
-    from sieve.searchers import search
+    from sieve.searchers.run import search
     from sieve.tasks import Task, load_task
     from sieve.utils import progress
 
@@ -54,7 +54,7 @@ _HOME = {
     "prune": "pipeline",
     "refit": "compression.low_rank.refit",
     "save": "checkpoint.folder",
-    "search": "searchers",
+    "search": "searchers.run",
     "share_inputs_": "compression.low_rank.share_inputs",
 }
 

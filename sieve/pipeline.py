@@ -24,17 +24,17 @@ from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import evaluate
-from sieve.fitness.remembered import remembered
-from sieve.fitness.workers import require_workers
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.models.loading import load_model
 from sieve.recipe import Recipe
 from sieve.registry import MASKS
 from sieve.report.build import build_report
 from sieve.report.masks import mask_report
-from sieve.searchers import run_search
+from sieve.searchers.engine.ray_workers import require_workers
+from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import best_refitted, smallest_refitted
+from sieve.searchers.run import run_search
 from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text

@@ -14,8 +14,8 @@ from sieve.compression.masks.config import MaskOptions
 from sieve.errors import InputError
 from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
 from sieve.options.calibration import MINIMUM_TOKENS, check_shrinkage
-from sieve.options.search import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.registry import MASKS, NESTED
+from sieve.searchers.config import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.tasks.splits import check_seed
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.messages import shorten
@@ -46,7 +46,7 @@ class Recipe:
     pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.compression.masks.config.MaskOptions`.
     general: for task-aware masks, the general text: "general" or a task file of type perplexity.
     objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
-        bottlenecks, workers: of the search, as in `sieve.searchers.Options`.
+        bottlenecks, workers: of the search, as in `sieve.searchers.config.Options`.
     dtype, device: of the model while it is pruned; the result is stored in that dtype.
     seed: of the task's splits and of the search, from 0 on.
     """

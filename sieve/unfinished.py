@@ -96,7 +96,7 @@ class Unfinished:
         yield self._folder / _JOURNAL
         self._searched = True
         # Only here: its package imports torch, and what cannot be resumed is said at once.
-        from sieve.fitness.journal import Journal
+        from sieve.searchers.engine.journal import Journal
 
         self.journal = self._open.enter_context(Journal(self._folder / _JOURNAL, None))
 

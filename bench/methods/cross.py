@@ -12,7 +12,7 @@ from bench.cells import packed
 from bench.methods.setting import Setting
 from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import evaluate
-from sieve.searchers import run_search
+from sieve.searchers.run import run_search
 from sieve.tasks import Example, Task
 
 KEY = ("source", "target", "seed")

@@ -11,8 +11,9 @@ from sieve.evaluation.chance import Chance
 from sieve.evaluation.confidence import Interval, bootstrap, paired
 from sieve.evaluation.scoring import Scores
 from sieve.recipe import Recipe
-from sieve.searchers import Candidate, SearchResult
+from sieve.searchers.problem import Candidate
 from sieve.searchers.refitted import Refitted
+from sieve.searchers.run import SearchResult
 from sieve.tasks import Task
 from sieve.tasks.stored import Data
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sieve.compression.plan import DENSE, Plan
-from sieve.fitness.engine import concatenated
-from sieve.fitness.surrogate import Surrogate
+from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.surrogate import Surrogate
 from sieve.utils import progress
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sieve.compression.plan import DENSE, Matrix, Plan
 from sieve.errors import InputError
-from sieve.options.search import GRANULARITIES
+from sieve.searchers.config import GRANULARITIES
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.utils.messages import shorten
 

@@ -8,8 +8,8 @@ import numpy as np
 from sieve.compression.plan import DENSE, Matrix, Plan
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import Scores
-from sieve.fitness.engine import Engine
-from sieve.options.search import Options
+from sieve.searchers.config import Options
+from sieve.searchers.engine.engine import Engine
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.searchers.reach import require_reachable

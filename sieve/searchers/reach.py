@@ -6,7 +6,7 @@ import torch
 
 from sieve.compression.plan import Matrix
 from sieve.errors import InputError
-from sieve.options.search import Options
+from sieve.searchers.config import Options
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import size_of
 

@@ -16,12 +16,12 @@ from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.refit import refit
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores, evaluate
-from sieve.fitness.journal import Journal
-from sieve.fitness.remembered import plan_key, remembered
+from sieve.searchers.algorithms.uniform import smallest
 from sieve.searchers.confirm import merit
+from sieve.searchers.engine.journal import Journal
+from sieve.searchers.engine.remembered import plan_key, remembered
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.run import SearchResult
-from sieve.searchers.uniform import smallest
 from sieve.tasks import Task
 from sieve.utils import progress
 

@@ -18,24 +18,24 @@ from sieve.compression.plan import DENSE, Matrix, Plan
 from sieve.errors import InputError
 from sieve.evaluation.confidence import Resolution, resolution
 from sieve.evaluation.scoring import Prepared, Scores, prepare
-from sieve.fitness.engine import Engine, slices
-from sieve.fitness.graphs import CudaRecorder
-from sieve.fitness.journal import Journal
-from sieve.fitness.remembered import from_record, plan_key, remembered, to_record
-from sieve.fitness.sensitivity import EXAMPLES, sensitivity
-from sieve.fitness.workers import require_workers
 from sieve.models.loading import evaluating
-from sieve.options.search import Options, check_mask_search, check_options, default_search
+from sieve.searchers.algorithms.budget import budget, smaller
+from sieve.searchers.algorithms.ga import ga
+from sieve.searchers.algorithms.pareto import pareto
+from sieve.searchers.algorithms.uniform import uniform
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
-from sieve.searchers.budget import budget, smaller
+from sieve.searchers.config import Options, check_mask_search, check_options, default_search
 from sieve.searchers.confirm import confirm
-from sieve.searchers.ga import ga
+from sieve.searchers.engine.cuda_graphs import CudaRecorder
+from sieve.searchers.engine.engine import Engine, slices
+from sieve.searchers.engine.journal import Journal
+from sieve.searchers.engine.ray_workers import require_workers
+from sieve.searchers.engine.remembered import from_record, plan_key, remembered, to_record
 from sieve.searchers.objective import SizeOf, measure, size_of
-from sieve.searchers.pareto import pareto
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.reach import multiple_for
+from sieve.searchers.sensitivity import EXAMPLES, sensitivity
 from sieve.searchers.signal import DECIDING, dense_scores, require_signal
-from sieve.searchers.uniform import uniform
 from sieve.tasks import Example, Task, load_task
 from sieve.utils import progress
 from sieve.utils.identity import identity_of

@@ -20,7 +20,7 @@ from torch import nn
 
 import sieve
 from sieve.recipe import Recipe
-from sieve.searchers import run_search
+from sieve.searchers.run import run_search
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
 HERE = Path(__file__).parent

@@ -105,7 +105,7 @@ def test_killed_at_random_moments(run, world, tmp_path, monkeypatch):  # noqa: F
     assert "--resume" in err
     before = journal.read_bytes()
     with monkeypatch.context() as patched:  # the disk is full after two more lines
-        patched.setattr("sieve.fitness.journal.os", full_after(2))
+        patched.setattr("sieve.searchers.engine.journal.os", full_after(2))
         code, _, err = run("prune", "--resume", output)
     assert code == 4
     assert "No space left" in err

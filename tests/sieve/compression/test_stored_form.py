@@ -15,8 +15,8 @@ from sieve.evaluation.generation import greedy_answers
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.models.loading import load_model
-from sieve.searchers import SEARCHERS, run_search
 from sieve.searchers.problem import within
+from sieve.searchers.run import SEARCHERS, run_search
 from sieve.tasks import load_task
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
 from tests.tiny_models import tiny_model, tiny_tokenizer

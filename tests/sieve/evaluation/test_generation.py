@@ -12,12 +12,12 @@ from sieve.evaluation.generation import score_and_answer
 from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing
 from sieve.evaluation.scoring import prepare
 from sieve.evaluation.shortcuts import verified
-from sieve.fitness.journal import Journal
-from sieve.searchers import run_search
+from sieve.searchers.engine.journal import Journal
+from sieve.searchers.run import run_search
 from sieve.tasks import load_task
 from tests.all_architectures import tiny_random
 from tests.sieve.evaluation.test_likelihood import OTHERS, naive, other_model
-from tests.sieve.fitness.test_engine import drawn_plans, engine_of
+from tests.sieve.searchers.engine.test_engine import drawn_plans, engine_of
 from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

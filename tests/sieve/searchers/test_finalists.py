@@ -6,9 +6,9 @@ from sieve.compression.apply import sliced
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
-from sieve.searchers import SEARCHERS, run_search
+from sieve.searchers.run import SEARCHERS, run_search
 from sieve.tasks import load_task
-from tests.sieve.fitness.test_engine import svd_factors
+from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.sieve.searchers.test_search import landscape_problem
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

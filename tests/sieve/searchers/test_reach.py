@@ -5,10 +5,10 @@ import pytest
 from sieve import pipeline
 from sieve.errors import InputError
 from sieve.models.linears import prunable
-from sieve.options.search import Options
-from sieve.searchers import run_search
+from sieve.searchers.config import Options
 from sieve.searchers.reach import require_plans
-from tests.sieve.fitness.test_engine import svd_factors
+from sieve.searchers.run import run_search
+from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

@@ -9,11 +9,11 @@ import torch
 import sieve
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
-from sieve.fitness.journal import Journal
 from sieve.models.linears import prunable
-from sieve.searchers import run_search
+from sieve.searchers.engine.journal import Journal
 from sieve.searchers.problem import Candidate
 from sieve.searchers.refitted import best_refitted, smallest_refitted
+from sieve.searchers.run import run_search
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 

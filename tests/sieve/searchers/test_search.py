@@ -10,16 +10,17 @@ import sieve
 from sieve.compression.plan import Matrix, Plan
 from sieve.errors import InputError, StorageError, ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
-from sieve.fitness.cost import Cost, Spent
-from sieve.fitness.engine import concatenated
-from sieve.fitness.surrogate import Surrogate
 from sieve.models.linears import prunable
-from sieve.options.search import SEARCHES
-from sieve.searchers import SEARCHERS, Options, Problem, run_search
-from sieve.searchers.budget import allocations, smaller
-from sieve.searchers.evolution import Evolution
+from sieve.searchers.algorithms.budget import allocations, smaller
+from sieve.searchers.algorithms.evolution import Evolution
+from sieve.searchers.config import SEARCHES, Options
+from sieve.searchers.engine.cost import Cost, Spent
+from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
-from tests.sieve.fitness.test_engine import svd_factors
+from sieve.searchers.problem import Problem
+from sieve.searchers.run import SEARCHERS, run_search
+from sieve.searchers.surrogate import Surrogate
+from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 N = 200

@@ -13,7 +13,7 @@ from sieve.evaluation.scoring import Scores
 from sieve.searchers.signal import signal_notes
 from sieve.tasks import Example, load_task
 from tests.sieve.conftest import ANIMALS
-from tests.sieve.fitness.test_engine import svd_factors
+from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

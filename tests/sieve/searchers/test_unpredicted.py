@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sieve.errors import InputError
-from sieve.fitness.sensitivity import sensitivity
-from sieve.searchers import run_search
+from sieve.searchers.run import run_search
+from sieve.searchers.sensitivity import sensitivity
 from tests.all_architectures import tiny_random
 from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
-from tests.sieve.fitness.test_engine import svd_factors
+from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 

@@ -10,8 +10,8 @@ from sieve.calibration.text import Text, batches
 from sieve.compression.apply import sliced
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
-from sieve.fitness.sensitivity import sensitivity
 from sieve.models.linears import prunable, weight_of
+from sieve.searchers.sensitivity import sensitivity
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens
 
 SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]

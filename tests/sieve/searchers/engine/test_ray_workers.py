@@ -18,15 +18,15 @@ import torch
 from sieve.compression.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.evaluation.scoring import Prepared, Scores
-from sieve.fitness import workers as workers_module
-from sieve.fitness.engine import Engine
-from sieve.fitness.journal import Journal
-from sieve.fitness.workers import Workers, require_workers
 from sieve.models.linears import prunable
-from sieve.options.search import check_options
-from sieve.searchers import Options, run_search
+from sieve.searchers.config import Options, check_options
+from sieve.searchers.engine import ray_workers as workers_module
+from sieve.searchers.engine.engine import Engine
+from sieve.searchers.engine.journal import Journal
+from sieve.searchers.engine.ray_workers import Workers, require_workers
+from sieve.searchers.run import run_search
 from sieve.utils import progress
-from tests.sieve.fitness.test_engine import drawn_plans, engine_of, svd_factors
+from tests.sieve.searchers.engine.test_engine import drawn_plans, engine_of, svd_factors
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 - fixtures
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

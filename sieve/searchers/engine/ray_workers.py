@@ -26,16 +26,16 @@ from urllib.parse import urlsplit
 import torch
 
 from sieve.errors import InputError, WorkerError
-from sieve.fitness.cluster import alone_on_this_machine, own_signals
-from sieve.fitness.packing import Packed, pack, unpack
-from sieve.fitness.shares import Shares
-from sieve.options.search import check_workers
+from sieve.searchers.config import check_workers
+from sieve.searchers.engine.ray_cluster import alone_on_this_machine, own_signals
+from sieve.searchers.engine.shared_memory import Packed, pack, unpack
+from sieve.searchers.engine.work_stealing import Shares
 from sieve.utils import progress
 
 if TYPE_CHECKING:
     from sieve.evaluation.scoring import Scores
-    from sieve.fitness.cost import Spent
-    from sieve.fitness.evaluator import Evaluator, Ranks, Result, Team
+    from sieve.searchers.engine.cost import Spent
+    from sieve.searchers.engine.local import Evaluator, Ranks, Result, Team
 
 THREADS = 1  # of each worker, however many there are: how sums are rounded depends on how many threads share them
 CONNECT_SECONDS = 5.0
@@ -74,7 +74,7 @@ class Worker:
 
     def load(self, packed: Packed) -> None:
         """Take in what there is to evaluate; first of all."""
-        from sieve.fitness.evaluator import Evaluator
+        from sieve.searchers.engine.local import Evaluator
 
         torch.set_num_threads(THREADS)
         self._evaluator = Evaluator(*unpack(packed))

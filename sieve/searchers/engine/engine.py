@@ -19,10 +19,10 @@ import numpy as np
 from sieve.compression.plan import DENSE, Matrix
 from sieve.errors import InputError
 from sieve.evaluation.scoring import Prepared, Scores
-from sieve.fitness.cost import Cost, Spent
-from sieve.fitness.evaluator import Evaluator, Ranks, Rehearsal
-from sieve.fitness.workers import Workers
-from sieve.options.search import MEMORY
+from sieve.searchers.config import MEMORY
+from sieve.searchers.engine.cost import Cost, Spent
+from sieve.searchers.engine.local import Evaluator, Ranks, Rehearsal
+from sieve.searchers.engine.ray_workers import Workers
 from sieve.utils import progress
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sieve.compression.apply import Slices
-    from sieve.fitness.graphs import Recorder
-    from sieve.fitness.journal import Journal
+    from sieve.searchers.engine.cuda_graphs import Recorder
+    from sieve.searchers.engine.journal import Journal
 
 
 def slices(examples: Sequence, number: int = 4, least: int = 16) -> list[Sequence]:

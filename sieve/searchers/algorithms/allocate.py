@@ -8,8 +8,8 @@ import heapq
 
 import numpy as np
 
-from sieve.fitness.surrogate import Surrogate
 from sieve.searchers.genome import Genome
+from sieve.searchers.surrogate import Surrogate
 
 
 def allocate(genome: Genome, surrogate: Surrogate, size: float, levels: np.ndarray | None = None) -> np.ndarray:

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from sieve.compression.apply import sliced
-from tests.sieve.fitness.test_engine import drawn_plans, svd_factors
+from tests.sieve.searchers.engine.test_engine import drawn_plans, svd_factors
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 pytest.importorskip("ray")
 
-from sieve.fitness.packing import pack, unpack
+from sieve.searchers.engine.shared_memory import pack, unpack
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sieve.fitness.forms import Parts, StrangeError
+from sieve.searchers.engine.call_signature import Parts, StrangeError
 
 WORK = 1 << 35
 """Multiplications of a block's dense layers in one call, above which it is not recorded. An estimate, not measured:

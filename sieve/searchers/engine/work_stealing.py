@@ -7,7 +7,7 @@ none left takes half of the longest run that waits, so that nobody is idle while
 from collections import deque
 from collections.abc import Hashable, Sequence
 
-from sieve.fitness.walk import common, order
+from sieve.searchers.engine.prefix_tree import common, order
 
 
 class Shares:

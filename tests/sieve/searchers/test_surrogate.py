@@ -8,12 +8,12 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from sieve.compression.plan import Matrix
-from sieve.fitness.sensitivity import sensitivity
-from sieve.fitness.surrogate import Surrogate, rank_correlation
-from sieve.searchers.allocate import allocate
+from sieve.searchers.algorithms.allocate import allocate
 from sieve.searchers.genome import Genome
+from sieve.searchers.sensitivity import sensitivity
+from sieve.searchers.surrogate import Surrogate, rank_correlation
 from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
-from tests.sieve.fitness.test_engine import svd_factors
+from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -3,7 +3,7 @@
 import pytest
 
 from sieve.errors import InputError, StorageError
-from sieve.fitness.journal import Journal
+from sieve.searchers.engine.journal import Journal
 
 IDENTITY = {"model": "abc", "data": [1, 2], "recipe": {"seed": 0}}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sieve.fitness.workers import THREADS
+from sieve.searchers.engine.ray_workers import THREADS
 from tests.sieve.test_resume import arguments, process, result
 
 pytest.importorskip("ray")

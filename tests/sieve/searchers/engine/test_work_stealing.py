@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from sieve.fitness.shares import Shares
-from sieve.fitness.walk import common
+from sieve.searchers.engine.prefix_tree import common
+from sieve.searchers.engine.work_stealing import Shares
 
 
 def tree(number, seed=0, blocks=6):

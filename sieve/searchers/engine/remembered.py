@@ -10,7 +10,7 @@ import numpy as np
 from sieve.evaluation.scoring import Scores
 
 if TYPE_CHECKING:
-    from sieve.fitness.journal import Journal
+    from sieve.searchers.engine.journal import Journal
 
 
 def remembered(journal: Journal | None, key: str, measure: Callable[[], Scores]) -> Scores:

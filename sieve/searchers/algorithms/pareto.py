@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 
-from sieve.searchers.evolution import PROPOSALS, Evolution
-from sieve.searchers.operators import BlockCrossover, FitSize, RunMutation
+from sieve.searchers.algorithms.evolution import PROPOSALS, Evolution
+from sieve.searchers.algorithms.operators import BlockCrossover, FitSize, RunMutation
 from sieve.searchers.problem import Candidate, Problem
 
 POPULATION, OFFSPRING, GENERATIONS = 24, 60, 10

@@ -12,9 +12,9 @@ from sieve.compression.low_rank.factors import FactorPair, Factors
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.evaluation.scoring import evaluate, prepare
-from sieve.fitness.engine import Engine, slices
-from sieve.fitness.journal import Journal
 from sieve.models.linears import prunable, weight_of
+from sieve.searchers.engine.engine import Engine, slices
+from sieve.searchers.engine.journal import Journal
 from sieve.searchers.genome import Genome
 from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sieve.fitness.walk import walk
+from sieve.searchers.engine.prefix_tree import walk
 
 
 def drawn(number, blocks=6, values=3, seed=0):

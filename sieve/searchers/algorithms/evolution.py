@@ -14,12 +14,12 @@ from pymoo.problems.static import StaticProblem
 
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores
-from sieve.fitness.race import race
-from sieve.fitness.surrogate import Surrogate, rank_correlation
-from sieve.searchers.allocate import allocate
+from sieve.searchers.algorithms.allocate import allocate
 from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.reach import STEPS
+from sieve.searchers.successive_halving import race
+from sieve.searchers.surrogate import Surrogate, rank_correlation
 from sieve.utils import progress
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sieve.fitness.brought import Sources, brought_code, import_from
+from sieve.searchers.engine.remote_code import Sources, brought_code, import_from
 
 # The object without its tensors, their bytes, and the code that models have brought.
 Packed = tuple[bytes, list[np.ndarray], Sources]

@@ -5,8 +5,8 @@ import pytest
 
 from sieve.compression.plan import Matrix, Plan
 from sieve.evaluation.scoring import Scores
+from sieve.searchers.algorithms.uniform import uniform, uniform_plans
 from sieve.searchers.problem import Problem, within
-from sieve.searchers.uniform import uniform, uniform_plans
 
 MATRICES = {name: Matrix(name, 64, 64, i) for i, name in enumerate("abc")}
 

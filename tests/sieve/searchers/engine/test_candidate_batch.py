@@ -6,12 +6,20 @@ import torch
 
 from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import prepare
-from sieve.fitness.journal import Journal
 from sieve.models.linears import prunable
 from sieve.models.loading import evaluating
+from sieve.searchers.engine.journal import Journal
 from sieve.tasks import Example, Task
 from tests.sieve.evaluation.test_scoring import choice_task
-from tests.sieve.fitness.test_engine import EXAMPLES, TASK, TOKENIZER, deep_model, drawn_plans, engine_of, svd_factors
+from tests.sieve.searchers.engine.test_engine import (
+    EXAMPLES,
+    TASK,
+    TOKENIZER,
+    deep_model,
+    drawn_plans,
+    engine_of,
+    svd_factors,
+)
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 

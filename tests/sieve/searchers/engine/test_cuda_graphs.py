@@ -11,14 +11,22 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import prepare
-from sieve.fitness import evaluator
-from sieve.fitness.engine import slices
-from sieve.fitness.graphs import CudaRecorder, Graphs
 from sieve.models.blockwise import BlockWise
 from sieve.models.linears import decoder_blocks, prunable
 from sieve.models.loading import evaluating
 from sieve.nn.low_rank import SlicedLinear
-from tests.sieve.fitness.test_engine import EXAMPLES, TASK, TOKENIZER, deep_model, drawn_plans, engine_of, svd_factors
+from sieve.searchers.engine import local as evaluator
+from sieve.searchers.engine.cuda_graphs import CudaRecorder, Graphs
+from sieve.searchers.engine.engine import slices
+from tests.sieve.searchers.engine.test_engine import (
+    EXAMPLES,
+    TASK,
+    TOKENIZER,
+    deep_model,
+    drawn_plans,
+    engine_of,
+    svd_factors,
+)
 from tests.tiny_models import tiny_model, tiny_tokens
 
 P = 4

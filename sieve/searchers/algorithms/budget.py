@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from sieve.compression.plan import Plan
-from sieve.fitness.surrogate import Surrogate
-from sieve.searchers.allocate import allocate
+from sieve.searchers.algorithms.allocate import allocate
+from sieve.searchers.algorithms.uniform import smallest, uniform_plans
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.reach import STEPS
-from sieve.searchers.uniform import smallest, uniform_plans
+from sieve.searchers.surrogate import Surrogate
 
 
 def budget(problem: Problem) -> Iterator[Candidate]:

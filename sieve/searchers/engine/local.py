@@ -21,13 +21,13 @@ import torch
 
 from sieve.compression.plan import Matrix
 from sieve.evaluation.scoring import Prepared, Scores
-from sieve.fitness.cost import Spent
-from sieve.fitness.graphs import WORK, Graphs, Recorder
-from sieve.fitness.store import StateStore, size_of
-from sieve.fitness.walk import Step, order, walk
 from sieve.models.blockwise import BlockWise, Run, States
 from sieve.models.loading import evaluating
-from sieve.options.search import MEMORY
+from sieve.searchers.config import MEMORY
+from sieve.searchers.engine.cost import Spent
+from sieve.searchers.engine.cuda_graphs import WORK, Graphs, Recorder
+from sieve.searchers.engine.prefix_cache import StateStore, size_of
+from sieve.searchers.engine.prefix_tree import Step, order, walk
 from sieve.utils import progress
 
 if TYPE_CHECKING:

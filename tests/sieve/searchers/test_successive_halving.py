@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sieve.evaluation.scoring import Scores
-from sieve.fitness.race import estimate, race
+from sieve.searchers.successive_halving import estimate, race
 
 N = 400
 

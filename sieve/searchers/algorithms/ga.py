@@ -14,9 +14,15 @@ from pymoo.core.survival import Survival
 from pymoo.operators.selection.tournament import TournamentSelection
 from scipy.special import expit
 
-from sieve.searchers.evolution import PROPOSALS, Evolution
+from sieve.searchers.algorithms.evolution import PROPOSALS, Evolution
+from sieve.searchers.algorithms.operators import (
+    BlockCrossover,
+    FitSize,
+    PaperCrossover,
+    PaperMutation,
+    RunMutation,
+)
 from sieve.searchers.genome import PAPER_LEVELS
-from sieve.searchers.operators import BlockCrossover, FitSize, PaperCrossover, PaperMutation, RunMutation
 from sieve.searchers.problem import Candidate, Problem
 from sieve.utils import progress
 

@@ -1,0 +1,1 @@
+"""The searchers: each yields candidates, the one that it would choose first."""

@@ -1,0 +1,1 @@
+"""Scores of many candidates with as little work as the result allows."""
