@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.cells import RESULTS, Results, work_through
 from sieve.errors import ToleranceError
-from sieve.pipeline import prune
-from sieve.recipe import Recipe
+from sieve.run.pipeline import prune
+from sieve.run.recipe import Recipe
 
 KEY = ("options", "task", "seed")
 TASKS = ("geography", "capitals", "imdb", "piqa")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sieve.evaluation.scoring import evaluate
     from sieve.models.loading import load_model
     from sieve.nn.low_rank import LowRankLinear, PivotedLinear
-    from sieve.pipeline import prune
-    from sieve.recipe import Recipe
+    from sieve.run.pipeline import prune
+    from sieve.run.recipe import Recipe
     from sieve.searchers.run import search
     from sieve.tasks import Task, load_task
     from sieve.utils import progress
@@ -40,7 +40,7 @@ _HOME = {
     "MaskOptions": "compression.masks.config",
     "Masks": "compression.masks.masks",
     "Plan": "compression.plan",
-    "Recipe": "recipe",
+    "Recipe": "run.recipe",
     "Statistics": "calibration.statistics",
     "Task": "tasks",
     "apply_": "compression.apply",
@@ -51,7 +51,7 @@ _HOME = {
     "load_task": "tasks",
     "mask": "compression.masks.mask",
     "project": "compression.low_rank.project",
-    "prune": "pipeline",
+    "prune": "run.pipeline",
     "refit": "compression.low_rank.refit",
     "save": "checkpoint.folder",
     "search": "searchers.run",

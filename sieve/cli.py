@@ -16,8 +16,8 @@ from typer.core import TyperGroup
 from sieve import __version__
 from sieve.errors import InputError, SieveError, StorageError
 from sieve.models.config import check_device, check_dtype, find_model
-from sieve.options import command_line as given
-from sieve.recipe import Recipe
+from sieve.run import command_line as given
+from sieve.run.recipe import Recipe
 from sieve.tasks import builtin_tasks, load_task
 from sieve.tasks.splits import check_seed, check_split
 from sieve.utils import interrupts, progress, streams
@@ -123,7 +123,7 @@ def prune(
     if resume is not None:
         if output is not None or config is not None:
             raise InputError("--resume names the folder and brings its recipe: leave --output and --config out")
-        from sieve.unfinished import unfinished_recipe
+        from sieve.run.resume import unfinished_recipe
 
         output, config = resume, unfinished_recipe(resume)
     _require_given({"output": output} if config else {"model": model, "task": task, "output": output})
@@ -194,8 +194,8 @@ def _prune(
             require_new(output)
         load_task(recipe.task, data)
         find_model(recipe.model)
-        from sieve import pipeline
-        from sieve.report.show import show_report
+        from sieve.run import pipeline
+        from sieve.run.report.show import show_report
 
         kept = statistics or pipeline.calibration_cache()
         report = pipeline.prune(recipe, output, kept, resume, trust_remote_code, data)
@@ -210,7 +210,7 @@ def _prune(
 
 def _left(output: Path) -> str:
     """What a run that was interrupted on its way to `output` leaves."""
-    from sieve.unfinished import unfinished_recipe
+    from sieve.run.resume import unfinished_recipe
 
     try:
         unfinished_recipe(output)
@@ -244,8 +244,8 @@ def evaluate(
     for source in (model, against):
         if source is not None:
             find_model(source)
-    from sieve.report.show import chance_line
     from sieve.run.evaluate import evaluate_source
+    from sieve.run.report.show import chance_line
 
     with progress.shown(not quiet):
         result = evaluate_source(
@@ -322,8 +322,8 @@ def info(
     as_json: given.Json = False,
 ) -> None:
     """Show the report of a pruned model."""
-    from sieve.report.read import read_report
-    from sieve.report.show import show_report
+    from sieve.run.report.read import read_report
+    from sieve.run.report.show import show_report
 
     report = read_report(path)
     if as_json:

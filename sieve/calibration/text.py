@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sieve.calibration.config import ENOUGH_TOKENS, MINIMUM_TOKENS
 from sieve.errors import InputError
-from sieve.options.calibration import ENOUGH_TOKENS, MINIMUM_TOKENS
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import Encoded, encode_target, fitted, windows
 from sieve.utils import progress

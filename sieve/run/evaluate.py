@@ -14,8 +14,8 @@ from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.config import find_model
 from sieve.models.loading import load_model
-from sieve.recipe import read_recipe
-from sieve.report.read import read_report
+from sieve.run.recipe import read_recipe
+from sieve.run.report.read import read_report
 from sieve.searchers.signal import signal_note
 from sieve.tasks import Example, builtin_tasks, load_task
 from sieve.tasks.splits import check_split

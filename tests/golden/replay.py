@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 import sieve
-from sieve.recipe import Recipe
+from sieve.run.recipe import Recipe
 from sieve.searchers.run import run_search
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 

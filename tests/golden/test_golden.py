@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sieve
-from sieve.recipe import Recipe
+from sieve.run.recipe import Recipe
 from tests.golden.replay import FAMILIES, GOLDEN, HERE, SEARCHES, family, logits, machine, run, searched
 
 WANTED = json.loads(GOLDEN.read_text())

@@ -218,7 +218,7 @@ def test_quick_commands_import_no_torch(tmp_path):
 
 def test_every_default_is_shown(run, monkeypatch):  # noqa: F811
     from sieve.compression.masks.config import MaskOptions
-    from sieve.recipe import Recipe
+    from sieve.run.recipe import Recipe
     from sieve.searchers.config import Options
 
     monkeypatch.setenv("COLUMNS", "300")

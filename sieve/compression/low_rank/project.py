@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from sieve.calibration.config import check_shrinkage
 from sieve.calibration.statistics import Statistics
 from sieve.compression.low_rank.factors import FactorPair, Factors
 from sieve.compression.low_rank.parallel import LARGEST, each
@@ -17,7 +18,6 @@ from sieve.compression.plan import Matrix, Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
 from sieve.nn.stacked import heights_of
-from sieve.options.calibration import check_shrinkage
 from sieve.registry import Method, method_named
 from sieve.utils import progress
 

@@ -74,7 +74,7 @@ class TestUsersFiles:
     @pytest.mark.parametrize("place", ["/proc/nope/statistics.safetensors", "/proc/nope", "{}/taken.safetensors"])
     def test_a_place_that_cannot_be_used_is_named_at_once(self, world, tmp_path, monkeypatch, place):
         (tmp_path / "taken.safetensors").write_text("mine")
-        monkeypatch.setattr("sieve.pipeline.load_model", lambda *args: pytest.fail("loaded first"))
+        monkeypatch.setattr("sieve.run.pipeline.load_model", lambda *args: pytest.fail("loaded first"))
         recipe = sieve.Recipe(world.model, world.task)
         with pytest.raises(StorageError, match=r"cannot write /proc/nope|taken\.safetensors is no calibration"):
             sieve.prune(recipe, tmp_path / "out", statistics=place.format(tmp_path))

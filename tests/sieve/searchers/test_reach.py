@@ -2,9 +2,9 @@
 
 import pytest
 
-from sieve import pipeline
 from sieve.errors import InputError
 from sieve.models.linears import prunable
+from sieve.run import pipeline
 from sieve.searchers.config import Options
 from sieve.searchers.reach import require_plans
 from sieve.searchers.run import run_search

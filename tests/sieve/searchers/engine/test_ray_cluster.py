@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sieve.searchers.engine.ray_workers import THREADS
-from tests.sieve.test_resume import arguments, process, result
+from tests.sieve.run.test_resume import arguments, process, result
 
 pytest.importorskip("ray")
 pytest.importorskip("grpc")

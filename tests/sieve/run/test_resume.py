@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sieve import pipeline
 from sieve.errors import InputError, NumericsError, StorageError, ToleranceError, WorkerError
-from sieve.recipe import Recipe
+from sieve.run import pipeline
+from sieve.run.recipe import Recipe
+from sieve.run.resume import Unfinished, unfinished_recipe
 from sieve.tasks import load_task
 from sieve.tasks.stored import describe_data
-from sieve.unfinished import Unfinished, unfinished_recipe
 from sieve.utils.files import try_lock
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 
@@ -303,7 +303,7 @@ def test_two_resumes_at_once(run, world, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("place", ["/proc/nope/out", "file/out"])
 def test_an_output_that_cannot_be_made_fails_at_once(run, world, tmp_path, monkeypatch, place):  # noqa: F811
-    monkeypatch.setattr("sieve.pipeline.load_model", lambda *given: pytest.fail("work has begun"))
+    monkeypatch.setattr("sieve.run.pipeline.load_model", lambda *given: pytest.fail("work has begun"))
     (tmp_path / "file").write_text("")
     code, _, err = run(*arguments(world, tmp_path / place))
     assert code == 4
@@ -448,12 +448,12 @@ def test_a_run_that_fails_at_the_end_tests_nothing_again(world, tmp_path, monkey
         with pytest.raises(Killed):
             pipeline.prune(recipe, tmp_path / "out")
     asked = []
-    for place in ("sieve.pipeline.evaluate", "sieve.searchers.run.applied"):
+    for place in ("sieve.run.pipeline.evaluate", "sieve.searchers.run.applied"):
         module, _, name = place.rpartition(".")
         plain = getattr(sys.modules[module], name)
         monkeypatch.setattr(place, lambda *given, plain=plain, place=place: (asked.append(place), plain(*given))[1])
     pipeline.prune(Recipe.load(unfinished_recipe(tmp_path / "out")), tmp_path / "out", resume=True)
-    assert asked == ["sieve.pipeline.evaluate"]  # the dense model, at the start
+    assert asked == ["sieve.run.pipeline.evaluate"]  # the dense model, at the start
 
 
 def test_killed_between_saving_and_cleaning_up(world, tmp_path, run, own_cache, monkeypatch):  # noqa: F811

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from sieve.calibration.config import MINIMUM_TOKENS, check_shrinkage
 from sieve.compression.masks.config import MaskOptions
 from sieve.errors import InputError
 from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
-from sieve.options.calibration import MINIMUM_TOKENS, check_shrinkage
 from sieve.registry import MASKS, NESTED
 from sieve.searchers.config import MEMORY, Options, check_mask_search, check_options, default_search
 from sieve.tasks.splits import check_seed

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.statistics import Statistics
 from sieve.compression.masks.masks import Masks
 from sieve.nn.semi_structured import PATTERN, runs_sparse
-from sieve.recipe import Recipe
+from sieve.run.recipe import Recipe
 
 
 def mask_report(recipe: Recipe, masks: Masks, model: PreTrainedModel, general: Statistics | None) -> dict[str, Any]:

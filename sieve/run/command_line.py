@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from sieve.recipe import Recipe
 from sieve.registry import MASKS, NESTED
+from sieve.run.recipe import Recipe
 
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 _OWN = "the search's own"

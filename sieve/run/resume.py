@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
-from sieve.recipe import Recipe
+from sieve.run.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.stored import TASK_FILE, Data, changed_splits
 from sieve.utils import progress

@@ -26,10 +26,11 @@ from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.models.loading import load_model
-from sieve.recipe import Recipe
 from sieve.registry import MASKS
-from sieve.report.build import build_report
-from sieve.report.masks import mask_report
+from sieve.run.recipe import Recipe
+from sieve.run.report.build import build_report
+from sieve.run.report.masks import mask_report
+from sieve.run.resume import Unfinished
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.reach import multiple_for, require_plans
@@ -39,7 +40,6 @@ from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
 from sieve.tasks.stored import describe_data
-from sieve.unfinished import Unfinished
 from sieve.utils import progress
 from sieve.utils.files import cache_folder, require_new, require_space
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from sieve.errors import InputError
-from sieve.recipe import Recipe
+from sieve.run.recipe import Recipe
 
 NAN, INFINITY = float("nan"), float("inf")
 NUMBERS = [field.name for field in fields(Recipe) if "int" in str(field.type) or "float" in str(field.type)]

@@ -10,7 +10,7 @@ from typing import Any
 from sieve.evaluation.chance import Chance
 from sieve.evaluation.confidence import Interval, bootstrap, paired
 from sieve.evaluation.scoring import Scores
-from sieve.recipe import Recipe
+from sieve.run.recipe import Recipe
 from sieve.searchers.problem import Candidate
 from sieve.searchers.refitted import Refitted
 from sieve.searchers.run import SearchResult

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError, StorageError
-from sieve.report.show import show_report
+from sieve.run.report.show import show_report
 from sieve.utils.messages import one_line
 from sieve.utils.terminal import console
 
