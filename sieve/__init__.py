@@ -7,7 +7,7 @@ once is to have transformers know pruned models whenever it is loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sieve.checkpoint import import_hook as registration
+from sieve.checkpoint import import_hook
 
 __version__ = "0.1.0"
 
@@ -93,4 +93,4 @@ def __getattr__(name: str) -> Any:
     return globals().setdefault(name, getattr(import_module(f"sieve.{_HOME[name]}"), name))
 
 
-registration.register()
+import_hook.register()

@@ -17,8 +17,8 @@ from sieve.utils.messages import shorten
 class Method:
     """One way to prune.
 
-    home: "module:function". A projection maps a `sieve.compression.low_rank.problem.Problem` to factors, matrix by matrix; where
-        no Gram matrices are asked for, (model, statistics, rank by matrix) to pairs.
+    home: "module:function". A projection maps a `Problem` (`sieve.compression.low_rank.problem`) to factors, matrix by
+        matrix; where no Gram matrices are asked for, (model, statistics, rank by matrix) to pairs.
     source: the publication.
     side: which Gram matrices it asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either;
         "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration examples alone.

@@ -43,7 +43,7 @@ class Recipe:
         else of the smallest plan beyond it that is within the tolerance so.
     calibration_tokens: budget of the calibration pass, padding excluded.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
-    pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.compression.masks.config.MaskOptions`.
+    pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.MaskOptions`.
     general: for task-aware masks, the general text: "general" or a task file of type perplexity.
     objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
         bottlenecks, workers: of the search, as in `sieve.searchers.config.Options`.

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks import geography as places
+from sieve.tasks import geography
 from sieve.tasks.formats import SUFFIXES, read_rows
 from sieve.tasks.packages import check_package, package_path, require_inside
 from sieve.tasks.row import Row, numbered
 from sieve.utils.messages import listed, one_line, shorten
 
 BUILTIN = {
-    "capitals": places.capitals,
-    "countries": places.countries,
-    "geography": places.geography,
-    "geography_2": places.geography_2,
-    "us_cities": places.us_cities,
+    "capitals": geography.capitals,
+    "countries": geography.countries,
+    "geography": geography.geography,
+    "geography_2": geography.geography_2,
+    "us_cities": geography.us_cities,
 }
 _KINDS = {  # the key that tells a kind of source → all keys it may have
     "dataset": ("dataset", "config", "split"),

@@ -63,8 +63,8 @@ def slices_of(layer: nn.Module, pair: FactorPair) -> SlicedLinear:
 class Factors(dict[str, FactorPair]):
     """Matrix name → `FactorPair`, with the method that made them and whether their pairs are to be stored pivoted.
 
-    `ridge` is what the loss-aware method chose (`sieve.compression.low_rank.ridge`), infinite where gradients have no say;
-    `shrinkage` the share of a prior in the Gram matrices (`sieve.compression.low_rank.shrinkage`).
+    `ridge` is what the loss-aware method chose (`choose_ridge`), infinite where gradients have no say; `shrinkage` the
+    share of a prior in the Gram matrices (`choose_shrinkage`).
     """
 
     def __init__(

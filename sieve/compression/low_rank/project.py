@@ -45,7 +45,7 @@ def project(
         method: "output_aligned", the least output error (DESIGN 2.1); "loss_aware", the least output error as the
             task's loss weighs it (2.2), with the weighing chosen on held-back calibration examples; or a published
             one, to compare: docs/methods.md.
-        pivot: the pairs are to be stored pivoted (`sieve.compression.low_rank.pivot`): the same maps in fewer parameters.
+        pivot: the pairs are to be stored pivoted (`PivotedLinear`): the same maps in fewer parameters.
             Search and `apply_` follow it.
         shrinkage: share in [0, 1] of a prior in the Gram matrices, which few tokens overstate; "auto" chooses it on
             held-back calibration examples. None: no prior.

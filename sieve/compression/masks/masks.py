@@ -40,7 +40,7 @@ class Mask:
 class CompensatedMask:
     """SparseGPT's of one matrix: solved anew at each rank, since what is kept makes good for what is not.
 
-    weight: W [m, n]. channels: [n]; root: R [n, n], shared by matrices that read one input (`sieve.compression.masks.sparsegpt`).
+    weight: W [m, n]. channels: [n]; root: R [n, n], shared by matrices that read one input (`sparsegpt`).
     """
 
     weight: torch.Tensor

@@ -8,10 +8,10 @@ import sys
 import gguf
 import numpy as np
 import pytest
-import sieve.gguf
 import torch
 from gguf.quants import dequantize, quantize
 
+import sieve.models.gguf
 from sieve.errors import InputError, StorageError
 from sieve.models.gguf import safetensors_folder
 from sieve.models.loading import load_model

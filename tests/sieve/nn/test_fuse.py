@@ -3,10 +3,10 @@
 import copy
 
 import pytest
-import sieve.fusion
-import sieve.layers
 import torch
 
+import sieve.nn.fuse
+import sieve.nn.low_rank
 from sieve.models.linears import low_rank, prunable, replace
 from sieve.nn.fuse import fuse_, fused
 from sieve.nn.low_rank import Group, LowRankLinear

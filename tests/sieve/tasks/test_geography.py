@@ -4,23 +4,23 @@ from collections import Counter
 
 import pytest
 
-from sieve.tasks import geography as places
+from sieve.tasks import geography
 
 pytestmark = pytest.mark.model  # needs the data package
 
 
 @pytest.fixture(scope="module")
 def cities():
-    return places.geography()
+    return geography.geography()
 
 
 @pytest.fixture(scope="module")
 def capitals():
-    return places.capitals()
+    return geography.capitals()
 
 
 def test_enough_cities(cities):
-    assert len(cities) == places.CITIES
+    assert len(cities) == geography.CITIES
 
 
 def test_a_name_belongs_to_one_country(cities):
@@ -35,7 +35,7 @@ def test_the_name_does_not_tell(cities):
 
 def test_four_different_choices_with_the_right_one_anywhere(cities, capitals):
     for row in (*cities, *capitals):
-        assert len(set(row["choices"])) == places.CHOICES
+        assert len(set(row["choices"])) == geography.CHOICES
     for rows in (cities, capitals):
         places_of_right = Counter(row["answer"] for row in rows)
         assert all(0.18 < count / len(rows) < 0.32 for count in places_of_right.values())
@@ -50,7 +50,7 @@ def test_what_naming_the_frequent_countries_gives(cities):
 
 @pytest.fixture(scope="module", params=["geography_2", "us_cities", "countries"])
 def drawn_in_proportion(request):
-    return getattr(places, request.param)()
+    return getattr(geography, request.param)()
 
 
 def test_in_proportion_naming_what_is_frequent_gives_chance(drawn_in_proportion):
@@ -58,31 +58,32 @@ def test_in_proportion_naming_what_is_frequent_gives_chance(drawn_in_proportion)
     rows = drawn_in_proportion
     frequency = Counter(row["choices"][row["answer"]] for row in rows)
     guesses = [
-        max(range(places.CHOICES), key=lambda index: frequency[row["choices"][index]]) == row["answer"] for row in rows
+        max(range(geography.CHOICES), key=lambda index: frequency[row["choices"][index]]) == row["answer"]
+        for row in rows
     ]
     assert sum(guesses) / len(guesses) == pytest.approx(0.25, abs=0.08)
     for row in rows:
-        assert len(set(row["choices"])) == places.CHOICES
+        assert len(set(row["choices"])) == geography.CHOICES
 
 
 def test_the_new_draw_asks_about_the_same_cities(cities):
-    new = places.geography_2()
+    new = geography.geography_2()
     assert [(row["city"], row["country"]) for row in new] == [(row["city"], row["country"]) for row in cities]
     assert [row["choices"] for row in new] != [row["choices"] for row in cities]
 
 
 def test_us_cities():
-    rows = places.us_cities()
+    rows = geography.us_cities()
     assert len(rows) > 1700
     assert len({row["city"] for row in rows}) == len(rows)
-    assert max(Counter(row["state"] for row in rows).values()) <= places.CITIES_PER_STATE
+    assert max(Counter(row["state"] for row in rows).values()) <= geography.CITIES_PER_STATE
     assert not [row for row in rows if row["state"] in row["city"]]
     assert {row["city"]: row["state"] for row in rows}["Seattle"] == "Washington"
     assert not {"Springfield", "Portland"} & {row["city"] for row in rows}
 
 
 def test_countries():
-    rows = places.countries()
+    rows = geography.countries()
     assert len(rows) > 1400
     right = {(row["question"], row["choices"][row["answer"]]) for row in rows}
     assert ("The capital of France is", "Paris") in right
@@ -98,7 +99,7 @@ def test_countries():
 
 
 def test_deterministic(cities):
-    assert cities == places.geography()
+    assert cities == geography.geography()
 
 
 def test_capitals_both_ways(capitals):

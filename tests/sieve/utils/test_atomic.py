@@ -15,7 +15,7 @@ from sieve.utils.files import atomic_file, atomic_folder, remove_leftovers, writ
 
 WRITE = """
 import sys, time
-from sieve.files import atomic_file, atomic_folder
+from sieve.utils.files import atomic_file, atomic_folder
 with {kind}(sys.argv[1]) as path:
     (path / "half" if path.is_dir() else path).write_text("half")
     print("writing", flush=True)

@@ -10,7 +10,6 @@ import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.compression.apply import sliced
-from sieve.compression.low_rank import ridge as ridges
 from sieve.compression.plan import Plan
 from sieve.errors import NumericsError
 from sieve.models.linears import prunable
@@ -113,5 +112,5 @@ def test_gradients_that_are_all_zero_fall_back(monkeypatch):
 def test_extreme_ridges(monkeypatch, ridge):
     model = tiny_model("llama")
     statistics = statistics_of(model, FEW, "loss_aware")
-    monkeypatch.setattr(ridges, "RIDGES", (ridge,))
+    monkeypatch.setattr("sieve.compression.low_rank.ridge.RIDGES", (ridge,))
     check(model, sieve.project(model, statistics, "loss_aware", pivot=True))

@@ -7,9 +7,9 @@ import torch
 
 import sieve
 from sieve.calibration.gradients import column_basis
-from sieve.compression.low_rank import ridge as ridges
 from sieve.compression.low_rank.loss_aware import loss_aware
 from sieve.compression.low_rank.output_aligned import output_aligned
+from sieve.compression.low_rank.ridge import RIDGES, choose_ridge
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable
 from tests.sieve.compression.low_rank.test_output_aligned import SHAPES, data
@@ -122,9 +122,11 @@ def test_ridge_must_be_positive():
 def test_ridge_with_the_least_held_back_loss_is_taken(monkeypatch, losses, chosen, tried):
     """From large to small until the loss grows; where gradients do not help, none are used."""
     asked = []
-    monkeypatch.setattr(ridges, "_loss", lambda model, statistics, factors, plan: losses[len(asked) - 1])
-    assert ridges.choose_ridge(None, None, {}, lambda ridge, ranks: asked.append(ridge)) == chosen
-    assert asked == list(ridges.RIDGES[:tried])
+    monkeypatch.setattr(
+        "sieve.compression.low_rank.ridge._loss", lambda model, statistics, factors, plan: losses[len(asked) - 1]
+    )
+    assert choose_ridge(None, None, {}, lambda ridge, ranks: asked.append(ridge)) == chosen
+    assert asked == list(RIDGES[:tried])
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ class TestModel:
     def test_project(self, calibrated):
         model, statistics = calibrated
         factors = sieve.project(model, statistics, method="loss_aware")
-        assert factors.ridge in ridges.RIDGES
+        assert factors.ridge in RIDGES
         assert factors.method == "loss_aware"
         assert list(factors) == list(prunable(model))
         plain = sieve.project(model, statistics, method="output_aligned")

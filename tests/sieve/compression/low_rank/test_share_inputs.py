@@ -19,7 +19,7 @@ from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
-from sieve.nn import fuse as fusion
+from sieve.nn import fuse
 from sieve.nn.low_rank import PAIRS
 from sieve.nn.stacked import stack_, stack_name, stacks
 from sieve_kernels import lowrank_mlp
@@ -143,7 +143,7 @@ def test_a_stack_of_gate_and_up_is_one_call(monkeypatch):
     factors = project(model, statistics_of(model), pivot=True)
     sieve.apply_(model, factors, Plan.uniform(prunable(model, True).values(), 0.6, 4))
     calls = []
-    monkeypatch.setattr(fusion, "lowrank_mlp", lambda *given: calls.append(given[2]) or lowrank_mlp(*given))
+    monkeypatch.setattr(fuse, "lowrank_mlp", lambda *given: calls.append(given[2]) or lowrank_mlp(*given))
     fused = logits(model)
     assert calls == [None] * 2
     for layer in model.model.layers:

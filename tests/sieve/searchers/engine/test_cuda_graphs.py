@@ -15,7 +15,7 @@ from sieve.models.blockwise import BlockWise
 from sieve.models.linears import decoder_blocks, prunable
 from sieve.models.loading import evaluating
 from sieve.nn.low_rank import SlicedLinear
-from sieve.searchers.engine import local as evaluator
+from sieve.searchers.engine import local
 from sieve.searchers.engine.cuda_graphs import CudaRecorder, Graphs
 from sieve.searchers.engine.engine import slices
 from tests.sieve.searchers.engine.test_engine import (
@@ -307,9 +307,9 @@ def test_graphs_are_for_teams():
     parts = [prepare(model, TOKENIZER, TASK, part, 256) for part in slices(EXAMPLES, 1)]
     with sliced(model, svd_factors(model)) as turned:
         given = model, turned, prunable(model), parts
-        assert evaluator.Evaluator(*given, together=1, recorder=CudaRecorder).recorder is None
-        assert evaluator.Evaluator(*given, together=2, recorder=CudaRecorder).recorder is CudaRecorder
-        assert evaluator.Evaluator(*given, together=2).recorder is None
+        assert local.Evaluator(*given, together=1, recorder=CudaRecorder).recorder is None
+        assert local.Evaluator(*given, together=2, recorder=CudaRecorder).recorder is CudaRecorder
+        assert local.Evaluator(*given, together=2).recorder is None
 
 
 @pytest.mark.gpu

@@ -20,7 +20,7 @@ from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.linears import prunable
 from sieve.searchers.config import Options, check_options
-from sieve.searchers.engine import ray_workers as workers_module
+from sieve.searchers.engine import ray_workers
 from sieve.searchers.engine.engine import Engine
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import Workers, require_workers
@@ -66,7 +66,7 @@ def cluster(ray_session, monkeypatch):
 @pytest.fixture
 def one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(workers_module.THREADS)
+    torch.set_num_threads(ray_workers.THREADS)
     yield
     torch.set_num_threads(before)
 
@@ -246,7 +246,7 @@ def test_an_address_where_nobody_answers_is_found_out_at_once(small):
 
 
 def test_without_ray_the_extra_is_named(small, monkeypatch):
-    monkeypatch.setattr(workers_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_workers, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "sieve-pruning\[ray\]"'):
         searched(small, workers=2)
 
@@ -289,7 +289,7 @@ def test_a_worker_that_dies_at_a_candidate_costs_that_one_evaluation(tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_candidate_that_kills_every_worker_ends_the_search(monkeypatch):
-    monkeypatch.setattr(workers_module, "LOSSES", 2)
+    monkeypatch.setattr(ray_workers, "LOSSES", 2)
     stack, engine = acting(tiny_model("llama"), lambda rank: rank == 3 and os.kill(os.getpid(), signal.SIGKILL), 2)
     with stack, pytest.raises(WorkerError, match=r"lost 2 times.*--resume"):
         engine.scores(plans_of(range(1, 6)), 0)
@@ -300,9 +300,9 @@ def room(ray_session, monkeypatch):
     """The cluster without workers of other tests; short times."""
     while ray_session:
         ray.kill(ray_session.pop())
-    monkeypatch.setattr(workers_module, "TICK", 0.2)
-    monkeypatch.setattr(workers_module, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(workers_module, "SILENT_SECONDS", 3.0)
+    monkeypatch.setattr(ray_workers, "TICK", 0.2)
+    monkeypatch.setattr(ray_workers, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(ray_workers, "SILENT_SECONDS", 3.0)
 
 
 @pytest.mark.usefixtures("room")
@@ -311,7 +311,7 @@ def test_a_worker_that_is_stopped_or_hangs_loses_its_candidate_to_another(tmp_pa
     """Ray notices neither. The search goes on, with the same scores, and says so once."""
     once = tmp_path / "once"
     if how == "hanging":
-        monkeypatch.setattr(workers_module, "HANGING_SECONDS", 3.0)
+        monkeypatch.setattr(ray_workers, "HANGING_SECONDS", 3.0)
 
     def act(rank):
         time.sleep(0.05)
@@ -339,9 +339,9 @@ def test_a_worker_that_is_stopped_or_hangs_loses_its_candidate_to_another(tmp_pa
 @pytest.mark.usefixtures("room")
 def test_slow_evaluations_and_a_driver_that_was_stopped_lose_nobody(monkeypatch, capsys):
     """An evaluation may take longer than a worker may be silent; a driver that could not listen blames nobody."""
-    monkeypatch.setattr(workers_module, "SILENT_SECONDS", 1.5)
+    monkeypatch.setattr(ray_workers, "SILENT_SECONDS", 1.5)
     now, jumps = time.monotonic, iter([0, 0, 0, 1000, 1000, 5000])
-    monkeypatch.setattr(workers_module.time, "monotonic", lambda: now() + next(jumps, 5000))
+    monkeypatch.setattr(ray_workers.time, "monotonic", lambda: now() + next(jumps, 5000))
     stack, engine = acting(tiny_model("llama"), lambda rank: time.sleep(3), 2)
     with progress.shown(), stack:
         assert [one.accuracy for one in engine.scores(plans_of([1, 2]), 0)] == [1, 2]
@@ -350,7 +350,7 @@ def test_slow_evaluations_and_a_driver_that_was_stopped_lose_nobody(monkeypatch,
 
 LISTENING = """
 import os, signal, subprocess, sys
-from tests.sieve.fitness.test_workers import acting, plans_of
+from tests.sieve.searchers.engine.test_ray_workers import acting, plans_of
 from tests.tiny_models import tiny_model
 
 if __name__ == "__main__":
