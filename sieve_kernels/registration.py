@@ -32,7 +32,7 @@ def register(
         backward, save: gradients as for `torch.library.register_autograd`; None for an operator without.
     """
     qualified = f"sieve_kernels::{name}"
-    implementation = implementation if backward is None else without_views(implementation)
+    implementation = implementation if backward is None else _without_views(implementation)
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, ("cpu", "cuda"), implementation)
     torch.library.register_fake(qualified, fake)
@@ -41,7 +41,7 @@ def register(
     return getattr(torch.ops.sieve_kernels, name).default
 
 
-def without_views(implementation: Callable) -> Callable:
+def _without_views(implementation: Callable) -> Callable:
     """The implementation, with outputs that may be changed in place: autograd refuses to where they are views."""
 
     @wraps(implementation)

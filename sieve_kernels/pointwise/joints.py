@@ -8,10 +8,10 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.core.plans import listened
+from sieve_kernels.core.plans import listened, without_views
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise import reference
-from sieve_kernels.registration import differentiable_gradients, register, without_views
+from sieve_kernels.registration import differentiable_gradients, register
 
 
 def act_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -33,7 +33,6 @@ def _is_watched() -> bool:
     return torch.compiler.is_compiling() or listened()
 
 
-@without_views
 def _act_mul(gate, up, activation):
     function = dispatch.implementation("act_mul", gate)
     return function(as_rows(gate), as_rows(up), activation).view(gate.shape)
@@ -58,7 +57,6 @@ def _act_mul_gradients(ctx, grad):
     return *_act_mul_backward_op(grad, *ctx.saved_tensors, ctx.activation), None
 
 
-@without_views
 def _join_columns(z, c, permutation, bias):
     function = dispatch.implementation("join_columns", z)
     return function(as_rows(z), as_rows(c), inverse(permutation), bias).view(*z.shape[:-1], len(permutation))
@@ -88,7 +86,7 @@ class _ActMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         _act_mul_save(ctx, inputs, None)
-        return _act_mul(*inputs)
+        return without_views(_act_mul(*inputs))
 
     backward = staticmethod(_act_mul_gradients)
 
@@ -99,7 +97,7 @@ class _JoinColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         _join_columns_save(ctx, inputs, None)
-        return _join_columns(*inputs)
+        return without_views(_join_columns(*inputs))
 
     backward = staticmethod(_join_columns_gradients)
 
