@@ -6,9 +6,9 @@
 // tokens at a time it packs the square's channels into tiles, left (transposed) and right (pairs of tokens), multiplies
 // and adds, all inside its L2 cache. Channels are packed again for every square, which costs less than fetching packed
 // ones from further away.
-#include "../native/parallel.h"
+#include "threading.h"
 
-#include "../native/amx.h"
+#include "amx.h"
 
 #ifdef SIEVE_AMX
 

@@ -4,15 +4,15 @@
 // straight from where they lie, and only activations are rearranged. A block of tokens is packed as pairs, multiplied
 // into zᵀ, which is packed again, still in cache, and multiplied into yᵀ; z never reaches memory. Threads take blocks
 // of tokens, or, where there are fewer blocks than threads, share each block's output rows.
-#include "../native/layers.h"
-#include "../native/parallel.h"
+#include "layer_args.h"
+#include "threading.h"
 
 #include <vector>
 
-#include "../native/amx.h"
+#include "amx.h"
 
 #ifdef SIEVE_AMX
-#include "tile_sums.h"
+#include "amx_epilogue.h"
 
 namespace sieve {
 namespace {

@@ -3,8 +3,8 @@
 // steps of the next product. For files that have included amx.h.
 #pragma once
 
-#include "../native/activations.h"
-#include "../native/layers.h"
+#include "activations.h"
+#include "layer_args.h"
 
 namespace sieve {
 namespace {

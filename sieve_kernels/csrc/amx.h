@@ -3,7 +3,7 @@
 // come in pairs: the dword at [p][j] holds elements (2p, j) and (2p+1, j). "Pairs" below always means that form.
 #pragma once
 
-#include "features.h"
+#include "cpu_features.h"
 
 #ifdef SIEVE_AMX
 #include <immintrin.h>

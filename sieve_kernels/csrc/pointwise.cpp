@@ -1,8 +1,8 @@
 // RMS normalisation, rotary positions, sums of channels: one pass over what torch's eager operators pass over ten
 // times. Rounding follows the modules of transformers step by step, so that results are theirs.
-#include "../native/features.h"
-#include "../native/parallel.h"
-#include "../native/target.h"
+#include "cpu_features.h"
+#include "target.h"
+#include "threading.h"
 
 #include <cmath>
 
@@ -60,17 +60,17 @@ struct Functions {
 #ifdef SIEVE_X86
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #define ISA avx512
-#include "native.inc"
+#include "pointwise_isa.inc"
 #undef ISA
 TARGET_END
 TARGET("avx2,fma")
 #define ISA avx2
-#include "native.inc"
+#include "pointwise_isa.inc"
 #undef ISA
 TARGET_END
 #endif
 #define ISA portable
-#include "native.inc"
+#include "pointwise_isa.inc"
 
 namespace sieve {
 namespace {

@@ -1,12 +1,12 @@
 // Low-rank and dense layers for one to eight rows: bound by reading the weights, which each thread does in long runs,
 // several rows side by side. Sums and the r-wide intermediate are float32. One parallel region per call; its threads
 // meet once, between z and y.
-#include "../native/activations.h"
-#include "../native/crew.h"
-#include "../native/features.h"
-#include "../native/layers.h"
-#include "../native/parallel.h"
-#include "../native/target.h"
+#include "activations.h"
+#include "cpu_features.h"
+#include "layer_args.h"
+#include "target.h"
+#include "thread_pool.h"
+#include "threading.h"
 
 #include <atomic>
 #include <cmath>
@@ -77,7 +77,7 @@ TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma")
 #define LANES 16
 #define DOT_BF16
 #define DOT_INT8
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 #undef ISA
 #undef LANES
 #undef DOT_BF16
@@ -86,21 +86,21 @@ TARGET_END
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #define ISA avx512
 #define LANES 16
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 #undef ISA
 #undef LANES
 TARGET_END
 TARGET("avx2,fma")
 #define ISA avx2
 #define LANES 8
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 #undef ISA
 #undef LANES
 TARGET_END
 #endif
 #define ISA portable
 #define LANES 4
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 
 namespace sieve {
 
