@@ -29,8 +29,8 @@ extern "C" int sieve_layers(const int64_t* call) {
   problem.layers = reinterpret_cast<const sieve::Layer*>(call + 8);
   for (int64_t i = 0; i < problem.count; ++i)
     if (!inside(problem.layers[i])) return -1;
-  if (problem.T > 1 && sieve::many_rows(problem)) return 1;
+  if (problem.T > 1 && sieve::gemm_amx(problem)) return 1;
   if (problem.T > 8) return 0;
-  sieve::few_rows(problem);
+  sieve::gemv(problem);
   return 1;
 }
