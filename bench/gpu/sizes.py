@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.shapes import MODELS
-from sieve.compression.plan import Matrix
+from sieve.models.matrix import Matrix
 
 KEPT = 0.5
 MULTIPLE = 64

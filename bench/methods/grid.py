@@ -17,9 +17,10 @@ from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.size import model_parameters
 from sieve.compression.apply import sliced
 from sieve.compression.masks.masks import Masks
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import weight_of
+from sieve.models.matrix import DENSE
 from sieve.tasks import encode
 from sieve.tasks.general import general_text
 

@@ -14,9 +14,10 @@ import numpy as np
 
 import sieve
 from sieve.compression.apply import sliced
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import Scores, evaluate
+from sieve.models.matrix import DENSE
 from sieve.tasks import load_task
 
 KEPT = (0.8, 0.7, 0.6, 0.5, 0.4)

@@ -14,12 +14,13 @@ from sieve.calibration.gradients import backward, column_basis, watching_gradien
 from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
-from sieve.compression.plan import Matrix
 from sieve.errors import InputError, NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation
 from sieve.evaluation.shortcuts import verified
 from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
+from sieve.models.matrix import Matrix
+from sieve.models.shared_inputs import readers_of_one_input
 from sieve.registry import MASKS, METHODS, method_named
 from sieve.tasks import Task, load_task
 from sieve.utils import progress
@@ -151,41 +152,6 @@ def _no_gradient(answers: int, dtype: torch.dtype) -> str:
         f"the {answers} answer tokens of the calibration data have no gradient at any matrix: the model gives them a "
         f"probability of exactly 1, or gradients underflow in {dtype}; use another --dtype, or --method output_aligned"
     )
-
-
-def readers_of_one_input(model: PreTrainedModel, matrices: dict[str, Matrix], batch: Batch) -> list[list[str]]:
-    """Matrices grouped by the tensor they read (q, k, v; gate, up), as seen on the first tokens of a batch.
-
-    Watching is surer than knowing names: it holds for every architecture.
-    """
-    readers: dict[int, list[str]] = {}
-    alive = []  # an id is only unique while its tensor lives
-
-    def watch(name: str):
-        def hook(layer: nn.Module, args: tuple) -> None:
-            alive.append(args[0])
-            readers.setdefault(id(args[0]), []).append(name)
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in matrices]
-    try:
-        with evaluating(model):
-            model.base_model(
-                input_ids=batch.ids[:1, :8].to(model.device),
-                attention_mask=batch.mask[:1, :8].to(model.device),
-                use_cache=False,
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    seen = {name for group in readers.values() for name in group}
-    missing = [name for name in matrices if name not in seen]
-    if missing:
-        raise InputError(
-            f"{missing[0]} is not called in a forward pass over the calibration data, so it cannot be calibrated"
-        )
-    return list(readers.values())
 
 
 def _choose_sides(groups: list[list[str]], matrices: dict[str, Matrix], needs: str) -> dict[str, Source]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sieve.checkpoint.card import model_card
-from sieve.checkpoint.checksums import stamped, write_checksums
 from sieve.checkpoint.pair_format import in_format
 from sieve.errors import InputError
 from sieve.nn.low_rank import PAIRS, PivotedLinear
 from sieve.tasks.stored import TASK_FILE
+from sieve.utils.checksums import CHECKSUMS, write_checksums
 from sieve.utils.files import atomic_folder, write_json, write_text, write_yaml
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def save(
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
         ranks = mark(model)
-        with stamped(model) as identity:
+        with _stamped(model) as identity:
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         marked = getattr(model.config, "quantization_config", None)
@@ -172,3 +174,19 @@ def _check_plain(model: PreTrainedModel) -> None:
             raise InputError(
                 f"{name} is quantised ({type(parameter.data).__name__}): save first, quantise what you load"
             )
+
+
+@contextmanager
+def _stamped(model: PreTrainedModel) -> Iterator[str]:
+    """Inside the block `model.save_pretrained` writes the id that is yielded into the weights' metadata."""
+    from sieve.checkpoint.hf_quantizer import Stamp
+
+    identity = os.urandom(16).hex()
+    if getattr(model, "hf_quantizer", None) is not None:  # another library's, which has a say of its own
+        yield identity
+        return
+    model.hf_quantizer = Stamp({"sieve": identity, "checksums": f"{CHECKSUMS} {identity}"})
+    try:
+        yield identity
+    finally:
+        del model.hf_quantizer

@@ -105,9 +105,9 @@ class SieveQuantizer(HfQuantizer):
     quantization_config: SieveConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        from sieve.checkpoint.checksums import verify
         from sieve.models.linears import low_rank, replace
         from sieve.nn.stacked import stack_
+        from sieve.utils.checksums import verify
 
         for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or []}:
             verify(folder)

@@ -67,7 +67,7 @@ def _plain(pair: PivotedLinear) -> LowRankLinear:
 @torch.no_grad()
 def _pivoted(pair: LowRankLinear) -> PivotedLinear:
     """The same map in the basis of some of its outputs."""
-    from sieve.compression.low_rank.pivot import pivot
+    from sieve.nn.pivot import pivot
 
     like, bias = pair.A.weight, pair.B.bias
     if pair.rank > pair.out_features:

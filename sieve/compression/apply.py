@@ -3,7 +3,7 @@
 `applied` is what `apply_` stores; `sliced` turns quickly from plan to plan, for a search, up to rounding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,14 +11,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import mark, mark_masked
-from sieve.compression.low_rank.factors import FactorPair, Factors, slices_of
+from sieve.compression.low_rank.elastic import Slices, sliced_factors
+from sieve.compression.low_rank.factors import FactorPair, Factors
 from sieve.compression.low_rank.pivot import pivoted
 from sieve.compression.masks.apply import MaskSlices, mask_, masked
 from sieve.compression.masks.masks import Masks
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
 from sieve.models.linears import low_rank, prunable, replace
+from sieve.nn.elastic_linear import SlicedLinear, centred_bias
 from sieve.nn.fuse import fuse_
-from sieve.nn.low_rank import SlicedLinear, centred_bias
 
 
 def apply_(model: PreTrainedModel, factors: Factors | Masks, plan: Mapping[str, int | str]) -> PreTrainedModel:
@@ -107,63 +108,8 @@ def _stored(layer: nn.Module, factors: FactorPair, rank: int, pivot: bool) -> nn
     return pair.requires_grad_(layer.weight.requires_grad)
 
 
-class Slices:
-    """A dense model whose matrices turn to any plan by setting integers. Made by `sliced`."""
-
-    def __init__(self, layers: dict[str, SlicedLinear]):
-        self._layers = layers
-        self._device = next(layer.dense.weight.device for layer in layers.values())
-        # Ranks and who is dense [layers, P], by the number of candidates. Always the same memory: graphs read it.
-        self._many: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def set(self, plan: Mapping[str, int | str]) -> None:
-        for name, layer in self._layers.items():
-            rank = plan.get(name, DENSE)
-            layer.rank = None if rank == DENSE else rank
-            layer.turn(None)
-
-    def set_many(self, plans: Sequence[Mapping[str, int | str]]) -> None:
-        """Be P candidates at a time: of the rows that the model reads, the p-th of P equal parts is for the p-th."""
-        given = [[plan.get(name, DENSE) for plan in plans] for name in self._layers]
-        numbers = torch.tensor([[1 if rank == DENSE else rank for rank in row] for row in given], dtype=torch.int64)
-        dense = torch.tensor([[rank == DENSE for rank in row] for row in given])
-        if len(plans) not in self._many:
-            with torch.inference_mode(False):  # else they could be changed in this mode alone
-                self._many[len(plans)] = tuple(torch.empty_like(each, device=self._device) for each in (numbers, dense))
-        ranks, masks = self._many[len(plans)]
-        ranks.copy_(numbers)
-        masks.copy_(dense)
-        for layer, row, mask, own in zip(self._layers.values(), ranks, masks, given, strict=True):
-            layer.turn(row, [place for place, rank in enumerate(own) if rank == DENSE], mask)
-
-    @contextmanager
-    def alike(self) -> Iterator[None]:
-        """Inside the block candidates of `set_many` launch the same kernels on the same memory, whoever they are.
-
-        The results are the same bits, for more work: dense products are made for everybody.
-        """
-        for layer in self._layers.values():
-            layer.alike = True
-        try:
-            yield
-        finally:
-            for layer in self._layers.values():
-                layer.alike = False
-
-
 @contextmanager
 def sliced(model: nn.Module, factors: Factors | Masks) -> Iterator[Slices | MaskSlices]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
-    if isinstance(factors, Masks):
-        with masked(model, factors) as turned:
-            yield turned
-        return
-    originals = {name: model.get_submodule(name) for name in factors}
-    layers = {name: slices_of(layer, factors[name]) for name, layer in originals.items()}
-    try:
-        for name, layer in layers.items():
-            replace(model, name, layer)
-        yield Slices(layers)
-    finally:
-        for name, layer in originals.items():
-            replace(model, name, layer)
+    with (masked if isinstance(factors, Masks) else sliced_factors)(model, factors) as turned:
+        yield turned

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sieve.compression.plan import Matrix
 from sieve.errors import InputError, NumericsError
+from sieve.models.matrix import Matrix
 from sieve.nn.low_rank import PAIRS, LowRankLinear, PivotedLinear, holds_plain_tensors
 from sieve.utils import progress
 from sieve.utils.messages import one_line

@@ -51,8 +51,8 @@ def load_model(
     Example:
         >>> model, tokenizer = load_model("smollm2")
     """
-    from sieve.checkpoint.checksums import verify
     from sieve.models.linears import check_finite
+    from sieve.utils.checksums import verify
 
     _check_kernels()
     wanted, place = _dtype(dtype), _device(device)

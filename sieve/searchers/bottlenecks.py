@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
+from sieve.models.matrix import DENSE
 from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem

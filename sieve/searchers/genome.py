@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sieve.compression.plan import DENSE, Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.config import GRANULARITIES
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.utils.messages import shorten

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sieve.compression.plan import DENSE, Matrix
 from sieve.models.linears import weight_of
+from sieve.models.matrix import DENSE, Matrix
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"

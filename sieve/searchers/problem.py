@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sieve.compression.plan import DENSE, Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import Scores
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.config import Options
 from sieve.searchers.engine.engine import Engine
 from sieve.searchers.genome import LEVELS, Genome

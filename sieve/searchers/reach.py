@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from sieve.compression.plan import Matrix
 from sieve.errors import InputError
+from sieve.models.matrix import Matrix
 from sieve.searchers.config import Options
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import size_of

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sieve.compression.apply import applied, sliced
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.masks.masks import Masks
-from sieve.compression.plan import DENSE, Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.evaluation.confidence import Resolution, resolution
 from sieve.evaluation.scoring import Prepared, Scores, prepare
 from sieve.models.loading import evaluating
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.algorithms.budget import budget, smaller
 from sieve.searchers.algorithms.ga import ga
 from sieve.searchers.algorithms.pareto import pareto

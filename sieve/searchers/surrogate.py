@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import spearmanr
 
-from sieve.compression.plan import DENSE
+from sieve.models.matrix import DENSE
 
 _SPREAD = 0.5  # how far a gene's weight may be from the common one, as a standard deviation relative to it
 _LEAST = 0.1  # weights stay above this share of the common one: less than nothing is never lost

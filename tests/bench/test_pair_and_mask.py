@@ -3,7 +3,7 @@
 import pytest
 
 from bench.methods import residual
-from sieve.compression.plan import Matrix
+from sieve.models.matrix import Matrix
 
 
 @pytest.mark.parametrize("share", residual.SHARES)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sieve.compression.plan import DENSE, Matrix
 from sieve.errors import InputError
 from sieve.models.linears import prunable
-from sieve.nn.low_rank import SlicedLinear
+from sieve.models.matrix import DENSE, Matrix
+from sieve.nn.elastic_linear import SlicedLinear
 
 
 @dataclass(frozen=True)

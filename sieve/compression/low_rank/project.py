@@ -14,9 +14,10 @@ from sieve.compression.low_rank.parallel import LARGEST, each
 from sieve.compression.low_rank.problem import balanced, problem_of
 from sieve.compression.low_rank.ridge import choose_ridge
 from sieve.compression.low_rank.shrinkage import choose_shrinkage
-from sieve.compression.plan import Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
+from sieve.models.matrix import Matrix
 from sieve.nn.stacked import heights_of
 from sieve.registry import Method, method_named
 from sieve.utils import progress

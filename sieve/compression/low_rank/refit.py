@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.calibration.collect import HELD_BACK, readers_of_one_input
+from sieve.calibration.collect import HELD_BACK
 from sieve.calibration.gradients import column_basis
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
@@ -32,6 +32,7 @@ from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import decoder_blocks, prunable, replace, weight_of
 from sieve.models.loading import evaluating
+from sieve.models.shared_inputs import readers_of_one_input
 from sieve.nn.stacked import heights_of
 from sieve.utils import progress
 from sieve_kernels import cross_gram_, gram_

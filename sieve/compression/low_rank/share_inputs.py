@@ -8,10 +8,10 @@ these stay where the architecture calls them and hand out their rows of its outp
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.calibration.collect import readers_of_one_input
 from sieve.calibration.text import Text, batches
 from sieve.errors import InputError
 from sieve.models.linears import prunable
+from sieve.models.shared_inputs import readers_of_one_input
 from sieve.nn.low_rank import PAIRS
 from sieve.nn.stacked import stack_, stack_name
 

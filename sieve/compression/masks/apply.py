@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sieve.compression.masks.masks import Masks
 from sieve.compression.masks.tied import check_untied
-from sieve.compression.plan import DENSE
+from sieve.models.matrix import DENSE
 
 
 def mask_(model: nn.Module, masks: Masks, plan: Mapping[str, int | str]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from sieve.compression.masks.nesting import order
 from sieve.compression.masks.scores import SCORES, inverse_root, of_channels, of_weights
 from sieve.compression.masks.task_aware import fuse, pooled
 from sieve.compression.masks.tied import check_untied
-from sieve.compression.plan import Matrix
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
+from sieve.models.matrix import Matrix
 from sieve.utils import progress
 from sieve.utils.messages import shorten
 

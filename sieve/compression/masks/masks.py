@@ -11,9 +11,9 @@ from torch import nn
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.matrix import MaskedMatrix
 from sieve.compression.masks.sparsegpt import sparsegpt
-from sieve.compression.plan import DENSE, Matrix
 from sieve.errors import InputError
 from sieve.models.linears import prunable
+from sieve.models.matrix import DENSE, Matrix
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sieve.compression.masks.config import PATTERNS
-from sieve.compression.plan import DENSE, Matrix
+from sieve.models.matrix import DENSE, Matrix
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
+from sieve.models.matrix import DENSE
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.reach import STEPS
 from sieve.utils import progress

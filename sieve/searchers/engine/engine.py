@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sieve.compression.plan import DENSE, Matrix
 from sieve.errors import InputError
 from sieve.evaluation.scoring import Prepared, Scores
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.config import MEMORY
 from sieve.searchers.engine.cost import Cost, Spent
 from sieve.searchers.engine.local import Evaluator, Ranks, Rehearsal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from sieve.compression.apply import Slices
+    from sieve.compression.low_rank.elastic import Slices
     from sieve.searchers.engine.cuda_graphs import Recorder
     from sieve.searchers.engine.journal import Journal
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sieve.compression.plan import Matrix
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.blockwise import BlockWise, Run, States
 from sieve.models.loading import evaluating
+from sieve.models.matrix import Matrix
 from sieve.searchers.config import MEMORY
 from sieve.searchers.engine.cost import Spent
 from sieve.searchers.engine.cuda_graphs import WORK, Graphs, Recorder
@@ -33,7 +33,7 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sieve.compression.apply import Slices
+    from sieve.compression.low_rank.elastic import Slices
 
 Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
 Team = Sequence[Ranks]  # candidates that are evaluated together: one, or `together`

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sieve.checkpoint.checksums import CHECKSUMS, _digests
 from sieve.checkpoint.folder import load, save
 from sieve.errors import StorageError
 from sieve.utils import progress
+from sieve.utils.checksums import CHECKSUMS, _digests
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 
@@ -137,7 +137,7 @@ def test_nothing_stands_in_the_configuration(folder):
 
 def test_pieces_are_hashed_in_order(tmp_path, monkeypatch):
     """Any swap, cut or change of pieces shows; the empty file has a checksum, too."""
-    monkeypatch.setattr("sieve.checkpoint.checksums.PIECE", 4)
+    monkeypatch.setattr("sieve.utils.checksums.PIECE", 4)
     texts = ["aaaabbbbc", "bbbbaaaac", "aaaabbbb", "aaaabbbbd", "", "a"]
     files = [tmp_path / str(number) for number in range(len(texts))]
     for file, text in zip(files, texts, strict=True):

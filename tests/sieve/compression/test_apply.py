@@ -7,9 +7,10 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import Text, batches
 from sieve.compression.apply import apply_, sliced
 from sieve.compression.low_rank.project import project
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import check_finite, prunable, weight_of
+from sieve.models.matrix import DENSE
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 

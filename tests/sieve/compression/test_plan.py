@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from sieve.compression.plan import DENSE, Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
+from sieve.models.matrix import DENSE, Matrix
 
 SQUARE = Matrix("a", 64, 64, 0)
 WIDE = Matrix("b", 96, 32, 1)

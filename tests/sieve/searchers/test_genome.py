@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sieve.compression.plan import DENSE, Matrix
 from sieve.errors import InputError
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.genome import LEVELS, PAPER_LEVELS, Genome
 
 

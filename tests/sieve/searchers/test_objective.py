@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sieve.compression.plan import DENSE, Matrix
 from sieve.models.linears import prunable
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.genome import Genome
 from sieve.searchers.objective import measure, size_of
 from tests.tiny_models import tiny_model

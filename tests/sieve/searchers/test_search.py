@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import sieve
-from sieve.compression.plan import Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError, StorageError, ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.linears import prunable
+from sieve.models.matrix import Matrix
 from sieve.searchers.algorithms.budget import allocations, smaller
 from sieve.searchers.algorithms.evolution import Evolution
 from sieve.searchers.config import SEARCHES, Options

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from sieve.compression.plan import Matrix
+from sieve.models.matrix import Matrix
 from sieve.searchers.algorithms.allocate import allocate
 from sieve.searchers.genome import Genome
 from sieve.searchers.sensitivity import sensitivity

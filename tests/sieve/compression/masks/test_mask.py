@@ -10,9 +10,10 @@ from sieve.compression.apply import apply_, sliced
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask
 from sieve.compression.masks.scores import SCORES, of_weights
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
+from sieve.models.matrix import DENSE
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]

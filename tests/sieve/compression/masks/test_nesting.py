@@ -6,7 +6,8 @@ import torch
 from sieve.compression.masks.config import PATTERNS
 from sieve.compression.masks.matrix import MaskedMatrix
 from sieve.compression.masks.nesting import keep_n_of_m, order
-from sieve.compression.plan import DENSE, Plan
+from sieve.compression.plan import Plan
+from sieve.models.matrix import DENSE
 
 
 def numbers(m, n, seed=0):

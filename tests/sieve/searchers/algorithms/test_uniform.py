@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sieve.compression.plan import Matrix, Plan
+from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores
+from sieve.models.matrix import Matrix
 from sieve.searchers.algorithms.uniform import uniform, uniform_plans
 from sieve.searchers.problem import Problem, within
 

@@ -14,7 +14,7 @@ from sieve.evaluation.scoring import prepare
 from sieve.models.blockwise import BlockWise
 from sieve.models.linears import decoder_blocks, prunable
 from sieve.models.loading import evaluating
-from sieve.nn.low_rank import SlicedLinear
+from sieve.nn.elastic_linear import SlicedLinear
 from sieve.searchers.engine import local
 from sieve.searchers.engine.cuda_graphs import CudaRecorder, Graphs
 from sieve.searchers.engine.engine import slices

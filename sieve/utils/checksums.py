@@ -8,18 +8,14 @@ unverified, and not refused.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sieve.errors import StorageError
 from sieve.utils import progress
 from sieve.utils.files import storage_errors, write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CHECKSUMS = "checksums.json"
 VERSION = 1
@@ -30,22 +26,6 @@ _HEAD = 4096  # bytes of a safetensors file that hold its metadata
 _FREE = {CHECKSUMS, "README.md"}  # not checked: a model card may be edited
 
 _verified: dict[Path, tuple[int, ...]] = {}  # file → its status when its checksum was right
-
-
-@contextmanager
-def stamped(model: "PreTrainedModel") -> Iterator[str]:
-    """Inside the block `model.save_pretrained` writes the id that is yielded into the weights' metadata."""
-    from sieve.checkpoint.hf_quantizer import Stamp
-
-    identity = os.urandom(16).hex()
-    if getattr(model, "hf_quantizer", None) is not None:  # another library's, which has a say of its own
-        yield identity
-        return
-    model.hf_quantizer = Stamp({"sieve": identity, "checksums": f"{CHECKSUMS} {identity}"})
-    try:
-        yield identity
-    finally:
-        del model.hf_quantizer
 
 
 def write_checksums(folder: Path, identity: str) -> None:

@@ -1,0 +1,78 @@
+"""The layer that the search puts in the place of a matrix: any rank of its nested pair, or several at a time."""
+
+import torch
+from torch import nn
+
+from sieve_kernels import lowrank_linear, lowrank_linear_population
+
+
+class SlicedLinear(nn.Module):
+    """A matrix whose rank is one integer: what the search puts in the place of a prunable layer.
+
+    `rank=None` runs the dense layer itself; otherwise the leading `rank` rows of A [R, n] and columns of
+    B [m, R] are used as views. Changing a candidate is setting `rank`: nothing is copied. With means [n] and [m] the
+    pair serves what the input is beyond its mean: y = (x - mean) Aᵀ Bᵀ + output_mean + bias.
+
+    `turn` makes it several candidates at a time, for rows that are as many equal parts, one for each.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        mean: torch.Tensor | None = None,
+        output_mean: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.dense, self.rank = dense, None
+        self._ranks: torch.Tensor | None = None  # of several candidates [P]
+        self._dense: list[int] = []  # those of them that are
+        self._mask: torch.Tensor | None = None  # the same [P], on their device
+        self.alike = False  # launch the same kernels whoever is dense, by what the two tensors hold when they run
+        self._A, self._B = A, B  # plain attributes: they are the factors' tensors, not this model's state
+        self._mean = None if mean is None else mean.to(A.dtype)
+        self._bias = dense.bias if output_mean is None else centred_bias(dense.bias, output_mean, A.dtype)
+
+    def turn(self, ranks: torch.Tensor | None, dense: list[int] = (), mask: torch.Tensor | None = None) -> None:
+        """Be candidates of these ranks [P], but for the `dense` ones; None: one, of `rank`.
+
+        `mask`: bool [P], who is dense; like `ranks` on the factors' device.
+        """
+        self._ranks, self._dense, self._mask = ranks, dense, mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._ranks is not None:
+            return self._population(x)
+        if self.rank is None:
+            return self.dense(x)
+        return lowrank_linear(self._centred(x), self._A, self._B, self._bias, rank=self.rank)
+
+    def _centred(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._mean is None else x - self._mean
+
+    def _population(self, x: torch.Tensor) -> torch.Tensor:
+        """x [P·rows, …, n] → y [P·rows, …, m].
+
+        Products have the same shapes whoever is dense, so that a candidate's sums do not depend on its company: the
+        pairs' kernel runs for all (a dense one's rank is 1, which costs next to nothing), dense ones run one by one: if
+        `alike`, those of everybody, of which the others' are thrown away.
+        """
+        rows = x.reshape(len(self._ranks), -1, x.shape[-1])
+        if self.alike or len(self._dense) < len(rows):
+            y = lowrank_linear_population(self._centred(rows), self._A, self._B, self._ranks)
+            if self._bias is not None:
+                y += self._bias
+        else:
+            y = x.new_empty(*rows.shape[:2], self._B.shape[0])
+        if self.alike:
+            y = torch.where(self._mask[:, None, None], torch.stack([self.dense(own) for own in rows]).to(y.dtype), y)
+        else:
+            for candidate in self._dense:
+                y[candidate] = self.dense(rows[candidate])
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def centred_bias(bias: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """bias + shift [m], added in float32."""
+    return (shift.float() if bias is None else bias.detach().float() + shift.float()).to(dtype)
