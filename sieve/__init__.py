@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sieve.compression.masks.masks import Masks
     from sieve.compression.plan import Plan
     from sieve.evaluation.scoring import evaluate
+    from sieve.healing.heal import Healing, heal
     from sieve.models.loading import load_model
     from sieve.nn.low_rank import LowRankLinear, PivotedLinear
     from sieve.run.pipeline import prune
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Factors": "compression.low_rank.factors",
+    "Healing": "healing.heal",
     "LowRankLinear": "nn.low_rank",
     "PivotedLinear": "nn.low_rank",
     "MaskOptions": "compression.masks.config",
@@ -46,6 +48,7 @@ _HOME = {
     "apply_": "compression.apply",
     "calibrate": "calibration.collect",
     "evaluate": "evaluation.scoring",
+    "heal": "healing.heal",
     "load": "checkpoint.folder",
     "load_model": "models.loading",
     "load_task": "tasks",
@@ -60,6 +63,7 @@ _HOME = {
 
 __all__ = [
     "Factors",
+    "Healing",
     "LowRankLinear",
     "MaskOptions",
     "Masks",
@@ -71,6 +75,7 @@ __all__ = [
     "apply_",
     "calibrate",
     "evaluate",
+    "heal",
     "load",
     "load_model",
     "load_task",

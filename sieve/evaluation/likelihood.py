@@ -235,8 +235,11 @@ def logits_at(
     cells: torch.Tensor,
     cache: DynamicCache | None = None,
     few: bool = True,
+    **inputs: torch.Tensor,
 ) -> torch.Tensor:
     """Logits [K, vocabulary] at K cells (row, position) of ids [B, T], cells int64 [K, 2], in the model's dtype.
+
+    inputs: what else the model is given, such as `attention_mask`.
 
     A hook takes the K hidden states out of what the decoder hands to the model's own `forward`, which then does to
     them whatever it does before and after its head (scaling, soft-capping): the head, a quarter of the work of a
@@ -264,7 +267,7 @@ def logits_at(
         decoder = model.base_model
     handle = decoder.register_forward_hook(take) if few and decoder is not model else None
     try:
-        output = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, return_dict=True)
+        output = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, return_dict=True, **inputs)
     finally:
         if handle is not None:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Compiled CPU path of the pointwise operators (csrc/pointwise.cpp)."""
+"""Compiled CPU path of the pointwise operators (native.cpp)."""
 
 import ctypes
 import struct

@@ -1,4 +1,4 @@
-#include "cpu_features.h"
+#include "features.h"
 
 #ifdef SIEVE_AMX
 #include <sys/syscall.h>

@@ -1,0 +1,168 @@
+"""Healing: a few gradient steps of a pruned model towards what its dense model says, without reading a label.
+
+The closed form is best matrix by matrix; norms, MLPs and attention cannot make up for one another there. Here all
+parameters but the embedding and the head move together. Which loss and rate serve is tried first, a few steps each from
+the same start, and judged on calibration rows that are held back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sieve.errors import InputError
+from sieve.healing.forward import packs
+from sieve.healing.loop import Course, Setting, heal_steps, held_back_distance, restore, state_of
+from sieve.healing.masters import trained_parameters
+from sieve.healing.teacher import Lessons, teach
+from sieve.models.loading import evaluating, load_model
+from sieve.tasks import Example, Task, load_task
+from sieve.utils import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STEPS = 50
+ROWS = 32  # lessons of a step
+_EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
+_TRIED = 8  # steps of a try
+_LOOKS = 5  # at the held-back rows, on the way
+OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(1.0, 0.1, 2e-4))
+OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What was done to a model.
+
+    before, after: mean KL(teacher ‖ model) on the held-back rows, in nats: between the choices of a question, or over
+        tokens where there are none. `after` is never larger.
+    course: of the steps that were taken from the start with the setting that was chosen; tries: of those before.
+    training, held_back: rows; skipped: rows without a token to predict; trained: parameters.
+    """
+
+    before: float
+    after: float
+    course: Course
+    tries: list[Course]
+    training: int
+    held_back: int
+    skipped: int
+    trained: int
+    seconds: float
+
+    def report(self) -> dict[str, Any]:
+        """Plain values for JSON; what diverged has no number."""
+        return {
+            "kind": "label-free",
+            "steps": self.course.best,
+            "steps_tried": self.course.curve[-1][0],
+            "setting": asdict(self.course.setting),
+            "held_back": {
+                "rows": self.held_back,
+                "before": self.before,
+                "after": self.after,
+                "curve": [[step, _finite(value)] for step, value in self.course.curve],
+            },
+            "tries": [
+                {**asdict(one.setting), "steps": one.curve[-1][0], "held_back": _finite(one.curve[-1][1])}
+                for one in self.tries
+            ],
+            "losses": [_finite(loss) for loss in self.course.losses],
+            "rows": self.training,
+            "skipped": self.skipped,
+            "trained_parameters": self.trained,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def heal(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str | Path | Task,
+    teacher: PreTrainedModel | str,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Healing:
+    """Heal a pruned model in place: afterwards it is nearer to `teacher` on rows held back, or as it was.
+
+    Only the task's calibration split is read, and none of its labels.
+
+    Args:
+        model: pruned (`sieve.apply_`, `sieve.load`), in any dtype; it is changed in place, zeros of masks stay.
+        tokenizer: of both models.
+        teacher: the dense model, or what `sieve.load_model` finds it by.
+        steps: None: 50, or so many that each calibration row is seen at most twice.
+        seed: of the task's splits and of the order of rows.
+
+    Raises: InputError for too few calibration rows, or a teacher with another vocabulary.
+
+    Example:
+        >>> healing = sieve.heal(pruned, tokenizer, "geography", teacher="smollm2")
+        >>> healing.before, healing.after
+        (0.31, 0.12)
+    """
+    task = load_task(task)
+    check_steps(steps)
+    examples = task.splits(seed)["calibration"]
+    if isinstance(teacher, str):
+        teacher, _ = load_model(teacher, device=model.device)
+    same = (one.get_output_embeddings().weight.shape[0] for one in (model, teacher))
+    if len(set(same)) > 1:
+        raise InputError(
+            "the teacher has another vocabulary than the model: name the dense model that it was made from"
+        )
+    return heal_(model, lessons_of(teacher, tokenizer, task, examples, steps), steps, seed)
+
+
+def check_steps(steps: int | None) -> None:
+    """InputError unless it is None or a number of steps."""
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise InputError(f"the steps of healing must be a whole number of at least 1, got {steps!r}")
+
+
+def lessons_of(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    steps: int | None = None,
+) -> Lessons:
+    """The teacher's values of as many calibration rows as healing will use; the teacher is not needed afterwards."""
+    return teach(teacher, tokenizer, task, examples, (steps or STEPS) * ROWS)
+
+
+def heal_(model: PreTrainedModel, lessons: Lessons, steps: int | None = None, seed: int = 0) -> Healing:
+    """`heal` by lessons that were taught before."""
+    started = time.perf_counter()
+    training, held_back = lessons.training, lessons.held_back
+    steps = steps or max(1, min(STEPS, _EPOCHS * len(training) // ROWS))
+    settings = OF_CHOICES if training[0].question.choices else OF_TOKENS
+    with evaluating(model):
+        together = packs(model, [lesson.question for lesson in (*training, *held_back)])
+    start, before = state_of(model), held_back_distance(model, held_back, together)
+    tried = min(_TRIED, steps)
+    tries = []
+    with progress.bar("healing", len(settings) * tried + steps, "steps") as advance:
+        for setting in settings:
+            tries.append(
+                heal_steps(model, training, held_back, setting, tried, ROWS, seed, 1, before, together, advance)
+            )
+            progress.say(f"  tried {setting}: {before:.4f} → {tries[-1].curve[-1][1]:.4f} nats after {tried} steps")
+            restore(model, start)
+        best = min(tries, key=lambda one: one.curve[-1][1]).setting
+        course = heal_steps(model, training, held_back, best, steps, ROWS, seed, _LOOKS, before, together, advance)
+    if course.best == 0:
+        progress.note("healing brought the model no nearer to the dense one on held-back rows: it is as it was before")
+    return Healing(
+        before, course.after, course, tries, len(training), len(held_back), lessons.skipped,
+        sum(parameter.numel() for parameter in trained_parameters(model).values()), time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < math.inf else None

@@ -1,0 +1,96 @@
+"""AdamW on float32 copies of a model's parameters: a step on a norm of 1 is below what bfloat16 can hold."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BETAS = (0.9, 0.98)
+_WARM_UP = 4  # one step in so many
+_LAST = 0.05  # of the rate, at the end of the cosine
+_CLIP = 1.0  # norm of a step's gradient
+
+
+def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Every parameter but those of the embedding and the output head."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    left = {id(parameter) for table in tables if table is not None for parameter in table.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in left}
+
+
+class Masters:
+    """The optimiser: gradients are summed in float32, zeros of masked matrices stay zeros.
+
+    Args:
+        model: its parameters are changed in place at each step.
+        rate: the largest learning rate, after the warm-up; steps: after which it has come down to a twentieth.
+    """
+
+    def __init__(self, model: PreTrainedModel, rate: float, steps: int):
+        self._parameters = trained_parameters(model)
+        self._wide = {name: one.detach().to(_wide(one.dtype), copy=True) for name, one in self._parameters.items()}
+        self._zeros = _zeros(model, self._parameters)
+        self._adam = torch.optim.AdamW(self._wide.values(), lr=rate, betas=_BETAS, weight_decay=0.0)
+        warm = max(1, steps // _WARM_UP)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._adam,
+            lambda step: (
+                min(1.0, (step + 1) / warm)
+                * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
+            ),
+        )
+        self._was_trained = {name: one.requires_grad for name, one in model.named_parameters()}
+        self._model = model
+
+    def __enter__(self) -> Masters:
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(self._was_trained[name])
+            parameter.grad = None
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a part of the step's loss."""
+        loss.backward()
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            wide, gradient = self._wide[name], parameter.grad
+            wide.grad = gradient.to(wide.dtype, copy=True) if wide.grad is None else wide.grad.add_(gradient)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Change the model by the gradients so far; False, and no change, where they are not finite."""
+        norm = nn.utils.clip_grad_norm_(self._wide.values(), _CLIP)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._adam.step()
+            for name, wide in self._wide.items():
+                if name in self._zeros:
+                    wide.masked_fill_(self._zeros[name], 0)
+                self._parameters[name].copy_(wide)
+        self._adam.zero_grad()
+        self._schedule.step()
+        return finite
+
+
+def _zeros(model: PreTrainedModel, parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Where the weights of masked matrices are zero."""
+    masked = getattr(getattr(model.config, "quantization_config", None), "masks", {})
+    return {f"{name}.weight": parameters[f"{name}.weight"].detach() == 0 for name in masked}
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,117 @@
+"""What the dense model says of the calibration rows, computed once and kept: the lessons of a pruned model.
+
+Of each predicted token the likeliest tokens' log-probabilities are kept, and what is left for all others: exact for
+small vocabularies, and a hundredth of the memory for large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sieve.errors import InputError
+from sieve.healing.forward import packs, predict
+from sieve.healing.rows import Question, in_passes, questions_of
+from sieve.models.loading import evaluating
+from sieve.tasks import Example, Task
+from sieve.utils import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOP = 256  # tokens of the vocabulary whose probability is kept
+FEWEST = 32  # calibration rows
+_HELD_BACK, _MOST_HELD_BACK = 8, 256  # one row in so many, at most so many
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A question and what the teacher says of it.
+
+    top: int64 [targets, k], the likeliest tokens at each target; logprobs: float32 [targets, k], theirs.
+    judged: float32 [endings], as the task compares them.
+    """
+
+    question: Question
+    top: torch.Tensor
+    logprobs: torch.Tensor
+    judged: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """training, held_back: disjoint, of the calibration split; rows of one group are on one side.
+
+    skipped: rows that have nothing to predict.
+    taught: the examples of all lessons of choices, and answers: the choice that the teacher gives each of them.
+    """
+
+    training: list[Lesson]
+    held_back: list[Lesson]
+    skipped: int
+    taught: list[Example]
+    answers: list[int]
+
+
+def teach(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], most: int
+) -> Lessons:
+    """The teacher's values of the calibration rows; labels are not read.
+
+    Args:
+        examples: the calibration split.
+        most: training rows that will be used; more are not looked at.
+
+    Raises: InputError for fewer than `FEWEST` rows.
+    """
+    if len(examples) < FEWEST:
+        raise InputError(
+            f"{task.where}: healing needs at least {FEWEST} calibration rows, some of them held back to judge by, and "
+            f"there are {len(examples)}: give the calibration split more (splits), or leave healing out"
+        )
+    border = _border(examples)
+    parts = [examples[:border][:most], examples[border:]]
+    with evaluating(teacher):
+        found = [questions_of(teacher, tokenizer, task, part) for part in parts]
+        questions = [[one for one in part if one is not None] for part in found]
+        if not all(questions):
+            raise InputError(f"{task.where}: no calibration row has a token to predict, so there is nothing to heal by")
+        every = [one for part in questions for one in part][: most + _MOST_HELD_BACK]
+        together = packs(teacher, every)
+        training, held_back = (_lessons(teacher, part[:limit], together) for part, limit in
+                               zip(questions, (most, _MOST_HELD_BACK), strict=True))  # fmt: skip
+    skipped = sum(one is None for part in found for one in part)
+    taught, answers = [], []
+    if task.type == "multiple_choice":
+        taught = [example for part, asked in zip(parts, found, strict=True)
+                  for example, one in zip(part, asked, strict=True) if one is not None]  # fmt: skip
+        answers = [int(lesson.judged.argmax()) for lesson in (*training, *held_back)]
+    return Lessons(training, held_back, skipped, taught, answers)
+
+
+def _border(examples: Sequence[Example]) -> int:
+    """Where the rows that are held back begin: never inside a group, whose rows lie side by side."""
+    border = len(examples) - min(max(len(examples) // _HELD_BACK, FEWEST // 4), _MOST_HELD_BACK)
+    while border > FEWEST // 2 and examples[border - 1].group and examples[border - 1].group == examples[border].group:
+        border -= 1
+    return border
+
+
+@torch.no_grad()
+def _lessons(teacher: PreTrainedModel, questions: Sequence[Question], together: bool) -> list[Lesson]:
+    lessons: dict[int, Lesson] = {}
+    with progress.bar("teaching", len(questions), "rows") as advance:
+        for numbers in in_passes(questions):
+            asked = [questions[number] for number in numbers]
+            predicted = predict(teacher, asked, together)
+            logprobs, top = predicted.logprobs.topk(min(TOP, predicted.logprobs.shape[1]), sorted=False)
+            first = 0
+            for number, one, judged in zip(numbers, asked, predicted.judged, strict=True):
+                own = slice(first, first + one.targets)
+                lessons[number] = Lesson(one, top[own].cpu(), logprobs[own].cpu(), judged.cpu())
+                first += one.targets
+            advance(len(numbers))
+    return [lessons[number] for number in range(len(questions))]
