@@ -228,7 +228,6 @@ TABLE: dict[str, tuple[Rule, ...]] = {
             "lowrank.triton_kernels.grouped:group",
             "tiles of all layers side by side, sums split to fill the GPU",
             _grouped,
-            _never,
         ),
         Rule("torch", "lowrank.gpu:group", "library products", _on_gpu, _by_library),
         _few("lowrank.triton_kernels.few_rows:group"),

@@ -20,6 +20,15 @@ def overlaps(rows: int, device: torch.device) -> bool:
     return device.type == "cuda" and (rows >= ROWS_WHEN_EAGER or torch.cuda.is_current_stream_capturing())
 
 
+def either(make: Callable[[bool], Callable], count: int, rows: int, device: torch.device) -> Callable:
+    """A function that takes, call by call, make(False) or, where `count` pieces of so many rows overlap, make(True)."""
+    alone = make(False)
+    if count < 2:
+        return alone
+    beside = make(True)
+    return lambda *arguments: (beside if overlaps(rows, device) else alone)(*arguments)
+
+
 def side_by_side(works: Sequence[Callable[[], Result]], rows: int, device: torch.device) -> list[Result]:
     """What `works` return, of which none needs another's results, for so many rows; the current stream goes on behind
     all.

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
 from sieve_kernels.core.plans import Plans, once
-from sieve_kernels.core.streams import overlaps, side_by_side
+from sieve_kernels.core.streams import either, side_by_side
 from sieve_kernels.glu.reference import width
 from sieve_kernels.lowrank.cpu import linear, product
-from sieve_kernels.lowrank.gpu import halves_, outputs, pivoted
+from sieve_kernels.lowrank.gpu import halves_, outputs, pivoted, shaped
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise.columns import act_mul
 
@@ -22,13 +22,18 @@ Layer = Sequence[Tensor]
 
 
 def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Callable:
-    find, shape, join = _unordered(x, ((A_gate, B_gate), (A_up, B_up))), (*x.shape[:-1], len(B_gate)), once(act_mul)
+    inner, shape = ((A_gate, B_gate), (A_up, B_up)), (*x.shape[:-1], len(B_gate))
 
-    def run(x, A_gate, B_gate, A_up, B_up, activation):
-        gate, up = find(as_rows(x), ((A_gate, B_gate), (A_up, B_up)))
-        return join(gate, up, activation, None, None, gate).view(shape)
+    def make(overlapping):
+        find, join = _unordered(x, inner, overlapping), once(act_mul)
 
-    return run
+        def run(x, A_gate, B_gate, A_up, B_up, activation):
+            gate, up = find(x, ((A_gate, B_gate), (A_up, B_up)))
+            return shaped(join(gate, up, activation, None, None, gate), shape)
+
+        return run
+
+    return either(make, 2, _rows(x), x.device)
 
 
 swiglu = Plans(_prepare_swiglu)
@@ -38,21 +43,26 @@ an activation."""
 
 def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable:
     *inner, down = layers
-    find, shape, join = _unordered(x, inner), (*x.shape[:-1], width(down)), once(act_mul)
+    return either(partial(_mlp_run, x, inner, down), len(inner), _rows(x), x.device)
+
+
+def _mlp_run(x: Tensor, inner: Sequence[Layer], down: Layer, overlapping: bool) -> Callable[..., Tensor]:
+    """`_prepare_mlp`'s function, for gate and up that overlap or that follow one another."""
+    find, shape, join = _unordered(x, inner, overlapping), (*x.shape[:-1], width(down)), once(act_mul)
     last = (F.linear, linear, once(pivoted))[len(down) - 1]
     last_arguments = () if len(down) == 1 else (None,)
 
     def run(x, layers, activation):
         *inner, down = layers
-        found = find(as_rows(x), inner)
+        found = find(x, inner)
         indices = [inverse(layer[2]) if len(layer) == 3 else None for layer in inner]
         if len(inner) == 1:
             if indices[0] is None:
-                found, indices = found[0].chunk(2, 1), (None, None)
+                found, indices = found[0].chunk(2, -1), (None, None)
             else:
                 found, indices = found * 2, indices[0].chunk(2)
         h = join(*found, activation, *indices)
-        return last(h, *down, *last_arguments).view(shape)
+        return shaped(last(h, *down, *last_arguments), shape)
 
     return run
 
@@ -62,13 +72,18 @@ mlp = Plans(_prepare_mlp)
 (A, B) or (A, C, permutation). Two layers are gate and up, stacked, and down."""
 
 
-def _unordered(x: Tensor, layers: Sequence[Layer]) -> Callable[[Tensor, Sequence[Layer]], list[Tensor]]:
-    """A function of x [T, n] and layers of it to their outputs, a pivoted pair's as `halves_` leaves them."""
-    rows, device, widths = x.numel() // max(1, x.shape[-1]), x.device, [width(layer) for layer in layers]
+def _rows(x: Tensor) -> int:
+    return x.numel() // max(1, x.shape[-1])
+
+
+def _unordered(x: Tensor, layers: Sequence[Layer], overlapping: bool) -> Callable[..., Sequence[Tensor]]:
+    """A function of x [..., n] and layers of it to their outputs, a pivoted pair's as `halves_` leaves them, [T, m]."""
+    rows, device, widths = _rows(x), x.device, [width(layer) for layer in layers]
     works = [(_dense, _pair, _halves)[len(layer) - 1] for layer in layers]
+    in_rows = overlapping or _halves in works
 
     def find(x, layers):
-        overlapping = len(works) > 1 and overlaps(rows, device)
+        x = as_rows(x) if in_rows else x
         # Outputs belong to the stream that goes on with them.
         outs = [outputs(x, m) if overlapping else None for m in widths]
         calls = [partial(work, x, *layer[:2], out) for work, layer, out in zip(works, layers, outs, strict=True)]

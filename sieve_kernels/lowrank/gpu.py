@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.core.plans import Plans, once
-from sieve_kernels.core.streams import overlaps, side_by_side
+from sieve_kernels.core.plans import Plans, once, without_views
+from sieve_kernels.core.streams import either, side_by_side
 from sieve_kernels.lowrank.cpu import linear, product
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise.columns import gather_columns, join_columns
@@ -54,13 +54,8 @@ def _prepare_group(
 
     Stacked factors would be fewer products, but a second copy of the weights.
     """
-    rows, device = x.numel() // max(1, x.shape[-1]), x.device
-    alone, beside = (_group_run(x, As, Bs, permutations, overlapping) for overlapping in (False, True))
-
-    def run(*arguments):
-        return (beside if len(As) > 1 and overlaps(rows, device) else alone)(*arguments)
-
-    return run
+    rows = x.numel() // max(1, x.shape[-1])
+    return either(partial(_group_run, x, As, Bs, permutations), len(As), rows, x.device)
 
 
 def _group_run(
@@ -76,7 +71,7 @@ def _group_run(
     joins = [None if permutations is None or one else once(join_columns) for one in whole]
 
     def run(x, As, Bs, biases, permutations=None):
-        tokens, indices = as_rows(x), none
+        indices, tokens = none, as_rows(x) if overlapping or permutations is not None else x
         # Outputs belong to the stream that goes on with them.
         outs = [outputs(tokens, width) for width in widths] if overlapping else none
         if permutations is not None:
@@ -85,9 +80,14 @@ def _group_run(
         layers = zip(As, Bs, biases or none, indices, joins, outs, strict=True)
         works = [partial(_layer, tokens, *layer) for layer in layers]
         ys = side_by_side(works, rows, device) if overlapping else [work() for work in works]
-        return [y.view(shape) for y, shape in zip(ys, shapes, strict=True)]
+        return [shaped(y, shape) for y, shape in zip(ys, shapes, strict=True)]
 
     return run
+
+
+def shaped(y: Tensor, shape: Sequence[int]) -> Tensor:
+    """y, which nobody else holds, in this shape; never a view, which could not be changed in place."""
+    return y if y.shape == shape else without_views(y.view(shape))
 
 
 def _made_whole(
@@ -109,8 +109,8 @@ def _layer(
     join: Callable | None,
     out: Tensor | None,
 ) -> Tensor:
-    """y [T, m] of x [T, n], in `out` if given; with `join` B is C, and the columns of [z, z Cᵀ] are those of the
-    index."""
+    """y [T, m] of x [T, n], in `out` if given; with `join` B is C, and the columns of [z, z Cᵀ] are those of the index.
+    Without both x may be [..., n]."""
     z = F.linear(x, A)
     return product(z, B, bias, out) if join is None else join(z, F.linear(z, B), index, bias, out)
 

@@ -80,26 +80,34 @@ def test_a_gpu_takes_triton_between_products(operator):
         assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows)) == "triton"
 
 
-@pytest.mark.parametrize(
-    ("operator", "rank", "served", "not_served"),
-    [
-        ("lowrank_linear", 1024, dispatch.HALF_TILE_ROWS, (32, 65)),
-        ("lowrank_linear_group", 4, dispatch.SOME_ROWS_GPU, (128, 513)),
-    ],
-)
-def test_what_no_gpu_has_measured_is_taken_only_if_asked_for(monkeypatch, operator, rank, served, not_served):
-    """On GPUs that copy tiles, as from Hopper on."""
+def of_capability(monkeypatch, *capability):
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+def test_groups_of_some_rows_share_launches_where_tiles_are_copied(monkeypatch):
+    """On GPUs as from Hopper on."""
     for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
-        for rows in served[::100]:
-            call = dispatch.Call(GPU, torch.bfloat16, rows, rank)
-            assert choose(operator, call) == "torch"
-            assert choose(operator, call, "triton_grouped") == name
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for rows in not_served:
-        assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows, rank), "triton_grouped") != "triton_grouped"
-    assert choose("lowrank_linear", dispatch.Call(GPU, torch.bfloat16, 64, 1025), "triton_grouped") == "torch"
+        of_capability(monkeypatch, *capability)
+        for rows in dispatch.SOME_ROWS_GPU[::100]:
+            assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == name
+    of_capability(monkeypatch, 9, 0)
+    for rows in (128, 513):
+        assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == "torch"
+    assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.float32, 256, 4)) == "torch"
+
+
+def test_pairs_of_half_a_tile_share_launches_only_if_asked_for(monkeypatch):
+    for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
+        of_capability(monkeypatch, *capability)
+        for rows in dispatch.HALF_TILE_ROWS[::10]:
+            call = dispatch.Call(GPU, torch.bfloat16, rows, 1024)
+            assert choose("lowrank_linear", call) == "torch"
+            assert choose("lowrank_linear", call, "triton_grouped") == name
+    of_capability(monkeypatch, 9, 0)
+    for rows, rank in ((32, 1024), (65, 1024), (64, 1025)):
+        call = dispatch.Call(GPU, torch.bfloat16, rows, rank)
+        assert choose("lowrank_linear", call, "triton_grouped") != "triton_grouped"
 
 
 def test_mlp_on_a_gpu():
