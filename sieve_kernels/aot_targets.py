@@ -70,7 +70,7 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "quantized_kernel M32": {32: WARPS},
     "few_rows_kernel T1": {16: ADDS},
     "few_rows_kernel T16": {16: WARPS},
-    "packed_gemv_kernel": {16: ADDS},
+    "integers_gemv_kernel": {16: ADDS},
     "few_rows_glu_kernel T1": {16: ADDS},
     "few_rows_glu_kernel T16": {16: WARPS},
     "fused_kernel": {16: TILES, 32: TILES},

@@ -71,6 +71,17 @@ def test_few_rows_take_shares(implementation, bits, dtype, monkeypatch, device):
     assert torch.equal(lowrank_linear_quantized(*tensors), lowrank_linear_quantized(*tensors))
 
 
+@both
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4), (4, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "rank", "m"), [(256, 64, 96), (20000, 32, 200), (320, 160, 64), (96, 40, 200)])
+def test_one_row_of_whole_words(implementation, bits, dtype, n, rank, m, device):
+    """Rows of 32-bit words, which a GPU reads whole; longer rows than it reads at once, and groups cut short."""
+    tensors = make((1,), n, m, rank, bits, dtype, device)
+    check(tensors)
+    check([*tensors[:-1], None])
+
+
 @pytest.mark.parametrize("rows", [1, 16, 17, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_steps_are_as_long_as_four_threads_unpack(dtype, rows):

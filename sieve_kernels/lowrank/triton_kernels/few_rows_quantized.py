@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels import tiles
+from sieve_kernels import dispatch, tiles
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.quantize import GROUP
@@ -22,59 +22,152 @@ from sieve_kernels.lowrank.triton_kernels.few_rows import (
     rows_of,
     serves,
 )
-from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import begin, small_integer
+from sieve_kernels.lowrank.triton_kernels.few_rows_kernel import begin
 from sieve_kernels.lowrank.triton_kernels.quantized import quantized as of_any_bits
 
 
 @triton.jit
-def packed_gemv_kernel(
-    x_ptr,  # [2 · BYTES]
-    w_ptr,  # [N, BYTES] uint8, the even column in the low bits
-    scale_ptr,  # [N, ⌈2 · BYTES / COLUMNS⌉]
+def integers_gemv_kernel(
+    x_ptr,  # [K]
+    w_ptr,  # [N, K] int8; [N, K / 2] uint8 if BITS is 4, the even column in the low bits
+    scale_ptr,  # [N]; [N, ⌈K / COLUMNS⌉] if BITS is 4
     bias_ptr,  # [N]
     out_ptr,  # [N]
     N,
-    BYTES,
-    stride_w,
+    WORDS,  # of 32 bits, in a row of w
+    stride_w,  # words
     stride_scale,
+    EXPONENT,  # the bits of 2²³; as a constant they would take an instruction of their own
+    BITS: tl.constexpr,
     COLUMNS: tl.constexpr,  # per scale
     BIASED: tl.constexpr,
-    EARLY: tl.constexpr,
+    EARLY: tl.constexpr,  # weights and scales are complete before the wait
     OVERLAP: tl.constexpr,
-    ACC: tl.constexpr,
+    ONE_STEP: tl.constexpr,  # WORDS is at most BLOCK_W
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # bytes
-    VECTOR: tl.constexpr,  # bytes that a thread loads at once, under one scale
+    BLOCK_W: tl.constexpr,
 ):
     """out = w x + bias. Grid: (tiles of out,)."""
-    PER_SCALE: tl.constexpr = COLUMNS // (2 * VECTOR)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     used = rows < N
-    begin(w_ptr, rows, used, BYTES, stride_w, OVERLAP, BLOCK_N, BLOCK_K)
+    w_ptr = w_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    if ONE_STEP and EARLY:
+        w, scale = integers(w_ptr, scale_ptr, rows, used, 0, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
+    begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_W)
     if BIASED:
         bias = tl.load(bias_ptr + rows, mask=used, other=0.0)
-    ks = tl.arange(0, BLOCK_K)
-    vectors = tl.arange(0, BLOCK_K // VECTOR)
-    acc = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), dtype=ACC)
-    for start in range(0, BYTES, BLOCK_K):
-        inside = start + ks < BYTES
-        at = w_ptr + rows[:, None].to(tl.int64) * stride_w + (start + ks)[None, :]
-        w = tl.load(at, mask=used[:, None] & inside[None, :], other=0)
-        both = 2 * start + tl.arange(0, 2 * BLOCK_K)
-        x = tl.load(x_ptr + both, mask=both < 2 * BYTES, other=0.0).to(ACC)
-        even, odd = tl.split(tl.reshape(x, (BLOCK_K, 2)))
-        low, high = small_integer(w & 15, 8), small_integer(w >> 4, 8)
-        product = low * even[None, :] + high * odd[None, :]
-        sums = tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // VECTOR, VECTOR)), 2)
-        of_scale = (start // VECTOR + vectors) // PER_SCALE
-        exists = of_scale < tl.cdiv(2 * BYTES, COLUMNS)
-        scale_at = scale_ptr + rows[:, None].to(tl.int64) * stride_scale + of_scale[None, :]
-        scale = tl.load(scale_at, mask=used[:, None] & exists[None, :], other=0.0)
-        acc += sums * scale.to(ACC)
-    y = tl.sum(acc, 1)
+    if ONE_STEP:
+        if not EARLY:
+            w, scale = integers(w_ptr, scale_ptr, rows, used, 0, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
+        y = integers_times(w, scale, x_ptr, 0, WORDS, EXPONENT, BITS, COLUMNS, BLOCK_N, BLOCK_W)
+    else:
+        y = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        for at in range(0, WORDS, BLOCK_W):
+            w, scale = integers(w_ptr, scale_ptr, rows, used, at, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
+            y += integers_times(w, scale, x_ptr, at, WORDS, EXPONENT, BITS, COLUMNS, BLOCK_N, BLOCK_W)
     if BIASED:
-        y += bias.to(ACC)
+        y += bias.to(tl.float32)
     tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=used)
+
+
+@triton.jit
+def integers(
+    w_ptr,
+    scale_ptr,
+    rows,
+    used,
+    at,
+    WORDS,
+    stride_w,
+    stride_scale,
+    BITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Words [BLOCK_N, BLOCK_W] of some rows from `at` on, and their scales [BLOCK_N], of 4 bits [BLOCK_N, groups]."""
+    words = at + tl.arange(0, BLOCK_W)
+    ptrs = w_ptr + rows[:, None].to(tl.int64) * stride_w + words[None, :]
+    w = tl.load(ptrs, mask=used[:, None] & (words < WORDS)[None, :], other=0)
+    if BITS == 8:
+        scale = tl.load(scale_ptr + rows.to(tl.int64) * stride_scale, mask=used, other=0.0)
+    else:
+        LENGTH: tl.constexpr = COLUMNS // 8  # words
+        groups = at // LENGTH + tl.arange(0, BLOCK_W // LENGTH)
+        exists = groups < tl.cdiv(WORDS, LENGTH)
+        ptrs = scale_ptr + rows[:, None].to(tl.int64) * stride_scale + groups[None, :]
+        scale = tl.load(ptrs, mask=used[:, None] & exists[None, :], other=0.0)
+    return w, scale.to(tl.float32)
+
+
+@triton.jit
+def integers_times(
+    w,
+    scale,
+    x_ptr,
+    at,
+    WORDS,
+    EXPONENT,
+    BITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Scaled products [BLOCK_N] of what `integers` read with x.
+
+    Four numbers of x are loaded as 64 bits, and so each thread has those that its words meet.
+    """
+    words = at + tl.arange(0, BLOCK_W)
+    fours = x_ptr.to(tl.pointer_type(tl.int64), bitcast=True)
+    if BITS == 8:
+        x = beside(w, tl.load(fours + words, mask=words < WORDS, other=0))
+        # 0x80808080: 128 more, so that no integer has a sign.
+        y = tl.sum(four_products(w ^ -0x7F7F7F80, x, EXPONENT, x_ptr.dtype.element_ty, 8), 1) * scale
+    else:
+        first = beside(w, tl.load(fours + 2 * words, mask=words < WORDS, other=0))
+        second = beside(w, tl.load(fours + 2 * words + 1, mask=words < WORDS, other=0))
+        sums = four_products(w, first, EXPONENT, x_ptr.dtype.element_ty, 4)
+        sums += four_products(w >> 16, second, EXPONENT, x_ptr.dtype.element_ty, 4)
+        of_groups = tl.sum(tl.reshape(sums, (BLOCK_N, BLOCK_W * 8 // COLUMNS, COLUMNS // 8)), 2)
+        y = tl.sum(of_groups * scale, 1)
+    return y
+
+
+@triton.jit
+def beside(w, x):
+    """x [BLOCK_W] for every row of w [BLOCK_N, BLOCK_W].
+
+    The zero, which only the assembler sees through, makes Triton hand x to the threads that hold w here, as whole
+    words, and not later, number by number.
+    """
+    return x[None, :] | ((w & 1) >> 1).to(tl.int64)
+
+
+@triton.jit
+def four_products(w, x, EXPONENT, DTYPE: tl.constexpr, BITS: tl.constexpr):
+    """Sums of the products of the four lowest integers of each word [BLOCK_N, BLOCK_W] with the four of x."""
+    sums = one_product(w, x, EXPONENT, DTYPE, BITS, 0)
+    for i in tl.static_range(1, 4):
+        sums += one_product(w, x, EXPONENT, DTYPE, BITS, i)
+    return sums
+
+
+@triton.jit
+def one_product(w, x, EXPONENT, DTYPE: tl.constexpr, BITS: tl.constexpr, AT: tl.constexpr):
+    """Products of the AT-th integer of each word [BLOCK_N, BLOCK_W], 2^(BITS - 1) too large, and the AT-th of each x.
+
+    The bits stay where they are, behind those of 2²³: as float32 they are 2²³ plus the integer times a power of two, by
+    which x is divided. A GPU converts integers at a quarter of the rate of arithmetic, slower than it reads them.
+    """
+    PLACE: tl.constexpr = AT * BITS % 16
+    if AT * BITS >= 16:
+        w = w >> 16
+    bits = (w & (((1 << BITS) - 1) << PLACE)) | EXPONENT
+    value = bits.to(tl.float32, bitcast=True) - (8388608.0 + (1 << (BITS - 1 + PLACE)))
+    if tl.bfloat16 == DTYPE:  # whose bits are the upper ones of float32
+        of_x = ((x >> (16 * AT)).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        of_x = (x >> (16 * AT)).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
+    return value * (of_x * (1.0 / (1 << PLACE)))
 
 
 def _prepare_quantized(
@@ -84,13 +177,13 @@ def _prepare_quantized(
     _, width = columns([r])
     if not serves(x, A_q, B_q):
         return of_any_bits
-    if A_q.dtype == B_q.dtype == torch.int8:
+    if T == 1 and _whole_words(A_q, n) and _whole_words(B_q, r):
+        first, second = _gemv(A_q, A_scale, False, early=False), _gemv(B_q, B_scale, bias is not None, early=True)
+    elif A_q.dtype == B_q.dtype == torch.int8:
         options = {"device": x.device, "bits": 8, "scaled": True}
         first = make_launch(T, row_stride(x), [Product(r, n, A_q.stride(0), width)], early=False, **options)
         products = [Product(m, r, B_q.stride(0), m)]
         second = make_launch(T, width, products, early=True, biased=bias is not None, **options)
-    elif A_q.dtype == B_q.dtype == torch.uint8 and T == 1 and n % 2 == r % 2 == 0:
-        first, second = _packed(A_q, A_scale, False, early=False), _packed(B_q, B_scale, bias is not None, early=True)
     else:
         return of_any_bits
     make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], m), dtype, x.device)
@@ -104,27 +197,45 @@ def _prepare_quantized(
     return run
 
 
-def _packed(q: Tensor, scale: Tensor, biased: bool, early: bool) -> Launch:
-    """The launch of a factor of 4 bits; it takes x, integers, scales, the bias if there is one, and the output."""
-    N, size = q.shape
-    block_k = min(2048, max(256, triton.next_power_of_2(size)))
-    block_n, overlap = 4096 // block_k, OVERLAP_GEMV if tiles.has_tma(q.device) else 0
+def _whole_words(q: Tensor, columns: int) -> bool:
+    """Whether rows of a factor with so many columns are words of 32 bits."""
+    return q.shape[1] % 4 == 0 and columns % (4 if q.dtype == torch.int8 else 8) == 0
+
+
+def _gemv(q: Tensor, scale: Tensor, biased: bool, early: bool) -> Launch:
+    """The launch of a factor and one row; it takes x, integers, scales, the bias if there is one, and the output."""
+    (N, size), bits = q.shape, 8 if q.dtype == torch.int8 else 4
+    block_n, block_w, num_warps = gemv_tile(N, size // 4, q.device)
+    overlap = OVERLAP_GEMV if tiles.has_tma(q.device) else 0
     return Launch(
-        packed_gemv_kernel,
+        integers_gemv_kernel,
         (triton.cdiv(N, block_n),),
-        (N, size, q.stride(0), scale.stride(0)),
+        (N, size // 4, q.stride(0) // 4, scale.stride(0), 0x4B000000),
         tensors=["x_ptr", "w_ptr", "scale_ptr", *(["bias_ptr"] if biased else []), "out_ptr"],
+        BITS=bits,
         COLUMNS=GROUP,
         BIASED=biased,
         EARLY=early,
         OVERLAP=overlap,
-        ACC=tl.float32,
+        ONE_STEP=size // 4 <= block_w,
         BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        VECTOR=16,
-        num_warps=4,
+        BLOCK_W=block_w,
+        num_warps=num_warps,
         **({"launch_pdl": True} if overlap else {}),
     )
+
+
+def gemv_tile(N: int, words: int, device: torch.device) -> tuple[int, int, int]:
+    """Rows and words of a program's step, and its warps, for N rows of so many words.
+
+    Rows are read whole, and so many of them that a thread asks for 64 bytes at once, but not so many that processors
+    have less than two programs.
+    """
+    block_w = min(4096, max(64, triton.next_power_of_2(words)))
+    block_n = min(16, max(1, 2048 // block_w))
+    while block_n > 1 and triton.cdiv(N, block_n) < 2 * dispatch.processors(device):
+        block_n //= 2
+    return block_n, block_w, 8 if block_w > 2048 else 4
 
 
 quantized = Plans(_prepare_quantized)
