@@ -23,7 +23,7 @@ from sieve.compression.masks.masks import Masks
 from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
-from sieve.evaluation.scoring import evaluate
+from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.models.loading import load_model
 from sieve.registry import MASKS
@@ -35,13 +35,14 @@ from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import best_refitted, smallest_refitted
-from sieve.searchers.run import run_search
+from sieve.searchers.run import asked_of, run_search
 from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
 from sieve.tasks.stored import describe_data
 from sieve.utils import progress
 from sieve.utils.files import cache_folder, require_new, require_space
+from sieve.utils.identity import identity_of
 
 MEASURED = ("fitness", "validation", "test")  # the splits whose scores are in the report
 _JOURNAL_BYTES = 64 << 20  # of the largest search: some thousand evaluations of some hundred examples
@@ -102,11 +103,17 @@ def _pruned(
             general_text(recipe.general).splits(recipe.seed)
         require_space(output, model_bytes(model) + _JOURNAL_BYTES)  # masked or not, no model grows
     unfinished.begin(recipe, task, found)
-    with stages("dense"):
+    identity = identity_of(model, tokenizer) | {"task": repr(asked_of(task))}
+    with stages("dense"), unfinished.dense(identity) as kept:
+
+        def score(split: str) -> Scores:
+            key = f"dense on {split} {found[split]['sha256']}"
+            return remembered(kept, key, lambda: evaluate(model, tokenizer, task, splits[split]))
+
         # Before anything is done to the model, and before the long work that a task without signal would be lost on.
         levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
-        dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels)
-        dense_test = evaluate(model, tokenizer, task, splits["test"])
+        dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels, score)
+        dense_test = score("test")
         if recipe.shared_input:
             _require_plans(recipe, share_inputs_(model))
     with stages("calibrate"):

@@ -6,9 +6,10 @@ with the journal comes to where it was without running the model, and on to the 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
 from sieve.run.recipe import Recipe
@@ -26,8 +27,11 @@ from sieve.utils.files import (
 )
 from sieve.utils.safe_yaml import read_yaml
 
-_LOCK, _RECIPE, _DATA, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "journal.txt"
-_FILES = (_RECIPE, TASK_FILE, _DATA, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
+if TYPE_CHECKING:
+    from sieve.searchers.engine.journal import Journal
+
+_LOCK, _RECIPE, _DATA, _DENSE, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "dense.txt", "journal.txt"
+_FILES = (_RECIPE, TASK_FILE, _DATA, _DENSE, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
 
 
 class Unfinished:
@@ -89,6 +93,14 @@ class Unfinished:
             write_json(self._folder / _RECIPE, recipe.beside_task())
         write_json(self._folder / _DATA, data)
         write_yaml(self._folder / TASK_FILE, task.to_dict())
+
+    @contextmanager
+    def dense(self, identity: Mapping[str, Any]) -> "Iterator[Journal]":
+        """Where the dense model's scores are kept, of what `identity` says; a run of anything else is refused."""
+        from sieve.searchers.engine.journal import Journal
+
+        with Journal(self._folder / _DENSE, identity) as journal:
+            yield journal
 
     @contextmanager
     def search(self) -> Iterator[Path]:

@@ -347,16 +347,21 @@ def _identity(
     recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that an evaluation depends on, by the names that a refusal gives. The test split decides nothing."""
-    # Where the data lie does not matter; a function has no name that lasts but its own.
-    asked = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NAMES_OF_TASK}
-    if callable(task.metric):
-        asked["metric"] = f"{task.metric.__module__}:{task.metric.__qualname__}"
-    data = [asked, *(splits[split] for split in ("calibration", "fitness", "validation"))]
+    data = [asked_of(task), *(splits[split] for split in ("calibration", "fitness", "validation"))]
     return identity_of(model, tokenizer) | {
         "data": hashlib.sha256(repr(data).encode()).hexdigest(),
         "factors": factors.fingerprint(),
         "recipe": dict(recipe),
     }
+
+
+def asked_of(task: Task) -> dict[str, Any]:
+    """What of a task its scores depend on, beside its examples."""
+    # Where the data lie does not matter; a function has no name that lasts but its own.
+    asked = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NAMES_OF_TASK}
+    if callable(task.metric):
+        asked["metric"] = f"{task.metric.__module__}:{task.metric.__qualname__}"
+    return asked
 
 
 def _require_attainable(dense: Scores, split: str, tolerance: float, confident: bool) -> None:

@@ -4,7 +4,7 @@ Known from the dense model alone, before any candidate: where it scores 0, or no
 the task, the smallest candidate passes for as good.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,16 +26,18 @@ def dense_scores(
     splits: Mapping[str, Sequence[Example]],
     allow_no_signal: bool = False,
     levels: Mapping[str, Chance | None] | None = None,
+    score: Callable[[str], Scores] | None = None,
 ) -> dict[str, Scores]:
     """The dense model's scores on the splits that decide, compared with what is scored without a model.
 
     levels: by split (`control_levels`); None: chance and majority alone.
+    score: split → its scores, where they may be known already; None: they are measured.
 
     Raises: InputError where it scores 0 on one of them, unless `allow_no_signal`.
     """
     dense: dict[str, Scores] = {}
     for split in DECIDING:
-        dense[split] = evaluate(model, tokenizer, task, splits[split])
+        dense[split] = evaluate(model, tokenizer, task, splits[split]) if score is None else score(split)
         level = _level(task, splits, levels, split)
         beside = "" if level is None else f"; {level}"
         progress.say(f"  the dense model on the {split} split: accuracy {bootstrap(dense[split].score)}{beside}")

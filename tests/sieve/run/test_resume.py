@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from sieve.tasks import load_task
 from sieve.tasks.stored import describe_data
 from sieve.utils.files import try_lock
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 QUICK = ("--search", "ga", "--tolerance", 0.3, "--generations", 2, "--population", 4, "--offspring", 6,
          "--calibration-tokens", 1000, "--rank-multiple", 4, "--bottlenecks", 2, "--kept", 0.6)  # fmt: skip
@@ -453,7 +455,28 @@ def test_a_run_that_fails_at_the_end_tests_nothing_again(world, tmp_path, monkey
         plain = getattr(sys.modules[module], name)
         monkeypatch.setattr(place, lambda *given, plain=plain, place=place: (asked.append(place), plain(*given))[1])
     pipeline.prune(Recipe.load(unfinished_recipe(tmp_path / "out")), tmp_path / "out", resume=True)
-    assert asked == ["sieve.run.pipeline.evaluate"]  # the dense model, at the start
+    assert not asked
+
+
+def test_the_dense_model_is_scored_once(world, tmp_path, monkeypatch):
+    """Also where a run was killed before its search had any result; of another model these are no scores."""
+    recipe = Recipe(world.model, world.task, tolerance=0.5, calibration_tokens=1000, rank_multiple=4, search="uniform")
+    plain, scored = pipeline.evaluate, []
+    monkeypatch.setattr(pipeline, "evaluate", lambda *given: (scored.append(given), plain(*given))[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(Unfinished, "_is_of_no_use", lambda self, error: False)  # as SIGKILL leaves it
+        patched.setattr(pipeline, "calibrate", lambda *given, **more: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            pipeline.prune(recipe, tmp_path / "out")
+    assert len(scored) == 3
+    resumed = Recipe.load(unfinished_recipe(tmp_path / "out"))
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="changed since are model"):
+        pipeline.prune(replace(resumed, model=str(tmp_path / "other")), tmp_path / "out", resume=True)
+    report = pipeline.prune(resumed, tmp_path / "out", resume=True)
+    assert len(scored) == 4  # with the pruned model's test
+    assert report["accuracy"]["dense"] == pipeline.prune(recipe, tmp_path / "whole")["accuracy"]["dense"]
 
 
 def test_killed_between_saving_and_cleaning_up(world, tmp_path, run, own_cache, monkeypatch):  # noqa: F811
