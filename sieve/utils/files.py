@@ -239,8 +239,9 @@ def try_lock(path: str | Path) -> IO[str] | None:
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             file.close()
-        file.truncate()
+        # In this order nobody ever finds it empty once it has had a holder.
         file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}\n")
+        file.truncate()
         file.flush()
         return file
 
@@ -260,7 +261,8 @@ def take_lock(file: IO) -> bool:
 def lock_holder(path: str | Path) -> str:
     """Who locked the file last, for messages: "process 123 on host"."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[0].strip() if lines else "another process"
     except OSError:
         return "another process"
 
