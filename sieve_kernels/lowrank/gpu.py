@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.arguments import as_rows
-from sieve_kernels.core.plans import Plans, once, without_views
+from sieve_kernels.core.plans import Plans, once
 from sieve_kernels.core.streams import either, side_by_side
 from sieve_kernels.lowrank.cpu import linear, product
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise.columns import gather_columns, join_columns
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
 
 try:
     from sieve_kernels.lowrank.triton_kernels.expand import expand
@@ -87,7 +89,7 @@ def _group_run(
 
 def shaped(y: Tensor, shape: Sequence[int]) -> Tensor:
     """y, which nobody else holds, in this shape; never a view, which could not be changed in place."""
-    return y if y.shape == shape else without_views(y.view(shape))
+    return y if y.shape == shape else _unsafe_view(y, shape)
 
 
 def _made_whole(
@@ -138,7 +140,7 @@ def outputs(x: Tensor, width: int) -> Tensor:
 
 def halves_(out: Tensor, x: Tensor, A: Tensor, C: Tensor) -> Tensor:
     """out [T, m] = [z, z Cᵀ], z = x Aᵀ, each half written where it belongs; x [T, n], A [r, n], C [m - r, r]."""
-    z, rest = out.split((A.shape[0], C.shape[0]), 1)
+    z, rest = out.split_with_sizes((A.shape[0], C.shape[0]), 1)
     torch.mm(x, A.t(), out=z)
     torch.mm(z, C.t(), out=rest)
     return out
