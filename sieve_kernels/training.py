@@ -7,13 +7,19 @@ activated gate.
 """
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels import dispatch
+from sieve_kernels.pointwise import reference
 from sieve_kernels.pointwise.joints import act_mul, join_columns
+
+FEW_NUMBERS = 1 << 22
+"""Up to so many outputs of a gate the host, and not the GPU, is what a step waits for: three operators of torch take it
+less time than one pass of ours and its gradients, and what they keep is little."""
 
 
 def by_library(x: Tensor, *tensors: Tensor | None) -> bool:
@@ -34,7 +40,7 @@ def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tenso
     return F.linear(F.linear(x, A), B, bias)
 
 
-def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
+def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None = None) -> Tensor:
     """y [..., m], y[..., permutation] = [z, z Cᵀ] + bias[permutation], z = x Aᵀ.
 
     x [..., n], A [r, n], C [m - r, r], permutation [m] int64, bias [m].
@@ -45,4 +51,24 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
 
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Tensor:
     """y [..., m] = act(gate) · up; x [..., n], A_gate [r, n], B_gate [m, r], A_up [q, n], B_up [m, q]."""
-    return act_mul(linear(x, A_gate, B_gate), linear(x, A_up, B_up), activation)
+    return gated(linear(x, A_gate, B_gate), linear(x, A_up, B_up), activation)
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """act(gate) · up; gate and up [..., m]."""
+    few = gate.numel() <= FEW_NUMBERS
+    return (reference.act_mul if few else act_mul)(gate, up, activation)
+
+
+def mlp(x: Tensor, layers: Sequence[Sequence[Tensor]], activation: str) -> Tensor:
+    """y [..., k] = down(act(gate(x)) · up(x)); each layer is (W,), (A, B) or (A, C, permutation).
+
+    Two layers are gate and up, stacked, and down.
+    """
+    *inner, down = layers
+    gate, up = [_layer(x, layer) for layer in inner] if len(inner) == 2 else _layer(x, *inner).chunk(2, -1)
+    return _layer(gated(gate, up, activation), down)
+
+
+def _layer(x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    return (F.linear, linear, pivoted)[len(tensors) - 1](x, *tensors)

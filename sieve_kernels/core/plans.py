@@ -80,7 +80,7 @@ class Direct(Plans):
             kind = kind_of(arguments, torch.is_grad_enabled())
         except RuntimeError:  # a tensor without strides or memory: sparse, or of a library's own layout
             return None
-        if kind is None or _listened():
+        if kind is None or listened():
             return None
         kind = _ENVIRONMENT.get(_VARIABLE), kind
         run = self._known.get(kind)
@@ -172,7 +172,7 @@ def _are_plain(arguments: Sequence) -> bool:
     )
 
 
-def _listened() -> bool:
+def listened() -> bool:
     """Whether a mode, a tracer, a profiler or a transform wants to know of operators, or autocast to change their
     arguments."""
     return bool(

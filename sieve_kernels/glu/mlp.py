@@ -14,7 +14,6 @@ from sieve_kernels.lowrank.checks import check_permutation
 from sieve_kernels.lowrank.ops.dense import linear
 from sieve_kernels.lowrank.ops.linear import lowrank_linear
 from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
-from sieve_kernels.pointwise.joints import act_mul
 from sieve_kernels.registration import register
 
 Layer = Sequence[Tensor]
@@ -55,9 +54,12 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
     if autocasts(x):
         x, layers = autocast(x), [tuple(autocast(t) for t in layer) for layer in layers]
     _check(x, layers, activation)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sum(layers, ()))):
+    tensors = sum(layers, ())
+    if training.by_library(x, *tensors):
+        return training.mlp(x, layers, activation)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
         return parts(x, layers, activation)
-    return _mlp_op(x, sum(layers, ()), [len(layer) for layer in layers], activation)
+    return _mlp_op(x, tensors, [len(layer) for layer in layers], activation)
 
 
 def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
@@ -66,8 +68,6 @@ def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
     if list(map(len, inner)) == [2, 2]:
         return _layer(lowrank_swiglu(x, *inner[0], *inner[1], activation), down)
     gate, up = [_layer(x, layer) for layer in inner] if len(inner) == 2 else _layer(x, *inner).chunk(2, -1)
-    if training.by_library(gate, up):
-        return _layer(act_mul(gate, up, activation), down)
     return _layer(reference.ACTIVATIONS[activation](gate) * up, down)
 
 

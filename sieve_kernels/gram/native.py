@@ -1,4 +1,4 @@
-"""Compiled CPU path of the Gram family (native.cpp): bf16 and float32 tokens on AMX tiles, no copy of x."""
+"""Compiled CPU path of the Gram family (csrc/gram.cpp): bf16 and float32 tokens on AMX tiles, no copy of x."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""Compiled CPU path of the low-rank family (few_rows.cpp, many_rows.cpp), for inputs that `dispatch` finds fit."""
+"""Compiled CPU path of the low-rank family (csrc/gemv.cpp, csrc/gemm_amx.cpp), for inputs that `dispatch` finds fit."""
 
 import ctypes
 import struct
@@ -42,7 +42,7 @@ def _scales(scale: Tensor) -> Tensor:
 
 
 Layer = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""A, its scales, B, its scales, bias and permutation: `Layer` of layers.h without the output."""
+"""A, its scales, B, its scales, bias and permutation: `Layer` of layer_args.h without the output."""
 
 _TAKEN = rows_in_one_piece, _scales, rows_in_one_piece, _scales, Tensor.contiguous, Tensor.contiguous
 """What the kernels take for each of them, which is most often the tensor itself."""

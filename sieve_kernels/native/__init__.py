@@ -18,9 +18,11 @@ from sieve_kernels.errors import SettingError
 VARIABLE = "SIEVE_KERNELS_ISA"
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
-"""Instruction sets, each with all before it: `Isa` of features.h."""
+"""Instruction sets, each with all before it: `Isa` of csrc/cpu_features.h."""
 
 NONE = "none"
+
+_BUILT = Path(__file__).parents[1] / "csrc"
 
 _MISSING = (
     "the compiled CPU kernels were not built: install a C++ compiler (g++ or clang++ with OpenMP) and reinstall "
@@ -36,7 +38,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         raise SettingError(f"{VARIABLE}={wanted} is not one of {', '.join((NONE, *ISAS))}")
     if wanted == NONE:
         return None, f"the compiled CPU kernels are switched off ({VARIABLE}={NONE}); torch's own products serve"
-    found = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_library{suffix}")).exists()]
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := _BUILT / f"_library{suffix}").exists()]
     if not found:
         return None, _MISSING
     try:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sieve_kernels import dispatch
 from sieve_kernels.arguments import as_rows
+from sieve_kernels.core.plans import listened, without_views
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise import reference
 from sieve_kernels.registration import differentiable_gradients, register
@@ -15,7 +16,7 @@ from sieve_kernels.registration import differentiable_gradients, register
 
 def act_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """act(gate) · up in one pass; gate and up [..., m]. Differentiable, twice if need be."""
-    return _act_mul_op(gate, up, activation)
+    return (_act_mul_op if _is_watched() else _ActMul.apply)(gate, up, activation)
 
 
 def join_columns(z: Tensor, c: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
@@ -23,7 +24,13 @@ def join_columns(z: Tensor, c: Tensor, permutation: Tensor, bias: Tensor | None)
 
     Differentiable, twice if need be.
     """
-    return _join_columns_op(z, c, permutation, bias)
+    return (_join_columns_op if _is_watched() else _JoinColumns.apply)(z, c, permutation, bias)
+
+
+def _is_watched() -> bool:
+    """Whether a compiler, a mode or a transform is to see an operator. Else a function of autograd has the same
+    gradients in a third of the host's time."""
+    return torch.compiler.is_compiling() or listened()
 
 
 def _act_mul(gate, up, activation):
@@ -71,6 +78,28 @@ def _join_columns_gradients(ctx, grad):
     both = gather(-1, permutation) if gather else _gather_columns_op(grad, permutation)
     of_bias = as_rows(grad).sum(0) if ctx.needs_input_grad[3] else None
     return both[..., : ctx.r], both[..., ctx.r :], None, of_bias
+
+
+class _ActMul(torch.autograd.Function):
+    """The operator's gradients, without the operator."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _act_mul_save(ctx, inputs, None)
+        return without_views(_act_mul(*inputs))
+
+    backward = staticmethod(_act_mul_gradients)
+
+
+class _JoinColumns(torch.autograd.Function):
+    """The operator's gradients, without the operator."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _join_columns_save(ctx, inputs, None)
+        return without_views(_join_columns(*inputs))
+
+    backward = staticmethod(_join_columns_gradients)
 
 
 _act_mul_backward_op = register(

@@ -1,4 +1,4 @@
-"""Compiled CPU path of the pointwise operators (native.cpp)."""
+"""Compiled CPU path of the pointwise operators (csrc/pointwise.cpp)."""
 
 import ctypes
 import struct

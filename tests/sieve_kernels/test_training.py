@@ -26,9 +26,10 @@ N, M, R = 24, 20, 6
 
 @pytest.fixture
 def trained(monkeypatch):
-    """As if tensors were of many rows on a GPU, nothing asked for."""
+    """As if tensors were of many rows on a GPU, nothing asked for, and so many that kernels of ours serve."""
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
+    monkeypatch.setattr(training, "FEW_NUMBERS", 0)
 
 
 def make(*shapes, dtype=torch.float32, device="cpu"):
@@ -132,6 +133,23 @@ def test_join_columns(implementation, dtype, shape, r, biased, device):
         return y if bias is None else y + bias
 
     check_gradients(lambda z, c, bias: join_columns(z, c, permutation, bias), definition, [z, c, bias])
+
+
+def test_few_numbers_are_left_to_torch(trained, monkeypatch):
+    """Which the host enqueues sooner; where they are many, gate and up alone are kept."""
+    gate, up = (t.requires_grad_() for t in make((2, 4), (2, 4)))
+    assert "ActMul" in training.gated(gate, up, "silu").grad_fn.name()
+    monkeypatch.setattr(training, "FEW_NUMBERS", 8)
+    assert training.gated(gate, up, "silu").grad_fn.name() == "MulBackward0"
+
+
+def test_results_may_be_changed_in_place(device):
+    gate, up, z, c = (t.requires_grad_() for t in make((2, 3, 4), (2, 3, 4), (2, 3, 2), (2, 3, 4), device=device))
+    permutation = torch.randperm(6, device=device)
+    for y, leaf in ((act_mul(gate, up, "silu"), up), (join_columns(z, c, permutation, None), z)):
+        (once,) = torch.autograd.grad(y.sum(), leaf, retain_graph=True)
+        (twice,) = torch.autograd.grad(y.mul_(2).sum(), leaf)
+        assert torch.equal(twice, 2 * once)
 
 
 def test_gradients_twice():

@@ -1,24 +1,24 @@
-// Gram matrices on AMX: out += xᵀ y over selected tokens, sums in float32.
+// Gram matrices on AMX: out += xᵀ y over selected tokens, accumulators in float32.
 //
 // bf16 tokens are multiplied as they are. A float32 number is cut into three bf16 terms, exactly: 8 + 8 + 8 bits of
 // mantissa. Of the nine products of terms the six that reach the last bit of a float32 product are formed; together
-// they take less time than one product in float32 arithmetic. A thread takes a square of `out` and all tokens: some
-// tokens at a time it packs the square's channels into tiles, left (transposed) and right (pairs of tokens), multiplies
-// and adds, all inside its L2 cache. Channels are packed again for every square, which costs less than fetching packed
+// they take less time than one product in float32 arithmetic. A thread takes a block of `out` and all tokens: some
+// tokens at a time it packs the block's channels into tiles, left (transposed) and right (pairs of tokens), multiplies
+// and adds, all inside its L2 cache. Channels are packed again for every block, which costs less than fetching packed
 // ones from further away.
-#include "../native/parallel.h"
+#include "threading.h"
 
-#include "../native/amx.h"
+#include "amx.h"
 
 #ifdef SIEVE_AMX
 
 namespace sieve {
 namespace {
 
-constexpr int64_t STRIP = 2 * TILE;  // channels of a strip: two tiles
-constexpr int64_t SIDE = 12;         // most strips along a square
-constexpr int64_t SUMS = STRIP * STRIP;
-constexpr int64_t LONGEST = 4096;  // tokens per sum: longer ones would lose digits, so they are sums of sums
+constexpr int64_t PANEL = 2 * TILE;      // channels of a panel: two tiles
+constexpr int64_t PANELS_PER_SIDE = 12;  // most panels along a block
+constexpr int64_t ACCUMULATORS = PANEL * PANEL;
+constexpr int64_t MAX_TOKENS_PER_SUM = 4096;  // tokens per sum: longer sums would lose digits, so they are sums of sums
 
 enum Type { BF16 = 0, FLOAT32 = 1 };
 
@@ -61,14 +61,14 @@ inline bool load_pairs(const Tokens& x, int64_t t, int64_t end, int64_t channel,
   return odd == 0;
 }
 
-// One strip of tokens first … end as [step of 32 tokens][term][tile]; either destination may be nullptr.
+// One panel of tokens first … end as [step of 32 tokens][term][tile]; either destination may be nullptr.
 template <Type type>
-bool pack_strip(const Tokens& x, int64_t first, int64_t end, int64_t strip, char* left, char* right) {
+bool pack_panel(const Tokens& x, int64_t first, int64_t end, int64_t panel, char* left, char* right) {
   constexpr int terms = type == BF16 ? 1 : 3;
   bool regular = true;
   for (int64_t step = first; step < end; step += DEPTH)
     for (int tile = 0; tile < 2; ++tile) {
-      const int64_t channel = strip * STRIP + tile * TILE;
+      const int64_t channel = panel * PANEL + tile * TILE;
       const __mmask16 mask = first_lanes(x.n - channel);
       __m512i pairs[terms][16];
       for (int p = 0; p < 16; ++p) {
@@ -103,14 +103,14 @@ inline void multiply_right(const char* at) {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// sums [2 × 2 tiles] += left strip × right strip.
+// accumulators [2 × 2 tiles] += left panel × right panel.
 template <Type type>
-inline void multiply_strips(const char* left, const char* right, int64_t steps, float* sums) {
+inline void multiply_panels(const char* left, const char* right, int64_t steps, float* accumulators) {
   constexpr int64_t TERM = 2 * TILE_BYTES;
-  _tile_loadd(0, sums, 64);
-  _tile_loadd(1, sums + 256, 64);
-  _tile_loadd(2, sums + 512, 64);
-  _tile_loadd(3, sums + 768, 64);
+  _tile_loadd(0, accumulators, 64);
+  _tile_loadd(1, accumulators + 256, 64);
+  _tile_loadd(2, accumulators + 512, 64);
+  _tile_loadd(3, accumulators + 768, 64);
   for (int64_t step = 0; step < steps; ++step) {
     load_left(left);
     multiply_right(right);
@@ -126,30 +126,30 @@ inline void multiply_strips(const char* left, const char* right, int64_t steps, 
     left += type == BF16 ? TERM : 3 * TERM;
     right += type == BF16 ? TERM : 3 * TERM;
   }
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 256, 64);
-  _tile_stored(2, sums + 512, 64);
-  _tile_stored(3, sums + 768, 64);
+  _tile_stored(0, accumulators, 64);
+  _tile_stored(1, accumulators + 256, 64);
+  _tile_stored(2, accumulators + 512, 64);
+  _tile_stored(3, accumulators + 768, 64);
 }
 
 // The same in plain arithmetic, for tokens that cannot be cut into terms.
-void multiply_plainly(const Tokens& x, const Tokens& y, int64_t first, int64_t end, int64_t row, int64_t column,
-                      float* sums) {
+void multiply_scalar(const Tokens& x, const Tokens& y, int64_t first, int64_t end, int64_t row, int64_t column,
+                     float* accumulators) {
   for (int64_t t = first; t < end; ++t) {
     const float* a = reinterpret_cast<const float*>(x.row(t));
     const float* b = reinterpret_cast<const float*>(y.row(t));
-    for (int64_t i = row; i < std::min(row + STRIP, x.n); ++i)
-      for (int64_t j = column; j < std::min(column + STRIP, y.n); ++j) {
+    for (int64_t i = row; i < std::min(row + PANEL, x.n); ++i)
+      for (int64_t j = column; j < std::min(column + PANEL, y.n); ++j) {
         const int64_t tile = (i - row) / TILE * 2 + (j - column) / TILE;
-        sums[tile * 256 + (i - row) % TILE * TILE + (j - column) % TILE] += a[i] * b[j];
+        accumulators[tile * 256 + (i - row) % TILE * TILE + (j - column) % TILE] += a[i] * b[j];
       }
   }
 }
 
-// out [row.., column..] += sums of a pair of strips, inside rows × columns. Symmetric: only on and above the diagonal,
+// out [row.., column..] += sums of a pair of panels, inside rows × columns. Symmetric: only on and above the diagonal,
 // and the sums are written below it as well.
-void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64_t columns, int64_t row, int64_t column,
-              bool symmetric) {
+void add_accumulators(const float* accumulators, float* out, int64_t stride, int64_t rows, int64_t columns, int64_t row,
+                      int64_t column, bool symmetric) {
   for (int a = 0; a < 2; ++a)
     for (int b = 0; b < 2; ++b) {
       const int64_t i0 = row + a * TILE, j0 = column + b * TILE;
@@ -162,8 +162,8 @@ void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64
         if (i >= height) continue;
         const __mmask16 mask = first_lanes(width) & static_cast<__mmask16>(diagonal ? 0xffffu << i : 0xffffu);
         float* at = out + (i0 + i) * stride + j0;
-        const __m512 sum =
-            _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), _mm512_loadu_ps(sums + (a * 2 + b) * 256 + i * TILE));
+        const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at),
+                                         _mm512_loadu_ps(accumulators + (a * 2 + b) * 256 + i * TILE));
         _mm512_mask_storeu_ps(at, mask, sum);
         v[i] = _mm512_castps_si512(sum);
       }
@@ -176,62 +176,65 @@ void add_sums(const float* sums, float* out, int64_t stride, int64_t rows, int64
 }
 
 template <Type type>
-void square(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t from, int64_t to, int64_t top,
-            int64_t bottom, int64_t start, int64_t end, bool symmetric, Workspace& workspace) {
-  constexpr int64_t STEPS = type == BF16 ? 8 : 4;  // packed at a time: a right strip stays in L1, all of them in L2
-  constexpr int64_t STRIP_BYTES = STEPS * (type == BF16 ? 1 : 3) * 2 * TILE_BYTES;
-  char* left = workspace.get(2 * SIDE * STRIP_BYTES + SIDE * SIDE * SUMS * sizeof(float));
-  char* right = left + SIDE * STRIP_BYTES;
-  float* sums = reinterpret_cast<float*>(right + SIDE * STRIP_BYTES);
+void block(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t from, int64_t to, int64_t top,
+           int64_t bottom, int64_t start, int64_t end, bool symmetric, Workspace& workspace) {
+  constexpr int64_t STEPS = type == BF16 ? 8 : 4;  // packed at a time: a right panel stays in L1, all of them in L2
+  constexpr int64_t PANEL_BYTES = STEPS * (type == BF16 ? 1 : 3) * 2 * TILE_BYTES;
+  char* left = workspace.get(2 * PANELS_PER_SIDE * PANEL_BYTES +
+                             PANELS_PER_SIDE * PANELS_PER_SIDE * ACCUMULATORS * sizeof(float));
+  char* right = left + PANELS_PER_SIDE * PANEL_BYTES;
+  float* accumulators = reinterpret_cast<float*>(right + PANELS_PER_SIDE * PANEL_BYTES);
   const bool diagonal = symmetric && top == start;
   const auto last_row = [&](int64_t c) { return symmetric ? std::min(bottom, c + 1) : bottom; };
-  std::memset(sums, 0, SIDE * SIDE * SUMS * sizeof(float));
+  std::memset(accumulators, 0, PANELS_PER_SIDE * PANELS_PER_SIDE * ACCUMULATORS * sizeof(float));
   for (int64_t first = from; first < to; first += STEPS * DEPTH) {
-    const int64_t next = std::min(first + STEPS * DEPTH, to), steps = up(next - first, DEPTH) / DEPTH;
+    const int64_t next = std::min(first + STEPS * DEPTH, to), steps = round_up(next - first, DEPTH) / DEPTH;
     bool regular = true;
     for (int64_t r = top; r < bottom; ++r)
-      regular &= pack_strip<type>(x, first, next, r, left + (r - top) * STRIP_BYTES,
-                                  diagonal ? right + (r - top) * STRIP_BYTES : nullptr);
+      regular &= pack_panel<type>(x, first, next, r, left + (r - top) * PANEL_BYTES,
+                                  diagonal ? right + (r - top) * PANEL_BYTES : nullptr);
     for (int64_t c = start; c < end && !diagonal; ++c)
-      regular &= pack_strip<type>(y, first, next, c, nullptr, right + (c - start) * STRIP_BYTES);
+      regular &= pack_panel<type>(y, first, next, c, nullptr, right + (c - start) * PANEL_BYTES);
     for (int64_t c = start; c < end; ++c)
       for (int64_t r = top; r < last_row(c); ++r) {
-        float* at = sums + ((r - top) * SIDE + c - start) * SUMS;
+        float* at = accumulators + ((r - top) * PANELS_PER_SIDE + c - start) * ACCUMULATORS;
         if (regular)
-          multiply_strips<type>(left + (r - top) * STRIP_BYTES, right + (c - start) * STRIP_BYTES, steps, at);
+          multiply_panels<type>(left + (r - top) * PANEL_BYTES, right + (c - start) * PANEL_BYTES, steps, at);
         else
-          multiply_plainly(x, y, first, next, r * STRIP, c * STRIP, at);
+          multiply_scalar(x, y, first, next, r * PANEL, c * PANEL, at);
       }
   }
   for (int64_t c = start; c < end; ++c)
     for (int64_t r = top; r < last_row(c); ++r)
-      add_sums(sums + ((r - top) * SIDE + c - start) * SUMS, out, stride, x.n, y.n, r * STRIP, c * STRIP, symmetric);
+      add_accumulators(accumulators + ((r - top) * PANELS_PER_SIDE + c - start) * ACCUMULATORS, out, stride, x.n, y.n,
+                       r * PANEL, c * PANEL, symmetric);
 }
 
-// Squares along a side: few enough strips each, and enough of them for every thread to have some.
-int64_t squares_along(int64_t strips) {
-  int64_t squares = up(strips, SIDE) / SIDE;
-  while (squares < strips && squares * (squares + 1) / 2 < 3 * omp_get_max_threads()) ++squares;
-  return squares;
+// Blocks along a side: few enough panels each, and enough of them for every thread to have some.
+int64_t blocks_along(int64_t panels) {
+  int64_t blocks = round_up(panels, PANELS_PER_SIDE) / PANELS_PER_SIDE;
+  while (blocks < panels && blocks * (blocks + 1) / 2 < 3 * omp_get_max_threads()) ++blocks;
+  return blocks;
 }
 
 template <Type type>
 void accumulate(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t count, bool symmetric) {
-  const int64_t rows = up(x.n, STRIP) / STRIP, columns = up(y.n, STRIP) / STRIP;
-  const int64_t down = squares_along(rows), across = squares_along(columns);
+  const int64_t rows = round_up(x.n, PANEL) / PANEL, columns = round_up(y.n, PANEL) / PANEL;
+  const int64_t blocks_m = blocks_along(rows), blocks_n = blocks_along(columns);
 #pragma omp parallel
   {
     static thread_local Workspace workspace;
     const Tiles tiles;
-    // Squares far from the diagonal first: they are whole, and the last ones to be handed out should be small.
+    // Blocks far from the diagonal first: they are whole, and the last ones to be handed out should be small.
 #pragma omp for schedule(dynamic) collapse(2)
-    for (int64_t distance = across - 1; distance > -down; --distance)
-      for (int64_t i = 0; i < down; ++i) {
+    for (int64_t distance = blocks_n - 1; distance > -blocks_m; --distance)
+      for (int64_t i = 0; i < blocks_m; ++i) {
         const int64_t j = i + distance;
-        if (j < 0 || j >= across || (symmetric && j < i)) continue;
-        for (int64_t from = 0; from < count; from += LONGEST)
-          square<type>(out, stride, x, y, from, std::min(from + LONGEST, count), i * rows / down, (i + 1) * rows / down,
-                       j * columns / across, (j + 1) * columns / across, symmetric, workspace);
+        if (j < 0 || j >= blocks_n || (symmetric && j < i)) continue;
+        for (int64_t from = 0; from < count; from += MAX_TOKENS_PER_SUM)
+          block<type>(out, stride, x, y, from, std::min(from + MAX_TOKENS_PER_SUM, count), i * rows / blocks_m,
+                      (i + 1) * rows / blocks_m, j * columns / blocks_n, (j + 1) * columns / blocks_n, symmetric,
+                      workspace);
       }
   }
 }

@@ -1,5 +1,5 @@
 // The compiled layers' one entry.
-#include "../native/layers.h"
+#include "layer_args.h"
 
 // Whether all outputs of a pivoted layer lie in y. Looked at on every call, however often the caller did: of one row's
 // work it is four parts in r, and what is written elsewhere is found by nobody.
@@ -12,7 +12,7 @@ static bool inside(const sieve::Layer& layer) {
 
 // `call`: type of x, biases and outputs; type of the weights (0 bf16, 1 float32, 2 int8, for weights only); address and
 // stride of x [T, n], T, n; number of layers; activation or -1, 16 more where gate and up are stacked; then the layers,
-// as in layers.h. One block of numbers, because that is what a caller from Python fills soonest. Returns whether it
+// as in layer_args.h. One block of numbers, because that is what a caller from Python fills soonest. Returns whether it
 // could: up to eight rows always, more need bf16 and AMX, which are also faster from two on; -1 where a permutation
 // leads outside of y.
 extern "C" int sieve_layers(const int64_t* call) {
@@ -29,8 +29,8 @@ extern "C" int sieve_layers(const int64_t* call) {
   problem.layers = reinterpret_cast<const sieve::Layer*>(call + 8);
   for (int64_t i = 0; i < problem.count; ++i)
     if (!inside(problem.layers[i])) return -1;
-  if (problem.T > 1 && sieve::many_rows(problem)) return 1;
+  if (problem.T > 1 && sieve::gemm_amx(problem)) return 1;
   if (problem.T > 8) return 0;
-  sieve::few_rows(problem);
+  sieve::gemv(problem);
   return 1;
 }

@@ -1,53 +1,54 @@
-// What becomes of a tile of sums, 2 × 2 tiles of 16 weight rows × 16 tokens: rounded and packed for the next product,
-// or activated, or turned and stored. Each function takes 16 tokens, `tile` tells which: so much is done between two
-// steps of the next product. For files that have included amx.h.
+// What becomes of a tile of accumulators, 2 × 2 tiles of 16 weight rows × 16 tokens: rounded and packed for the next
+// product, or activated, or transposed and stored. Each function takes 16 tokens, `tile` tells which: so much is done
+// between two steps of the next product. For files that have included amx.h.
 #pragma once
 
-#include "../native/activations.h"
-#include "../native/layers.h"
+#include "activations.h"
+#include "layer_args.h"
 
 namespace sieve {
 namespace {
 
-constexpr int64_t STRIP = 2 * TILE;  // weight rows, and tokens, of one product
-constexpr int64_t SUMS = STRIP * STRIP;
+constexpr int64_t PANEL = 2 * TILE;  // weight rows, and tokens, of one product
+constexpr int64_t ACCUMULATORS = PANEL * PANEL;
 
 using bf16 = uint16_t;
 
-// Rows 2p and 2p + 1 of 32 rows of sums, rounded, as pairs: one register for the tokens of a tile.
-inline __m512i round_pair(const float* sums, int p, int tile) {
+// Rows 2p and 2p + 1 of 32 rows of accumulators, rounded, as pairs: one register for the tokens of a tile.
+inline __m512i round_pair(const float* accumulators, int p, int tile) {
   alignas(64) static constexpr uint16_t ALTERNATE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const float* pair = sums + (p / 8 * 2 + tile) * 256 + p % 8 * 2 * TILE;
+  const float* pair = accumulators + (p / 8 * 2 + tile) * 256 + p % 8 * 2 * TILE;
   const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(pair + TILE), _mm512_load_ps(pair));
   return _mm512_permutexvar_epi16(_mm512_load_si512(ALTERNATE), reinterpret_cast<__m512i>(both));
 }
 
 // 32 rows of zᵀ, of 16 tokens, as half of one step of the next product.
-inline void pack_sums(const float* sums, char* to, int tile) {
-  for (int p = 0; p < 16; ++p) _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, round_pair(sums, p, tile));
+inline void pack_accumulators(const float* accumulators, char* to, int tile) {
+  for (int p = 0; p < 16; ++p) _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, round_pair(accumulators, p, tile));
 }
 
-// sums += bias of rows row … row + 31, for 16 tokens.
-inline void add_bias(float* sums, const void* bias, int64_t row, int64_t rows, int tile) {
-  for (int64_t i = 0; i < std::min(STRIP, rows - row); ++i) {
+// accumulators += bias of rows row … row + 31, for 16 tokens.
+inline void add_bias(float* accumulators, const void* bias, int64_t row, int64_t rows, int tile) {
+  for (int64_t i = 0; i < std::min(PANEL, rows - row); ++i) {
     const uint32_t bits = static_cast<uint32_t>(static_cast<const bf16*>(bias)[row + i]) << 16;
     const __m512 value = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)));
-    float* at = sums + (i / TILE * 2 + tile) * 256 + i % TILE * TILE;
+    float* at = accumulators + (i / TILE * 2 + tile) * 256 + i % TILE * TILE;
     _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), value));
   }
 }
 
-// y [16 tokens, rows row … row + 31] = transposed sums.
-inline void store_sums(const float* sums, const Layer& layer, int64_t row, int64_t token, int64_t end, int tile) {
-  const int64_t rows = std::min<int64_t>(STRIP, layer.m - row);
+// y [16 tokens, rows row … row + 31] = transposed accumulators.
+inline void store_accumulators(const float* accumulators, const Layer& layer, int64_t row, int64_t token, int64_t end,
+                               int tile) {
+  const int64_t rows = std::min<int64_t>(PANEL, layer.m - row);
   __m512i v[16];
-  for (int p = 0; p < 16; ++p) v[p] = round_pair(sums, p, tile);
+  for (int p = 0; p < 16; ++p) v[p] = round_pair(accumulators, p, tile);
   transpose(v);
   token += tile * TILE;
   bf16* y = static_cast<bf16*>(layer.y) + token * layer.y_stride + row;
   const int64_t tokens = std::clamp<int64_t>(end - token, 0, TILE);
-  if (tokens == TILE && rows == STRIP) {
+  if (tokens == TILE && rows == PANEL) {
     for (int t = 0; t < TILE; ++t) _mm512_storeu_si512(y + t * layer.y_stride, v[t]);
     return;
   }
@@ -68,19 +69,19 @@ inline __m512 times_sigmoid(__m512 v, __m512 u) {
 // gate = activation(gate) · up, for rows row … row + 3 of 16 tokens.
 constexpr int ROWS = 4;
 
-inline void activate_sums(int activation, float* gate, const float* up_, int row, int tile) {
+inline void activate_accumulators(int activation, float* gate, const float* up, int row, int tile) {
   const int64_t at = (row / TILE * 2 + tile) * 256 + row % TILE * TILE;
   gate += at;
-  up_ += at;
+  up += at;
   const auto apply = [&](auto function) {
 #pragma omp simd
-    for (int i = 0; i < ROWS * TILE; ++i) gate[i] = function(gate[i]) * up_[i];
+    for (int i = 0; i < ROWS * TILE; ++i) gate[i] = function(gate[i]) * up[i];
   };
   switch (activation) {
     case SILU:
       for (int i = 0; i < ROWS * TILE; i += TILE) {
         const __m512 v = _mm512_load_ps(gate + i);
-        _mm512_store_ps(gate + i, _mm512_mul_ps(times_sigmoid(v, v), _mm512_load_ps(up_ + i)));
+        _mm512_store_ps(gate + i, _mm512_mul_ps(times_sigmoid(v, v), _mm512_load_ps(up + i)));
       }
       return;
     case GELU:

@@ -4,48 +4,48 @@
 // straight from where they lie, and only activations are rearranged. A block of tokens is packed as pairs, multiplied
 // into zᵀ, which is packed again, still in cache, and multiplied into yᵀ; z never reaches memory. Threads take blocks
 // of tokens, or, where there are fewer blocks than threads, share each block's output rows.
-#include "../native/layers.h"
-#include "../native/parallel.h"
+#include "layer_args.h"
+#include "threading.h"
 
 #include <vector>
 
-#include "../native/amx.h"
+#include "amx.h"
 
 #ifdef SIEVE_AMX
-#include "tile_sums.h"
+#include "amx_epilogue.h"
 
 namespace sieve {
 namespace {
 
-constexpr int64_t BLOCK = 4 * STRIP;  // most tokens of a block: packed, they and z stay in L2
+constexpr int64_t BLOCK = 4 * PANEL;  // most tokens of a block: packed, they and z stay in L2
 
-// The threads that share a block, and which part of its rows this one takes.
+// The threads that share a block, and which of its rows this one takes.
 struct Team {
-  int64_t part, parts;
+  int64_t thread, threads;
 
-  void wait() const {
-    if (parts > 1) {
+  void barrier() const {
+    if (threads > 1) {
 #pragma omp barrier
     }
   }
-  int64_t first(int64_t count) const { return part * count / parts; }
-  int64_t end(int64_t count) const { return (part + 1) * count / parts; }
+  int64_t first(int64_t count) const { return thread * count / threads; }
+  int64_t end(int64_t count) const { return (thread + 1) * count / threads; }
 };
 
-// Activations as right operands: [strip of 32 tokens][step of 32 numbers][2 tiles].
+// Activations as right operands: [panel of 32 tokens][step of 32 elements][2 tiles].
 struct Packed {
   char* data;
   int64_t steps;
 
-  char* at(int64_t strip, int64_t step) const { return data + (strip * steps + step) * 2 * TILE_BYTES; }
+  char* at(int64_t panel, int64_t step) const { return data + (panel * steps + step) * 2 * TILE_BYTES; }
 };
 
-int64_t packed_bytes(int64_t tokens, int64_t n) { return up(tokens, STRIP) * up(n, DEPTH) * 2; }
+int64_t packed_bytes(int64_t tokens, int64_t n) { return round_up(tokens, PANEL) * round_up(n, DEPTH) * 2; }
 
 void pack_tokens(const Problem& problem, int64_t first, int64_t tokens, const Packed& packed, const Team& team) {
   const bf16* x = static_cast<const bf16*>(problem.x);
   for (int64_t step = team.first(packed.steps); step < team.end(packed.steps); ++step)
-    for (int64_t tile = 0; tile < up(tokens, STRIP) / TILE; ++tile) {
+    for (int64_t tile = 0; tile < round_up(tokens, PANEL) / TILE; ++tile) {
       const int64_t k = step * DEPTH;
       const __mmask32 mask = problem.n - k >= DEPTH ? ~__mmask32{0} : (__mmask32{1} << (problem.n - k)) - 1;
       __m512i v[16];
@@ -60,23 +60,23 @@ void pack_tokens(const Problem& problem, int64_t first, int64_t tokens, const Pa
     }
 }
 
-// Weight rows row … row + 31 as left tiles. They are read where they lie; only the last numbers of rows whose length is
-// no multiple of a tile's are copied, beside zeros. All of it is copied where rows are missing, or where the layer is
-// pivoted: `sources` tells which row of [identity; weights] makes each output.
-struct Strip {
+// Weight rows row … row + 31 as left tiles. They are read where they lie; only the last elements of rows whose length
+// is no multiple of a tile's are copied, beside zeros. All of it is copied where rows are missing, or where the layer
+// is pivoted: `sources` tells which row of [identity; weights] makes each output.
+struct Panel {
   const bf16* data;
   int64_t stride;
   int64_t whole;     // steps that `data` holds
   const bf16* rest;  // the last step, if one is left
-  bool half;         // there are no more than 16 rows: the products of the others are not formed, and are no numbers
+  bool half;         // there are no more than 16 rows: the products of the others are not formed, and hold anything
 };
 
-Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, const int64_t* sources, int64_t row,
+Panel take_panel(const void* weights, int64_t stride, int64_t rows, int64_t n, const int64_t* sources, int64_t row,
                  char* scratch) {
   const bf16* from = static_cast<const bf16*>(weights);
   bf16* copy = reinterpret_cast<bf16*>(scratch);
   const int64_t whole = n / DEPTH, left = n % DEPTH;
-  const int64_t height = std::min(STRIP, rows - row);
+  const int64_t height = std::min(PANEL, rows - row);
   const bool half = height <= TILE;
   if (!sources && height % TILE == 0) {
     from += row * stride;
@@ -86,8 +86,8 @@ Strip take_strip(const void* weights, int64_t stride, int64_t rows, int64_t n, c
     }
     return {from, stride, whole, copy, half};
   }
-  const int64_t width = up(n, DEPTH);
-  std::memset(copy, 0, STRIP * width * sizeof(bf16));
+  const int64_t width = round_up(n, DEPTH);
+  std::memset(copy, 0, PANEL * width * sizeof(bf16));
   for (int64_t i = 0; i < height; ++i) {
     const int64_t source = sources ? sources[row + i] - n : row + i;
     constexpr bf16 ONE = 0x3f80;
@@ -112,31 +112,32 @@ inline void multiply_step(const bf16* left, int64_t stride, const char* right) {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// sums [2 × 2 tiles of 16 rows × 16 tokens] = strip × 32 tokens. `between` is called after every step: what it does,
-// the processor does while the tiles are multiplied.
+// accumulators [2 × 2 tiles of 16 rows × 16 tokens] = panel × 32 tokens. `between` is called after every step: what it
+// does, the processor does while the tiles are multiplied.
 template <bool half, class Between>
-inline void multiply_strip(const Strip& strip, const Packed& packed, int64_t token_strip, float* sums,
+inline void multiply_panel(const Panel& panel, const Packed& packed, int64_t token_panel, float* accumulators,
                            Between between) {
-  const char* right = packed.at(token_strip, 0);
+  const char* right = packed.at(token_panel, 0);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < strip.whole; ++step, right += 2 * TILE_BYTES) {
-    multiply_step<half>(strip.data + step * DEPTH, strip.stride, right);
+  for (int64_t step = 0; step < panel.whole; ++step, right += 2 * TILE_BYTES) {
+    multiply_step<half>(panel.data + step * DEPTH, panel.stride, right);
     between();
   }
-  if (strip.whole < packed.steps) multiply_step<half>(strip.rest, DEPTH, right);
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 256, 64);
-  _tile_stored(2, sums + 512, 64);
-  _tile_stored(3, sums + 768, 64);
+  if (panel.whole < packed.steps) multiply_step<half>(panel.rest, DEPTH, right);
+  _tile_stored(0, accumulators, 64);
+  _tile_stored(1, accumulators + 256, 64);
+  _tile_stored(2, accumulators + 512, 64);
+  _tile_stored(3, accumulators + 768, 64);
 }
 
 template <class Between>
-inline void multiply(const Strip& strip, const Packed& packed, int64_t token_strip, float* sums, Between between) {
-  strip.half ? multiply_strip<true>(strip, packed, token_strip, sums, between)
-             : multiply_strip<false>(strip, packed, token_strip, sums, between);
+inline void multiply(const Panel& panel, const Packed& packed, int64_t token_panel, float* accumulators,
+                     Between between) {
+  panel.half ? multiply_panel<true>(panel, packed, token_panel, accumulators, between)
+             : multiply_panel<false>(panel, packed, token_panel, accumulators, between);
 }
 
 using Sources = std::vector<int64_t>;  // of a layer's outputs, empty where it is not pivoted
@@ -148,68 +149,72 @@ struct Block {
   char* scratch;  // this thread's own
   Team team;
 
-  int64_t strips() const { return up(tokens, STRIP) / STRIP; }
+  int64_t panels() const { return round_up(tokens, PANEL) / PANEL; }
 
   // zᵀ = A inputᵀ.
   void reduce(const Layer& layer, int64_t n, const Packed& input, const Packed& z) const {
-    const auto strip = [&](int64_t step) {
-      return take_strip(layer.A, layer.A_stride, layer.r, n, nullptr, step * STRIP, scratch);
+    const auto panel = [&](int64_t step) {
+      return take_panel(layer.A, layer.A_stride, layer.r, n, nullptr, step * PANEL, scratch);
     };
     products<1, 2>(
-        team.first(z.steps), team.end(z.steps), &input, [&](int64_t step, Strip* weights) { weights[0] = strip(step); },
-        [&](int tile, int64_t step, int64_t s, float (*sums)[SUMS]) { pack_sums(sums[0], z.at(s, step), tile); });
+        team.first(z.steps), team.end(z.steps), &input, [&](int64_t step, Panel* weights) { weights[0] = panel(step); },
+        [&](int tile, int64_t step, int64_t s, float (*accumulators)[ACCUMULATORS]) {
+          pack_accumulators(accumulators[0], z.at(s, step), tile);
+        });
   }
 
-  // finish(tile, strip of rows, strip of tokens, sums) for the outputs B zᵀ, or of two layers that meet, gate and up.
-  template <int together, class Finish>
+  // finish(tile, panel of rows, panel of tokens, accumulators) for the outputs B zᵀ, or of two layers that meet, gate
+  // and up.
+  template <int fused, class Finish>
   void expand(const Layer* layers, const Sources* sources, int64_t n, const Packed* inputs, Finish finish) const {
-    const int64_t strips = up(layers->m, STRIP) / STRIP;
-    const auto take = [&](int64_t row, Strip* weights) {
+    const int64_t panels = round_up(layers->m, PANEL) / PANEL;
+    const auto take = [&](int64_t row, Panel* weights) {
       char* room = scratch;
-      for (int i = 0; i < together; ++i) {
+      for (int i = 0; i < fused; ++i) {
         const Layer& layer = layers[i];
-        weights[i] = take_strip(layer.B, layer.B_stride, layer.m, layer.A ? layer.r : n,
-                                sources[i].empty() ? nullptr : sources[i].data(), row * STRIP, room);
-        room += STRIP * inputs[i].steps * DEPTH * sizeof(bf16);
+        weights[i] = take_panel(layer.B, layer.B_stride, layer.m, layer.A ? layer.r : n,
+                                sources[i].empty() ? nullptr : sources[i].data(), row * PANEL, room);
+        room += PANEL * inputs[i].steps * DEPTH * sizeof(bf16);
       }
     };
-    constexpr int PIECES = together == 1 ? 1 : 1 + STRIP / ROWS;  // of the work on 16 tokens
-    products<together, 2 * PIECES>(team.first(strips), team.end(strips), inputs, take,
-                                   [&](int piece, int64_t row, int64_t s, float (*sums)[SUMS]) {
-                                     const int tile = piece / PIECES, part = piece % PIECES;
-                                     if (part < PIECES - 1)
-                                       activate_sums(problem.activation, sums[0], sums[together - 1], part * ROWS,
-                                                     tile);
-                                     else
-                                       finish(tile, row, s, sums[0]);
-                                   });
+    constexpr int PIECES = fused == 1 ? 1 : 1 + PANEL / ROWS;  // of the work on 16 tokens
+    products<fused, 2 * PIECES>(team.first(panels), team.end(panels), inputs, take,
+                                [&](int piece, int64_t row, int64_t s, float (*accumulators)[ACCUMULATORS]) {
+                                  const int tile = piece / PIECES, part = piece % PIECES;
+                                  if (part < PIECES - 1)
+                                    activate_accumulators(problem.activation, accumulators[0], accumulators[fused - 1],
+                                                          part * ROWS, tile);
+                                  else
+                                    finish(tile, row, s, accumulators[0]);
+                                });
   }
 
   void write(const Layer& layer, const Sources* sources, int64_t n, const Packed& input) const {
-    expand<1>(&layer, sources, n, &input, [&](int tile, int64_t row, int64_t s, float* sums) {
-      if (layer.bias) add_bias(sums, layer.bias, row * STRIP, layer.m, tile);
-      store_sums(sums, layer, row * STRIP, first + s * STRIP, first + tokens, tile);
+    expand<1>(&layer, sources, n, &input, [&](int tile, int64_t row, int64_t s, float* accumulators) {
+      if (layer.bias) add_bias(accumulators, layer.bias, row * PANEL, layer.m, tile);
+      store_accumulators(accumulators, layer, row * PANEL, first + s * PANEL, first + tokens, tile);
     });
   }
 
  private:
-  // Strips of weights times all strips of tokens. What is to be done with the sums comes in `pieces`, and is done while
-  // the next ones are formed.
-  template <int together, int pieces, class Take, class Finish>
+  // Panels of weights times all panels of tokens. What is to be done with accumulators comes in `pieces`, and is done
+  // while the next ones are formed.
+  template <int fused, int pieces, class Take, class Finish>
   void products(int64_t row, int64_t end, const Packed* inputs, Take take, Finish finish) const {
-    alignas(64) float sums[2][together][SUMS];
+    alignas(64) float accumulators[2][fused][ACCUMULATORS];
     int now = 0, next = pieces;
     int64_t done_row = 0, done_s = 0, steps = 0;
-    for (int i = 0; i < together; ++i) steps += inputs[i].steps;
-    const int share = static_cast<int>(up(pieces, steps) / steps);
+    for (int i = 0; i < fused; ++i) steps += inputs[i].steps;
+    const int share = static_cast<int>(round_up(pieces, steps) / steps);
     const auto advance = [&](int count) {
-      for (; count > 0 && next < pieces; --count) finish(next++, done_row, done_s, sums[1 - now]);
+      for (; count > 0 && next < pieces; --count) finish(next++, done_row, done_s, accumulators[1 - now]);
     };
     for (; row < end; ++row) {
-      Strip weights[together];
+      Panel weights[fused];
       take(row, weights);
-      for (int64_t s = 0; s < strips(); ++s) {
-        for (int i = 0; i < together; ++i) multiply(weights[i], inputs[i], s, sums[now][i], [&] { advance(share); });
+      for (int64_t s = 0; s < panels(); ++s) {
+        for (int i = 0; i < fused; ++i)
+          multiply(weights[i], inputs[i], s, accumulators[now][i], [&] { advance(share); });
         advance(pieces);
         done_row = row;
         done_s = s;
@@ -225,50 +230,57 @@ struct Block {
 void run(const Block& block, const std::vector<Sources>& sources, char* memory) {
   const Problem& problem = block.problem;
   const Layer* layers = problem.layers;
-  const auto room = [&](int64_t n) {
+  const auto allocate = [&](int64_t n) {
     char* at = memory;
     memory += packed_bytes(block.tokens, n);
-    return Packed{at, up(n, DEPTH) / DEPTH};
+    return Packed{at, round_up(n, DEPTH) / DEPTH};
   };
   const auto reduced = [&](const Layer& layer, int64_t n, const Packed& input) {
     if (layer.A == nullptr) return input;
-    const Packed z = room(layer.r);
+    const Packed z = allocate(layer.r);
     block.reduce(layer, n, input, z);
     return z;
   };
-  const Packed x = room(problem.n);
+  // The tokens as right operands.
+  const Packed x = allocate(problem.n);
   pack_tokens(problem, block.first, block.tokens, x, block.team);
-  block.team.wait();
+  block.team.barrier();
+
+  // Without an activation: each layer's z, then its y.
   char* const free = memory;
   if (problem.activation < 0) {
     for (int64_t i = 0; i < problem.count; ++i) {
       memory = free;
       const Packed input = reduced(layers[i], problem.n, x);
-      block.team.wait();
+      block.team.barrier();
       block.write(layers[i], &sources[i], problem.n, input);
-      block.team.wait();  // before z is overwritten
+      block.team.barrier();  // before z is overwritten
     }
     return;
   }
+
+  // Gate and up meet as they are formed: the result is y, or the input h of the last layer.
   const Packed z_gate = reduced(layers[0], problem.n, x);
   const bool shared = layers[0].A != nullptr && layers[0].A == layers[1].A;  // halves of a stack
   const Packed z[2] = {z_gate, shared ? z_gate : reduced(layers[1], problem.n, x)};
-  block.team.wait();
+  block.team.barrier();
   if (problem.count == 2) {
-    block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* sums) {
-      store_sums(sums, layers[0], row * STRIP, block.first + s * STRIP, block.first + block.tokens, tile);
+    block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* accumulators) {
+      store_accumulators(accumulators, layers[0], row * PANEL, block.first + s * PANEL, block.first + block.tokens,
+                         tile);
     });
-    return block.team.wait();
+    return block.team.barrier();
   }
   const int64_t m = layers[0].m;
-  const Packed h = room(m);
-  block.expand<2>(layers, &sources[0], problem.n, z,
-                  [&](int tile, int64_t row, int64_t s, float* sums) { pack_sums(sums, h.at(s, row), tile); });
-  block.team.wait();
+  const Packed h = allocate(m);
+  block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* accumulators) {
+    pack_accumulators(accumulators, h.at(s, row), tile);
+  });
+  block.team.barrier();
   const Packed z_down = reduced(layers[2], m, h);
-  block.team.wait();
+  block.team.barrier();
   block.write(layers[2], &sources[2], m, z_down);
-  block.team.wait();
+  block.team.barrier();
 }
 
 Sources sources_of(const Layer& layer) {
@@ -279,8 +291,10 @@ Sources sources_of(const Layer& layer) {
 
 }  // namespace
 
-bool many_rows(const Problem& given) {
+bool gemm_amx(const Problem& given) {
   if (given.type != BF16 || given.weights != BF16 || isa_in_use < AMX) return false;
+
+  // Which row of [identity; weights] makes each output of pivoted layers; a stack becomes the two layers that it is.
   Problem problem = given;
   std::vector<Layer> layers(given.layers, given.layers + given.count);
   std::vector<Sources> sources;
@@ -299,33 +313,38 @@ bool many_rows(const Problem& given) {
     ++problem.count;
   }
   problem.layers = layers.data();
+
+  // Of so many tokens that one layer's weights should stay in cache, one layer at a time.
   if (problem.count > 1 && problem.activation < 0 && problem.T > BLOCK * omp_get_max_threads()) {
-    for (int64_t i = 0; i < problem.count; ++i) {  // so many tokens that one layer's weights should stay in cache
+    for (int64_t i = 0; i < problem.count; ++i) {
       Problem one = problem;
       one.count = 1;
       one.layers = problem.layers + i;
-      many_rows(one);
+      gemm_amx(one);
     }
     return true;
   }
-  int64_t widest = problem.n, numbers = problem.n + DEPTH, weights = 0;
+
+  // Blocks of tokens, one a thread where there are enough; else all threads share each block.
+  int64_t widest = problem.n, elements = problem.n + DEPTH, weights = 0;
   for (int64_t i = 0; i < problem.count; ++i) {
     const int64_t n = width_in(problem, i), r = layers[i].r;
     widest = std::max({widest, r, n});
-    numbers += r + DEPTH + (i < problem.before_hidden() ? 0 : n + DEPTH);
+    elements += r + DEPTH + (i < problem.before_hidden() ? 0 : n + DEPTH);
     weights += weights_of(problem, i);
   }
-  int threads = useful_threads(weights * sizeof(bf16), 2.0 * weights * up(problem.T, STRIP));
+  int threads = useful_threads(weights * sizeof(bf16), 2.0 * weights * round_up(problem.T, PANEL));
   // Threads that share a block meet several times a call, which those that sleep at each meeting cannot afford.
-  if (threads_sleep() && problem.T <= STRIP && weights < (8 << 20)) threads = 1;
-  const int64_t tokens = std::clamp<int64_t>(up(up(problem.T, threads) / threads, STRIP), STRIP, BLOCK);
-  const int64_t blocks = up(problem.T, tokens) / tokens;
+  if (threads_sleep() && problem.T <= PANEL && weights < (8 << 20)) threads = 1;
+  const int64_t tokens = std::clamp<int64_t>(round_up(round_up(problem.T, threads) / threads, PANEL), PANEL, BLOCK);
+  const int64_t blocks = round_up(problem.T, tokens) / tokens;
   const bool shared = blocks < threads;
-  const int64_t packed = packed_bytes(tokens, numbers);
-  const int64_t scratch = 2 * STRIP * up(widest, DEPTH) * sizeof(bf16);
-  static thread_local Workspace together;
-  char* memory = shared ? together.get(packed) : nullptr;
+  const int64_t packed = packed_bytes(tokens, elements);
+  const int64_t scratch = 2 * PANEL * round_up(widest, DEPTH) * sizeof(bf16);
+  static thread_local Workspace of_team;
+  char* memory = shared ? of_team.get(packed) : nullptr;
 
+  // Every thread takes its blocks through all layers.
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     static thread_local Workspace own;
@@ -346,7 +365,7 @@ TARGET_END
 #else
 
 namespace sieve {
-bool many_rows(const Problem&) { return false; }
+bool gemm_amx(const Problem&) { return false; }
 }  // namespace sieve
 
 #endif

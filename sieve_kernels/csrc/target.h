@@ -1,5 +1,5 @@
 // Functions between TARGET("…") and TARGET_END are compiled for processors with these features, by GCC and clang alike:
-// call them only where `isa_in_use` (features.h) has them. Include what they need before.
+// call them only where `isa_in_use` (cpu_features.h) has them. Include what they need before.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)

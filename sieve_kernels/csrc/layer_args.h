@@ -10,8 +10,8 @@ enum Type : int { BF16 = 0, FLOAT32 = 1, INT8 = 2 };
 inline int64_t bytes_of(int type) { return type == BF16 ? 2 : type == FLOAT32 ? 4 : 1; }
 
 // y [T, m] = z Bᵀ + bias, z = x Aᵀ, with A [r, n] and B [m, r], or z = x and B [m, n] where A is nullptr. With a
-// permutation [m], B is [m - r, r] and y[permutation] = [z, z Bᵀ] + bias[permutation]. Strides are in numbers; numbers
-// of a row are adjacent. int8 factors have one float32 scale a row.
+// permutation [m], B is [m - r, r] and y[permutation] = [z, z Bᵀ] + bias[permutation]. Strides are in elements;
+// elements of a row are adjacent. int8 factors have one float32 scale a row.
 struct Layer {
   const void* A;
   int64_t A_stride;
@@ -26,7 +26,7 @@ struct Layer {
   void* y;
   int64_t y_stride;
 };
-static_assert(sizeof(Layer) == 12 * 8, "the caller passes twelve 64-bit numbers");
+static_assert(sizeof(Layer) == 12 * 8, "the caller passes twelve 64-bit integers");
 
 // Several layers of one input x [T, n]. With an activation the first two are gate and up, or the first one, stacked, is
 // both, gates before ups; and what comes of them is h = activation(gate) · up: the first one's y, or, where there is
@@ -42,7 +42,7 @@ struct Problem {
   bool stacked;
 
   int64_t before_hidden() const { return activation < 0 ? count : stacked ? 1 : 2; }  // layers that read x
-  int64_t hidden() const { return stacked ? layers[0].m / 2 : layers[0].m; }          // numbers of a row of h
+  int64_t hidden() const { return stacked ? layers[0].m / 2 : layers[0].m; }          // elements of a row of h
 };
 
 // Numbers that each row of layer i's input has, and its factors.
@@ -56,9 +56,9 @@ inline int64_t weights_of(const Problem& problem, int64_t i) {
 }
 
 // Few rows on any processor, for weights of any type.
-void few_rows(const Problem& problem);
+void gemv(const Problem& problem);
 
 // More rows, bf16 throughout. Tells whether it could (AMX).
-bool many_rows(const Problem& problem);
+bool gemm_amx(const Problem& problem);
 
 }  // namespace sieve

@@ -53,6 +53,6 @@ inline int useful_threads(int64_t bytes, double operations) {
   return static_cast<int>(std::min<double>(omp_get_max_threads(), useful));
 }
 
-inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 }  // namespace sieve

@@ -3,7 +3,7 @@
 // come in pairs: the dword at [p][j] holds elements (2p, j) and (2p+1, j). "Pairs" below always means that form.
 #pragma once
 
-#include "features.h"
+#include "cpu_features.h"
 
 #ifdef SIEVE_AMX
 #include <immintrin.h>
@@ -21,7 +21,7 @@ TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
 namespace sieve {
 
 constexpr int TILE = 16;   // rows of a tile, and float32 columns
-constexpr int DEPTH = 32;  // bf16 numbers of a tile row: the step along the summed dimension
+constexpr int DEPTH = 32;  // bf16 elements of a tile row: the step along the summed dimension
 constexpr int TILE_BYTES = 1024;
 
 // All eight tile registers full size, while this lives: every thread has its own during its share of the work.

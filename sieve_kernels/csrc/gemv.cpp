@@ -1,12 +1,12 @@
 // Low-rank and dense layers for one to eight rows: bound by reading the weights, which each thread does in long runs,
-// several rows side by side. Sums and the r-wide intermediate are float32. One parallel region per call; its threads
-// meet once, between z and y.
-#include "../native/activations.h"
-#include "../native/crew.h"
-#include "../native/features.h"
-#include "../native/layers.h"
-#include "../native/parallel.h"
-#include "../native/target.h"
+// several rows side by side. Accumulators and the r-wide intermediate are float32. One parallel region per call; its
+// threads wait for each other once, between z and y.
+#include "activations.h"
+#include "cpu_features.h"
+#include "layer_args.h"
+#include "target.h"
+#include "thread_pool.h"
+#include "threading.h"
 
 #include <atomic>
 #include <cmath>
@@ -46,20 +46,20 @@ struct Matrix {
 int64_t width_of(const Layer& layer, int64_t n) { return layer.A ? layer.r : n; }
 Matrix matrix_of(const Layer& layer, int64_t n) { return {layer.B, layer.B_stride, layer.B_scale, width_of(layer, n)}; }
 
-// Threads that wait for each other by looking, not sleeping: there are microseconds of work between two meetings.
+// The threads of a call. They wait for each other by spinning: there are microseconds of work between two barriers.
 struct Team {
-  int64_t part, parts;
+  int64_t thread, threads;
   std::atomic<int64_t>* arrived;
-  int64_t meetings = 0;
+  int64_t barriers = 0;
 
-  int64_t first(int64_t count) const { return part * count / parts; }
-  int64_t end(int64_t count) const { return (part + 1) * count / parts; }
-  void wait() {
-    if (parts == 1) return;
-    const int64_t all = ++meetings * parts;
+  int64_t begin(int64_t count) const { return thread * count / threads; }
+  int64_t end(int64_t count) const { return (thread + 1) * count / threads; }
+  void barrier() {
+    if (threads == 1) return;
+    const int64_t all = ++barriers * threads;
     arrived->fetch_add(1, std::memory_order_acq_rel);
-    for (int looks = 0; arrived->load(std::memory_order_acquire) < all; ++looks)
-      if (looks > 4000) std::this_thread::yield();  // more threads than free cores
+    for (int spins = 0; arrived->load(std::memory_order_acquire) < all; ++spins)
+      if (spins > 4000) std::this_thread::yield();  // more threads than free cores
   }
 };
 
@@ -77,7 +77,7 @@ TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma")
 #define LANES 16
 #define DOT_BF16
 #define DOT_INT8
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 #undef ISA
 #undef LANES
 #undef DOT_BF16
@@ -86,21 +86,21 @@ TARGET_END
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #define ISA avx512
 #define LANES 16
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 #undef ISA
 #undef LANES
 TARGET_END
 TARGET("avx2,fma")
 #define ISA avx2
 #define LANES 8
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 #undef ISA
 #undef LANES
 TARGET_END
 #endif
 #define ISA portable
 #define LANES 4
-#include "few_rows.inc"
+#include "gemv_isa.inc"
 
 namespace sieve {
 
@@ -116,40 +116,44 @@ static Run function_in_use() {
 }
 
 // What the team shares: every z; of gated layers the gates, ups and what comes of them.
-static int64_t shared_bytes(const Problem& problem) {
-  int64_t numbers = 0;
-  for (int64_t i = 0; i < problem.count; ++i) numbers += problem.layers[i].A ? problem.layers[i].r : 0;
-  if (problem.activation >= 0) numbers += 3 * problem.hidden();
-  return problem.T * numbers * sizeof(float) + 64;
+static int64_t workspace_bytes(const Problem& problem) {
+  int64_t elements = 0;
+  for (int64_t i = 0; i < problem.count; ++i) elements += problem.layers[i].A ? problem.layers[i].r : 0;
+  if (problem.activation >= 0) elements += 3 * problem.hidden();
+  return problem.T * elements * sizeof(float) + 64;
 }
 
-void few_rows(const Problem& problem) {
+void gemv(const Problem& problem) {
   static const Run run = function_in_use();
   int64_t weights = 0;
   for (int64_t i = 0; i < problem.count; ++i) weights += weights_of(problem, i);
   const int64_t bytes = weights * bytes_of(problem.weights);
   static thread_local Workspace shared;
-  struct Meeting {
+  struct ParallelRegion {
     const Problem& problem;
     char* z;
     std::atomic<int64_t> arrived{0};
 
-    void attend(int part, int parts) {
+    void run_thread(int thread, int threads) {
       static thread_local Workspace inputs;
       char* x = inputs.get(problem.T * problem.n * sizeof(float));
-      Team team{part, parts, &arrived};
+      Team team{thread, threads, &arrived};
       run(problem, x, z, team);
     }
-  } meeting{problem, shared.get(shared_bytes(problem))};
-  constexpr int64_t WORTH_SHARING = 1 << 16, WORTH_WAKING = 4 << 20;  // bytes: a thread's share; an OpenMP thread's
+  } region{problem, shared.get(workspace_bytes(problem))};
+
+  // Threads of the pool that are awake, or OpenMP's where they are.
+  constexpr int64_t BYTES_PER_THREAD = 1 << 16, BYTES_WORTH_WAKING = 4 << 20;
   if (threads_sleep()) {
-    const int most = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), 1 + bytes / WORTH_SHARING));
-    const auto attend = [](void* meeting, int part, int parts) { static_cast<Meeting*>(meeting)->attend(part, parts); };
-    if (Crew::run(most, bytes >= WORTH_WAKING, attend, &meeting)) return;
+    const int max_threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), 1 + bytes / BYTES_PER_THREAD));
+    const auto run_thread = [](void* region, int thread, int threads) {
+      static_cast<ParallelRegion*>(region)->run_thread(thread, threads);
+    };
+    if (ThreadPool::run(max_threads, bytes >= BYTES_WORTH_WAKING, run_thread, &region)) return;
   }
   const int threads = useful_threads(bytes, 0);
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  meeting.attend(omp_get_thread_num(), omp_get_num_threads());
+  region.run_thread(omp_get_thread_num(), omp_get_num_threads());
 }
 
 }  // namespace sieve

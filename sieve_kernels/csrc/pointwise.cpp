@@ -1,8 +1,8 @@
 // RMS normalisation, rotary positions, sums of channels: one pass over what torch's eager operators pass over ten
 // times. Rounding follows the modules of transformers step by step, so that results are theirs.
-#include "../native/features.h"
-#include "../native/parallel.h"
-#include "../native/target.h"
+#include "cpu_features.h"
+#include "target.h"
+#include "threading.h"
 
 #include <cmath>
 
@@ -60,17 +60,17 @@ struct Functions {
 #ifdef SIEVE_X86
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #define ISA avx512
-#include "native.inc"
+#include "pointwise_isa.inc"
 #undef ISA
 TARGET_END
 TARGET("avx2,fma")
 #define ISA avx2
-#include "native.inc"
+#include "pointwise_isa.inc"
 #undef ISA
 TARGET_END
 #endif
 #define ISA portable
-#include "native.inc"
+#include "pointwise_isa.inc"
 
 namespace sieve {
 namespace {
@@ -83,12 +83,12 @@ const Functions& in_use() {
   return portable::FUNCTIONS;
 }
 
-template <class Share>
-void in_shares(int64_t count, int64_t bytes, Share share) {
+template <class Work>
+void in_parallel(int64_t count, int64_t bytes, Work work) {
   const int threads = useful_threads(bytes, 0);
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  share(omp_get_thread_num() * count / omp_get_num_threads(),
-        (omp_get_thread_num() + 1) * count / omp_get_num_threads());
+  work(omp_get_thread_num() * count / omp_get_num_threads(),
+       (omp_get_thread_num() + 1) * count / omp_get_num_threads());
 }
 
 }  // namespace
@@ -100,14 +100,14 @@ extern "C" void sieve_rms_norm(const void* call) {
   using namespace sieve;
   const Norm& norm = *static_cast<const Norm*>(call);
   const int64_t bytes = norm.rows * norm.n * (norm.type == BF16 ? 2 : 4);
-  in_shares(norm.rows, 2 * bytes, [&](int64_t first, int64_t end) { in_use().norm(norm, first, end); });
+  in_parallel(norm.rows, 2 * bytes, [&](int64_t first, int64_t end) { in_use().norm(norm, first, end); });
 }
 
 extern "C" void sieve_channel_sums(const void* call_) {
   using namespace sieve;
   const Sums& call = *static_cast<const Sums*>(call_);
   const int64_t bytes = call.rows * call.n * (call.type == BF16 ? 2 : 4);
-  in_shares(call.n, bytes, [&](int64_t first, int64_t end) { in_use().sums(call, first, end); });
+  in_parallel(call.n, bytes, [&](int64_t first, int64_t end) { in_use().sums(call, first, end); });
 }
 
 extern "C" void sieve_rotary(const void* call_) {
@@ -115,5 +115,5 @@ extern "C" void sieve_rotary(const void* call_) {
   const Rotary& call = *static_cast<const Rotary*>(call_);
   const int64_t tokens = call.batches * call.tokens, heads = call.heads[0].count + call.heads[1].count;
   const int64_t bytes = tokens * heads * call.size * (call.type == BF16 ? 2 : 4);
-  in_shares(tokens, 2 * bytes, [&](int64_t first, int64_t end) { in_use().rotary(call, first, end); });
+  in_parallel(tokens, 2 * bytes, [&](int64_t first, int64_t end) { in_use().rotary(call, first, end); });
 }
