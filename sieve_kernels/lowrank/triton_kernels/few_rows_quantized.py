@@ -34,8 +34,8 @@ def integers_gemv_kernel(
     bias_ptr,  # [N]
     out_ptr,  # [N]
     N,
-    WORDS,  # of 32 bits, in a row of w
-    stride_w,  # words
+    ROW,  # 16 bytes, of which so many make a row of w: Triton looks no deeper for what is aligned
+    stride_w,  # likewise
     stride_scale,
     EXPONENT,  # the bits of 2²³; as a constant they would take an instruction of their own
     BITS: tl.constexpr,
@@ -43,7 +43,7 @@ def integers_gemv_kernel(
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,  # weights and scales are complete before the wait
     OVERLAP: tl.constexpr,
-    ONE_STEP: tl.constexpr,  # WORDS is at most BLOCK_W
+    ONE_STEP: tl.constexpr,  # a row is at most BLOCK_W words
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -51,6 +51,8 @@ def integers_gemv_kernel(
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     used = rows < N
     w_ptr = w_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    WORDS = ROW * 4
+    stride_w = stride_w * 4
     if ONE_STEP and EARLY:
         w, scale = integers(w_ptr, scale_ptr, rows, used, 0, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
     begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_W)
@@ -177,7 +179,7 @@ def _prepare_quantized(
     _, width = columns([r])
     if not serves(x, A_q, B_q):
         return of_any_bits
-    if T == 1 and _whole_words(A_q, n) and _whole_words(B_q, r):
+    if T == 1 and _whole_rows(A_q, n) and _whole_rows(B_q, r):
         first, second = _gemv(A_q, A_scale, False, early=False), _gemv(B_q, B_scale, bias is not None, early=True)
     elif A_q.dtype == B_q.dtype == torch.int8:
         options = {"device": x.device, "bits": 8, "scaled": True}
@@ -197,9 +199,9 @@ def _prepare_quantized(
     return run
 
 
-def _whole_words(q: Tensor, columns: int) -> bool:
-    """Whether rows of a factor with so many columns are words of 32 bits."""
-    return q.shape[1] % 4 == 0 and columns % (4 if q.dtype == torch.int8 else 8) == 0
+def _whole_rows(q: Tensor, columns: int) -> bool:
+    """Whether rows of a factor with so many columns are multiples of 16 bytes."""
+    return q.shape[1] % 16 == 0 and columns % (16 if q.dtype == torch.int8 else 32) == 0
 
 
 def _gemv(q: Tensor, scale: Tensor, biased: bool, early: bool) -> Launch:
@@ -210,7 +212,7 @@ def _gemv(q: Tensor, scale: Tensor, biased: bool, early: bool) -> Launch:
     return Launch(
         integers_gemv_kernel,
         (triton.cdiv(N, block_n),),
-        (N, size // 4, q.stride(0) // 4, scale.stride(0), 0x4B000000),
+        (N, size // 16, q.stride(0) // 16, scale.stride(0), 0x4B000000),
         tensors=["x_ptr", "w_ptr", "scale_ptr", *(["bias_ptr"] if biased else []), "out_ptr"],
         BITS=bits,
         COLUMNS=GROUP,
