@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from sieve.models.linears import decoder_blocks, forwarding
+from sieve.models.linears import decoder_blocks
+from sieve.nn.patching import forwarding
 
 Through = Callable[[int, Callable, tuple, dict], Any]  # (block, its forward, arguments) → its output
 States = list[torch.Tensor]  # hidden states entering one block, per forward pass [rows, tokens, hidden]

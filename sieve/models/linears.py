@@ -2,8 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -94,6 +93,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def _linear_layers(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
     """Name of every linear layer inside the decoder blocks, but for those of pairs → the layer, the block's index."""
+    _require_merged(model)
     prefix, blocks = decoder_blocks(model)
     found = {}
     for index, block in enumerate(blocks):
@@ -102,6 +102,16 @@ def _linear_layers(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
             if isinstance(layer, nn.Linear | Conv1D) and not (pairs and name.startswith(pairs)):
                 found[f"{prefix}.{index}.{name}"] = layer, index
     return found
+
+
+def _require_merged(model: nn.Module) -> None:
+    """InputError where layers have adapters of peft: what they add is no part of the weights that would be pruned."""
+    for name, module in model.named_modules():
+        if any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__):
+            raise InputError(
+                f"{name} has an adapter ({type(module).__name__}) that is not merged: prune the model that "
+                "`model.merge_and_unload()` returns, or add adapters after pruning"
+            )
 
 
 def _reasons(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
@@ -261,20 +271,6 @@ def check_finite(model: nn.Module) -> None:
         # A sum is one pass without a temporary; overflow of a finite sum is ruled out by the second look.
         if not torch.isfinite(parameter.detach().sum()) and not torch.isfinite(parameter.detach()).all():
             raise NumericsError(f"{name} holds NaN or infinity: the model file is damaged or badly converted")
-
-
-@contextmanager
-def forwarding(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Inside the block `forward` is in the place of the module's own."""
-    own = module.__dict__.get("forward")  # accelerate, for one, sets such
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward  # the class's shows again
-        else:
-            module.forward = own
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -9,31 +9,17 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import FunctionType, MethodType
+from types import FunctionType
 
 import torch
 from torch import nn
 
-from sieve.nn.low_rank import PAIRS, Group, has_hooks, holds_plain_tensors, is_untouched
+from sieve.nn.families import ACTIVATIONS, kind_of
+from sieve.nn.low_rank import PAIRS, Group, holds_plain_tensors
+from sieve.nn.patching import has_hooks, is_untouched, replace_forward, replaced_by, restore_forward
 from sieve.nn.stacked import StackedOutput
 from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
 from sieve_kernels.dispatch import FEW_ROWS_GPU
-
-ACTIVATIONS = {
-    "SiLUActivation": "silu",
-    "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "NewGELUActivation": "gelu_tanh",
-    "ReLU": "relu",
-}
-"""The operator's name of an activation, by the class that transformers has for it."""
-
-_STANDARD = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP", "SmolLM3MLP")
-"""Modules whose forward is down_proj(act_fn(gate_proj(x)) * up_proj(x)) and nothing else."""
-
-_FAMILIES = ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
-_NORMS = tuple(f"{family}RMSNorm" for family in _FAMILIES)  # weight · (x / √(mean x² + variance_epsilon))
-_ATTENTION = tuple(f"{family}Attention" for family in _FAMILIES)  # they call apply_rotary_pos_emb of their module
 
 
 def fuse_(model: nn.Module) -> nn.Module:
@@ -57,7 +43,7 @@ def fused(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            del module.forward
+            restore_forward(module)
 
 
 def _fuse(model: nn.Module) -> list[nn.Module]:
@@ -67,16 +53,15 @@ def _fuse(model: nn.Module) -> list[nn.Module]:
     for module in model.modules():
         forward = _forward_for(module, module in inside_pairs)
         if forward is not None and is_untouched(module):
-            module.forward = MethodType(forward, module)
+            replace_forward(module, forward)
             found.append(module)
     return found
 
 
 def _forward_for(module: nn.Module, inside_pair: bool) -> Callable | None:
-    name = type(module).__name__
     if type(module) is nn.Linear:
         return None if inside_pair else _dense
-    return _gated if name in _STANDARD else _norm if name in _NORMS else _attention if name in _ATTENTION else None
+    return {"mlp": _gated, "norm": _norm, "attention": _attention, None: None}[kind_of(module)]
 
 
 def _gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -106,9 +91,8 @@ def _layers(mlp: nn.Module) -> list[nn.Module]:
 def _tensors(layer: nn.Module) -> Sequence[torch.Tensor] | None:
     """What `lowrank_mlp` takes of a layer; None where the layer must be called as the module it is."""
     if type(layer) is nn.Linear:
-        own = layer.__dict__.get("forward")
         plain = holds_plain_tensors(layer) and not has_hooks(layer)
-        plain = plain and (own is None or getattr(own, "__func__", None) is _dense)
+        plain = plain and ("forward" not in layer.__dict__ or replaced_by(layer) is _dense)
         tensors = layer._parameters.values() if plain else None
     else:
         tensors = layer.tensors() if type(layer) in PAIRS and is_untouched(layer) else None

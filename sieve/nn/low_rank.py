@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from sieve.nn.patching import is_untouched
 from sieve_kernels import (
     lowrank_linear,
     lowrank_linear_group,
@@ -186,16 +187,4 @@ def holds_plain_tensors(layer: nn.Linear) -> bool:
         type(weight) is nn.Parameter  # whose data are an ordinary tensor: other data make another class of it
         and (bias is None or type(bias) is nn.Parameter)
         and "weight" not in own
-    )
-
-
-def is_untouched(module: nn.Module) -> bool:
-    """Whether calling `module` runs its class's forward and nothing else: no hook, no patched forward."""
-    return "forward" not in module.__dict__ and not has_hooks(module)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     )

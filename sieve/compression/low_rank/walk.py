@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.calibration.text import Batch
-from sieve.models.linears import decoder_blocks, forwarding
+from sieve.models.linears import decoder_blocks
+from sieve.nn.patching import forwarding
 
 Turn = Callable[[bool], None]
 """True: the layers of the block at hand are pruned; False: they are dense."""

@@ -4,9 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sieve.calibration.collect import calibrate
 from sieve.checkpoint.folder import load, save
+from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.errors import InputError
-from tests.tiny_models import tiny_tokenizer, tiny_tokens
+from sieve.models.linears import prunable
+from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
 
 @pytest.fixture
@@ -55,6 +58,15 @@ class TestLora:
         in_first_block = {key for key in self.adapted(adapted) if ".layers.0." in key}
         assert in_first_block == {f"model.layers.0.{key}" for key in expected}
         assert not torch.allclose(logits(adapted), before, atol=1e-4)
+
+    def test_unmerged_adapters_are_refused_before_work_and_merged_ones_are_pruned_with_the_rest(self, tmp_path):
+        adapted = self.adapt(tiny_model("llama"), ["q_proj", "down_proj"])
+        for model in (adapted, adapted.base_model.model):  # the wrapper, and the model that it has changed in place
+            for ask in (prunable, share_inputs_, lambda model: calibrate(model, tiny_tokenizer(), "geography")):
+                with pytest.raises(InputError, match=r"q_proj has an adapter .*merge_and_unload"):
+                    ask(model)
+        merged = adapted.merge_and_unload()
+        assert list(prunable(merged)) == list(prunable(tiny_model("llama")))
 
     def test_all_linear_reaches_both_factors(self, model):
         adapted = self.adapted(self.adapt(model, "all-linear"))
