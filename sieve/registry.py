@@ -14,6 +14,46 @@ from sieve.utils.messages import shorten
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What is known of a method's results before there are any.
+
+    results: what they are, in a message. stage: of a run, that makes them.
+    default_searcher: by name.
+    predictable: whether gradients say what a smaller rank costs, for all ranks from one backward pass.
+    objectives: what plans of them can make small.
+    options: of a recipe, those that only such methods have. example: a method of this kind.
+    """
+
+    results: str
+    stage: str
+    default_searcher: str
+    predictable: bool
+    objectives: tuple[str, ...]
+    options: tuple[str, ...]
+    example: str
+
+
+LOW_RANK = Traits(
+    "low-rank pairs",
+    stage="project",
+    default_searcher="budget",
+    predictable=True,
+    objectives=("parameters", "bytes", "latency"),
+    options=("refit", "shrinkage", "shared_input"),
+    example="output_aligned",
+)
+MASKING = Traits(
+    "masks",
+    stage="score",
+    default_searcher="uniform",
+    predictable=False,
+    objectives=("parameters",),
+    options=("pattern", "compare", "task_aware", "tau", "fusion", "task_share", "ramp", "damping", "general"),
+    example="wanda",
+)
+
+
+@dataclass(frozen=True)
 class Method:
     """One way to prune.
 
@@ -24,6 +64,7 @@ class Method:
         "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration examples alone.
     gradients: it also asks for the loss's gradients at the outputs, and for examples to choose by.
     nested: one pair of factors serves every rank, so that a search can use it.
+    makes: traits of its results.
     balanced: the members of a stack (`sieve.share_inputs_`) count alike, however large their outputs.
     """
 
@@ -33,6 +74,7 @@ class Method:
     gradients: bool = False
     nested: bool = True
     balanced: bool = False
+    makes: Traits = LOW_RANK
 
     def function(self) -> Callable:
         """What `home` names, imported now."""
@@ -58,15 +100,20 @@ METHODS = {
 }
 
 MASKS = {
-    "magnitude": Method("sieve.compression.masks.mask:mask", "arXiv 1506.02626", side="none"),
-    "wanda": Method("sieve.compression.masks.mask:mask", "arXiv 2306.11695", side="input"),
-    "sparsegpt": Method("sieve.compression.masks.mask:mask", "arXiv 2301.00774", side="input"),
-    "ria": Method("sieve.compression.masks.mask:mask", "arXiv 2402.18004", side="input"),
+    "magnitude": Method("sieve.compression.masks.mask:mask", "arXiv 1506.02626", side="none", makes=MASKING),
+    "wanda": Method("sieve.compression.masks.mask:mask", "arXiv 2306.11695", side="input", makes=MASKING),
+    "sparsegpt": Method("sieve.compression.masks.mask:mask", "arXiv 2301.00774", side="input", makes=MASKING),
+    "ria": Method("sieve.compression.masks.mask:mask", "arXiv 2402.18004", side="input", makes=MASKING),
 }
 """Those that set weights to zero (`sieve.mask`), where the others make low-rank pairs (`sieve.project`)."""
 
+ALL = METHODS | MASKS
+
 NESTED = tuple(name for name, method in METHODS.items() if method.nested)
-"""Those that `sieve prune` can search with."""
+"""The projections that `sieve prune` can search with."""
+
+SEARCHABLE = {name: ALL[name] for name in (*NESTED, *MASKS)}
+"""All methods that `sieve prune` can search with."""
 
 
 def method_named(name: str, among: Mapping[str, Method] = METHODS) -> Method:

@@ -21,7 +21,7 @@ from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.models.matrix import Matrix
 from sieve.models.shared_inputs import readers_of_one_input
-from sieve.registry import MASKS, METHODS, method_named
+from sieve.registry import ALL, method_named
 from sieve.tasks import Task, load_task
 from sieve.utils import progress
 from sieve.utils.identity import identity_of
@@ -64,7 +64,7 @@ def calibrate(
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
     """
-    wanted = method_named(method, METHODS | MASKS)
+    wanted = method_named(method, ALL)
     if path is not None:
         require_place(path)
     task = load_task(task)

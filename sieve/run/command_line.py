@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from sieve.registry import MASKS, NESTED
 from sieve.run.recipe import Recipe
+from sieve.searchers.algorithms.base import SEARCHERS
 
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 _OWN = "the search's own"
@@ -54,7 +55,7 @@ DenseModel = Annotated[str | None, typer.Argument(help="'smollm2', a hub id, a l
 Output = Annotated[Path | None, typer.Option(help="Folder to make for the pruned model.")]
 Tolerance = Annotated[float | None, _option("tolerance", "ε in [0, 1), relative to the dense accuracy.")]
 Search = Annotated[
-    str | None, _option("search", "Searcher: uniform, budget, ga or pareto.", default="budget; of masks uniform")
+    str | None, _option("search", f"Searcher: {', '.join(SEARCHERS)}.", default="budget; for masks uniform")
 ]
 Confident = Annotated[
     bool | None,

@@ -16,21 +16,18 @@ from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
-from sieve.compression.low_rank.project import project
 from sieve.compression.low_rank.share_inputs import share_inputs_
-from sieve.compression.masks.mask import mask, maskable
-from sieve.compression.masks.masks import Masks
+from sieve.compression.methods import compress, method_report, plannable
 from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.models.loading import load_model
-from sieve.registry import MASKS
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
-from sieve.run.report.masks import mask_report
 from sieve.run.resume import Unfinished
+from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.reach import multiple_for, require_plans
@@ -121,11 +118,10 @@ def _pruned(
             model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
         )
         general = _general(recipe, model, tokenizer, statistics) if recipe.task_aware else None
-    with stages("score" if recipe.method in MASKS else "project"):
-        if recipe.method in MASKS:
-            factors = mask(model, measured, recipe.method, general, recipe.mask_options())
-        else:
-            factors = project(model, measured, recipe.method, recipe.pivot, shrinkage=recipe.shrinkage)
+    with stages(recipe.traits.stage):
+        factors = compress(
+            model, measured, recipe.method, general, recipe.pivot, recipe.shrinkage, recipe.mask_options()
+        )
     with stages("search"), unfinished.search() as journal:
         result = run_search(
             model,
@@ -171,11 +167,11 @@ def _pruned(
             f"stored on test {found['test']['sha256']}",
             lambda: evaluate(model, tokenizer, task, splits["test"]),
         )
-    masks = mask_report(recipe, factors, model, general) if recipe.method in MASKS else None
-    share = 0.0 if recipe.method in MASKS else factors.shrinkage
+    text = None if general is None else {"text": recipe.general, "tokens": general.tokens}
+    masks = method_report(factors, model, general=text)
     report = build_report(
-        recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks, share,
-        refitted, levels, signal_notes(task, splits, result.dense, levels),
+        recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks,
+        factors.shrinkage, refitted, levels, signal_notes(task, splits, result.dense, levels),
         truncated, left,
     )  # fmt: skip
     save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
@@ -199,14 +195,9 @@ def _require_dense(model: PreTrainedModel, source: str) -> None:
 
 def _require_plans(recipe: Recipe, model: PreTrainedModel) -> None:
     """InputError where nothing can be pruned, or not as far as the recipe asks."""
-    if recipe.method in MASKS:
-        maskable(model, recipe.mask_options())
-        # How far a ramp moves each matrix is known once it is scored.
-        matrices = Masks({}, recipe.method, replace(recipe.mask_options(), ramp=0.0), {}).matrices(model)
-    else:
-        matrices = prunable(model, recipe.pivot)
+    matrices = plannable(model, recipe.method, recipe.pivot, recipe.mask_options())
     multiple = multiple_for(model.device, recipe.rank_multiple)
-    require_plans(matrices, recipe.searcher, recipe.options(), multiple, model.dtype)
+    require_plans(matrices, searcher_named(recipe.searcher), recipe.options(), multiple, model.dtype)
 
 
 class Stages:

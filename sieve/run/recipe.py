@@ -14,8 +14,9 @@ from sieve.calibration.config import MINIMUM_TOKENS, check_shrinkage
 from sieve.compression.masks.config import MaskOptions
 from sieve.errors import InputError
 from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
-from sieve.registry import MASKS, NESTED
-from sieve.searchers.config import MEMORY, Options, check_mask_search, check_options, default_search
+from sieve.registry import SEARCHABLE, Traits, method_named
+from sieve.searchers.algorithms.base import searcher_named
+from sieve.searchers.config import MEMORY, Options, check_tolerance
 from sieve.tasks.splits import check_seed
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.messages import shorten
@@ -32,7 +33,7 @@ class Recipe:
     model: "smollm2" (embedded), a hub id, a local folder or a GGUF file.
     task: a built-in task or a task file.
     tolerance: ε in [0, 1), relative to the dense model's accuracy.
-    search: name of a searcher; None: "budget", of masks "uniform".
+    search: name of a searcher; None: "budget", for masks "uniform".
     method: name of a projection or of a mask's scores.
     pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
     confident: demand the lower end of the paired 95 % interval, not the mean.
@@ -106,16 +107,10 @@ class Recipe:
         if self.version != VERSION:
             raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
         self._check_names()
-        check_options(self.tolerance, self.searcher, self.options())
-        if self.method in MASKS:
-            self.mask_options().check(self.method)
-            check_mask_search(self.searcher, self.options())
-            shrunk = self.shrinkage is not None
-            of_pairs = {"--refit": self.refit, "--shrinkage": shrunk, "--shared-input": self.shared_input}
-            for option in (option for option, given in of_pairs.items() if given):
-                raise InputError(f"{option} is of low-rank pairs and {self.method} makes none: leave it out")
-        else:
-            self._check_without_masks()
+        check_tolerance(self.tolerance)
+        searcher_named(self.searcher).check(self.options(), self.traits)
+        self.mask_options().check(self.method)
+        self._check_options_of_others()
         check_shrinkage(self.shrinkage)
         if self.calibration_tokens < MINIMUM_TOKENS:
             raise InputError(f"--calibration-tokens must be at least {MINIMUM_TOKENS}, got {self.calibration_tokens}")
@@ -124,7 +119,12 @@ class Recipe:
     @property
     def searcher(self) -> str:
         """The name of the searcher that is used."""
-        return self.search or default_search(self.method in MASKS)
+        return self.search or self.traits.default_searcher
+
+    @property
+    def traits(self) -> Traits:
+        """What is known of what the method makes."""
+        return SEARCHABLE[self.method].makes
 
     def options(self) -> Options:
         """Those of the search."""
@@ -135,18 +135,22 @@ class Recipe:
         return MaskOptions(**{field.name: getattr(self, field.name) for field in fields(MaskOptions)})
 
     def _check_names(self) -> None:
-        if self.method not in (*NESTED, *MASKS):
-            raise InputError(f"unknown method {shorten(self.method)}: choose one of {', '.join((*NESTED, *MASKS))}")
+        method_named(self.method, SEARCHABLE)
         check_dtype(self.dtype)
         check_device(self.device)
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
 
-    def _check_without_masks(self) -> None:
-        for field in (*fields(MaskOptions), *(field for field in fields(self) if field.name == "general")):
-            if getattr(self, field.name) != field.default:
-                option = f"--{field.name.replace('_', '-')}"
-                raise InputError(f"{option} is of masks and {self.method} makes none: leave it, or use --method wanda")
+    def _check_options_of_others(self) -> None:
+        """InputError for an option that only methods of another kind have."""
+        for traits in {method.makes.results: method.makes for method in SEARCHABLE.values()}.values():
+            for field in fields(self):
+                foreign = traits is not self.traits and field.name in traits.options
+                if foreign and getattr(self, field.name) != field.default:
+                    raise InputError(
+                        f"--{field.name.replace('_', '-')} is of {traits.results} and {self.method} makes none: leave "
+                        f"it out, or use --method {traits.example}"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
 
-SEARCHES = ("uniform", "budget", "ga", "pareto")
 OBJECTIVES = ("parameters", "bytes", "latency")
 GRANULARITIES = ("matrix", "group", "block")
 MEMORY = 2 << 30
@@ -69,8 +68,8 @@ class Options:
         return self
 
 
-def check_options(tolerance: float, search: str, options: Options) -> None:
-    """InputError for a tolerance outside [0, 1), an unknown searcher or an option that it cannot use."""
+def check_tolerance(tolerance: float) -> None:
+    """InputError for a tolerance outside [0, 1)."""
     if not 0 <= tolerance < 1:
         raise InputError(
             f"the tolerance must be in [0, 1), got {shorten(tolerance)}: 0.05 means 5 % of the dense accuracy"
@@ -80,28 +79,6 @@ def check_options(tolerance: float, search: str, options: Options) -> None:
             f"the tolerance must be 0, or from {SMALLEST_TOLERANCE:g} to below 1, got {tolerance:g}: 0 demands an "
             "accuracy that is not lower at all"
         )
-    if search not in SEARCHES:
-        raise InputError(f"unknown search {shorten(search)}: choose one of {', '.join(SEARCHES)}")
-    options.check()
-    if search == "budget" and not options.surrogate:
-        raise InputError("the budget search has nothing to go by without the surrogate: leave it on")
-    if options.workers is not None and search in ("uniform", "budget"):
-        raise InputError(f"--workers have nothing to share: --search {search} tries one candidate after the other")
-    if options.paper and search != "ga":
-        raise InputError("--paper names the constants of the genetic algorithm: use it with --search ga")
-
-
-def default_search(masks: bool) -> str:
-    """Ranks by predicted loss, which costs one backward pass; of masks nothing is predicted."""
-    return "uniform" if masks else "budget"
-
-
-def check_mask_search(search: str, options: Options) -> None:
-    """InputError for what a search cannot do with masks."""
-    if search == "budget":
-        raise InputError("the budget search goes by predicted loss of ranks, and masks have none: use uniform or ga")
-    if options.objective != "parameters":
-        raise InputError(f"masks leave {options.objective} as they are: leave --objective out, or use a projection")
 
 
 def check_workers(workers: int | str | None) -> None:

@@ -1,6 +1,7 @@
 """Whether any plan is as small as what is asked for: known from the matrices' shapes, before any of the long work."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,6 +10,9 @@ from sieve.models.matrix import Matrix
 from sieve.searchers.config import Options
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import size_of
+
+if TYPE_CHECKING:
+    from sieve.searchers.algorithms.base import Searcher
 
 STEPS = 50  # kept fractions 1/50, 2/50, … : finer than fitness data of a few hundred examples can tell apart
 
@@ -19,14 +23,14 @@ def multiple_for(device: torch.device, rank_multiple: int | None) -> int:
 
 
 def require_plans(
-    matrices: Mapping[str, Matrix], search: str, options: Options, multiple: int, dtype: torch.dtype
+    matrices: Mapping[str, Matrix], searcher: "Searcher", options: Options, multiple: int, dtype: torch.dtype
 ) -> None:
     """InputError where no plan removes anything, or none as much as `options.kept` asks for.
 
     Latency is measured when the search begins; before, there is no more to say of it than which ranks there are.
     """
     timed = options.objective == "latency"
-    levels = [step / STEPS for step in range(1, STEPS + 1)] if search == "uniform" else LEVELS
+    levels = LEVELS if searcher.per_matrix else [step / STEPS for step in range(1, STEPS + 1)]
     genome = Genome(matrices, levels, multiple, size_of=size_of("parameters" if timed else options.objective, dtype))
     if not timed:
         require_reachable(options, genome.size(genome.dense * 0), genome.size(genome.dense))

@@ -1,7 +1,7 @@
 """A search from start to confirmed winner."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,21 +11,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve.compression.apply import applied, sliced
-from sieve.compression.low_rank.factors import Factors
-from sieve.compression.masks.masks import Masks
 from sieve.compression.plan import Plan
+from sieve.compression.space import CompressionSpace
 from sieve.errors import InputError
 from sieve.evaluation.confidence import Resolution, resolution
 from sieve.evaluation.scoring import Prepared, Scores, prepare
 from sieve.models.loading import evaluating
 from sieve.models.matrix import DENSE, Matrix
-from sieve.searchers.algorithms.budget import budget, smaller
-from sieve.searchers.algorithms.ga import ga
-from sieve.searchers.algorithms.pareto import pareto
-from sieve.searchers.algorithms.uniform import uniform
+from sieve.searchers.algorithms.base import searcher_named
+from sieve.searchers.algorithms.budget import smaller
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
-from sieve.searchers.config import Options, check_mask_search, check_options, default_search
+from sieve.searchers.config import Options, check_tolerance
 from sieve.searchers.confirm import confirm
 from sieve.searchers.engine.cuda_graphs import CudaRecorder
 from sieve.searchers.engine.engine import Engine, slices
@@ -42,14 +38,6 @@ from sieve.utils import progress
 from sieve.utils.identity import identity_of
 from sieve.utils.messages import listed
 
-# A searcher yields candidates that the fitness split accepts, the one it would choose first. Where a size is asked for,
-# all that it yields are tried on the validation split, and the best is taken.
-SEARCHERS: dict[str, Callable[[Problem], Iterator[Candidate]]] = {
-    "uniform": uniform,
-    "budget": budget,
-    "ga": ga,
-    "pareto": pareto,
-}
 TOGETHER = 8  # candidates of one forward pass on a GPU
 _NAMES_OF_TASK = ("name", "description", "data", "file")
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
@@ -97,7 +85,7 @@ class SearchResult:
 def search(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    factors: Factors | Masks,
+    factors: CompressionSpace,
     task: str | Path | Task,
     tolerance: float = 0.05,
     search: str | None = None,
@@ -123,7 +111,7 @@ def search(
 def run_search(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    factors: Factors | Masks,
+    factors: CompressionSpace,
     task: str | Path | Task,
     tolerance: float = 0.05,
     search: str | None = None,
@@ -142,7 +130,7 @@ def run_search(
 
     Args:
         tolerance: ε in [0, 1), relative: accuracy ≥ (1 - ε) · dense accuracy.
-        search: a name in `SEARCHERS`; None for `default_search`.
+        search: a name in `sieve.searchers.algorithms.base.SEARCHERS`; None for the default of what `factors` are.
         confident: demand the lower end of the paired 95 % interval instead of the mean.
         rank_multiple: ranks are rounded up to it; 8 on CPU and 32 on GPU unless given.
         seed: of the task's splits and of the search.
@@ -157,15 +145,14 @@ def run_search(
         options: fields of `Options`.
     """
     choices = Options(**options)
-    search = search or default_search(isinstance(factors, Masks))
-    check_options(tolerance, search, choices)
+    searcher = searcher_named(search or factors.traits.default_searcher)
+    check_tolerance(tolerance)
+    searcher.check(choices, factors.traits)
     require_workers(choices.workers)
     task = load_task(task)
     splits = task.splits(seed)
     every = factors.matrices(model)
     factors.check(every, {})
-    if isinstance(factors, Masks):
-        check_mask_search(search, choices)
     chosen = _chosen(every, matrices)
     multiple = multiple_for(model.device, rank_multiple)
 
@@ -180,11 +167,11 @@ def run_search(
         with evaluating(model), torch.inference_mode():
             return {split: ready(splits[split]).run(model) for split in DECIDING}
 
-    few = search == "uniform"  # candidates, none like another: slices and shared blocks would only cost
-    parts = [splits["fitness"]] if few else slices(splits["fitness"])
+    # Few candidates that have nothing in common: rungs, predictions and shared blocks would only cost.
+    parts = slices(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
     identity = {} if journal is None else _identity(model, tokenizer, factors, task, splits, {
-        "search": search, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple, "seed": seed,
-        "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
+        "search": searcher.name, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple,
+        "seed": seed, "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
         "workers": choices.workers is not None,  # their number decides nothing
     })  # fmt: skip
     with ExitStack() as stack:
@@ -193,9 +180,8 @@ def run_search(
         for split in DECIDING if fitness is None else ():
             require_signal(dense[split], split, task, allow_no_signal)
         curves, probed = None, 0
-        if choices.surrogate and not few and isinstance(factors, Factors):  # masks have no directions to cut one by one
-            originals = Factors({name: factors[name] for name in chosen}, factors.method, factors.pivoted)
-            asked = splits["calibration"][:EXAMPLES]
+        if choices.surrogate and searcher.per_matrix and factors.traits.predictable:
+            originals, asked = factors.only(chosen), splits["calibration"][:EXAMPLES]
             curves, probed = _curves(book, lambda: sensitivity(model, tokenizer, originals, task, asked))
         sizes = size_of(choices.objective, model.dtype, _latencies(book, model, chosen, choices.objective))
         unpredicted = [name for name, curve in (curves or {}).items() if not curve.any()]
@@ -205,10 +191,10 @@ def run_search(
                 "would cost: left dense. --search uniform and --no-surrogate prune them"
             )
             chosen, choices = _without(unpredicted, chosen, choices, sizes)
-        turned = stack.enter_context(sliced(model, factors))
+        turned = stack.enter_context(factors.elastic(model))
         engine = Engine(
             model, turned, chosen, list(map(ready, parts)),
-            layers=choices.layers and not few, memory=choices.memory, journal=book, workers=choices.workers,
+            layers=choices.layers and searcher.per_matrix, memory=choices.memory, journal=book, workers=choices.workers,
             together=1 if model.device.type == "cpu" else TOGETHER,
             recorder=CudaRecorder if model.device.type == "cuda" else None,
         )  # fmt: skip
@@ -236,7 +222,7 @@ def run_search(
 
             def measure() -> Scores:
                 turned.set({})
-                with applied(model, factors, plan):
+                with factors.stored(model, plan):
                     return whole[split].run(model)
 
             return remembered(book, f"stored on {split}: {plan_key(plan)}", measure)
@@ -244,11 +230,11 @@ def run_search(
         if choices.kept is None:
             for split, scores in dense.items():
                 _require_attainable(scores, split, tolerance, confident)
-        offered = SEARCHERS[search](problem)
+        offered = searcher.run(problem)
         found = confirm(problem, offered, lambda plan: stored(plan, "validation"), dense["validation"])
         plan = found.winner.plan
         fitness_scores = stored(plan, "fitness")
-        tested = bottlenecks(problem, found.winner) if choices.bottlenecks and not few else None
+        tested = bottlenecks(problem, found.winner) if choices.bottlenecks and searcher.per_matrix else None
         return SearchResult(
             Plan(plan, pivoted=factors.pivoted),
             every,
@@ -341,7 +327,7 @@ def _own(fitness: Fitness, model: PreTrainedModel, examples: Sequence[Example]) 
 def _identity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    factors: Factors | Masks,
+    factors: CompressionSpace,
     task: Task,
     splits: Mapping[str, Sequence[Example]],
     recipe: Mapping[str, Any],

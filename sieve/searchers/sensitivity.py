@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sieve.compression.low_rank.factors import FactorPair, Factors
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.errors import NumericsError
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed

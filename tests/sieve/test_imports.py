@@ -19,6 +19,7 @@ ORDER = (
     "models",
     "evaluation",
     "calibration",
+    "healing",
     "checkpoint",
     "compression",
     "searchers",

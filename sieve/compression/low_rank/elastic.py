@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from sieve.compression.low_rank.factors import Factors, slices_of
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.models.linears import replace
 from sieve.models.matrix import DENSE
 from sieve.nn.elastic_linear import SlicedLinear
@@ -57,7 +57,7 @@ class Slices:
 
 
 @contextmanager
-def sliced_factors(model: nn.Module, factors: Factors) -> Iterator[Slices]:
+def sliced_factors(model: nn.Module, factors: Mapping[str, FactorPair]) -> Iterator[Slices]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
     originals = {name: model.get_submodule(name) for name in factors}
     layers = {name: slices_of(layer, factors[name]) for name, layer in originals.items()}
@@ -68,3 +68,8 @@ def sliced_factors(model: nn.Module, factors: Factors) -> Iterator[Slices]:
     finally:
         for name, layer in originals.items():
             replace(model, name, layer)
+
+
+def slices_of(layer: nn.Module, pair: FactorPair) -> SlicedLinear:
+    """The dense layer, or any rank of the pair."""
+    return SlicedLinear(layer, pair.A, pair.B, pair.mean, pair.output_mean)

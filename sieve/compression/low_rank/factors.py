@@ -2,62 +2,22 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 
-import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from sieve.checkpoint.folder import mark
+from sieve.compression.low_rank.elastic import Slices, sliced_factors
+from sieve.compression.low_rank.pair import FactorPair
+from sieve.compression.low_rank.stored import put_pairs_, with_pairs
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
-from sieve.nn.elastic_linear import SlicedLinear
-
-
-@dataclass(frozen=True)
-class FactorPair:
-    """Factors of one matrix W [m, n], best first: rank r is A[:r] and B[:, :r].
-
-    A: [R, n], B: [m, R], in the weight's dtype and on its device; R is the largest rank that saves parameters
-    (`Matrix.max_rank`).
-    energy: [min(m, n)] float64 on the CPU, output energy of each direction on the calibration tokens, descending
-    within the rank of the data.
-    gram: [n, n], that of the inputs, as calibration left it (shared, not a copy), or None where outputs were watched.
-    mean: [n] and output_mean: [m], float32, of the inputs and of the bias-free outputs W x: if they are there, the pair
-        serves what the input is beyond its mean, y = B A (x - mean) + output_mean (DESIGN 2.4).
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-    energy: torch.Tensor
-    gram: torch.Tensor | None = None
-    mean: torch.Tensor | None = None
-    output_mean: torch.Tensor | None = None
-
-    @property
-    def max_rank(self) -> int:
-        return self.A.shape[0]
-
-    def slice(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views A[:rank], B[:, :rank]."""
-        return self.A[:rank], self.B[:, :rank]
-
-    def shift(self, rank: int) -> torch.Tensor | None:
-        """What the bias is to be raised by at this rank [m], float32; None where nothing is centred."""
-        if self.mean is None:
-            return None
-        A, B = self.slice(rank)
-        return self.output_mean - B.float() @ (A.float() @ self.mean)
-
-    def lost(self, rank: int) -> float:
-        """Share of the output energy lost at this rank, Σ_{i>r} λ_i / Σ λ_i (DESIGN 2.1), in [0, 1]."""
-        total = float(self.energy.sum())
-        return float(self.energy[rank:].sum()) / total if total > 0 else 0.0
-
-
-def slices_of(layer: nn.Module, pair: FactorPair) -> SlicedLinear:
-    """The dense layer, or any rank of the pair."""
-    return SlicedLinear(layer, pair.A, pair.B, pair.mean, pair.output_mean)
+from sieve.nn.fuse import fuse_
+from sieve.registry import LOW_RANK
 
 
 class Factors(dict[str, FactorPair]):
@@ -78,9 +38,32 @@ class Factors(dict[str, FactorPair]):
         super().__init__(pairs)
         self.method, self.pivoted, self.ridge, self.shrinkage = method, pivoted, ridge, shrinkage
 
-    def matrices(self, model: nn.Module) -> dict[str, Matrix]:
-        """The model's prunable matrices, as these factors store them."""
-        return prunable(model, self.pivoted)
+    traits = LOW_RANK
+
+    def matrices(self, model: nn.Module, plan: Plan | None = None) -> dict[str, Matrix]:
+        """The model's prunable matrices, as these factors (or this plan) store them."""
+        return prunable(model, self.pivoted if plan is None else plan.pivoted)
+
+    def only(self, names: Iterable[str]) -> "Factors":
+        """The factors of these matrices alone."""
+        return Factors({name: self[name] for name in names}, self.method, self.pivoted, self.ridge, self.shrinkage)
+
+    def elastic(self, model: nn.Module) -> AbstractContextManager[Slices]:
+        """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
+        return sliced_factors(model, self)
+
+    def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> AbstractContextManager[None]:
+        """Within the block the model has the weights that `apply_` would give it, bit for bit."""
+        return with_pairs(model, self, Plan(plan).ranks(), self.pivoted)
+
+    def apply_(self, model: PreTrainedModel, plan: Plan) -> None:
+        """Replace the layers that the plan prunes by their pairs, in place."""
+        put_pairs_(model, self, plan.ranks(), plan.pivoted)
+        fuse_(model)
+        mark(model)
+
+    def report(self, model: nn.Module) -> None:
+        """Nothing: ridge and shrinkage have places of their own."""
 
     def fingerprint(self) -> str:
         """sha256 of the method and what the factors add up to."""

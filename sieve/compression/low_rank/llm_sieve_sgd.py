@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
-from sieve.compression.low_rank.factors import FactorPair
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating

@@ -2,7 +2,7 @@
 
 import torch
 
-from sieve.compression.low_rank.factors import FactorPair
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.nn.pivot import pivot
 
 _RIDGE = 1e-4

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.config import check_shrinkage
 from sieve.calibration.statistics import Statistics
-from sieve.compression.low_rank.factors import FactorPair, Factors
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.parallel import LARGEST, each
 from sieve.compression.low_rank.problem import balanced, problem_of
 from sieve.compression.low_rank.ridge import choose_ridge

@@ -24,8 +24,10 @@ from sieve.calibration.collect import HELD_BACK
 from sieve.calibration.gradients import column_basis
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
-from sieve.compression.low_rank.factors import FactorPair, Factors, slices_of
+from sieve.compression.low_rank.elastic import slices_of
+from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.loss_aware import loss_aware
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.problem import Solution, balance, double
 from sieve.compression.low_rank.walk import Turn, Walk
 from sieve.compression.plan import Plan

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.collect import HELD_BACK, collect
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import Text, batches
-from sieve.compression.low_rank.factors import FactorPair
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable

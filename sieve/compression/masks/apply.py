@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sieve.compression.masks.masks import Masks
 from sieve.compression.masks.tied import check_untied
 from sieve.models.matrix import DENSE
 
+if TYPE_CHECKING:
+    from sieve.compression.masks.masks import Masks
 
-def mask_(model: nn.Module, masks: Masks, plan: Mapping[str, int | str]) -> dict[str, float]:
+
+def mask_(model: nn.Module, masks: "Masks", plan: Mapping[str, int | str]) -> dict[str, float]:
     """Put the weights that the plan leaves in the place of the dense ones; the masks can be used again.
 
     Returns: kept fraction of each matrix that was masked.
@@ -27,7 +30,7 @@ def mask_(model: nn.Module, masks: Masks, plan: Mapping[str, int | str]) -> dict
 class MaskSlices:
     """A dense model whose matrices turn to any plan by changing their weights. Made by `masked`."""
 
-    def __init__(self, model: nn.Module, masks: Masks):
+    def __init__(self, model: nn.Module, masks: "Masks"):
         self._layers = {name: model.get_submodule(name) for name in masks}
         self._dense = {name: layer.weight.data for name, layer in self._layers.items()}
         self._masks, self._now = masks, dict.fromkeys(masks, DENSE)
@@ -45,7 +48,7 @@ class MaskSlices:
 
 
 @contextmanager
-def masked(model: nn.Module, masks: Masks) -> Iterator[MaskSlices]:
+def masked(model: nn.Module, masks: "Masks") -> Iterator[MaskSlices]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
     check_untied(model, masks)
     turned = MaskSlices(model, masks)

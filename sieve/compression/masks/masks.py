@@ -2,18 +2,27 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from sieve.checkpoint.folder import mark_masked
+from sieve.compression.masks.apply import MaskSlices, mask_, masked
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.matrix import MaskedMatrix
 from sieve.compression.masks.sparsegpt import sparsegpt
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
+from sieve.nn.fuse import fuse_
+from sieve.nn.semi_structured import PATTERN, runs_sparse
+from sieve.registry import MASKING
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
     shifts: what each matrix keeps more than a plan's fraction (`ramp`), empty without a ramp.
     """
 
-    pivoted, ridge = False, math.inf
+    pivoted, ridge, shrinkage = False, math.inf, 0.0
+    traits = MASKING
 
     def __init__(
         self,
@@ -76,7 +86,28 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         super().__init__(masks)
         self.method, self.options, self.shifts = method, options, dict(shifts)
 
-    def matrices(self, model: nn.Module) -> dict[str, MaskedMatrix]:
+    def only(self, names: Iterable[str]) -> "Masks":
+        """The masks of these matrices alone."""
+        return Masks({name: self[name] for name in names}, self.method, self.options, self.shifts)
+
+    def elastic(self, model: nn.Module) -> AbstractContextManager[MaskSlices]:
+        """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
+        return masked(model, self)
+
+    @contextmanager
+    def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> Iterator[None]:
+        """Within the block the model has the weights that `apply_` would give it, bit for bit."""
+        with self.elastic(model) as turned:
+            turned.set(plan)
+            yield
+
+    def apply_(self, model: PreTrainedModel, plan: Plan) -> None:
+        """Mask the weights of the layers that the plan names, in place; modules stay what they are."""
+        kept = mask_(model, self, plan)
+        fuse_(model)
+        mark_masked(model, kept, self.options.pattern)
+
+    def matrices(self, model: nn.Module, plan: Plan | None = None) -> dict[str, MaskedMatrix]:
         """The model's prunable matrices, as masks see them."""
         return {name: self.matrix(matrix) for name, matrix in prunable(model).items()}
 
@@ -104,6 +135,15 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
                     f"the plan has {name} keep {rank} weights a row; {self.options.pattern} keeps "
                     f"{matrices[name].max_rank or 'all'}: use that or 'dense'"
                 )
+
+    def report(self, model: PreTrainedModel) -> dict[str, Any]:
+        """How weights were scored, and whether this device gains time by their zeros (nothing gains bytes)."""
+        options = asdict(self.options)
+        return {
+            "pattern": options.pop("pattern"),
+            "options": options,
+            "runs_sparse": self.options.pattern == PATTERN and runs_sparse(model.device, model.dtype),
+        }
 
     def fingerprint(self) -> str:
         """sha256 of the method, its options and what the masks are made of."""

@@ -49,7 +49,7 @@ def build_report(
         seconds: wall-clock time by stage.
         ridge: of the loss-aware projection; null in the report where gradients had no say.
         shrinkage: share of a prior in the Gram matrices.
-        masks: of `mask_report`, where weights were masked.
+        masks: of `Masks.report`, where weights were masked.
         truncated: split → how many prompts were cut to the model's context.
         left_dense: matrices that no plan could prune → why; asterisks stand for the numbers of all blocks.
         refitted: of the search among refitted plans, where there was one and it found one.

@@ -1,5 +1,6 @@
 """What is said of a pruned model is true of what is stored: confirmed, reported and evaluated anew, the same bits."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,8 +16,9 @@ from sieve.evaluation.generation import greedy_answers
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.models.loading import load_model
+from sieve.searchers.algorithms.base import SEARCHERS
 from sieve.searchers.problem import within
-from sieve.searchers.run import SEARCHERS, run_search
+from sieve.searchers.run import run_search
 from sieve.tasks import load_task
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -146,7 +148,11 @@ def test_the_next_larger_candidate_is_tried_where_the_stored_form_fails(echo, mo
 def test_validation_chooses_among_finalists_by_their_stored_form(echo, monkeypatch):
     """The one that is better by its slices is taken, unless it is spoilt as it is stored."""
     offered = [Plan(dict.fromkeys(prunable(load_model(echo[0])[0]), rank), pivoted=True) for rank in (12, 24)]
-    monkeypatch.setitem(SEARCHERS, "uniform", lambda problem: map(problem.evaluate, offered))
+    monkeypatch.setitem(
+        SEARCHERS,
+        "uniform",
+        dataclasses.replace(SEARCHERS["uniform"], run=lambda problem: map(problem.evaluate, offered)),
+    )
     for spoilt, taken in (((), 24), ((24,), 12)):
         result = spoilt_search(spoilt, echo, monkeypatch, kept=0.99)
         assert set(result.plan.values()) == {taken}

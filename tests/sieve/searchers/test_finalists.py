@@ -1,12 +1,15 @@
 """Of a size that is asked for: what is offered for validation, and what validation takes of it."""
 
+import dataclasses
+
 import pytest
 
 from sieve.compression.apply import sliced
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
-from sieve.searchers.run import SEARCHERS, run_search
+from sieve.searchers.algorithms.base import SEARCHERS
+from sieve.searchers.run import run_search
 from sieve.tasks import load_task
 from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.sieve.searchers.test_search import landscape_problem
@@ -17,8 +20,8 @@ from tests.tiny_models import tiny_model, tiny_tokenizer
 def test_the_allocation_is_among_them(searcher):
     """By the fitness examples others are better, which need not be so on the validation split."""
     problem = landscape_problem(kept=0.6, generations=4)
-    finalists = list(SEARCHERS[searcher](problem))
-    (allocated,) = SEARCHERS["budget"](landscape_problem(kept=0.6))
+    finalists = list(SEARCHERS[searcher].run(problem))
+    (allocated,) = SEARCHERS["budget"].run(landscape_problem(kept=0.6))
     assert sum(candidate.plan == allocated.plan for candidate in finalists) == 1
     assert len(finalists) == (3 if allocated.plan in [candidate.plan for candidate in finalists[:3]] else 4)
     values = [candidate.scores.mean_loglik for candidate in finalists]
@@ -28,7 +31,7 @@ def test_the_allocation_is_among_them(searcher):
 
 def test_without_predictions_it_is_the_uniform_one():
     problem = landscape_problem(kept=0.6, generations=2, surrogate=False)
-    *_, last = SEARCHERS["ga"](problem)
+    *_, last = SEARCHERS["ga"].run(problem)
     kept = list(last.plan.kept(problem.matrices).values())
     assert problem.accepts(last)
     assert max(kept) - min(kept) < 0.2
@@ -36,7 +39,7 @@ def test_without_predictions_it_is_the_uniform_one():
 
 def test_the_paper_has_one():
     options = {"paper": True, "surrogate": False, "generations": 1}
-    assert len(list(SEARCHERS["ga"](landscape_problem(kept=0.6, **options)))) == 1
+    assert len(list(SEARCHERS["ga"].run(landscape_problem(kept=0.6, **options)))) == 1
 
 
 def test_validation_chooses(world, monkeypatch):
@@ -44,7 +47,9 @@ def test_validation_chooses(world, monkeypatch):
     model, tokenizer, task = tiny_model("llama"), tiny_tokenizer(), load_task(world.task)
     factors = svd_factors(model)
     offered = [Plan.uniform(prunable(model).values(), kept, 4) for kept in (0.3, 0.9, 0.5)]
-    monkeypatch.setitem(SEARCHERS, "ga", lambda problem: map(problem.evaluate, offered))
+    monkeypatch.setitem(
+        SEARCHERS, "ga", dataclasses.replace(SEARCHERS["ga"], run=lambda problem: map(problem.evaluate, offered))
+    )
     options = {"search": "ga", "rank_multiple": 4, "bottlenecks": 0}
     values = []
     for plan in offered:

@@ -5,6 +5,7 @@ import pytest
 from sieve.errors import InputError
 from sieve.models.linears import prunable
 from sieve.run import pipeline
+from sieve.searchers.algorithms.base import SEARCHERS
 from sieve.searchers.config import Options
 from sieve.searchers.reach import require_plans
 from sieve.searchers.run import run_search
@@ -48,7 +49,7 @@ def test_it_says_what_the_search_would_say(world, search, kept):
     model = tiny_model("llama")
     asked = Options(kept=kept, generations=1, population=4, offspring=4, bottlenecks=0)
     try:
-        require_plans(prunable(model), search, asked, 4, model.dtype)
+        require_plans(prunable(model), SEARCHERS[search], asked, 4, model.dtype)
         reachable = True
     except InputError:
         reachable = False

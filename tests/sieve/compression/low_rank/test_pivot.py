@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sieve.compression.low_rank.factors import FactorPair
 from sieve.compression.low_rank.output_aligned import output_aligned
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.pivot import pivoted
 from sieve.nn.pivot import pivot
 from sieve_kernels.lowrank import reference

@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 from sieve.checkpoint.folder import load, save
 from sieve.checkpoint.size import model_bytes, model_parameters, weight_bytes
 from sieve.compression.apply import apply_
-from sieve.compression.low_rank.factors import FactorPair, Factors
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask
 from sieve.compression.masks.masks import Mask

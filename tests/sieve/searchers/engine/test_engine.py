@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sieve.compression.apply import sliced
-from sieve.compression.low_rank.factors import FactorPair, Factors
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.evaluation.scoring import evaluate, prepare

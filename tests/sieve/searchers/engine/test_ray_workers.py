@@ -19,7 +19,9 @@ from sieve.compression.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.linears import prunable
-from sieve.searchers.config import Options, check_options
+from sieve.registry import LOW_RANK
+from sieve.searchers.algorithms.base import searcher_named
+from sieve.searchers.config import Options
 from sieve.searchers.engine import ray_workers
 from sieve.searchers.engine.engine import Engine
 from sieve.searchers.engine.journal import Journal
@@ -228,7 +230,7 @@ def test_bad_numbers_and_addresses():
         with pytest.raises(InputError, match="--workers must be"):
             Options(workers=workers).check()
     with pytest.raises(InputError, match="one candidate after the other"):
-        check_options(0.05, "uniform", Options(workers=2))
+        searcher_named("uniform").check(Options(workers=2), LOW_RANK)
 
 
 def test_an_address_where_nobody_answers_is_found_out_at_once(small):

@@ -1,0 +1,46 @@
+"""A method by name → what it makes of a model: for a caller that does not care which kind of method it is."""
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sieve.calibration.statistics import Statistics
+from sieve.compression.low_rank.project import project
+from sieve.compression.masks.config import MaskOptions
+from sieve.compression.masks.mask import mask, maskable
+from sieve.compression.masks.masks import Masks
+from sieve.compression.space import CompressionSpace
+from sieve.models.linears import prunable
+from sieve.models.matrix import Matrix
+from sieve.registry import ALL, MASKING
+
+
+def compress(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    method: str,
+    general: Statistics | None,
+    pivot: bool,
+    shrinkage: float | str | None,
+    options: MaskOptions,
+) -> CompressionSpace:
+    """All plans of a model by one method: the factors of `sieve.project` or the masks of `sieve.mask`."""
+    if ALL[method].makes is MASKING:
+        return mask(model, statistics, method, general, options)
+    return project(model, statistics, method, pivot, shrinkage=shrinkage)
+
+
+def plannable(model: PreTrainedModel, method: str, pivot: bool, options: MaskOptions) -> dict[str, Matrix]:
+    """The matrices that the method can prune, known from their shapes alone; InputError where there are none."""
+    if ALL[method].makes is not MASKING:
+        return prunable(model, pivot)
+    maskable(model, options)
+    # How far a ramp moves each matrix is known once it is scored.
+    return Masks({}, method, replace(options, ramp=0.0), {}).matrices(model)
+
+
+def method_report(space: CompressionSpace, model: PreTrainedModel, **more: Any) -> dict[str, Any] | None:
+    """`space.report` with `more` beside it; None where it says nothing."""
+    found = space.report(model)
+    return None if found is None else found | more
