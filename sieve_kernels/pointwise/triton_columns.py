@@ -69,8 +69,15 @@ def act_mul_kernel(
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     there = rows < T
-    gate = tl.load(gate_ptr + at * stride_gate + gates[None, :], mask=there & gates_inside[None, :], other=0.0)
-    up = tl.load(up_ptr + at * stride_up + ups[None, :], mask=there & ups_inside[None, :], other=0.0)
+    gate_at = gate_ptr + at * stride_gate + gates[None, :]
+    up_at = up_ptr + at * stride_up + ups[None, :]
+    # That neighbours go to one thread must be said of the addresses, too: Triton 3.6 gives a warp 8 columns of 4 rows.
+    if GATE_INDEXED:
+        gate_at = tl.max_contiguous(gate_at, [1, 2])
+    if UP_INDEXED:
+        up_at = tl.max_contiguous(up_at, [1, 2])
+    gate = tl.load(gate_at, mask=there & gates_inside[None, :], other=0.0)
+    up = tl.load(up_at, mask=there & ups_inside[None, :], other=0.0)
     h = activate(gate.to(WIDE), ACTIVATION) * up.to(WIDE)
     out = out_ptr + at * stride_out + cols[None, :]
     tl.store(out, h.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
@@ -105,7 +112,9 @@ def gather_columns_kernel(
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     there = rows < T
-    y = tl.load(x_ptr + at * stride_x + named[None, :], mask=there & inside[None, :], other=0.0).to(WIDE)
+    # Said of the addresses, too: Triton 3.6 gives a warp 8 columns of 4 rows.
+    source = tl.max_contiguous(x_ptr + at * stride_x + named[None, :], [1, 2])
+    y = tl.load(source, mask=there & inside[None, :], other=0.0).to(WIDE)
     if BIASED:
         y += bias[None, :]
     tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
@@ -150,6 +159,8 @@ def join_columns_kernel(
     source = tl.where(
         of_z[None, :], z_ptr + at * stride_z + named[None, :], c_ptr + at * stride_c + (named - r)[None, :]
     )
+    # Said of the addresses, too: Triton 3.6 gives a warp 8 columns of 4 rows.
+    source = tl.max_contiguous(source, [1, 2])
     y = tl.load(source, mask=there & (of_z | of_c)[None, :], other=0.0).to(WIDE)
     if BIASED:
         y += bias[None, :]
