@@ -1,8 +1,8 @@
 """Healing: a few gradient steps of a pruned model towards what its dense model says, without reading a label.
 
 The closed form is best matrix by matrix; norms, MLPs and attention cannot make up for one another there. Here all
-parameters but the embedding and the head move together. Which loss and rate serve is tried first, a few steps each from
-the same start, and judged on calibration rows that are held back.
+parameters but the embedding and the head move together. Several losses and rates start from the same model; they are
+judged on calibration rows that are held back, and the worst is given up time and again until one goes on to the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sieve.errors import InputError
 from sieve.healing.forward import packs
-from sieve.healing.loop import Course, Setting, heal_steps, held_back_distance, restore, state_of
+from sieve.healing.loop import Course, Healer, Setting, held_back_distance, state_of
 from sieve.healing.masters import trained_parameters
 from sieve.healing.teacher import Lessons, teach
 from sieve.models.loading import evaluating, load_model
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 STEPS = 50
 ROWS = 32  # lessons of a step
 _EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
-_TRIED = 8  # steps of a try
-_LOOKS = 5  # at the held-back rows, on the way
+LOOKS = 5  # at the held-back rows, on the way; after each of them the worst setting is given up, but for the last one
 OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(1.0, 0.1, 2e-4))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
 
@@ -41,7 +40,7 @@ class Healing:
 
     before, after: mean KL(teacher ‖ model) on the held-back rows, in nats: between the choices of a question, or over
         tokens where there are none. `after` is never larger.
-    course: of the steps that were taken from the start with the setting that was chosen; tries: of those before.
+    course: of the setting that went on to the end; tries: of those that were given up.
     training, held_back: rows; skipped: rows without a token to predict; trained: parameters.
     """
 
@@ -141,26 +140,30 @@ def heal_(model: PreTrainedModel, lessons: Lessons, steps: int | None = None, se
     started = time.perf_counter()
     training, held_back = lessons.training, lessons.held_back
     steps = steps or max(1, min(STEPS, _EPOCHS * len(training) // ROWS))
-    settings = OF_CHOICES if training[0].question.choices else OF_TOKENS
     with evaluating(model):
         together = packs(model, [lesson.question for lesson in (*training, *held_back)])
     start, before = state_of(model), held_back_distance(model, held_back, together)
-    tried = min(_TRIED, steps)
-    tries = []
-    with progress.bar("healing", len(settings) * tried + steps, "steps") as advance:
-        for setting in settings:
-            tries.append(
-                heal_steps(model, training, held_back, setting, tried, ROWS, seed, 1, before, together, advance)
-            )
-            progress.say(f"  tried {setting}: {before:.4f} → {tries[-1].curve[-1][1]:.4f} nats after {tried} steps")
-            restore(model, start)
-        best = min(tries, key=lambda one: one.curve[-1][1]).setting
-        course = heal_steps(model, training, held_back, best, steps, ROWS, seed, _LOOKS, before, together, advance)
+    settings = OF_CHOICES if training[0].question.choices else OF_TOKENS
+    healers = [Healer(model, lessons, setting, steps, ROWS, seed, before, together) for setting in settings]
+    courses = [one.course for one in healers]
+    looks = sorted({max(1, steps * part // LOOKS) for part in range(1, LOOKS + 1)})
+    total = sum(looks[min(turns, len(looks)) - 1] for turns in (*range(1, len(healers)), len(looks)))
+    with progress.bar("healing", total, "steps") as advance:
+        for look in looks:
+            for healer in healers:
+                healer.go_on(look, advance)
+                found = healer.course.curve[-1][1]
+                progress.say(f"  {healer.course.setting}: {before:.4f} → {found:.4f} nats after {healer.steps} steps")
+            if len(healers) > 1 and look < steps:
+                healers.remove(max(healers, key=lambda one: one.course.curve[-1][1]))
+    healer = min(healers, key=lambda one: one.course.after)
+    healer.finish(start)
+    course = healer.course
     if course.best == 0:
         progress.note("healing brought the model no nearer to the dense one on held-back rows: it is as it was before")
     return Healing(
-        before, course.after, course, tries, len(training), len(held_back), lessons.skipped,
-        sum(parameter.numel() for parameter in trained_parameters(model).values()), time.perf_counter() - started,
+        before, course.after, course, [one for one in courses if one is not course], len(training), len(held_back),
+        lessons.skipped, sum(one.numel() for one in trained_parameters(model).values()), time.perf_counter() - started,
     )  # fmt: skip
 
 

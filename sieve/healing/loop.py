@@ -14,7 +14,7 @@ from sieve.healing.forward import predict
 from sieve.healing.loss import Distance, distance
 from sieve.healing.masters import Masters, trained_parameters
 from sieve.healing.rows import in_passes
-from sieve.healing.teacher import Lesson
+from sieve.healing.teacher import Lesson, Lessons
 from sieve.models.loading import evaluating, going_backward
 
 if TYPE_CHECKING:
@@ -40,18 +40,23 @@ class Setting:
 
 @dataclass
 class Course:
-    """How a healing went: (steps, nats on the held-back rows) from 0 steps on; `best` of them is where the model is."""
+    """How a healing went: (steps, nats on the held-back rows), from 0 steps on; `best` is the number of steps after
+    which it was nearest to its teacher."""
 
     setting: Setting
     curve: list[tuple[int, float]]
     best: int = 0
     losses: list[float] = field(default_factory=list)
-    diverged: bool = False
 
     @property
     def after(self) -> float:
-        """Nats on the held-back rows, where the model is."""
+        """Nats on the held-back rows at its best."""
         return dict(self.curve)[self.best]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was no number."""
+        return not all(map(math.isfinite, self.losses))
 
 
 def held_back_distance(model: PreTrainedModel, lessons: Sequence[Lesson], together: bool) -> float:
@@ -64,43 +69,56 @@ def held_back_distance(model: PreTrainedModel, lessons: Sequence[Lesson], togeth
     return mean if math.isfinite(mean) else math.inf
 
 
-def heal_steps(
-    model: PreTrainedModel,
-    training: Sequence[Lesson],
-    held_back: Sequence[Lesson],
-    setting: Setting,
-    steps: int,
-    rows: int,
-    seed: int,
-    looks: int,
-    before: float,
-    together: bool,
-    advance: Callable[[int], None],
-) -> Course:
-    """Take `steps`, look `looks` times at the held-back rows, and leave the model where it was nearest to its teacher.
+class Healer:
+    """One healing of a model, which can be left and gone on with: several take turns on one model.
 
     Args:
         before: nats on the held-back rows as the model is.
-        rows: lessons of one step; seed: of their order.
+        steps: of the whole healing; rows: lessons of one step; seed: of their order.
         together: as for `sieve.healing.forward.predict`.
     """
-    course = Course(setting, [(0, before)])
-    best = state_of(model)
-    drawn = _drawn(training, rows, seed)
-    with evaluating(model), Masters(model, setting.rate, steps) as masters:
-        for step in range(1, steps + 1):
-            course.losses.append(_step(model, masters, next(drawn), setting, together))
-            course.diverged = not math.isfinite(course.losses[-1])
-            advance(1)
-            if course.diverged or step * looks // steps > (step - 1) * looks // steps:
-                now = math.inf if course.diverged else held_back_distance(model, held_back, together)
-                course.curve.append((step, now))
-                if now < course.after:
-                    course.best, best = step, state_of(model)
-            if course.diverged:
-                break
-    restore(model, best)
-    return course
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        lessons: Lessons,
+        setting: Setting,
+        steps: int,
+        rows: int,
+        seed: int,
+        before: float,
+        together: bool,
+    ):
+        self.course = Course(setting, [(0, before)])
+        self._model, self._held_back, self._together = model, lessons.held_back, together
+        self._drawn = _drawn(lessons.training, rows, seed)
+        self._masters = Masters(model, setting.rate, steps)
+        self._best: State | None = None  # None: as the model was at the beginning
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return len(self.course.losses)
+
+    def go_on(self, until: int, advance: Callable[[int], None]) -> None:
+        """Take steps until there were `until`, then look at the held-back rows; none after a loss that is no number."""
+        if self.steps == until or self.course.diverged:
+            advance(until - self.steps)
+            return
+        with evaluating(self._model), self._masters:
+            while self.steps < until and not self.course.diverged:
+                self.course.losses.append(
+                    _step(self._model, self._masters, next(self._drawn), self.course.setting, self._together)
+                )
+                advance(1)
+        lost = math.inf if self.course.diverged else held_back_distance(self._model, self._held_back, self._together)
+        self.course.curve.append((self.steps, lost))
+        if lost < self.course.after:
+            self.course.best, self._best = self.steps, state_of(self._model)
+
+    def finish(self, start: State) -> None:
+        """Leave the model where it was nearest to its teacher; at its `start` where no look found it nearer."""
+        restore(self._model, start if self._best is None else self._best)
 
 
 def state_of(model: PreTrainedModel) -> State:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BETAS = (0.9, 0.98)
-_WARM_UP = 4  # one step in so many
+_WARM_UP = 8  # one step in so many
 _LAST = 0.05  # of the rate, at the end of the cosine
 _CLIP = 1.0  # norm of a step's gradient
 
@@ -26,6 +26,8 @@ def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 class Masters:
     """The optimiser: gradients are summed in float32, zeros of masked matrices stay zeros.
+
+    A context manager: on entering, the model gets the weights of these masters; several can take turns on one model.
 
     Args:
         model: its parameters are changed in place at each step.
@@ -45,10 +47,11 @@ class Masters:
                 * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
             ),
         )
-        self._was_trained = {name: one.requires_grad for name, one in model.named_parameters()}
         self._model = model
 
     def __enter__(self) -> Masters:
+        self._was_trained = {name: one.requires_grad for name, one in self._model.named_parameters()}
+        self._write()
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
         for parameter in self._parameters.values():
@@ -77,13 +80,17 @@ class Masters:
         finite = bool(torch.isfinite(norm))
         if finite:
             self._adam.step()
-            for name, wide in self._wide.items():
-                if name in self._zeros:
-                    wide.masked_fill_(self._zeros[name], 0)
-                self._parameters[name].copy_(wide)
+            for name, zeros in self._zeros.items():
+                self._wide[name].masked_fill_(zeros, 0)
+            self._write()
         self._adam.zero_grad()
         self._schedule.step()
         return finite
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        for name, wide in self._wide.items():
+            self._parameters[name].copy_(wide)
 
 
 def _zeros(model: PreTrainedModel, parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:

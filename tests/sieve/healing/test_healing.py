@@ -13,7 +13,7 @@ from sieve.evaluation.scoring import evaluate
 from sieve.healing import loop, rows, teacher
 from sieve.healing.forward import packs, predict
 from sieve.healing.heal import heal, heal_, lessons_of
-from sieve.healing.loop import Setting, heal_steps, held_back_distance, state_of
+from sieve.healing.loop import Setting, held_back_distance, state_of
 from sieve.healing.loss import _token_divergence, distance
 from sieve.healing.masters import Masters, trained_parameters
 from sieve.models.loading import evaluating
@@ -196,22 +196,30 @@ def test_bfloat16_moves_by_masters_in_float32():
     assert bool((norm.detach() < before).all())
 
 
+def healer(student, setting, steps=6, looks=(2, 4, 6)):
+    """A healer that has taken its steps, and what the model was."""
+    taught, start = lessons(), copy.deepcopy(state_of(student))
+    before = held_back_distance(student, taught.held_back, True)
+    made = loop.Healer(student, taught, setting, steps, 16, 0, before, True)
+    for look in looks:
+        made.go_on(look, lambda n: None)
+    return made, start
+
+
 @pytest.mark.parametrize("setting", [Setting(-1, -0.1, 1e-3), Setting(1, 0.1, math.inf)])  # away from it; no number
 def test_steps_that_ruin_the_model_leave_it_as_it_was(setting):
-    taught = lessons()
     student = tiny_pruned("llama")
-    before, start = held_back_distance(student, taught.held_back, True), copy.deepcopy(state_of(student))
-    course = heal_steps(student, taught.training, taught.held_back, setting, 4, 16, 0, 4, before, True,
-                        lambda n: None)  # fmt: skip
-    assert course.best == 0
-    assert course.after == before
+    made, start = healer(student, setting)
+    assert made.course.best == 0
+    assert made.course.after == made.course.curve[0][1]
+    assert made.course.diverged == math.isinf(setting.rate)
+    made.finish(start)
     assert all(torch.equal(one, start[name]) for name, one in state_of(student).items())
 
 
 def test_it_ends_at_the_best_look_not_at_the_last(monkeypatch):
-    taught = lessons()
     student = tiny_pruned("llama")
-    values = iter([3.0, 1.0, 2.0])
+    values = iter([4.0, 3.0, 1.0, 2.0])
     states = []
 
     def judged(model, held_back, together):
@@ -219,20 +227,47 @@ def test_it_ends_at_the_best_look_not_at_the_last(monkeypatch):
         return next(values)
 
     monkeypatch.setattr(loop, "held_back_distance", judged)
-    course = heal_steps(student, taught.training, taught.held_back, Setting(1, 0.1, 1e-3), 6, 16, 0, 3, 4.0, True,
-                        lambda n: None)  # fmt: skip
-    assert course.curve == [(0, 4.0), (2, 3.0), (4, 1.0), (6, 2.0)]
-    assert (course.best, course.after) == (4, 1.0)
-    assert all(torch.equal(one, states[1][name]) for name, one in state_of(student).items())
+    monkeypatch.setitem(globals(), "held_back_distance", judged)
+    made, start = healer(student, Setting(1, 0.1, 1e-3))
+    assert made.course.curve == [(0, 4.0), (2, 3.0), (4, 1.0), (6, 2.0)]
+    assert (made.course.best, made.course.after) == (4, 1.0)
+    made.finish(start)
+    assert all(torch.equal(one, states[2][name]) for name, one in state_of(student).items())
 
 
-def test_the_setting_is_that_of_the_best_try(monkeypatch):
+def test_taking_turns_changes_no_healing():
+    """Two healings on one model, one after the other and in turns: the same weights."""
+    settings = [Setting(1, 0.1, 1e-3), Setting(0, 1, 5e-4)]
+    alone = []
+    for setting in settings:
+        student = tiny_pruned("llama")
+        made, start = healer(student, setting)
+        made.finish(start)
+        alone.append(state_of(student))
+    student, taught = tiny_pruned("llama"), lessons()
+    start = state_of(student)
+    before = held_back_distance(student, taught.held_back, True)
+    both = [loop.Healer(student, taught, setting, 6, 16, 0, before, True) for setting in settings]
+    for look in (2, 4, 6):
+        for made in both:
+            made.go_on(look, lambda n: None)
+    for made, want in zip(both, alone, strict=True):
+        made.finish(start)
+        assert all(torch.equal(one, want[name]) for name, one in state_of(student).items())
+
+
+def test_the_worst_setting_is_given_up_until_one_is_left(monkeypatch):
     settings = (Setting(1, 0.1, 1e-9), Setting(1, 0.1, 2e-3), Setting(-1, -0.1, 2e-3))
     monkeypatch.setattr(importlib.import_module("sieve.healing.heal"), "OF_CHOICES", settings)
-    healing = heal_(tiny_pruned("llama"), lessons(), steps=8)
+    healing = heal_(tiny_pruned("llama"), lessons(), steps=10)
     assert healing.course.setting == settings[1]
-    assert [one.setting for one in healing.tries] == list(settings)
-    assert min(one.curve[-1][1] for one in healing.tries) == healing.tries[1].curve[-1][1]
+    assert [one.curve[-1][0] for one in healing.tries] == [4, 2]
+    assert healing.course.curve[-1][0] == 10
+    assert healing.after < healing.before
+    report = healing.report()
+    assert report["held_back"]["curve"][0] == [0, healing.before]
+    assert len(report["tries"]) == 2
+    assert len(report["losses"]) == 10
 
 
 def test_no_label_is_read():
