@@ -82,6 +82,8 @@ def prune(
     shrinkage: given.Shrinkage = None,
     shared_input: given.SharedInput = None,
     refit: given.Refit = None,
+    heal: given.Heal = None,
+    heal_steps: given.HealSteps = None,
     pattern: given.Pattern = None,
     compare: given.Compare = None,
     task_aware: given.TaskAware = None,
@@ -217,6 +219,35 @@ def _left(output: Path) -> str:
     except InputError:
         return "interrupted: nothing half-written is left"
     return f"interrupted: what is finished is kept; go on with --resume {output}"
+
+
+@app.command("heal")
+def heal_command(
+    path: Annotated[Path, typer.Argument(help="Folder of a pruned model.")],
+    output: Annotated[Path, typer.Option(help="Folder to make for the healed model.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="The dense model that teaches. \\[default: the one that was pruned]")
+    ] = None,
+    heal_steps: given.HealSteps = None,
+    data: given.Data = None,
+    device: given.Device = None,
+    trust_remote_code: given.Trust = False,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Heal a pruned folder's model: gradient steps towards its dense model, on calibration rows, no label read."""
+    require_new(output)
+    with progress.shown(not quiet):
+        from sieve.run.heal import heal_folder
+        from sieve.run.report.show import show_report
+
+        report = heal_folder(path, output, teacher, heal_steps, data, device or "auto", trust_remote_code)
+    if as_json:
+        _print_json(report)
+    else:
+        show_report(report, console())
+        console().print(f"The healed model is in {output}.", soft_wrap=True)
+    _say_anyway(f"the healed model is in {output}")
 
 
 @app.command("eval")

@@ -56,6 +56,12 @@ def model_card(
         parts += ["## Size", size]
     if accuracy := _accuracy(report):
         parts += ["## Accuracy", accuracy]
+    if healing := report.get("healing"):
+        held = healing["held_back"]
+        parts.append(
+            f"Healed ({healing['kind']}): {healing['steps']} gradient steps towards the dense model on calibration "
+            f"rows ({held['before']:.3f} → {held['after']:.3f} nats from it on rows held back)."
+        )
     if report:
         parts.append("`report.json` has every number of the run.")
     return "\n\n".join(parts) + "\n"

@@ -30,7 +30,7 @@ STEPS = 50
 ROWS = 32  # lessons of a step
 _EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
 LOOKS = 5  # at the held-back rows, on the way; after each of them the worst setting is given up, but for the last one
-OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(1.0, 0.1, 2e-4))
+OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 1e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
 
 
@@ -110,12 +110,16 @@ def heal(
     examples = task.splits(seed)["calibration"]
     if isinstance(teacher, str):
         teacher, _ = load_model(teacher, device=model.device)
-    same = (one.get_output_embeddings().weight.shape[0] for one in (model, teacher))
-    if len(set(same)) > 1:
+    require_vocabulary(model, teacher)
+    return heal_(model, lessons_of(teacher, tokenizer, task, examples, steps), steps, seed)
+
+
+def require_vocabulary(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """InputError unless both predict the same tokens."""
+    if len({one.get_output_embeddings().weight.shape[0] for one in (model, teacher)}) > 1:
         raise InputError(
             "the teacher has another vocabulary than the model: name the dense model that it was made from"
         )
-    return heal_(model, lessons_of(teacher, tokenizer, task, examples, steps), steps, seed)
 
 
 def check_steps(steps: int | None) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BETAS = (0.9, 0.98)
-_WARM_UP = 8  # one step in so many
+_WARM_UP = 4  # one step in so many
 _LAST = 0.05  # of the rate, at the end of the cosine
 _CLIP = 1.0  # norm of a step's gradient
 

@@ -67,11 +67,7 @@ def teach(
 
     Raises: InputError for fewer than `FEWEST` rows.
     """
-    if len(examples) < FEWEST:
-        raise InputError(
-            f"{task.where}: healing needs at least {FEWEST} calibration rows, some of them held back to judge by, and "
-            f"there are {len(examples)}: give the calibration split more (splits), or leave healing out"
-        )
+    require_rows(task, examples)
     border = _border(examples)
     parts = [examples[:border][:most], examples[border:]]
     with evaluating(teacher):
@@ -90,6 +86,15 @@ def teach(
                   for example, one in zip(part, asked, strict=True) if one is not None]  # fmt: skip
         answers = [int(lesson.judged.argmax()) for lesson in (*training, *held_back)]
     return Lessons(training, held_back, skipped, taught, answers)
+
+
+def require_rows(task: Task, examples: Sequence[Example]) -> None:
+    """InputError where the calibration split has too few rows to heal by."""
+    if len(examples) < FEWEST:
+        raise InputError(
+            f"{task.where}: healing needs at least {FEWEST} calibration rows, some of them held back to judge by, and "
+            f"there are {len(examples)}: give the calibration split more (splits), or leave healing out"
+        )
 
 
 def _border(examples: Sequence[Example]) -> int:

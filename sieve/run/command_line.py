@@ -82,6 +82,14 @@ SharedInput = Annotated[
 Refit = Annotated[
     bool | None, typer.Option("--refit", help="Fit pairs anew to inputs as the pruned model has them: smaller yet.")
 ]
+Heal = Annotated[
+    bool | None,
+    typer.Option("--heal", help="Then gradient steps towards the dense model on calibration rows, no label read."),
+]
+HealSteps = Annotated[
+    int | None,
+    _option("heal_steps", "Steps of healing.", default="50, or two passes over the calibration rows"),
+]
 Pattern = Annotated[str | None, _option("pattern", "Of masks: unstructured, 2:4 or 4:8.")]
 Compare = Annotated[str | None, _option("compare", "Weights compete for their mask within a row or a layer.")]
 TaskAware = Annotated[

@@ -47,8 +47,8 @@ def evaluate_source(
     for name in (source, against):
         if name is not None:
             find_model(name)
-    recipe = _recipe(source)
-    loaded = load_task(task or _own_task(source, recipe), data)
+    recipe = own_recipe(source)
+    loaded = load_task(task or own_task(source, recipe), data)
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
     same = _same_data(source, {split: splits[split]}) if task is None and seed is None else None
     if same is False:
@@ -99,7 +99,7 @@ def _controls(level: Chance | None) -> dict[str, float | None]:
     return {"chance": None, "majority": None, "ngrams": None} if level is None else vars(level)
 
 
-def _own_task(source: str, recipe: Mapping[str, Any]) -> str:
+def own_task(source: str, recipe: Mapping[str, Any]) -> str:
     """The task that a pruned folder keeps; the one that its recipe names, where an earlier version made it."""
     kept = Path(source) / TASK_FILE
     if kept.is_file():
@@ -123,6 +123,7 @@ def _same_data(source: str, splits: Mapping[str, Sequence[Example]]) -> bool | N
     return all(before[name] == now[name] for name in splits)
 
 
-def _recipe(source: str) -> dict[str, Any]:
+def own_recipe(source: str) -> dict[str, Any]:
+    """The recipe of a pruned folder; empty where it has none."""
     path = Path(source) / "recipe.yaml"
     return read_recipe(path) if path.is_file() else {}

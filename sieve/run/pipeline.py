@@ -22,10 +22,14 @@ from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores, evaluate
+from sieve.healing.heal import lessons_of
+from sieve.healing.teacher import require_rows
 from sieve.models.linears import by_pattern, left_dense, prunable
 from sieve.models.loading import load_model
+from sieve.run.heal import MEASURED, heal_and_score, letters_taught
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
+from sieve.run.report.healed import healed_report
 from sieve.run.resume import Unfinished
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
@@ -41,7 +45,6 @@ from sieve.utils import progress
 from sieve.utils.files import cache_folder, require_new, require_space
 from sieve.utils.identity import identity_of
 
-MEASURED = ("fitness", "validation", "test")  # the splits whose scores are in the report
 _JOURNAL_BYTES = 64 << 20  # of the largest search: some thousand evaluations of some hundred examples
 
 
@@ -96,6 +99,8 @@ def _pruned(
             _require_plans(recipe, model)
         ready = check_splits(model, tokenizer, task, splits)
         truncated = {name: part.truncated for name, part in ready.items()}
+        if recipe.heal:
+            require_rows(task, splits["calibration"])
         if recipe.task_aware:
             general_text(recipe.general).splits(recipe.seed)
         require_space(output, model_bytes(model) + _JOURNAL_BYTES)  # masked or not, no model grows
@@ -111,6 +116,7 @@ def _pruned(
         levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
         dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels, score)
         dense_test = score("test")
+        lessons = lessons_of(model, tokenizer, task, splits["calibration"], recipe.heal_steps) if recipe.heal else None
         if recipe.shared_input:
             _require_plans(recipe, share_inputs_(model))
     with stages("calibrate"):
@@ -174,6 +180,11 @@ def _pruned(
         factors.shrinkage, refitted, levels, signal_notes(task, splits, result.dense, levels),
         truncated, left,
     )  # fmt: skip
+    if lessons is not None:
+        with stages("heal"):
+            healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, recipe.heal_steps, recipe.seed)
+            letters = letters_taught(task, lessons, splits)
+        report = healed_report(report, healing, scores["dense"], healed, letters, stages.seconds["heal"])
     save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
     return report
 

@@ -36,6 +36,8 @@ class Recipe:
     search: name of a searcher; None: "budget", for masks "uniform".
     method: name of a projection or of a mask's scores.
     pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
+    heal: gradient steps of the pruned model towards the dense one, on calibration rows, label-free (`sieve.heal`).
+    heal_steps: how many; None: 50, or so many that no row is seen more than twice.
     confident: demand the lower end of the paired 95 % interval, not the mean.
     allow_no_signal: go on where the dense model scores 0, so that every candidate is within the tolerance.
     shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
@@ -61,6 +63,8 @@ class Recipe:
     shrinkage: float | str | None = None
     shared_input: bool = False
     refit: bool = False
+    heal: bool = False
+    heal_steps: int | None = None
     confident: bool = False
     allow_no_signal: bool = False
     calibration_tokens: int = 32_768
@@ -112,6 +116,8 @@ class Recipe:
         self.mask_options().check(self.method)
         self._check_options_of_others()
         check_shrinkage(self.shrinkage)
+        if self.heal_steps is not None and (self.heal_steps < 1 or not self.heal):
+            raise InputError(f"--heal-steps must be at least 1 and go with --heal, got {self.heal_steps}")
         if self.calibration_tokens < MINIMUM_TOKENS:
             raise InputError(f"--calibration-tokens must be at least {MINIMUM_TOKENS}, got {self.calibration_tokens}")
         return self

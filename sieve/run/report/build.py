@@ -75,7 +75,7 @@ def build_report(
         "bytes": {which: size[which]["bytes"] for which in ("dense", "pruned")},
         "accuracy": {
             **{
-                which: {split: _interval(bootstrap(scores[which][split].score)) for split in splits}
+                which: {split: interval_values(bootstrap(scores[which][split].score)) for split in splits}
                 for which in ("dense", "pruned")
             },
             "chance": {split: level and level.chance for split, level in levels.items()},
@@ -83,12 +83,12 @@ def build_report(
             "ngrams": {split: level and level.ngrams for split, level in levels.items()},
         },
         "loglik": {
-            which: {split: _interval(bootstrap(scores[which][split].loglik)) for split in splits}
+            which: {split: interval_values(bootstrap(scores[which][split].loglik)) for split in splits}
             for which in ("dense", "pruned")
         },
         "difference": {
             measure: {
-                split: _interval(
+                split: interval_values(
                     paired(getattr(scores["pruned"][split], field), getattr(scores["dense"][split], field))
                 )
                 for split in splits
@@ -145,7 +145,8 @@ def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[d
     ]
 
 
-def _interval(interval: Interval) -> dict[str, float | int]:
+def interval_values(interval: Interval) -> dict[str, float | int]:
+    """As JSON has it."""
     return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
 
 

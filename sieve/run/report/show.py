@@ -44,6 +44,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     if (line := chance_line(report["accuracy"], "test")) is not None:
         console.print(line, soft_wrap=True)
+    if report.get("healing"):
+        console.print(healing_line(report["healing"]), soft_wrap=True)
     for note in report.get("notes", ()):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if report.get("left_dense"):
@@ -79,6 +81,19 @@ def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None
     found = [f"{name} {level:.3f}" for name, level in levels.items() if level is not None]
     where = "" if split is None else f" ({split} split)"
     return f"Without a model{where}: {', '.join(found)}" if found else None
+
+
+def healing_line(healing: dict[str, Any]) -> str:
+    """What healing did, in a line, with what letters reach that learned from the same teacher."""
+    held = healing["held_back"]
+    before = ", ".join(f"{split} {value['value']:.3f}" for split, value in healing["before"]["accuracy"].items())
+    text = (
+        f"Healed ({healing['kind']}), {healing['steps']} steps on {healing['rows']:,} calibration rows: on "
+        f"{held['rows']} rows held back {held['before']:.3f} → {held['after']:.3f} nats from the dense model; accuracy "
+        f"before: {before}"
+    )
+    letters = healing.get("ngrams_taught") or {}
+    return f"{text}; n-gram classifier on the dense model's answers: test {letters['test']:.3f}" if letters else text
 
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:

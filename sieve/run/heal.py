@@ -1,0 +1,108 @@
+"""`sieve heal`: a finished folder's model, healed by the dense model that it was made from, into a new folder."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sieve.checkpoint.folder import save
+from sieve.checkpoint.hf_quantizer import SieveConfig
+from sieve.checkpoint.size import model_bytes
+from sieve.errors import InputError
+from sieve.evaluation.check import check_splits
+from sieve.evaluation.ngrams import ngram_accuracies
+from sieve.evaluation.scoring import Scores, evaluate
+from sieve.healing.heal import Healing, check_steps, heal_, lessons_of, require_vocabulary
+from sieve.healing.teacher import Lessons, require_rows
+from sieve.models.loading import load_model
+from sieve.run.evaluate import own_recipe, own_task
+from sieve.run.report.healed import healed_report
+from sieve.run.report.read import read_report
+from sieve.tasks import Example, Task, load_task
+from sieve.tasks.stored import describe_data
+from sieve.utils.files import require_new, require_space
+
+MEASURED = ("fitness", "validation", "test")
+"""The splits whose scores are in a report."""
+
+
+def heal_folder(
+    source: str | Path,
+    output: str | Path,
+    teacher: str | None = None,
+    steps: int | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Heal the model in `source` and save it to `output`; returns the report that `output/report.json` holds.
+
+    Args:
+        source: folder that `sieve prune` made; it stays as it is.
+        teacher: the dense model; None: the one that the folder's report names.
+        steps: as for `sieve.heal`.
+        data: file or folder in the place of the one that the task names.
+
+    Raises: InputError for a folder that is not pruned or of other data, too few calibration rows, or a teacher with
+        another vocabulary; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    check_steps(steps)
+    output, report, recipe = require_new(output), read_report(source), own_recipe(str(source))
+    task = load_task(own_task(str(source), recipe), data)
+    splits = task.splits(recipe.get("seed", 0))
+    _require_same_data(report, splits, source)
+    require_rows(task, splits["calibration"])
+    model, tokenizer = load_model(str(source), device=device, trust_remote_code=trust_remote_code)
+    _require_pruned(model, source)
+    dense, _ = load_model(teacher or report["model"], model.dtype, device, trust_remote_code)
+    require_vocabulary(model, dense)
+    check_splits(dense, tokenizer, task, splits)
+    require_space(output, model_bytes(model))
+    lessons = lessons_of(dense, tokenizer, task, splits["calibration"], steps)
+    scores = {split: evaluate(dense, tokenizer, task, splits[split]) for split in MEASURED}
+    del dense
+    healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, steps, recipe.get("seed", 0))
+    made = healed_report(
+        report, healing, scores, healed, letters_taught(task, lessons, splits), time.perf_counter() - started
+    )
+    save(model, tokenizer, output, report=made, recipe={**recipe, "heal": True, "heal_steps": steps}, task=task)
+    return made
+
+
+def heal_and_score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    splits: Mapping[str, Sequence[Example]],
+    lessons: Lessons,
+    steps: int | None,
+    seed: int,
+) -> tuple[Healing, dict[str, Scores]]:
+    """Heal in place, and score what will be stored."""
+    healing = heal_(model, lessons, steps, seed)
+    return healing, {split: evaluate(model, tokenizer, task, splits[split]) for split in MEASURED}
+
+
+def letters_taught(task: Task, lessons: Lessons, splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:
+    """What letters reach that were learned, as the model was, from the dense model's answers; empty without choices."""
+    measured = {split: splits[split] for split in MEASURED}
+    return ngram_accuracies(task, lessons.taught, measured, lessons.answers) if lessons.answers else {}
+
+
+def _require_pruned(model: PreTrainedModel, source: str | Path) -> None:
+    config = getattr(model.config, "quantization_config", None)
+    if not (isinstance(config, SieveConfig) and (config.ranks or config.masks)):
+        raise InputError(f"nothing in {source} is pruned, so there is nothing to heal: name a folder of `sieve prune`")
+
+
+def _require_same_data(report: Mapping[str, Any], splits: Mapping[str, Sequence[Example]], source: str | Path) -> None:
+    """InputError where rows that the model was judged on could now be rows to heal by."""
+    before, now = report.get("data") or {}, describe_data(splits)
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        raise InputError(
+            f"the task's data is not what {source} was made with ({', '.join(changed)}): restore it, or give --data"
+        )

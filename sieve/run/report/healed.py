@@ -1,0 +1,43 @@
+"""A report of a pruned model, made one of the same model after healing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sieve.evaluation.confidence import bootstrap, paired
+from sieve.evaluation.scoring import Scores
+from sieve.healing.heal import Healing
+from sieve.run.report.build import interval_values
+
+
+def healed_report(
+    report: Mapping[str, Any],
+    healing: Healing,
+    dense: Mapping[str, Scores],
+    healed: Mapping[str, Scores],
+    letters: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """The report with the healed model's numbers as those of the pruned one; what they were is kept under "healing".
+
+    Args:
+        report: of the model before.
+        dense, healed: split → scores, on the same examples.
+        letters: split → what an n-gram classifier scores that was trained on the dense model's answers, no label read.
+        seconds: of the whole stage, teaching and evaluation included.
+    """
+    splits = list(healed)
+    fields = {"accuracy": "score", "loglik": "loglik"}
+    made = dict(report)
+    before = {measure: report[measure]["pruned"] for measure in fields}
+    for measure, field in fields.items():
+        values = {split: getattr(healed[split], field) for split in splits}
+        made[measure] = report[measure] | {
+            "pruned": {split: interval_values(bootstrap(values[split])) for split in splits}
+        }
+        differences = {split: paired(values[split], getattr(dense[split], field)) for split in splits}
+        made["difference"] = made["difference"] | {
+            measure: {split: interval_values(differences[split]) for split in splits}
+        }
+    made["healing"] = {**healing.report(), "before": before, "ngrams_taught": dict(letters)}
+    made["seconds"] = report["seconds"] | {"heal": round(report["seconds"].get("heal", 0.0) + seconds, 3)}
+    return made

@@ -1,0 +1,94 @@
+"""`sieve prune --heal` and `sieve heal DIR`: one result, said in the report, checked before the long work."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.sieve.conftest import ROWS, TASK, write_task
+from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory):
+    """A task on which a tiny random model is torn between choices: there is something to heal."""
+    folder = tmp_path_factory.mktemp("near")
+    return write_task(folder / "legs.yaml", TASK.replace('[" few", " many"]', '[" few", " fog"]'), ROWS)
+
+
+def pruned(run, world, near, output, *more):  # noqa: F811
+    given = [*options(world, output)]
+    given[given.index(world.task)] = near
+    code, out, err = run(*given, "--search", "uniform", "--kept", 0.4, *more, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_healed_in_one_go_and_afterwards_is_the_same_model(run, world, near, tmp_path):  # noqa: F811
+    before = pruned(run, world, near, tmp_path / "pruned")
+    report = pruned(run, world, near, tmp_path / "healed", "--heal", "--heal-steps", 10)
+    code, out, err = run("heal", tmp_path / "pruned", "--output", tmp_path / "later", "--heal-steps", 10, "--json")
+    assert code == 0, err
+    later = json.loads(out)
+    for made in (report, later):
+        healing = made["healing"]
+        assert healing["kind"] == "label-free"
+        assert healing["held_back"]["after"] < healing["held_back"]["before"]
+        assert healing["before"] == {measure: before[measure]["pruned"] for measure in ("accuracy", "loglik")}
+        assert 0 <= healing["ngrams_taught"]["test"] <= 1
+        assert made["accuracy"]["dense"] == before["accuracy"]["dense"]
+        assert made["loglik"]["pruned"]["test"] != before["loglik"]["pruned"]["test"]
+        assert made["parameters"] == before["parameters"]
+        assert made["seconds"]["heal"] > 0
+    assert "healing" not in before
+    for measure in ("accuracy", "loglik", "difference"):
+        assert later[measure] == report[measure]
+    for folder in ("healed", "later"):
+        found = json.loads(run("eval", tmp_path / folder, "--json")[1])
+        assert found["accuracy"] == report["accuracy"]["pruned"]["test"]
+        assert found["loglik"] == report["loglik"]["pruned"]["test"]
+        assert yaml.safe_load((tmp_path / folder / "recipe.yaml").read_text())["heal"] is True
+    for shown in (run("info", tmp_path / "later")[1], (tmp_path / "later" / "README.md").read_text()):
+        assert "label-free" in shown
+        assert f"{report['healing']['held_back']['after']:.3f}" in shown
+
+
+def test_rows_too_few_are_refused_before_the_long_work(run, world, tmp_path):  # noqa: F811
+    few = "splits: {calibration: 20, fitness: 40, validation: 40, test: 40}\n"
+    task = write_task(tmp_path / "legs.yaml", f"{TASK}{few}", ROWS)
+    given = [*options(world, tmp_path / "out")]
+    given[given.index(world.task)] = task
+    code, out, err = run(*given, "--heal")
+    assert (code, out) == (2, "")
+    assert "healing needs at least 32 calibration rows" in err.splitlines()[-1]
+    assert "dense" not in err
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("given", [("--heal-steps", 5), ("--heal", "--heal-steps", 0)])
+def test_steps_without_healing(run, world, tmp_path, given):  # noqa: F811
+    code, _, err = run(*options(world, tmp_path / "out"), *given)
+    assert code == 2
+    assert "--heal-steps must be at least 1 and go with --heal" in err
+
+
+def test_what_cannot_be_healed(run, world, near, tmp_path):  # noqa: F811
+    output = tmp_path / "out"
+    code, _, err = run("heal", world.model, "--output", output)
+    assert code == 2
+    assert "no report.json" in err
+    pruned(run, world, near, tmp_path / "pruned")
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({**row, "number": row["number"] + 1}) + "\n" for row in ROWS))
+    code, _, err = run("heal", tmp_path / "pruned", "--output", output, "--data", other)
+    assert code == 2
+    assert "the task's data is not what" in err
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("x")
+    code, _, err = run("heal", tmp_path / "pruned", "--output", tmp_path / "there")
+    assert code == 2
+    code, _, err = run("heal", tmp_path / "pruned", "--output", output, "--heal-steps", 0)
+    assert code == 2
+    assert "steps of healing must be" in err
+    assert not Path(output).exists()
