@@ -101,6 +101,21 @@ class Worker:
         return os.getpid()
 
 
+def _beating() -> type[Worker]:
+    """`Worker` whose `beat` has a thread of its own. Said where the method is: a call through an address cannot say it.
+
+    A class that Ray sends along, as what it only names on the other side is without it.
+    """
+    import ray
+
+    class Beating(Worker):
+        @ray.method(concurrency_group=_BEAT)
+        def beat(self) -> int:
+            return super().beat()
+
+    return Beating
+
+
 class Workers:
     """Evaluates candidates as `Evaluator` does, on actors. A context manager.
 
@@ -137,7 +152,7 @@ class Workers:
             self._packed = ray.put(pack((*what, given.memory // number, given.together, given.recorder)))
             self._kind = ray.remote(
                 num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0, concurrency_groups={_BEAT: 1}
-            )(Worker)
+            )(_beating())
             self._seats = [_Seat(place, self._hired(), self._packed) for place in range(number)]
             self._first()
         except BaseException:
@@ -328,7 +343,7 @@ class _Seat:
             self.silence += seconds
 
     def _ask(self) -> Any:
-        return self.actor.beat.options(concurrency_group=_BEAT).remote()
+        return self.actor.beat.remote()
 
     def take(self) -> Any:
         """What came; raises what the worker raised."""

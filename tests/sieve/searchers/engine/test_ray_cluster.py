@@ -16,6 +16,8 @@ from tests.sieve.run.test_resume import arguments, process, result
 pytest.importorskip("ray")
 pytest.importorskip("grpc")
 
+MEASURED = ("layer_tokens_spent", "cost_ratio", "saved_by", "states_peak_bytes")
+
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
@@ -44,7 +46,6 @@ def address(tmp_path, monkeypatch):
     running.wait(60)
 
 
-@pytest.mark.slow
 def test_same_result_as_in_one_process(world, address, tmp_path, monkeypatch):
     """In processes of their own: Ray looks for tokens when it is imported."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))
@@ -54,6 +55,9 @@ def test_same_result_as_in_one_process(world, address, tmp_path, monkeypatch):
         done = process(*arguments(world, tmp_path / name), *more)
         _, errors = done.communicate()
         assert done.returncode == 0, errors
-        reports.append(result(tmp_path / name))
+        report = result(tmp_path / name)
+        # What states spare depends on which worker has them, and so on moments.
+        report["search"] = {key: value for key, value in report["search"].items() if key not in MEASURED}
+        reports.append(report)
     assert "starting 2 workers" in errors
     assert reports[0] == reports[1]
