@@ -1,11 +1,12 @@
 """Greedy answers.
 
 They are written on top of the passes that score the right answers: a prompt is run once for both. Models whose cache
-cannot be cut to the prompt write by `generate`, prompts of one length at a time.
+cannot be cut to the prompt write by `generate`, prompts of one length at a time; where that writes otherwise than the
+model predicts, one prompt after the other or, if it still does, without it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from sieve.errors import NumericsError
+from sieve.evaluation.generate_check import TOKENS, rows_of_generate
 from sieve.evaluation.likelihood import (
     CACHED_BATCHES,
     Continuation,
@@ -139,6 +141,7 @@ class _Writer:
         return None if complete else token
 
 
+@torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -164,8 +167,12 @@ def greedy_answers(
     answers = [""] * len(prompts)
     tokens = 0
     with progress.bar("generation", len(prompts), "answers") as advance, _only(model, config):
+        rows = rows_of_generate(model, prompts, lambda ids: _tried(model, ids, pad)) if prompts else 2
+        if rows == 0:
+            return _read_again(model, tokenizer, prompts, max_new_tokens, stop, ends, advance)
+        cells = batch_tokens if rows > 1 else 0
         # Of one length: not every model makes nothing of padding.
-        for span in batches([len(prompts[index]) for index in order], max_new_tokens, batch_tokens, padding=0):
+        for span in batches([len(prompts[index]) for index in order], max_new_tokens, cells, padding=0):
             batch = order[span]
             ids = torch.tensor([prompts[index] for index in batch], device=model.device)
             length = ids.shape[1]
@@ -183,6 +190,38 @@ def greedy_answers(
                 answers[index] = _text(tokenizer, row, stop)
                 tokens += len(prompts[index]) + len(row)
             advance(len(batch))
+    return answers, tokens
+
+
+def _tried(model: PreTrainedModel, ids: torch.Tensor, pad: int) -> torch.Tensor:
+    """ids [rows, length] with a few tokens more, whatever they are."""
+    config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, num_beams=1, pad_token_id=pad)
+    return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+
+
+def _read_again(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: str | None,
+    ends: Sequence[int],
+    advance: Callable[[int], None],
+) -> tuple[list[str], int]:
+    """As `greedy_answers`, without `generate`: the whole sequence is read again for each token."""
+    answers, tokens = [], 0
+    for prompt in prompts:
+        written: list[int] = []
+        while len(written) < max_new_tokens and not _stopped(tokenizer, written, stop):
+            ids = torch.tensor([prompt + written], device=model.device)
+            logits = model(input_ids=ids, use_cache=False, return_dict=True).logits[:, -1]
+            token = int(_RequireFinite(model)(ids, logits).argmax())
+            if token in ends:
+                break
+            written.append(token)
+        answers.append(_text(tokenizer, written, stop))
+        tokens += len(prompt) + len(written)
+        advance(1)
     return answers, tokens
 
 

@@ -71,7 +71,8 @@ def test_a_signal_cleans_up_says_so_and_has_its_exit_code(world, tmp_path, numbe
 
 SLOW_DISK = """
 import time
-from sieve import cli, files
+from sieve import cli
+from sieve.utils import files
 sync = files._sync
 files._sync = lambda path: (time.sleep(0.3), sync(path))
 cli.main()

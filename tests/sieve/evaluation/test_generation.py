@@ -113,10 +113,24 @@ def test_models_to_which_padding_matters(name):
     sharing = verified(model, questions, EVERYTHING)
     assert not sharing.steps
     _, answers, _, _ = score_and_answer(model, TOKENIZER, questions, prompts, 8, None, 2048, sharing)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor([prompt])
-        row = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)[0]
-        assert answer == TOKENIZER.decode(row[len(prompt) :], skip_special_tokens=True).lstrip()
+    assert answers == [plain_answer(model, prompt, 8)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("rwkv", "one prompt after the other"), ("xlm", "by one full pass for each token")]
+)
+def test_models_whose_generate_writes_otherwise(name, how, monkeypatch):
+    """States of several rows are mixed; a mask is read behind the prompt."""
+    notes = []
+    monkeypatch.setattr("sieve.utils.progress.note_once", notes.append)
+    model = tiny_random(name)
+    questions, prompts = asked()
+    prompts = [prompt[:6] for prompt in prompts[:-1]] + prompts[-1:]  # of one length, so that a batch has several
+    sharing = verified(model, questions, EVERYTHING)
+    for stop in (None, " "):
+        _, answers, _, _ = score_and_answer(model, TOKENIZER, questions, prompts, 8, stop, 2048, sharing)
+        assert answers == [plain_answer(model, prompt, 8, stop)[0] for prompt in prompts]
+    assert [note for note in notes if "`generate`" in note and how in note]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 100])
