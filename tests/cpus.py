@@ -16,7 +16,9 @@ from sieve_kernels import native
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"
-NOT_OF_CPUS = ("aot", "bench", "dispatch", "matmul", "traffic", "tune")
+NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "matmul", "tile_launch", "traffic", "tune")
+"""What names of files begin with."""
+LIKELIHOODS = TESTS / "sieve" / "evaluation" / "test_likelihood.py"
 CAPABILITIES = ("default", "avx2")
 BELOW_TORCH = {
     "default": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
@@ -24,6 +26,12 @@ BELOW_TORCH = {
 }
 OF_CPUS = "not triton and not compiles and not opcheck"
 """GPU kernels in Triton's interpreter, and tracing, which no instruction set changes."""
+
+
+def files() -> list[Path]:
+    """The tests' files."""
+    left_out = tuple(f"test_{name}" for name in NOT_OF_CPUS)
+    return [*sorted(file for file in KERNELS.glob("test_*.py") if not file.stem.startswith(left_out)), LIKELIHOODS]
 
 
 def combinations(isas: tuple[str, ...]) -> list[dict[str, str]]:
@@ -45,9 +53,7 @@ def combinations(isas: tuple[str, ...]) -> list[dict[str, str]]:
 def main() -> int:
     """Run all combinations, say which fail, and return how many do."""
     print(native.status())
-    files = sorted(set(KERNELS.glob("test_*.py")) - {KERNELS / f"test_{name}.py" for name in NOT_OF_CPUS})
-    files.append(TESTS / "sieve" / "fitness" / "test_likelihood.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OF_CPUS, *map(str, files)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OF_CPUS, *map(str, files())]
     failed = []
     for variables in combinations(native.available()):
         name, started = " ".join(f"{key}={value}" for key, value in variables.items()), time.monotonic()
