@@ -214,7 +214,7 @@ def _launch(
         GATHER_G=len(layers[0]) == 3,
         GATHER_U=len(layers[-1]) == 3,
         EARLY=early,
-        **few_rows.constants(T, [p.K for p in products], tile, 16, device),
+        **few_rows.constants(T, [p.K for p in products], tile, 16, device, early),
     )
 
 
