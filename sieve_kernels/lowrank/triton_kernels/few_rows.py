@@ -39,19 +39,13 @@ OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a program: BLOCK_N rows of the weight, SPLIT_K · BLOCK_K of their elements a step.
-
-    `overlap` (None: the usual) and `ahead` are as the kernel has them.
-    """
+    """Tile of a program: BLOCK_N rows of the weight, SPLIT_K · BLOCK_K of their elements a step."""
 
     block_n: int
     block_k: int
     split_k: int
     num_warps: int
     num_stages: int
-    overlap: int | None = None
-    ahead: int = 1
-    peel: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +88,7 @@ def config(T: int, N: int, K: int, bits: int, device: torch.device) -> Config:
     amd = torch.version.hip is not None  # whose instructions have no tile of 8
     few = 16 * dispatch.processors(device)
     if amd or few < N:
-        tile = Config(16, 256, 2, 2, 3) if 512 < K <= 1024 else Config(16, 128, 2, 2, 4)
-        tile = Config(16, 128, 4, 4, 4) if K > 2048 else tile
+        tile = Config(16, 128, 4, 4, 4) if K > 2048 else Config(16, 128, 2, 2, 4)
     elif whole <= 512 and T <= 16:
         return Config(8, 256, whole // 256, whole // 256, 1)
     else:
@@ -145,12 +138,12 @@ def make_launch(
         (sum(triton.cdiv(p.N, tile.block_n) for p in products),),
         (
             T,
-            stride_x,
+            stride_x // ALIGNED,
             *(p.K for p in padded),
             *(p.N for p in padded),
             *(p.x_at for p in padded),
             *(p.out_at for p in padded),
-            *(p.stride_w for p in padded),
+            *(p.stride_w * bits // 128 for p in padded),
             *(p.stride_out for p in padded),
             *(p.stride_copy for p in padded),
         ),
@@ -168,16 +161,13 @@ def constants(
     T: int, Ks: Sequence[int], tile: Config, bits: int, device: torch.device, early: bool
 ) -> dict[str, object]:
     """What kernels are told of rows, sums, tile, bits of an element of the weights, and overlapping launches."""
-    step = tile.block_k * tile.split_k
+    step, vector = tile.block_k * tile.split_k, 128 // bits
     # A second phase that asks for its weights early takes memory's time from the first: 9 % of a pair of 16 rows.
-    usual = OVERLAP_GEMV if T == 1 or early else OVERLAP_DOT
-    overlap = usual if tile.overlap is None else tile.overlap
-    overlap = overlap if tiles.has_tma(device) else 0
+    overlap = (OVERLAP_GEMV if T == 1 or early else OVERLAP_DOT) if tiles.has_tma(device) else 0
     return {
         "OVERLAP": overlap,
-        "AHEAD": tile.ahead,
         "EVEN_K": all(K % step == 0 for K in Ks),
-        "PEEL": tile.peel and any(K % step for K in Ks) and max(Ks) > step,
+        "WHOLE_VECTORS": all(K % vector == 0 for K in Ks),
         "ONE_STEP": max(Ks) <= step,
         "UPCAST": tiles.INTERPRETED,
         "ACC": tl.float32,
@@ -185,7 +175,7 @@ def constants(
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
         "SPLIT_K": tile.split_k,
-        "VECTOR": 128 // bits,
+        "VECTOR": vector,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         **({"launch_pdl": True} if overlap else {}),

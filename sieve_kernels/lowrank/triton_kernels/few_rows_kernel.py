@@ -102,17 +102,16 @@ def product_tile(
     T,
     K,
     N,
-    stride_x,
-    stride_w,
+    stride_x,  # in units of 16 bytes, so that the compiler knows where rows begin
+    stride_w,  # the same
     GATHER: tl.constexpr,
     SCATTER: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,  # the weights are complete before the wait
     OVERLAP: tl.constexpr,
-    AHEAD: tl.constexpr,  # steps whose weights are asked for before the wait
     EVEN_K: tl.constexpr,
-    PEEL: tl.constexpr,
+    WHOLE_VECTORS: tl.constexpr,  # K is a multiple of VECTOR
     ONE_STEP: tl.constexpr,  # K is at most SPLIT_K · BLOCK_K
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -135,22 +134,17 @@ def product_tile(
         rows = cols
     t = tl.arange(0, BLOCK_T)
     ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
-    w_at = w_ptr + rows[None, :, None].to(tl.int64) * stride_w + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
-    x_at = x_ptr + t[None, :, None].to(tl.int64) * stride_x + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
+    # Elements that are loaded at once are inside or outside together, if the compiler is told so.
+    begins = ks // VECTOR * VECTOR if WHOLE_VECTORS else ks
+    w_at = (
+        w_ptr + rows[None, :, None].to(tl.int64) * (stride_w * VECTOR) + ks[:, None, :]
+    )  # [SPLIT_K, BLOCK_N, BLOCK_K]
+    x_at = x_ptr + t[None, :, None].to(tl.int64) * (stride_x * 8) + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
 
     # What may be read before the wait, the wait, and what else has an address already.
     if ONE_STEP and EARLY:
-        w = tl.load(w_at, mask=own[None, :, None] & (ks < K)[:, None, :], other=0)
-    begin(
-        w_ptr,
-        rows,
-        own,
-        K,
-        stride_w,
-        (OVERLAP & 5) if ONE_STEP and EARLY else OVERLAP,
-        BLOCK_N,
-        AHEAD * SPLIT_K * BLOCK_K,
-    )
+        w = tl.load(w_at, mask=own[None, :, None] & (begins < K)[:, None, :], other=0)
+    begin(w_ptr, rows, own, K, stride_w * VECTOR, OVERLAP, BLOCK_N, SPLIT_K * BLOCK_K)
     if SCALED:
         scale = tl.load(scale_ptr + rows, mask=own, other=0.0)
     places = cols
@@ -161,7 +155,7 @@ def product_tile(
         bias += tl.load(bias_ptr + places, mask=used, other=0.0).to(ACC)
     if GATHER:
         copied = (used & (source < K))[:, None] & (t < T)[None, :]
-        z = tl.load(x_ptr + t[None, :].to(tl.int64) * stride_x + source[:, None], mask=copied, other=0.0)
+        z = tl.load(x_ptr + t[None, :].to(tl.int64) * (stride_x * 8) + source[:, None], mask=copied, other=0.0)
 
     # The sum over K.
     if BLOCK_T == 1:
@@ -169,29 +163,20 @@ def product_tile(
     else:
         acc = tl.zeros((SPLIT_K, BLOCK_T, BLOCK_N), dtype=ACC)
     if ONE_STEP:
-        inside = (ks < K)[:, None, :]
+        inside = (begins < K)[:, None, :]
         if not EARLY:
             w = tl.load(w_at, mask=own[None, :, None] & inside, other=0)
         x = tl.load(x_at, mask=(t < T)[None, :, None] & inside, other=0.0)
         acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
     else:
-        STEP: tl.constexpr = SPLIT_K * BLOCK_K
-        whole = K
-        if PEEL:
-            whole = K // STEP * STEP
-        for start in range(0, whole, STEP):
-            if EVEN_K or PEEL:
+        for start in range(0, K, SPLIT_K * BLOCK_K):
+            if EVEN_K:
                 w = tl.load(w_at + start, mask=own[None, :, None], other=0)
                 x = tl.load(x_at + start, mask=(t < T)[None, :, None], other=0.0)
             else:
-                inside = (start + ks < K)[:, None, :]
+                inside = (start + begins < K)[:, None, :]
                 w = tl.load(w_at + start, mask=own[None, :, None] & inside, other=0)
                 x = tl.load(x_at + start, mask=(t < T)[None, :, None] & inside, other=0.0)
-            acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
-        if PEEL:
-            inside = (whole + ks < K)[:, None, :]
-            w = tl.load(w_at + whole, mask=own[None, :, None] & inside, other=0)
-            x = tl.load(x_at + whole, mask=(t < T)[None, :, None] & inside, other=0.0)
             acc = multiply_add(acc, w, x, UPCAST, ACC, BLOCK_T, BLOCK_N, BLOCK_K, VECTOR)
     if BLOCK_T == 1:
         y = tl.sum(acc, 1)[:, None]
@@ -227,9 +212,8 @@ def member(
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
-    AHEAD: tl.constexpr,
     EVEN_K: tl.constexpr,
-    PEEL: tl.constexpr,
+    WHOLE_VECTORS: tl.constexpr,
     ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -260,9 +244,8 @@ def member(
         BIASED,
         EARLY,
         OVERLAP,
-        AHEAD,
         EVEN_K,
-        PEEL,
+        WHOLE_VECTORS,
         ONE_STEP,
         UPCAST,
         ACC,
@@ -336,9 +319,8 @@ def few_rows_kernel(
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
-    AHEAD: tl.constexpr,
     EVEN_K: tl.constexpr,
-    PEEL: tl.constexpr,
+    WHOLE_VECTORS: tl.constexpr,
     ONE_STEP: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -380,9 +362,8 @@ def few_rows_kernel(
             BIASED,
             EARLY,
             OVERLAP,
-            AHEAD,
             EVEN_K,
-            PEEL,
+            WHOLE_VECTORS,
             ONE_STEP,
             UPCAST,
             ACC,
@@ -415,9 +396,8 @@ def few_rows_kernel(
                 BIASED,
                 EARLY,
                 OVERLAP,
-                AHEAD,
                 EVEN_K,
-                PEEL,
+                WHOLE_VECTORS,
                 ONE_STEP,
                 UPCAST,
                 ACC,
@@ -450,9 +430,8 @@ def few_rows_kernel(
                 BIASED,
                 EARLY,
                 OVERLAP,
-                AHEAD,
                 EVEN_K,
-                PEEL,
+                WHOLE_VECTORS,
                 ONE_STEP,
                 UPCAST,
                 ACC,
