@@ -82,6 +82,21 @@ def test_one_row_of_whole_words(implementation, bits, dtype, n, rank, m, device)
     check([*tensors[:-1], None])
 
 
+@both
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4), (4, 8)], ids=str)
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 8, 9])
+def test_some_rows_of_whole_words(implementation, bits, rows, device):
+    """Up to four rows, of 4 bits up to eight, go through one row's kernel, and each factor by its own bits."""
+    tensors = make((rows,), 320, 72, 160, bits, torch.bfloat16, device)
+    check(tensors)
+    wide = torch.zeros(rows, 400, dtype=torch.bfloat16, device=device)
+    wide[:, 40:360] = tensors[0]
+    check([wide[:, 40:360], *tensors[1:]])
+    odd = torch.zeros(rows, 323, dtype=torch.bfloat16, device=device)
+    odd[:, :320] = tensors[0]
+    check([odd[:, None, :320], *tensors[1:]])
+
+
 @pytest.mark.parametrize("rows", [1, 16, 17, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_steps_are_as_long_as_four_threads_unpack(dtype, rows):

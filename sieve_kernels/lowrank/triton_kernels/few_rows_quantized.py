@@ -28,26 +28,29 @@ from sieve_kernels.lowrank.triton_kernels.quantized import quantized as of_any_b
 
 @triton.jit
 def integers_gemv_kernel(
-    x_ptr,  # [K]
+    x_ptr,  # [ROWS, K]
     w_ptr,  # [N, K] int8; [N, K / 2] uint8 if BITS is 4, the even column in the low bits
     scale_ptr,  # [N]; [N, ⌈K / COLUMNS⌉] if BITS is 4
     bias_ptr,  # [N]
-    out_ptr,  # [N]
+    out_ptr,  # [ROWS, N]
     N,
     ROW,  # 16 bytes, of which so many make a row of w: Triton looks no deeper for what is aligned
     stride_w,  # likewise
     stride_scale,
+    stride_x,  # 16 bytes
+    stride_out,
     EXPONENT,  # the bits of 2²³; as a constant they would take an instruction of their own
     BITS: tl.constexpr,
     COLUMNS: tl.constexpr,  # per scale
     BIASED: tl.constexpr,
     EARLY: tl.constexpr,  # weights and scales are complete before the wait
     OVERLAP: tl.constexpr,
-    ONE_STEP: tl.constexpr,  # a row is at most BLOCK_W words
+    ONE_STEP: tl.constexpr,  # a row is at most BLOCK_W words; of more there is one row of x
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """out = w x + bias. Grid: (tiles of out,)."""
+    """out = x wᵀ + bias. Grid: (tiles of columns of out,)."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     used = rows < N
     w_ptr = w_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
@@ -56,20 +59,24 @@ def integers_gemv_kernel(
     if ONE_STEP and EARLY:
         w, scale = integers(w_ptr, scale_ptr, rows, used, 0, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
     begin(w_ptr, rows, used, stride_w, EARLY, OVERLAP, BLOCK_N, BLOCK_W)
+    bias = tl.zeros((BLOCK_N,), dtype=tl.float32)
     if BIASED:
-        bias = tl.load(bias_ptr + rows, mask=used, other=0.0)
+        bias += tl.load(bias_ptr + rows, mask=used, other=0.0).to(tl.float32)
     if ONE_STEP:
         if not EARLY:
             w, scale = integers(w_ptr, scale_ptr, rows, used, 0, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
-        y = integers_times(w, scale, x_ptr, 0, WORDS, EXPONENT, BITS, COLUMNS, BLOCK_N, BLOCK_W)
+        for t in tl.static_range(ROWS):
+            # What is known of w once is computed once, for all rows of x.
+            x_row = x_ptr + tl.cast(t, tl.int64) * stride_x * 8
+            y = integers_times(w, scale, x_row, 0, WORDS, EXPONENT, BITS, COLUMNS, BLOCK_N, BLOCK_W) + bias
+            at = out_ptr + tl.cast(t, tl.int64) * stride_out + rows
+            tl.store(at, y.to(out_ptr.dtype.element_ty), mask=used)
     else:
-        y = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        y = bias
         for at in range(0, WORDS, BLOCK_W):
             w, scale = integers(w_ptr, scale_ptr, rows, used, at, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
             y += integers_times(w, scale, x_ptr, at, WORDS, EXPONENT, BITS, COLUMNS, BLOCK_N, BLOCK_W)
-    if BIASED:
-        y += bias.to(tl.float32)
-    tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=used)
+        tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=used)
 
 
 @triton.jit
@@ -172,6 +179,10 @@ def one_product(w, x, EXPONENT, DTYPE: tl.constexpr, BITS: tl.constexpr, AT: tl.
     return value * (of_x * (1.0 / (1 << PLACE)))
 
 
+MOST_ROWS = {8: 4, 4: 8}
+"""By bits, the most rows of which CUDA cores are faster than the tensor cores' kernels, which read bytes."""
+
+
 def _prepare_quantized(
     x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None
 ) -> Callable:
@@ -179,14 +190,9 @@ def _prepare_quantized(
     _, width = columns([r])
     if not serves(x, A_q, B_q):
         return of_any_bits
-    if T == 1 and _whole_rows(A_q, n) and _whole_rows(B_q, r):
-        first, second = _gemv(A_q, A_scale, False, early=False), _gemv(B_q, B_scale, bias is not None, early=True)
-    elif A_q.dtype == B_q.dtype == torch.int8:
-        options = {"device": x.device, "bits": 8, "scaled": True}
-        first = make_launch(T, row_stride(x), [Product(r, n, A_q.stride(0), width)], early=False, **options)
-        products = [Product(m, r, B_q.stride(0), m)]
-        second = make_launch(T, width, products, early=True, biased=bias is not None, **options)
-    else:
+    first = _product(T, n, row_stride(x), width, A_q, A_scale, biased=False, early=False)
+    second = _product(T, r, width, m, B_q, B_scale, biased=bias is not None, early=True)
+    if first is None or second is None:
         return of_any_bits
     make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], m), dtype, x.device)
 
@@ -199,27 +205,49 @@ def _prepare_quantized(
     return run
 
 
-def _whole_rows(q: Tensor, columns: int) -> bool:
-    """Whether rows of a factor with so many columns are multiples of 16 bytes."""
-    return q.shape[1] % 16 == 0 and columns % (16 if q.dtype == torch.int8 else 32) == 0
+def _product(
+    T: int, K: int, stride_x: int, stride_out: int, q: Tensor, scale: Tensor, biased: bool, early: bool
+) -> Launch | None:
+    """The launch of T rows of K numbers and a factor, None if no kernel here takes them.
 
-
-def _gemv(q: Tensor, scale: Tensor, biased: bool, early: bool) -> Launch:
-    """The launch of a factor and one row; it takes x, integers, scales, the bias if there is one, and the output."""
+    It takes x, integers, scales, the bias if there is one, and the output.
+    """
     (N, size), bits = q.shape, 8 if q.dtype == torch.int8 else 4
-    block_n, block_w, num_warps = gemv_tile(N, size // 4, q.device)
+    aligned = size % 16 == 0 and size * 8 == K * bits and (T == 1 or stride_x % 8 == 0)
+    if MOST_ROWS[bits] >= T and aligned:
+        tile = gemv_tile(N, size // 4, q.device)
+        if T == 1 or size // 4 <= tile[1]:
+            return _gemv(T, stride_x, stride_out, q, scale, biased, early, tile)
+    if bits == 4:
+        return None
+    product = Product(N, K, q.stride(0), stride_out)
+    return make_launch(T, stride_x, [product], q.device, early, bits=8, scaled=True, biased=biased)
+
+
+def _gemv(
+    T: int,
+    stride_x: int,
+    stride_out: int,
+    q: Tensor,
+    scale: Tensor,
+    biased: bool,
+    early: bool,
+    tile: tuple[int, int, int],
+) -> Launch:
+    (N, size), (block_n, block_w, num_warps) = q.shape, tile
     overlap = OVERLAP_GEMV if tiles.has_tma(q.device) else 0
     return Launch(
         integers_gemv_kernel,
         (triton.cdiv(N, block_n),),
-        (N, size // 16, q.stride(0) // 16, scale.stride(0), 0x4B000000),
+        (N, size // 16, q.stride(0) // 16, scale.stride(0), stride_x // 8, stride_out, 0x4B000000),
         tensors=["x_ptr", "w_ptr", "scale_ptr", *(["bias_ptr"] if biased else []), "out_ptr"],
-        BITS=bits,
+        BITS=8 if q.dtype == torch.int8 else 4,
         COLUMNS=GROUP,
         BIASED=biased,
         EARLY=early,
         OVERLAP=overlap,
         ONE_STEP=size // 4 <= block_w,
+        ROWS=T,
         BLOCK_N=block_n,
         BLOCK_W=block_w,
         num_warps=num_warps,
@@ -231,13 +259,14 @@ def gemv_tile(N: int, words: int, device: torch.device) -> tuple[int, int, int]:
     """Rows and words of a program's step, and its warps, for N rows of so many words.
 
     Rows are read whole, and so many of them that a thread asks for 64 bytes at once, but not so many that processors
-    have less than two programs.
+    have no program. Measured on an H100 at one row of x.
     """
     block_w = min(4096, max(64, triton.next_power_of_2(words)))
-    block_n = min(16, max(1, 2048 // block_w))
-    while block_n > 1 and triton.cdiv(N, block_n) < 2 * dispatch.processors(device):
+    num_warps = 8 if block_w > 1024 else 4
+    block_n = min(16, max(1, num_warps * 512 // block_w))
+    while block_n > 1 and triton.cdiv(N, block_n) < dispatch.processors(device):
         block_n //= 2
-    return block_n, block_w, 8 if block_w > 2048 else 4
+    return block_n, block_w, num_warps
 
 
 quantized = Plans(_prepare_quantized)
