@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from sieve_kernels import tuned
-from sieve_kernels.tune import cpu_clock
+from sieve_kernels.autotune.__main__ import cpu_clock
+from sieve_kernels.core import tuning_cache as tuned
 
 PEAKS = {
     "A100": (312, 19.5, 2039),

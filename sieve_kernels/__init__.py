@@ -4,18 +4,18 @@ Useful alone: importing this package needs torch, NumPy and SciPy; Triton is loo
 arrives.
 """
 
-from sieve_kernels.dispatch import check_settings
+from sieve_kernels.core.dispatch import check_settings
 from sieve_kernels.errors import SettingError
-from sieve_kernels.glu.mlp import lowrank_mlp
-from sieve_kernels.glu.ops import lowrank_swiglu
 from sieve_kernels.gram.ops import cross_gram_, gram_
-from sieve_kernels.lowrank.ops.dense import linear
-from sieve_kernels.lowrank.ops.group import lowrank_linear_group
-from sieve_kernels.lowrank.ops.linear import lowrank_linear
-from sieve_kernels.lowrank.ops.pivoted import lowrank_linear_pivoted
-from sieve_kernels.lowrank.ops.population import lowrank_linear_population
-from sieve_kernels.lowrank.ops.quantized import lowrank_linear_quantized
+from sieve_kernels.lowrank.linear import linear
+from sieve_kernels.lowrank.lowrank_linear import lowrank_linear
+from sieve_kernels.lowrank.lowrank_linear_group import lowrank_linear_group
+from sieve_kernels.lowrank.lowrank_linear_pivoted import lowrank_linear_pivoted
+from sieve_kernels.lowrank.lowrank_linear_population import lowrank_linear_population
+from sieve_kernels.lowrank.lowrank_linear_quantized import lowrank_linear_quantized
 from sieve_kernels.lowrank.quantize import quantize_rows
+from sieve_kernels.mlp.lowrank_mlp import lowrank_mlp
+from sieve_kernels.mlp.lowrank_swiglu import lowrank_swiglu
 from sieve_kernels.pointwise.ops import act_mul, channel_sums, rms_norm, rotary
 
 __all__ = [

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from sieve_kernels import native
+from sieve_kernels.core import library as native
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"

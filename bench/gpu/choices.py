@@ -1,4 +1,4 @@
-"""Which implementation is fastest on this device, measured by `sieve_kernels.tune` for the operators one by one.
+"""Which implementation is fastest on this device, measured by `sieve_kernels.autotune` for the operators one by one.
 
 The choices stand beside the results, and on a GPU also where the package ships them: what is committed there serves
 GPUs of this name, and of its architecture.
@@ -9,7 +9,8 @@ import shutil
 
 from bench.gpu.job import Job, Place
 from bench.gpu.sizes import Sizes
-from sieve_kernels import tune, tuned
+from sieve_kernels.autotune import __main__ as tune
+from sieve_kernels.core import tuning_cache as tuned
 
 FILE = "choices.json"
 
@@ -26,7 +27,7 @@ def _measure(operator: str, sizes: Sizes):
         file = place.folder / FILE
         options = ["--device", place.device.type, "--operators", operator, "--output", str(file), *sizes.choices]
         if tune.main(options):
-            raise RuntimeError("sieve_kernels.tune has failed")
+            raise RuntimeError("sieve_kernels.autotune has failed")
         if not file.exists():  # nothing to choose yet
             return {f"choices.{operator}": 0.0}
         if sizes.ships:

@@ -11,7 +11,7 @@ from bench.gpu import clock
 from bench.gpu.job import Job, Place
 from bench.gpu.layers import Layers, check
 from bench.gpu.sizes import Sizes
-from sieve_kernels import dispatch
+from sieve_kernels.core import dispatch
 from sieve_kernels.pointwise import reference
 
 ROWS = (1, 16, 2048)

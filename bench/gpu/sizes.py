@@ -81,7 +81,7 @@ class Sizes:
     """Calls in a row whose host time is taken together; the launches of all of them fit the GPU's queue."""
     rounds: int = 21
     choices: tuple[str, ...] = ()
-    """Options of `sieve_kernels.tune`."""
+    """Options of `sieve_kernels.autotune`."""
     ships: bool = True
     """Whether the package gets the choices."""
 

@@ -19,7 +19,7 @@ from sieve.nn.low_rank import PAIRS, Group, holds_plain_tensors
 from sieve.nn.patching import has_hooks, is_untouched, replace_forward, replaced_by, restore_forward
 from sieve.nn.stacked import StackedOutput
 from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
-from sieve_kernels.dispatch import FEW_ROWS_GPU
+from sieve_kernels.core.dispatch import FEW_ROWS_GPU
 
 
 def fuse_(model: nn.Module) -> nn.Module:

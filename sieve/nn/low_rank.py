@@ -6,11 +6,7 @@ import torch
 from torch import nn
 
 from sieve.nn.patching import is_untouched
-from sieve_kernels import (
-    lowrank_linear,
-    lowrank_linear_group,
-    lowrank_linear_pivoted,
-)
+from sieve_kernels import lowrank_linear, lowrank_linear_group, lowrank_linear_pivoted
 
 
 class LowRankLinear(nn.Module):

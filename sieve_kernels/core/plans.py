@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from sieve_kernels import dispatch
+from sieve_kernels.core import dispatch
 
 MOST_PLANS = 4096
 """Kinds of arguments that an operator remembers; a long search through many ranks begins anew beyond it."""

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
-from sieve_kernels.arguments import as_rows, describe, require_alike, require_float, require_same_device
-from sieve_kernels.registration import register
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.checks import as_rows, describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.op import register
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:

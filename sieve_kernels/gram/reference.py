@@ -6,7 +6,7 @@ often NaN, and 0 · NaN would spoil the statistics.
 
 from torch import Tensor
 
-from sieve_kernels.arguments import as_rows
+from sieve_kernels.core.checks import as_rows
 
 
 def gram(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels import tiles
+from sieve_kernels.common import tiles
 
 TERMS = 3
 """bfloat16 numbers to a float32 one."""

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sieve_kernels import dispatch, tiles
+from sieve_kernels.common import tiles
+from sieve_kernels.core import dispatch
 from sieve_kernels.core.launch import Launch, TileLaunch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram.tiling import BLOCK_T, choose_tiling

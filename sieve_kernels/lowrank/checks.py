@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels.arguments import describe, require_alike, require_float
+from sieve_kernels.core.checks import describe, require_alike, require_float
 
 
 def check_factors(

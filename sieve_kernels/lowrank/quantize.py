@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels.arguments import describe, require_float
+from sieve_kernels.core.checks import describe, require_float
 
 GROUP = 64
 """Numbers along a row that share a scale in 4 bits."""

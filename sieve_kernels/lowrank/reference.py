@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sieve_kernels.arguments import as_rows
+from sieve_kernels.core.checks import as_rows
 from sieve_kernels.lowrank.quantize import dequantize_rows
 
 

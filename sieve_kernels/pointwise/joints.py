@@ -1,17 +1,17 @@
 """`act_mul` and `join_columns`: what stands between a layer's library products where gradients are wanted.
 
-Internal: `sieve_kernels.training` makes layers of them and of torch's own products.
+Internal: `sieve_kernels.lowrank.training` makes layers of them and of torch's own products.
 """
 
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
-from sieve_kernels.arguments import as_rows
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.checks import as_rows
+from sieve_kernels.core.op import differentiable_gradients, register
 from sieve_kernels.core.plans import listened, without_views
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.pointwise import reference
-from sieve_kernels.registration import differentiable_gradients, register
 
 
 def act_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:

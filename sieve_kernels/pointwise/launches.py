@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sieve_kernels import tiles
-from sieve_kernels.arguments import as_rows
-from sieve_kernels.dispatch import processors
+from sieve_kernels.common import tiles
+from sieve_kernels.core.checks import as_rows
+from sieve_kernels.core.dispatch import processors
 
 MOST_COLUMNS = 1024
 """Of a row, in a program."""

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels import dispatch
-from sieve_kernels.arguments import describe, require_alike, require_float, require_same_device
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.checks import describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.op import differentiable_gradients, register
 from sieve_kernels.core.plans import direct
 from sieve_kernels.pointwise import joints, reference
-from sieve_kernels.registration import differentiable_gradients, register
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:

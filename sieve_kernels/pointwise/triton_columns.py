@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels import tiles
-from sieve_kernels.arguments import as_rows
+from sieve_kernels.common import tiles
+from sieve_kernels.core.checks import as_rows
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.pointwise.activations import activate, slope

@@ -151,9 +151,9 @@ def programs() -> dict[str, list[str]]:
     import triton
     from triton.compiler import ASTSource
 
-    from sieve_kernels.aot_cases import CASES, PROBLEMS
-    from sieve_kernels.aot_launch import gpu_target, launches, pretended
-    from sieve_kernels.aot_targets import TARGETS
+    from sieve_kernels.aot.launch import gpu_target, launches, pretended
+    from sieve_kernels.aot.targets import TARGETS
+    from sieve_kernels.core.cases import CASES, PROBLEMS
 
     made: dict[str, list[str]] = {}
     for target in map(TARGETS.get, PROGRAMS["targets"]):

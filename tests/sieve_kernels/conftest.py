@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sieve_kernels import dispatch, training
-from sieve_kernels.core import plans
+from sieve_kernels.core import dispatch, plans
+from sieve_kernels.lowrank import training
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sieve_kernels import aot
-from sieve_kernels.aot_cases import CASES, COUNTED, DTYPES, PROBLEMS
-from sieve_kernels.aot_targets import EXPECTED, TARGETS, faults
+from sieve_kernels.aot import __main__ as aot
+from sieve_kernels.aot.targets import EXPECTED, TARGETS, faults
+from sieve_kernels.core.cases import CASES, COUNTED, DTYPES, PROBLEMS
 
-PACKAGE = Path(aot.__file__).parent
+PACKAGE = Path(aot.__file__).parents[1]
 GOOD = {
     "case": "lowrank_linear",
     "shape": "aligned",

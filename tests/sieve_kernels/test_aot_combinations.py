@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sieve_kernels.aot_combinations import counted_twice
+from sieve_kernels.aot.combinations import counted_twice
 
 FEW = ["gram_ torch.bfloat16 in torch.float64", "(4, 4) bits 2 rows torch.float32", "rotary torch.bfloat16"]
 """One of each kind that some version of Triton has got wrong."""
@@ -21,7 +21,7 @@ DOT = """
 @pytest.mark.parametrize("names", [FEW, pytest.param([], marks=pytest.mark.slow)], ids=["few", "all"])
 def test_combinations(names):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "sieve_kernels.aot_combinations", *names]
+    command = [sys.executable, "-m", "sieve_kernels.aot.combinations", *names]
     found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     assert found["combinations"] >= len(names or range(50))
     assert found["faults"] == []

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sieve_kernels.aot_launch import refusal
+from sieve_kernels.aot.launch import refusal
 
 DESCRIPTOR = "tensordesc<bf16[128, 64]>"
 
@@ -15,7 +15,7 @@ DESCRIPTOR = "tensordesc<bf16[128, 64]>"
 def test_every_launch_of_every_case_and_target():
     """In a process in which Triton does not interpret, for there only are launches to record."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "sieve_kernels.aot_launch"]
+    command = [sys.executable, "-m", "sieve_kernels.aot.launch"]
     found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     assert found["launches"] > 1000
     assert found["refused"] == []

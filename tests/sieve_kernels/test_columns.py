@@ -4,7 +4,7 @@ import pytest
 import torch
 from accuracy import assert_accurate
 
-from sieve_kernels.glu.reference import ACTIVATIONS
+from sieve_kernels.mlp.reference import ACTIVATIONS
 
 kernels = pytest.importorskip("sieve_kernels.pointwise.triton_columns")
 INTEGERS = torch.int64, torch.int32

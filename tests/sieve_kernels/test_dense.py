@@ -9,7 +9,8 @@ from gradients import check_gradients, values_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import dispatch, linear
+from sieve_kernels import linear
+from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 
 both = pytest.mark.parametrize(

@@ -8,15 +8,9 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sieve_kernels import (
-    linear,
-    lowrank_linear,
-    lowrank_linear_group,
-    lowrank_linear_pivoted,
-    lowrank_mlp,
-)
+from sieve_kernels import linear, lowrank_linear, lowrank_linear_group, lowrank_linear_pivoted, lowrank_mlp
 from sieve_kernels.core import plans
-from sieve_kernels.lowrank.ops import dense
+from sieve_kernels.lowrank import linear as dense
 
 N, M, R = 48, 32, 8
 

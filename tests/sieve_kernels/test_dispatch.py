@@ -6,7 +6,11 @@ import sys
 import pytest
 import torch
 
-from sieve_kernels import SettingError, check_settings, dispatch, native, tune, tuned
+from sieve_kernels import SettingError, check_settings
+from sieve_kernels.autotune import __main__ as tune
+from sieve_kernels.core import dispatch
+from sieve_kernels.core import library as native
+from sieve_kernels.core import tuning_cache as tuned
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -171,7 +175,7 @@ def test_importing_needs_neither_triton_nor_transformers():
     out = run(
         "import sys; sys.modules['triton'] = sys.modules['transformers'] = sys.modules['sieve'] = None\n"
         "import torch, sieve_kernels as k\n"
-        "from sieve_kernels import dispatch\n"
+        "from sieve_kernels.core import dispatch\n"
         "k.gram_(torch.zeros(2, 2), torch.ones(3, 2))\n"
         "k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1))\n"
         "try: dispatch.TABLE['gram_'][-1].load()\n"

@@ -16,13 +16,13 @@ from sieve_kernels import (
     quantize_rows,
 )
 from sieve_kernels.core.plans import Direct, Plans, kind_of
-from sieve_kernels.glu import reference as gated
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.permutation import inverse
 from sieve_kernels.lowrank.quantize import dequantize_rows
+from sieve_kernels.mlp import reference as gated
 
 pytest.importorskip("triton")
-from sieve_kernels.lowrank.triton_kernels import few_rows
+from sieve_kernels.lowrank.triton import gemv as few_rows
 
 ours = pytest.mark.parametrize("implementation", ["triton_gemv"], indirect=True)
 rows = pytest.mark.parametrize("T", [1, 5])

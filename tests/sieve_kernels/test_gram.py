@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import cross_gram_, gram_
-from sieve_kernels.gram import cpu, reference, triton_kernels
+from sieve_kernels.gram import reference
+from sieve_kernels.gram import torch_backend as cpu
+from sieve_kernels.gram import triton_backend as triton_kernels
 
 every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

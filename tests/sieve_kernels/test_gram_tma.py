@@ -6,7 +6,9 @@ import pytest
 import torch
 from accuracy import assert_accurate
 
-from sieve_kernels import cross_gram_, dispatch, gram_, tiles
+from sieve_kernels import cross_gram_, gram_
+from sieve_kernels.common import tiles
+from sieve_kernels.core import dispatch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram import reference, tiling, triton_tma
 from sieve_kernels.gram.tiling import Tiling, choose_tiling

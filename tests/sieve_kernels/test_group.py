@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
 
-from sieve_kernels import dispatch, lowrank_linear_group, tiles
-from sieve_kernels.lowrank import cpu, reference
+from sieve_kernels import lowrank_linear_group
+from sieve_kernels.common import tiles
+from sieve_kernels.core import dispatch
+from sieve_kernels.lowrank import reference
+from sieve_kernels.lowrank import torch_backend as cpu
 
 both = pytest.mark.parametrize(
     "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True

@@ -8,7 +8,9 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import dispatch, lowrank_linear, tiles
+from sieve_kernels import lowrank_linear
+from sieve_kernels.common import tiles
+from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 
 every = pytest.mark.parametrize(

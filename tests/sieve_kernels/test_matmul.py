@@ -4,10 +4,12 @@ import pytest
 import torch
 from accuracy import assert_accurate
 
-from sieve_kernels import dispatch, lowrank_linear, tiles
+from sieve_kernels import lowrank_linear
+from sieve_kernels.common import gemm as module
+from sieve_kernels.common import tiles
+from sieve_kernels.common.gemm import matmul, matmuls, share_count, sum_shares, summed_matmul
+from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
-from sieve_kernels.lowrank.triton_kernels import matmul as module
-from sieve_kernels.lowrank.triton_kernels.matmul import matmul, matmuls, share_count, sum_shares, summed_matmul
 
 pytestmark = pytest.mark.skipif(not dispatch.INTERPRETED, reason="calls kernels with tensors on CPU")
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -57,7 +59,7 @@ def test_few_rows_take_shares(dtype, monkeypatch):
     monkeypatch.setenv("SIEVE_KERNELS", "triton")
     monkeypatch.setattr(dispatch, "processors", lambda device: 132)
     monkeypatch.setattr(
-        "sieve_kernels.lowrank.triton_kernels.linear.share_count",
+        "sieve_kernels.lowrank.triton.linear.share_count",
         lambda *a: shares.append(share_count(*a)) or shares[-1],
     )
     (x, A), bias = operands(2, 20, 600, dtype), torch.randn(9).to(dtype)

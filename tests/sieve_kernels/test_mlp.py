@@ -9,8 +9,9 @@ from gradients import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import dispatch, lowrank_mlp
-from sieve_kernels.glu import reference
+from sieve_kernels import lowrank_mlp
+from sieve_kernels.core import dispatch
+from sieve_kernels.mlp import reference
 
 KINDS = ("dense", "pair", "pivoted")
 both = pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from sieve_kernels import (
     SettingError,
     channel_sums,
     cross_gram_,
-    dispatch,
     gram_,
     linear,
     lowrank_linear,
@@ -23,11 +22,12 @@ from sieve_kernels import (
     lowrank_linear_population,
     lowrank_linear_quantized,
     lowrank_swiglu,
-    native,
     quantize_rows,
     rms_norm,
     rotary,
 )
+from sieve_kernels.core import dispatch
+from sieve_kernels.core import library as native
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
 
@@ -66,8 +66,8 @@ def test_every_instruction_set(isa):
         pytest.skip(f"this processor has no {isa}")
     code = (
         "import torch, torch.nn.functional as F, sieve_kernels as k\n"
-        "from sieve_kernels import dispatch, native as compiled\n"
-        "from sieve_kernels.lowrank import native\n"
+        "from sieve_kernels.core import dispatch, library as compiled\n"
+        "from sieve_kernels.lowrank import cpp_backend as native\n"
         f"assert compiled.isa() == {isa!r} and {isa!r} in compiled.status()\n"
         "many = [300] if compiled.has_amx() else []\n"
         "for dtype, allowed in ((torch.bfloat16, 1e-2), (torch.float32, 1e-6)):\n"
@@ -152,7 +152,7 @@ def test_helpers_of_a_passive_openmp():
     """Calls in quick succession, which helpers join as they wake; from two threads at once; after a fork."""
     code = (
         "import os, threading, time, torch, sieve_kernels as k\n"
-        "from sieve_kernels.lowrank import native\n"
+        "from sieve_kernels.lowrank import cpp_backend as native\n"
         "torch.set_num_threads(3)\n"
         "pairs = [[torch.randn(s).bfloat16() for s in ((r, 500), (900, r))] for r in (3, 100, 300)]\n"
         "x = torch.randn(1, 500).bfloat16()\n"
@@ -200,7 +200,7 @@ def test_without_the_library(off):
     """A package that could not be compiled works, and says what is missing; so does one whose library is not wanted."""
     code = (
         "import torch, sieve_kernels as k\n"
-        "from sieve_kernels import native, dispatch\n"
+        "from sieve_kernels.core import library as native, dispatch\n"
         f"if {off!r} == 'not built': native.EXTENSION_SUFFIXES.clear()\n"
         "print(k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1)).sum().item())\n"
         "print(native.isa(), native.available(), native.status())\n"

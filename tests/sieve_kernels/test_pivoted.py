@@ -8,8 +8,11 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import dispatch, lowrank_linear, lowrank_linear_pivoted, lowrank_mlp, native
-from sieve_kernels.lowrank import checks, gpu, reference
+from sieve_kernels import lowrank_linear, lowrank_linear_pivoted, lowrank_mlp
+from sieve_kernels.core import dispatch
+from sieve_kernels.core import library as native
+from sieve_kernels.lowrank import checks, reference
+from sieve_kernels.lowrank import torch_backend_gpu as gpu
 
 every = pytest.mark.parametrize(
     "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
@@ -103,7 +106,7 @@ def test_by_the_whole_second_factor(implementation, dtype, rows, m, rank, device
 @pytest.mark.parametrize("sizes", [((7, 3),), ((70, 20), (6, 6)), ((9, 4), (600, 530), (33, 1), (20, 8))])
 def test_whole_second_factors_of_several_layers(dtype, sizes, device):
     """Exactly, whatever the strides; an index that names no row makes one of zeros."""
-    expand = pytest.importorskip("sieve_kernels.lowrank.triton_kernels.expand").expand
+    expand = pytest.importorskip("sieve_kernels.lowrank.triton.expand").expand
     Cs = [torch.randn(m - r, r, device=device).to(dtype) for m, r in sizes]
     Cs[-1] = Cs[-1].T.contiguous().T
     indices = [torch.randperm(m, device=device).int() for m, _ in sizes]
@@ -348,7 +351,7 @@ def test_few_permutations_are_remembered(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 40])
 def test_compiled_kernels_look_themselves(rows, value):
     """Also at what was found fit and then changed behind torch's back."""
-    from sieve_kernels.lowrank import native as compiled
+    from sieve_kernels.lowrank import cpp_backend as compiled
 
     x, A, C, permutation, _ = make((rows,), 83, 45, 21, torch.bfloat16)
     lowrank_linear_pivoted(x, A, C, permutation)
@@ -364,7 +367,7 @@ def test_gpu_kernel_writes_inside(device):
     y = lowrank_linear_pivoted(x, A, C, permutation, bias)
     spoilt, left = permutation.clone(), permutation[[1, 4]]
     spoilt[1], spoilt[4] = -1, 10**7
-    triton_pivoted = pytest.importorskip("sieve_kernels.lowrank.triton_kernels.pivoted")
+    triton_pivoted = pytest.importorskip("sieve_kernels.lowrank.triton.pivoted")
     found = triton_pivoted.pivoted(x, A, C, spoilt, bias)
     kept = [j for j in range(6) if j not in left.tolist()]
     torch.testing.assert_close(found[:, kept], y[:, kept])

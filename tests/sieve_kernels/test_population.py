@@ -8,8 +8,10 @@ from gradients import check_gradients, values_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import dispatch, lowrank_linear_population
-from sieve_kernels.lowrank import cpu, reference
+from sieve_kernels import lowrank_linear_population
+from sieve_kernels.core import dispatch
+from sieve_kernels.lowrank import reference
+from sieve_kernels.lowrank import torch_backend as cpu
 
 both = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -141,7 +143,7 @@ def test_offsets_beyond_32_bits(implementation):
 @pytest.mark.skipif(not dispatch.INTERPRETED, reason="calls a kernel with tensors on CPU")
 def test_kernel_takes_the_nearest_rank():
     """What a GPU does where the host does not look."""
-    from sieve_kernels.lowrank.triton_kernels.population import population
+    from sieve_kernels.lowrank.triton.population import population
 
     (x, A, B), _ = make(4, 3, 8, 6, 5)
     ranks, nearest = torch.tensor([-3, 0, 6, 1000]), torch.tensor([1, 1, 5, 5])

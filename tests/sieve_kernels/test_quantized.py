@@ -8,10 +8,11 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sieve_kernels import dispatch, lowrank_linear_quantized, quantize_rows
+from sieve_kernels import lowrank_linear_quantized, quantize_rows
+from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
-from sieve_kernels.lowrank.triton_kernels import quantized as quantized_kernels
+from sieve_kernels.lowrank.triton import quantized as quantized_kernels
 
 both = pytest.mark.parametrize("implementation", ["torch", "native", "triton", "triton_gemv"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

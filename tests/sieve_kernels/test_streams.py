@@ -7,8 +7,8 @@ import torch
 
 from sieve_kernels import lowrank_linear_group, lowrank_mlp
 from sieve_kernels.core import streams
-from sieve_kernels.glu import reference as glu
 from sieve_kernels.lowrank import reference
+from sieve_kernels.mlp import reference as glu
 
 
 class Gpu:

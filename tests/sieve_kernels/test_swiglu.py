@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
 
-from sieve_kernels import dispatch, lowrank_swiglu
-from sieve_kernels.glu import cpu as glu
-from sieve_kernels.glu import reference
-from sieve_kernels.lowrank import cpu
+from sieve_kernels import lowrank_swiglu
+from sieve_kernels.core import dispatch
+from sieve_kernels.lowrank import torch_backend as cpu
+from sieve_kernels.mlp import reference
+from sieve_kernels.mlp import torch_backend as glu
 
 both = pytest.mark.parametrize(
     "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True

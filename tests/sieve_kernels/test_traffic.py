@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sieve_kernels import aot
-from sieve_kernels.aot_cases import CASES, COUNTED, Case, Problem
+from sieve_kernels.aot import __main__ as aot
+from sieve_kernels.core.cases import CASES, COUNTED, Case, Problem
 
-traffic = pytest.importorskip("sieve_kernels.aot_traffic")
+traffic = pytest.importorskip("sieve_kernels.aot.traffic")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter")
 
 STORED = {tuple(row[key] for key in aot.KEYS["traffic"]): row for row in aot.read()["traffic"]}

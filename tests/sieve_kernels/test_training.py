@@ -6,15 +6,15 @@ from gradients import check_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sieve_kernels import (
-    dispatch,
     linear,
     lowrank_linear,
     lowrank_linear_group,
     lowrank_linear_pivoted,
     lowrank_mlp,
     lowrank_swiglu,
-    training,
 )
+from sieve_kernels.core import dispatch
+from sieve_kernels.lowrank import training
 from sieve_kernels.pointwise import reference
 from sieve_kernels.pointwise.joints import act_mul, join_columns
 

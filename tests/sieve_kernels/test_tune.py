@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sieve_kernels import dispatch, native, tune, tuned
+from sieve_kernels.autotune import __main__ as tune
+from sieve_kernels.core import dispatch
+from sieve_kernels.core import library as native
+from sieve_kernels.core import tuning_cache as tuned
 
 CPU = torch.device("cpu")
 
@@ -197,8 +200,8 @@ def test_tuning_a_cpu(capsys, monkeypatch):
         dispatch.TABLE,
         "lowrank_linear",
         (
-            dispatch.Rule("torch", "lowrank.cpu:linear", "first", lambda call: True),
-            dispatch.Rule("native", "lowrank.cpu:linear", "the same again", lambda call: True),
+            dispatch.Rule("torch", "lowrank.torch_backend:linear", "first", lambda call: True),
+            dispatch.Rule("native", "lowrank.torch_backend:linear", "the same again", lambda call: True),
             *(rule for rule in rules if rule.name.startswith("triton")),
         ),
     )

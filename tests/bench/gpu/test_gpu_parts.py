@@ -13,7 +13,7 @@ from bench.gpu.contestants import contestants
 from bench.gpu.job import Place, WrongResult
 from bench.gpu.layers import check
 from bench.gpu.sizes import SMOKE
-from sieve_kernels import tuned
+from sieve_kernels.core import tuning_cache as tuned
 
 PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, pointwise, training)
 JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}

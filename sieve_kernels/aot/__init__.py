@@ -1,0 +1,1 @@
+"""Kernels compiled for GPUs that need not be there: python -m sieve_kernels.aot."""

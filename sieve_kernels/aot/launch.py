@@ -1,0 +1,165 @@
+"""What launchers hand to Triton for GPUs that are not there, and whether Triton's launcher of that GPU takes it.
+
+A launcher runs on tensors without memory while Triton is told that a device of the target is active; its hook receives
+each launch before anything is compiled. The compiler does not run the code that unpacks a launch's arguments, and the
+interpreter has none: what that code refuses would otherwise show on a GPU only.
+
+python -m sieve_kernels.aot.launch prints, as JSON, how many launches were checked and what was refused.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
+from triton.runtime import JITFunction, driver
+
+from sieve_kernels.aot.targets import TARGETS, Target
+from sieve_kernels.common import tiles
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.cases import CASES, DTYPES, PROBLEMS, Case, Problem
+from sieve_kernels.core.plans import Plans
+
+Signature = dict[str, object]
+"""Type of every argument by its name, as Triton writes it: "*bf16", "i32", "constexpr", tuples of them, …"""
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """A launch as Triton has bound it: all that a compilation needs."""
+
+    kernel: JITFunction
+    signature: Signature
+    constants: dict
+    attributes: dict
+    options: dict
+
+
+def launches(case: Case, problem: Problem, target: Target) -> list[LaunchRecord]:
+    """What `case` launches for `problem` on `target`, in order."""
+
+    def make(*sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(sizes, dtype=dtype or problem.dtype, device="meta")
+
+    with pretended(target) as found:
+        case.launch(make, problem)
+    return found
+
+
+def gpu_target(target: Target) -> GPUTarget:
+    return GPUTarget(target.backend, target.arch, target.warp_size)
+
+
+@contextmanager
+def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
+    """Let Triton and the launchers see a device of `target`; launches are collected and do not run."""
+    found: list[LaunchRecord] = []
+
+    def note(*, fn, compile, **_) -> bool:
+        options = _tuples(json.loads(compile["specialization_data"])["options"])
+        attributes = compile["configs"][0]
+        found.append(LaunchRecord(fn.jit_function, compile["signature"], compile["constants"], attributes, options))
+        return True  # handled: nothing is compiled or launched
+
+    properties = SimpleNamespace(
+        name=target.name,
+        major=target.capability[0],
+        minor=target.capability[1],
+        multi_processor_count=target.processors,
+        shared_memory_per_block_optin=target.shared_block,
+    )
+    # Triton keeps compiled kernels by device: a target is a device of its own.
+    active = SimpleNamespace(
+        get_current_target=lambda: gpu_target(target),
+        get_current_device=lambda: target.name,
+        get_current_stream=lambda device: 0,
+    )
+    dispatch.processors.cache_clear()
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.cuda, "get_device_properties", lambda *_: properties))
+        stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: target.capability))
+        stack.enter_context(patch.object(tiles, "has_tma", lambda _: target.backend == "cuda" and target.arch >= 90))
+        stack.enter_context(patch.object(torch.version, "hip", "6" if target.backend == "hip" else None))
+        stack.enter_context(patch.object(Plans, "__call__", unplanned))
+        stack.enter_context(patch.object(knobs.runtime, "jit_cache_hook", note))
+        stack.enter_context(patch.object(driver, "_active", active))
+        # What is prepared for one target is not for another.
+        stack.enter_context(patch.object(Plans, "_remember", lambda plans, kind, run: run))
+        stack.callback(dispatch.processors.cache_clear)
+        yield found
+
+
+def unplanned(plans: Plans, *arguments):
+    """A call that remembers nothing: plans depend on the device, and here it changes."""
+    return plans.prepare(*arguments)(*arguments)
+
+
+def _tuples(value):
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def refusal(signature: Signature, constants: dict, backend: str = "cuda") -> str | None:
+    """Why a launcher of some version of Triton refuses such arguments; None if none does.
+
+    A rule for versions that are not installed, then the code of the installed one, as far as it needs no GPU.
+    """
+    for name, kind in signature.items():
+        if isinstance(kind, tuple) and any(map(_is_descriptor, _leaves(kind))):
+            return f"{name} is a tuple that holds a tensor descriptor, which Triton 3.6 cannot launch"
+    if backend != "cuda":
+        return None
+    # What the compiler says of each descriptor that it has made a TMA copy of: only the count matters here.
+    descriptors = [{} for kind in _leaves(tuple(signature.values())) if _is_descriptor(kind)]
+    try:
+        if hasattr(nvidia, "make_launcher"):  # to 3.6: source code in C, which reads the arguments one by one
+            nvidia.make_launcher(constants, signature, descriptors)
+        else:
+            expanded = nvidia.expand_signature(signature.values(), descriptors, "nvTmaDesc")
+            for kind in _leaves(tuple(expanded)):
+                if kind != "constexpr":
+                    nvidia.ty_to_cpp(kind)
+    except (AssertionError, KeyError, TypeError) as error:
+        return f"the installed Triton's launcher refuses {signature}: {error!r}"
+    return None
+
+
+def _is_descriptor(kind: object) -> bool:
+    return isinstance(kind, str) and kind.startswith("tensordesc")
+
+
+def _leaves(kind: object) -> list[object]:
+    return [leaf for part in kind for leaf in _leaves(part)] if isinstance(kind, tuple) else [kind]
+
+
+def check(target: Target) -> tuple[int, list[str]]:
+    """How many launches all cases make on `target`, and what is refused of them, in words."""
+    count, refused = 0, []
+    for case in CASES:
+        for dtype in case.dtypes:
+            for shape, problem in case.problems(PROBLEMS, dtype).items():
+                if shape in DTYPES[dtype]:
+                    for record in launches(case, problem, target):
+                        count += 1
+                        why = refusal(record.signature, record.constants, target.backend)
+                        if why:
+                            refused.append(f"{case.name} {shape} {dtype} {target.name} {record.kernel.__name__}: {why}")
+    return count, refused
+
+
+if __name__ == "__main__":
+    total, faults = 0, []
+    for one in TARGETS.values():
+        count, refused = check(one)
+        total += count
+        faults += refused
+    json.dump({"launches": total, "refused": faults}, sys.stdout)

@@ -1,0 +1,1 @@
+"""Which implementation is fastest on this device: python -m sieve_kernels.autotune."""

@@ -1,0 +1,1 @@
+"""Building blocks that the Triton kernels of all families share."""

@@ -1,0 +1,104 @@
+"""`linear`: the function users call, its checks, and the registration of operator and gradients."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.checks import as_rows, autocast, autocasts, require_alike, require_float
+from sieve_kernels.core.op import differentiable_gradients, register
+from sieve_kernels.core.plans import direct
+from sieve_kernels.lowrank import reference, training
+from sieve_kernels.lowrank.checks import listing
+
+
+def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias, as `F.linear`: for matrices that stay dense, and made for few rows.
+
+    Differentiable in all three tensors, twice if need be. Under autocast it computes in autocast's dtype.
+
+    Args:
+        x: inputs [..., n].
+        W: weight [m, n].
+        bias: [m] or None.
+
+    Returns:
+        y [..., m] in x's dtype (float16, bfloat16, float32 or float64, the same for all arguments).
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: dtypes differ or are not floats.
+
+    Example:
+        >>> linear(torch.randn(5, 64), torch.randn(32, 64)).shape
+        torch.Size([5, 32])
+    """
+    if not torch.compiler.is_compiling():
+        y = _direct(x, W, bias)
+        if y is not None:
+            return y
+    if autocasts(x):
+        x, W, bias = (autocast(t) for t in (x, W, bias))
+    _check(x, W, bias)
+    if training.by_library(x, W, bias):
+        return F.linear(x, W, bias)
+    return _linear_op(x, W, bias)
+
+
+def _check(x: Tensor, W: Tensor, bias: Tensor | None) -> None:
+    fits = W.dim() == 2 and x.dim() >= 1 and x.shape[-1] == W.shape[1]
+    if not fits or (bias is not None and bias.shape != W.shape[:1]):
+        raise ValueError(f"need x [..., n], W [m, n] and bias [m], got {listing({'x': x, 'W': W, 'bias': bias})}")
+    require_float("x", x)
+    require_alike("x", x, "W", W)
+    if bias is not None:
+        require_alike("x", x, "bias", bias)
+
+
+def _linear(x, W, bias):
+    return dispatch.implementation("linear", x)(x, W, bias)
+
+
+def _linear_fake(x, W, bias):
+    return x.new_empty((*x.shape[:-1], W.shape[0]))
+
+
+def _linear_backward(grad, x, W, needed):
+    return dispatch.implementation("linear_backward", x)(grad, x, W, needed)
+
+
+def _linear_backward_fake(grad, x, W, needed):
+    return [t.new_empty(t.shape) for t, wanted in zip((x, W), needed, strict=True) if wanted]
+
+
+def _save(ctx, inputs, output):
+    x, W, _ = inputs
+    ctx.save_for_backward(x, W)
+
+
+def _gradients(ctx, grad):
+    tensors = ctx.saved_tensors
+    *needed, bias_needed = ctx.needs_input_grad
+    if torch.is_grad_enabled():  # a gradient of this gradient will be taken
+        gradients = differentiable_gradients(reference.dense, tensors, needed, grad)
+    else:
+        found = iter(_linear_backward_op(grad, *tensors, needed))
+        gradients = [next(found) if wanted else None for wanted in needed]
+    return *gradients, as_rows(grad).sum(0) if bias_needed else None
+
+
+_direct = direct("linear", _check, lambda *_: 0)
+_linear_backward_op = register(
+    "linear_backward",
+    "(Tensor grad, Tensor x, Tensor W, bool[] needed) -> Tensor[]",
+    _linear_backward,
+    _linear_backward_fake,
+)
+_linear_op = register(
+    "linear",
+    "(Tensor x, Tensor W, Tensor? bias) -> Tensor",
+    _linear,
+    _linear_fake,
+    backward=_gradients,
+    save=_save,
+)

@@ -1,0 +1,134 @@
+"""`lowrank_linear_pivoted`: the function users call, its checks, and the registration of operator and gradients."""
+
+import torch
+from torch import Tensor
+
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.checks import (
+    as_rows,
+    autocast,
+    autocasts,
+    describe,
+    require_alike,
+    require_float,
+    require_same_device,
+)
+from sieve_kernels.core.op import register
+from sieve_kernels.core.plans import direct
+from sieve_kernels.lowrank import reference, training
+from sieve_kernels.lowrank.checks import check_permutation
+
+
+def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z = x Aᵀ, y[..., permutation] = [z, z Cᵀ], plus bias: a rank-r layer of which r outputs are z itself.
+
+    Every pair (A, B) can be re-based to this form, in r² fewer numbers. Differentiable in x, A, C and bias, twice if
+    need be; z is recomputed, not stored (but kept for many rows on a GPU). Under autocast it computes in autocast's
+    dtype, as `F.linear` does.
+
+    Args:
+        x: inputs [..., n].
+        A: first factor [r, n], r ≥ 1.
+        C: second factor without the identity's rows [m - r, r]; m = r is allowed, C then has no rows.
+        permutation: [m] int64, a permutation of 0 … m - 1: where each of [z, z Cᵀ] goes. On CPU anything else is
+            refused; on a GPU, where looking would make the host wait, results are undefined, but nothing is written
+            outside of y. Halves that ascend make the cheapest writes.
+        bias: [m] or None, in the order of y.
+
+    Returns:
+        y [..., m] in x's dtype (float16, bfloat16, float32 or float64, the same for all arguments but permutation).
+
+    Raises:
+        ValueError: shapes or devices do not fit, or (on CPU) the permutation is none.
+        TypeError: dtypes differ or are not floats, or the permutation is not int64.
+
+    Example:
+        >>> x, A, C = torch.randn(5, 64), torch.randn(16, 64), torch.randn(32 - 16, 16)
+        >>> lowrank_linear_pivoted(x, A, C, torch.randperm(32)).shape
+        torch.Size([5, 32])
+    """
+    if not torch.compiler.is_compiling():
+        y = _direct(x, A, C, permutation, bias)
+        if y is not None:
+            return y
+    if autocasts(x):
+        x, A, C, bias = (autocast(t) for t in (x, A, C, bias))
+    check_pivoted(x, A, C, permutation, bias)
+    if training.by_library(x, A, C, bias):
+        return training.pivoted(x, A, C, permutation, bias)
+    return _pivoted_op(x, A, C, permutation, bias)
+
+
+def check_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> None:
+    """ValueError or TypeError unless the arguments fit, whatever the permutation's numbers are."""
+    fits = A.dim() == 2 and C.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == C.shape[1]
+    m = (A.shape[0] + C.shape[0],) if fits else ()
+    if not fits or A.shape[0] == 0 or permutation.shape != m or (bias is not None and bias.shape != m):
+        shapes = {"x": x, "A": A, "C": C, "permutation": permutation, "bias": bias}
+        given = ", ".join(f"{name} {describe(t)}" for name, t in shapes.items() if t is not None)
+        raise ValueError(f"need x [..., n], A [r, n], C [m - r, r], permutation [m], bias [m] with r ≥ 1, got {given}")
+    require_float("x", x)
+    require_alike("x", x, "A", A)
+    require_alike("x", x, "C", C)
+    if permutation.dtype != torch.int64:
+        raise TypeError(f"permutation must be int64, got {describe(permutation)}")
+    require_same_device("x", x, "permutation", permutation)
+    if bias is not None:
+        require_alike("x", x, "bias", bias)
+
+
+def _pivoted(x, A, C, permutation, bias):
+    check_permutation(permutation)  # here and not above: a trace has no values to look at
+    return dispatch.implementation("lowrank_linear_pivoted", x, A.shape[0])(x, A, C, permutation, bias)
+
+
+def _pivoted_fake(x, A, C, permutation, bias):
+    return x.new_empty((*x.shape[:-1], permutation.shape[0]))
+
+
+def _pivoted_backward(grad, x, A, C, permutation, needed):
+    check_permutation(permutation)
+    function = dispatch.implementation("lowrank_linear_pivoted_backward", x, A.shape[0])
+    return function(grad, x, A, C, permutation, needed)
+
+
+def _pivoted_backward_fake(grad, x, A, C, permutation, needed):
+    return [t.new_empty(t.shape) for t, wanted in zip((x, A, C), needed, strict=True) if wanted]
+
+
+def _save(ctx, inputs, output):
+    x, A, C, permutation, _ = inputs
+    ctx.save_for_backward(x, A, C, permutation)
+
+
+def _gradients(ctx, grad):
+    x, A, C, permutation = ctx.saved_tensors
+    *needed, _, bias_needed = ctx.needs_input_grad
+    if torch.is_grad_enabled():  # a gradient of this gradient will be taken
+        gradients = reference.pivoted_backward(grad, x, A, C, permutation)
+    else:
+        found = iter(_pivoted_backward_op(grad, x, A, C, permutation, needed))
+        gradients = [next(found) if wanted else None for wanted in needed]
+    return *gradients, None, as_rows(grad).sum(0) if bias_needed else None
+
+
+_direct = direct(
+    "lowrank_linear_pivoted",
+    check_pivoted,
+    rank=lambda x, A, *_: A.shape[0],
+    look=lambda x, A, C, permutation, bias: check_permutation(permutation),
+)
+_pivoted_backward_op = register(
+    "lowrank_linear_pivoted_backward",
+    "(Tensor grad, Tensor x, Tensor A, Tensor C, Tensor permutation, bool[] needed) -> Tensor[]",
+    _pivoted_backward,
+    _pivoted_backward_fake,
+)
+_pivoted_op = register(
+    "lowrank_linear_pivoted",
+    "(Tensor x, Tensor A, Tensor C, Tensor permutation, Tensor? bias) -> Tensor",
+    _pivoted,
+    _pivoted_fake,
+    backward=_gradients,
+    save=_save,
+)

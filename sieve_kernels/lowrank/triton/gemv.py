@@ -1,0 +1,396 @@
+"""Operators of a few rows on a GPU: two launches for a pair, of one layer or of several that read one input."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sieve_kernels.common import tiles
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.launch import Launch
+from sieve_kernels.core.plans import Plans
+from sieve_kernels.lowrank import torch_backend as cpu
+from sieve_kernels.lowrank import torch_backend_gpu as gpu
+from sieve_kernels.lowrank.permutation import places
+from sieve_kernels.lowrank.triton.gemv_kernel import few_rows_kernel
+
+MOST_ROWS = dispatch.FEW_ROWS_GPU
+"""More rows take other kernels."""
+
+MOST_MEMBERS = 3
+"""Products in one launch: query, key and value."""
+
+ALIGNED = 8
+"""Rows must begin at multiples of so many elements of 16 bits, 16 bytes."""
+
+ANY_SIZE = 16
+"""Most rows whatever the size of the weights: more, up to `MOST_ROWS`, are served where these are small."""
+
+SMALL_BYTES = 32 << 20
+"""Measured on an H100 at 32 rows: .83 of the time of two library products for 17 MB, 1.05 for 59 MB."""
+
+OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
+"""How launches overlap on GPUs that can, as `few_rows_kernel.begin` has it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile of a program: BLOCK_N rows of the weight, SPLIT_K · BLOCK_K of their elements a step."""
+
+    block_n: int
+    block_k: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """One of the products of a launch: out[:, out_at:][:, :N] = x[:, x_at:][:, :K] wᵀ, w [N, K], or as `Places` has
+    it."""
+
+    N: int
+    K: int
+    stride_w: int
+    stride_out: int
+    x_at: int = 0
+    out_at: int = 0
+    stride_copy: int = 0
+
+
+class Places(IntEnum):
+    """Where a launch puts the columns of its products, as the kernel's SCATTER."""
+
+    IN_ORDER = 0
+    INDEXED = 1
+    BOTH = 2
+    """In order in `out`, without a bias; indexed, and with it, in a second tensor."""
+
+
+def config(T: int, N: int, K: int, bits: int, device: torch.device) -> Config:
+    """The tile for T rows, and N rows of K elements of the weights in all products of a launch together.
+
+    What was fastest on an H100 over the shapes of an 8B model. One row: as much of a row of the weight as possible at
+    once, or several short rows whole. More rows: tiles of 8 where they are too few for all processors, else of 16.
+    Elsewhere as much of it as fits.
+    """
+    whole = max(256, triton.next_power_of_2(K))
+    if T == 1:
+        if whole > 4096 or (bits == 8 and whole > 2048):
+            return Config(1, 2048, 1, 4, 1)
+        if whole > 2048:
+            return Config(1, 4096, 1, 4, 1)
+        return Config(4 * 16 // bits, whole, 1, min(4, whole // 256), 1)
+    amd = torch.version.hip is not None  # whose instructions have no tile of 8
+    few = 16 * dispatch.processors(device)
+    if amd or few < N:
+        tile = Config(16, 128, 4, 4, 4) if K > 2048 else Config(16, 128, 2, 2, 4)
+    elif whole <= 512 and T <= 16:
+        return Config(8, 256, whole // 256, whole // 256, 1)
+    else:
+        tile = Config(8, 256, 2, 2, 4)
+    # Stages of both operands lie in shared memory.
+    step = tile.split_k * tile.block_k * (tile.block_n * bits // 8 + rows_of_tile(T) * 2)
+    stages = min(tile.num_stages, 2 if amd else tile.num_stages, shared_memory(device) // step)
+    if stages < 2:
+        return replace(tile, block_k=tile.block_k // 2, num_stages=2)
+    return replace(tile, num_stages=stages)
+
+
+def rows_of_tile(T: int) -> int:
+    """Rows of x in a tile: one for CUDA cores, else what tensor cores take."""
+    return 1 if T == 1 else max(16, triton.next_power_of_2(T))
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program can have; in the interpreter as many as on a small GPU."""
+    if tiles.INTERPRETED:
+        return 64 << 10
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def make_launch(
+    T: int,
+    stride_x: int,
+    products: Sequence[Product],
+    device: torch.device,
+    early: bool,
+    bits: int = 16,
+    into: Places = Places.IN_ORDER,
+    scaled: bool = False,
+    biased: bool = False,
+    tile: Config | None = None,
+) -> Launch:
+    """The launch of these products. It takes x, then of all products the weights, the scales, the indices, the biases,
+    those that there are, the outputs, and the second outputs. `early`: the launch before is one of ours, and writes no
+    weight."""
+    tile = tile or config(T, sum(p.N for p in products), max(p.K for p in products), bits, device)
+    padded = [*products, *[Product(1, 1, 1, 1)] * (MOST_MEMBERS - len(products))]
+    kinds = {"w": True, "scale": scaled, "index": into != Places.IN_ORDER, "bias": biased, "out": True}
+    kinds["copy"] = into == Places.BOTH
+    names = [f"{kind}{i}_ptr" for kind, given in kinds.items() if given for i in range(len(products))]
+    return Launch(
+        few_rows_kernel,
+        (sum(triton.cdiv(p.N, tile.block_n) for p in products),),
+        (
+            T,
+            stride_x // ALIGNED,
+            *(p.K for p in padded),
+            *(p.N for p in padded),
+            *(p.x_at for p in padded),
+            *(p.out_at for p in padded),
+            *(p.stride_w * bits // 128 for p in padded),
+            *(p.stride_out for p in padded),
+            *(p.stride_copy for p in padded),
+        ),
+        tensors=["x_ptr", *names],
+        COUNT=len(products),
+        SCATTER=int(into),
+        SCALED=scaled,
+        BIASED=biased,
+        EARLY=early,
+        **constants(T, [p.K for p in products], tile, bits, device, early),
+    )
+
+
+def constants(
+    T: int, Ks: Sequence[int], tile: Config, bits: int, device: torch.device, early: bool
+) -> dict[str, object]:
+    """What kernels are told of rows, sums, tile, bits of an element of the weights, and overlapping launches."""
+    step, vector = tile.block_k * tile.split_k, 128 // bits
+    # A second phase that asks for its weights early takes memory's time from the first: 9 % of a pair of 16 rows.
+    overlap = (OVERLAP_GEMV if T == 1 or early else OVERLAP_DOT) if tiles.has_tma(device) else 0
+    return {
+        "OVERLAP": overlap,
+        "EVEN_K": all(K % step == 0 for K in Ks),
+        "WHOLE_VECTORS": all(K % vector == 0 for K in Ks),
+        "ONE_STEP": max(Ks) <= step,
+        "UPCAST": tiles.INTERPRETED,
+        "ACC": tl.float32,
+        "BLOCK_T": rows_of_tile(T),
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+        "SPLIT_K": tile.split_k,
+        "VECTOR": vector,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        **({"launch_pdl": True} if overlap else {}),
+        # The assembler would rather spill than hold one block less; AMD's knows no such limit.
+        **({"maxnreg": 255} if T > 1 and not torch.version.hip else {}),
+    }
+
+
+def serves(x: Tensor, *weights: Tensor) -> bool:
+    """Whether these kernels can take the call: few rows, of 16 bits, all rows aligned to 16 bytes."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if x.dtype not in (torch.bfloat16, torch.float16) or not 1 <= rows <= MOST_ROWS:
+        return False
+    if rows > ANY_SIZE and sum(weight.nbytes for weight in weights) > SMALL_BYTES:
+        return False
+    return row_stride(x) is not None and all(_aligned(t) for t in (x, *weights))
+
+
+def row_stride(x: Tensor) -> int | None:
+    """The distance of rows of x [..., n] if it is the same for all of them and their elements are neighbours."""
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        return None
+    if x.dim() == 1:
+        return x.shape[0]
+    stride, size = x.stride(-2), x.shape[-2]
+    for axis in range(x.dim() - 3, -1, -1):
+        if x.shape[axis] != 1:
+            if size > 1 and x.stride(axis) != stride * size:
+                return None
+            stride = x.stride(axis) if size == 1 else stride
+            size *= x.shape[axis]
+    return stride
+
+
+def _aligned(t: Tensor) -> bool:
+    one_row = t.numel() == t.shape[-1]
+    return t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and (one_row or t.stride(-2) * t.itemsize % 16 == 0)
+
+
+def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
+    """Where intermediates of these ranks begin side by side, each at a multiple of 16, and their width together."""
+    at, width = [], 0
+    for rank in ranks:
+        at.append(width)
+        width += triton.cdiv(rank, 16) * 16
+    return at, width
+
+
+def allocation(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """A function that makes a tensor: with strides that are known it takes less of the host's time."""
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return partial(torch.empty_strided, tuple(shape), strides, dtype=tiles.compute_dtype(dtype), device=device)
+
+
+def _prepare_group(
+    x: Tensor,
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    permutations: Sequence[Tensor] | None = None,
+) -> Callable:
+    """Two launches for all layers: every z_i = x A_iᵀ, side by side, then every y_i."""
+    if len(As) > MOST_MEMBERS or not serves(x, *As, *Bs):
+        return gpu.group.prepare(x, As, Bs, biases, permutations)
+    dtype, ranks, T = x.dtype, [A.shape[0] for A in As], rows_of(x)[0]
+    at, width = columns(ranks)
+    pivoted, biased = permutations is not None, biases is not None
+    heights = [B.shape[0] + r * pivoted for B, r in zip(Bs, ranks, strict=True)]
+    first = intermediates(x, As, heights if pivoted else None, biased)
+    parts = zip(heights, ranks, Bs, at, strict=True)
+    second = make_launch(
+        T,
+        width,
+        [Product(B.shape[0], r, B.stride(0), m, x_at=here) for m, r, B, here in parts],
+        x.device,
+        early=True,
+        into=Places.INDEXED if pivoted else Places.IN_ORDER,
+        biased=biased,
+    )
+    make_z = allocation((T, width), dtype, x.device)
+    make_ys = [allocation((*x.shape[:-1], m), dtype, x.device) for m in heights]
+
+    def run(x, As, Bs, biases, permutations=None):
+        biases = biases or ()
+        z, ys = make_z(), [make() for make in make_ys]
+        if pivoted:
+            # Before the first launch, which waits for them: the second reads them without waiting.
+            ours, others = zip(*map(places, permutations, ranks), strict=True)
+            first(x, *As, *ours, *biases, *[z] * len(As), *ys)
+            second(rounded(z, dtype), *Bs, *others, *biases, *ys)
+        else:
+            first(x, *As, *[z] * len(As))
+            second(rounded(z, dtype), *Bs, *biases, *ys)
+        return [rounded(y, dtype) for y in ys]
+
+    return run
+
+
+def intermediates(
+    x: Tensor, As: Sequence[Tensor], heights: Sequence[int] | None = None, biased: bool = False
+) -> Launch:
+    """The launch of every z_i = x A_iᵀ, side by side as `columns` has it; it takes x, the A_i, and z for each. With
+    heights it writes z_i also to places of y_i, which has so many columns, as `make_launch` has it."""
+    (T, n), (at, width) = rows_of(x), columns([A.shape[0] for A in As])
+    products = [
+        Product(A.shape[0], n, A.stride(0), width, out_at=here, stride_copy=height)
+        for A, here, height in zip(As, at, heights or [0] * len(As), strict=True)
+    ]
+    options = {} if heights is None else {"into": Places.BOTH, "biased": biased}
+    return make_launch(T, row_stride(x), products, x.device, early=False, **options)
+
+
+def rows_of(x: Tensor) -> tuple[int, int]:
+    """Rows of x [..., n], and n."""
+    return x.numel() // x.shape[-1], x.shape[-1]
+
+
+def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the interpreter, what kernels stored in float32 in the dtype that hardware stores."""
+    return t if t.dtype is dtype else t.to(dtype)
+
+
+def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable:
+    if not serves(x, A, B):
+        return cpu.linear
+    first, second, make_z, make_y = _pair(x, A, B, bias, pivoted=False)
+    dtype = x.dtype
+
+    def run(x, A, B, bias):
+        z, y = make_z(), make_y()
+        first(x, A, z)
+        if bias is None:
+            second(rounded(z, dtype), B, y)
+        else:
+            second(rounded(z, dtype), B, bias, y)
+        return rounded(y, dtype)
+
+    return run
+
+
+def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Callable:
+    if not serves(x, A, C):
+        return gpu.pivoted
+    first, second, make_z, make_y = _pair(x, A, C, bias, pivoted=True)
+    dtype = x.dtype
+
+    r = A.shape[0]
+
+    def run(x, A, C, permutation, bias):
+        # Before the first launch, which waits for them: the second reads them without waiting.
+        ours, others = places(permutation, r)
+        z, y = make_z(), make_y()
+        if bias is None:
+            first(x, A, ours, z, y)
+            second(rounded(z, dtype), C, others, y)
+        else:
+            first(x, A, ours, bias, z, y)
+            second(rounded(z, dtype), C, others, bias, y)
+        return rounded(y, dtype)
+
+    return run
+
+
+def _pair(
+    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, pivoted: bool
+) -> tuple[Launch, Launch, Callable[[], Tensor], Callable[[], Tensor]]:
+    """Both launches of a pair, and what makes z and y."""
+    T, r, biased = rows_of(x)[0], A.shape[0], bias is not None
+    m = B.shape[0] + r * pivoted
+    _, width = columns([r])
+    first = intermediates(x, [A], [m] if pivoted else None, biased)
+    second = make_launch(
+        T,
+        width,
+        [Product(B.shape[0], r, B.stride(0), m)],
+        x.device,
+        early=True,
+        into=Places.INDEXED if pivoted else Places.IN_ORDER,
+        biased=biased,
+    )
+    make = allocation((T, width), x.dtype, x.device), allocation((*x.shape[:-1], m), x.dtype, x.device)
+    return first, second, *make
+
+
+def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:
+    """One launch."""
+    if not serves(x, W):
+        return cpu.dense
+    (T, n), m, dtype = rows_of(x), W.shape[0], x.dtype
+    products = [Product(m, n, W.stride(0), m)]
+    launch = make_launch(T, row_stride(x), products, x.device, early=False, biased=bias is not None)
+    make_y = allocation((*x.shape[:-1], m), dtype, x.device)
+
+    def run(x, W, bias):
+        y = make_y()
+        if bias is None:
+            launch(x, W, y)
+        else:
+            launch(x, W, bias, y)
+        return rounded(y, dtype)
+
+    return run
+
+
+group = Plans(_prepare_group)
+"""y_i [..., m_i] of x [..., n], factors A_i [r_i, n], B_i [m_i, r_i], biases [m_i] or None, up to MOST_MEMBERS of them;
+with permutations [m_i] of pivoted pairs, whose second factors are [m_i - r_i, r_i]."""
+
+linear = Plans(_prepare_pair)
+"""y [..., m] of x [..., n], A [r, n], B [m, r] and bias [m] or None."""
+
+pivoted = Plans(_prepare_pivoted)
+"""y [..., m] of x [..., n], A [r, n], C [m - r, r], permutation [m] and bias [m] or None."""
+
+dense = Plans(_prepare_dense)
+"""y [..., m] of x [..., n], W [m, n] and bias [m] or None."""

@@ -1,0 +1,245 @@
+"""Pairs of one input in three launches, for rows that are too many to be few and too few for a library product of each
+pair to fill a GPU: all intermediates, their sums, all outputs. Tiles are copied by TMA.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sieve_kernels.common import tiles
+from sieve_kernels.common.gemm import sum_shares, tile_of
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.checks import as_rows
+from sieve_kernels.core.launch import TileLaunch
+from sieve_kernels.core.plans import Plans
+from sieve_kernels.lowrank.permutation import inverse
+from sieve_kernels.lowrank.torch_backend import linear
+from sieve_kernels.lowrank.torch_backend_gpu import group as by_library
+from sieve_kernels.pointwise.launches import begin
+from sieve_kernels.pointwise.triton_columns import join_columns
+
+MOST_MEMBERS = 3
+
+FEWEST_SUMMED = 512
+"""Elements along K that a share of the sums must have."""
+
+PAIR_RANK, PAIR_INPUTS, PAIR_OUTPUTS = 1024, 2048, 4096
+"""Up to this rank and so many outputs, and from so many inputs on, a pair of `dispatch.HALF_TILE_ROWS` rows is read in
+less time than the library's products take to begin and end."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile of a program and how it is computed."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+
+
+def config(T: int) -> Config:
+    """The tile for T rows: of as many where these are few, and then small, so that there is one for every processor."""
+    return Config(64, 64, 128, 4) if T <= 64 else Config(128, 128, 64, 8)
+
+
+@triton.jit
+def member_tile(
+    a,  # descriptor of [M, K]
+    b,  # descriptor of [N, K]
+    out,  # descriptor of [M, N], or of the shares below one another
+    row,
+    col,
+    K,
+    share_rows,  # rows of a share of out
+    SPLIT_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The tile at [row, col], in tiles, of a bᵀ or of this program's share of it."""
+    share = tl.program_id(1)
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    begin = share * steps * BLOCK_K
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
+    for k in range(begin, tl.minimum(begin + steps * BLOCK_K, K), BLOCK_K):  # zero beyond the edges
+        left = a.load([row * BLOCK_M, k])
+        right = b.load([col * BLOCK_N, k])
+        acc = tiles.multiply(left, tl.trans(right), acc, PRECISION, UPCAST)
+    out.store([share * share_rows + row * BLOCK_M, col * BLOCK_N], acc.to(OUT))
+
+
+@triton.jit
+def grouped_kernel(
+    a0,  # descriptors of [M, K], one a member; of a missing member those of another
+    a1,
+    a2,
+    b0,  # [N, K]
+    b1,
+    b2,
+    out0,  # [M, N]
+    out1,
+    out2,
+    M,
+    N0,
+    N1,
+    N2,  # 0 of a missing member
+    K0,
+    K1,
+    K2,
+    share_rows,
+    SPLIT_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACC: tl.constexpr,
+    OUT: tl.constexpr,
+    PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out_i = a_i b_iᵀ for up to three members, their tiles side by side. Grid: (tiles, shares of the sums)."""
+    begin(PDL)
+    first = tl.cdiv(N0, BLOCK_N)
+    second = first + tl.cdiv(N1, BLOCK_N)
+    row, col = tile_of(tl.program_id(0), M, second + tl.cdiv(N2, BLOCK_N), BLOCK_M, GROUP)
+    # One loop for all members: loops of their own would each take shared memory of their own.
+    K = K0
+    a = a0
+    b = b0
+    out = out0
+    if col >= second:
+        K = K2
+        a = a2
+        b = b2
+        out = out2
+        col -= second
+    elif col >= first:
+        K = K1
+        a = a1
+        b = b1
+        out = out1
+        col -= first
+    member_tile(a, b, out, row, col, K, share_rows, SPLIT_K, PRECISION, UPCAST, ACC, OUT, BLOCK_M, BLOCK_N, BLOCK_K)
+
+
+def serves(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> bool:
+    """Whether these kernels are for the group: rows in number, tiles that TMA can copy, no biases."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if rows not in dispatch.SOME_ROWS_GPU or not 2 <= len(As) <= MOST_MEMBERS or biases is not None:
+        return False
+    x = as_rows(x)
+    return all(map(tiles.has_descriptor, (x, *As, *Bs))) and all(B.shape[0] % 8 == 0 for B in Bs)
+
+
+def prepare(
+    x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: None, permutations: Sequence[Tensor] | None = None
+) -> Callable[..., list[Tensor]]:
+    """A function of the same arguments to the outputs y_i [..., m_i], as `lowrank.gpu.group` has it.
+
+    x [..., n]; A_i [r_i, n]; B_i [m_i, r_i], or C_i [m_i - r_i, r_i] with permutations.
+    """
+    rows = as_rows(x)
+    (T, n), dtype, device, compute = rows.shape, x.dtype, x.device, tiles.compute_dtype(x.dtype)
+    ranks, widths, above = [A.shape[0] for A in As], [B.shape[0] for B in Bs], x.shape[:-1]
+    tile = config(T)
+    T_padded = triton.cdiv(T, tile.block_m) * tile.block_m
+    starts, width = columns(ranks)
+    count = T_padded // tile.block_m * sum(triton.cdiv(r, tile.block_n) for r in ranks)
+    shares = max(1, min(dispatch.processors(device) // count, n // FEWEST_SUMMED))
+    sums = tiles.accumulator(dtype) if shares > 1 else compute
+    first = _launch(T, ranks, [n] * len(As), shares, sums, dtype, tile)
+    second = _launch(T, widths, ranks, 1, compute, dtype, tile)
+
+    def run(x, As, Bs, biases, permutations=None):
+        z = torch.empty((shares * T_padded, width), dtype=sums, device=device)
+        parts = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
+        first(*three([as_rows(x)] * len(As)), *three(As), *three(parts))
+        z = sum_shares(z.view(shares, T_padded, width), None, dtype) if shares > 1 else z.to(dtype)
+        zs = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
+        ys = [torch.empty((T, m), dtype=compute, device=device) for m in widths]
+        second(*three(zs), *three(Bs), *three(ys))
+        ys = [y.to(dtype) for y in ys]
+        if permutations is not None:
+            members = zip(zs, ys, permutations, strict=True)
+            ys = [join_columns(z[:T], y, inverse(permutation), None) for z, y, permutation in members]
+        return [y.view(*above, y.shape[1]) for y in ys]
+
+    return run
+
+
+def _prepare(
+    x: Tensor,
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    permutations: Sequence[Tensor] | None = None,
+) -> Callable[..., list[Tensor]]:
+    if serves(x, As, Bs, biases):
+        return prepare(x, As, Bs, biases, permutations)
+    return by_library.prepare(x, As, Bs, biases, permutations)
+
+
+group = Plans(_prepare)
+"""The same. Groups that these kernels are not for take the library's products."""
+
+
+def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    (r, n), m, rows = A.shape, B.shape[0], x.numel() // max(1, x.shape[-1])
+    fits = rows in dispatch.HALF_TILE_ROWS and r <= PAIR_RANK and n >= PAIR_INPUTS and m <= PAIR_OUTPUTS and m % 8 == 0
+    if bias is not None or not fits or not all(map(tiles.has_descriptor, (as_rows(x), A, B))):
+        return linear
+    run = prepare(x, [A], [B], None)
+    return lambda x, A, B, bias: run(x, [A], [B], None)[0]
+
+
+pair = Plans(_prepare_pair)
+"""y [..., m] = (x Aᵀ) Bᵀ of 33 to 64 rows x [..., n] and a small pair A [r, n], B [m, r]; of others by the library."""
+
+
+def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
+    """Where the columns of each member begin in a matrix of all, each at a multiple of 64, and its width."""
+    starts = [0]
+    for rank in ranks:
+        starts.append(triton.cdiv(starts[-1] + rank, 64) * 64)
+    return starts[:-1], starts[-1]
+
+
+def three(members: Sequence) -> list:
+    """The members, the last one again in the place of those that are missing."""
+    return [*members, *[members[-1]] * (MOST_MEMBERS - len(members))]
+
+
+def _launch(
+    T: int, Ns: Sequence[int], Ks: Sequence[int], shares: int, out: torch.dtype, dtype: torch.dtype, tile: Config
+) -> TileLaunch:
+    """The launch of products a_i [T, K_i] · b_i [N_i, K_i] transposed; it takes three a, three b and three outputs."""
+    missing = [0] * (MOST_MEMBERS - len(Ns))
+    m, n, k = tile.block_m, tile.block_n, tile.block_k
+    height = triton.cdiv(T, m)
+    return TileLaunch(
+        grouped_kernel,
+        (height * sum(triton.cdiv(N, n) for N in Ns), shares),
+        [(m, k)] * 3 + [(n, k)] * 3 + [(m, n)] * 3,
+        (T, *Ns, *missing, *Ks, *missing, height * m),
+        SPLIT_K=shares,
+        OUT=tiles.TRITON_DTYPES[out],
+        PDL=not tiles.INTERPRETED,
+        launch_pdl=not tiles.INTERPRETED,
+        BLOCK_M=m,
+        BLOCK_N=n,
+        BLOCK_K=k,
+        GROUP=8,
+        num_warps=tile.num_warps,
+        num_stages=4,
+        **tiles.arithmetic(dtype),
+    )
