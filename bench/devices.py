@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sieve_kernels.autotune.__main__ import cpu_clock
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import tuning_cache
 
 PEAKS = {
     "A100": (312, 19.5, 2039),
@@ -75,7 +75,7 @@ def graphed(work: Callable[[], object]) -> Callable[[], None]:
 def identity(device: torch.device) -> dict[str, str]:
     """What a result must be read with: device, driver, versions, commit."""
     return {
-        "device": tuned.device_name(device),
+        "device": tuning_cache.device_name(device),
         "driver": _driver(device),
         "torch": torch.__version__,
         "triton": _triton(),

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from sieve_kernels.core import library as native
+from sieve_kernels.core import library
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"
@@ -42,7 +42,7 @@ def combinations(isas: tuple[str, ...]) -> list[dict[str, str]]:
         runs.append(
             {
                 "ATEN_CPU_CAPABILITY": capability,
-                native.VARIABLE: isas[i % len(isas)],
+                library.VARIABLE: isas[i % len(isas)],
                 "OMP_NUM_THREADS": str(1 + (i + i // 2) % 2),
                 **BELOW_TORCH[capability],
             }
@@ -52,10 +52,10 @@ def combinations(isas: tuple[str, ...]) -> list[dict[str, str]]:
 
 def main() -> int:
     """Run all combinations, say which fail, and return how many do."""
-    print(native.status())
+    print(library.status())
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OF_CPUS, *map(str, files())]
     failed = []
-    for variables in combinations(native.available()):
+    for variables in combinations(library.available()):
         name, started = " ".join(f"{key}={value}" for key, value in variables.items()), time.monotonic()
         done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
         verdict = "passed" if done.returncode == 0 else "FAILED"

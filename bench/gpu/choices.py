@@ -10,7 +10,7 @@ import shutil
 from bench.gpu.job import Job, Place
 from bench.gpu.sizes import Sizes
 from sieve_kernels.autotune import __main__ as tune
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import tuning_cache
 
 FILE = "choices.json"
 
@@ -31,8 +31,8 @@ def _measure(operator: str, sizes: Sizes):
         if not file.exists():  # nothing to choose yet
             return {f"choices.{operator}": 0.0}
         if sizes.ships:
-            tuned.SHIPPED.mkdir(exist_ok=True)
-            shutil.copy(file, tuned.SHIPPED / tuned.file_name(tuned.device_name(place.device)))
+            tuning_cache.SHIPPED.mkdir(exist_ok=True)
+            shutil.copy(file, tuning_cache.SHIPPED / tuning_cache.file_name(tuning_cache.device_name(place.device)))
         chosen = json.loads(file.read_text(encoding="utf-8"))["choices"]
         return {f"choices.{operator}": float(sum(entry["operator"] == operator for entry in chosen))}
 

@@ -19,7 +19,7 @@ from sieve.nn.low_rank import PAIRS, Group, holds_plain_tensors
 from sieve.nn.patching import has_hooks, is_untouched, replace_forward, replaced_by, restore_forward
 from sieve.nn.stacked import StackedOutput
 from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
-from sieve_kernels.core.dispatch import FEW_ROWS_GPU
+from sieve_kernels.core.dispatch import GEMV_ROWS_GPU
 
 
 def fuse_(model: nn.Module) -> nn.Module:
@@ -111,7 +111,7 @@ def _dense(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 def _few_on_gpu(x: torch.Tensor) -> bool:
     """Where our product is made for it; elsewhere the library's needs no second look."""
-    few = x.numel() <= FEW_ROWS_GPU * x.shape[-1] and x.dtype.itemsize == 2
+    few = x.numel() <= GEMV_ROWS_GPU * x.shape[-1] and x.dtype.itemsize == 2
     return few and _on_gpu(x) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 

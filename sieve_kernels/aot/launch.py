@@ -72,7 +72,7 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         name=target.name,
         major=target.capability[0],
         minor=target.capability[1],
-        multi_processor_count=target.processors,
+        multi_processor_count=target.num_sms,
         shared_memory_per_block_optin=target.shared_block,
     )
     # Triton keeps compiled kernels by device: a target is a device of its own.
@@ -81,7 +81,7 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         get_current_device=lambda: target.name,
         get_current_stream=lambda device: 0,
     )
-    dispatch.processors.cache_clear()
+    dispatch.num_sms.cache_clear()
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.cuda, "get_device_properties", lambda *_: properties))
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: target.capability))
@@ -92,7 +92,7 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         stack.enter_context(patch.object(driver, "_active", active))
         # What is prepared for one target is not for another.
         stack.enter_context(patch.object(Plans, "_remember", lambda plans, kind, run: run))
-        stack.callback(dispatch.processors.cache_clear)
+        stack.callback(dispatch.num_sms.cache_clear)
         yield found
 
 

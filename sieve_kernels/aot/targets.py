@@ -10,7 +10,7 @@ class Target:
     name: str
     backend: str
     arch: int | str
-    processors: int
+    num_sms: int
     shared_block: int  # bytes of shared memory a block may have
     shared: int  # and a processor has
     warps: int  # a processor holds
@@ -51,9 +51,8 @@ ADDS = dict.fromkeys(TARGETS, "")
 EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "gram_kernel": {16: TILES, 32: TILES, 64: WARPS},
     "gram_tma_kernel": {16: COPIED, 32: COPIED},
-    "split_k_reduce_kernel": {16: ADDS, 32: ADDS},
     "split_terms_kernel": {16: ADDS, 32: ADDS},
-    "sum_shares_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
+    "split_k_reduce_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "grouped_kernel": {16: COPIED},
     "matmul_kernel": {16: TILES, 32: TILES, 64: WARPS},
     "matmul_kernel M16": {16: WARPS, 32: WARPS},
@@ -68,11 +67,11 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "quantized_kernel": {16: TILES, 32: TILES},
     "quantized_kernel M16": {16: WARPS, 32: WARPS},
     "quantized_kernel M32": {32: WARPS},
-    "few_rows_kernel T1": {16: ADDS},
-    "few_rows_kernel T16": {16: WARPS},
+    "gemv_kernel T1": {16: ADDS},
+    "gemv_kernel T16": {16: WARPS},
     "integers_gemv_kernel": {16: ADDS},
-    "few_rows_glu_kernel T1": {16: ADDS},
-    "few_rows_glu_kernel T16": {16: WARPS},
+    "gemv_glu_kernel T1": {16: ADDS},
+    "gemv_glu_kernel T16": {16: WARPS},
     "fused_kernel": {16: TILES, 32: TILES},
     "rms_norm_kernel": {16: ADDS, 32: ADDS, 64: ADDS},
     "rotary_kernel": {16: ADDS, 32: ADDS, 64: ADDS},

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from sieve_kernels.core import dispatch
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import dispatch, tuning_cache
 from sieve_kernels.core.cases import CASES, Case, Problem
 from sieve_kernels.errors import SettingError
 
@@ -88,8 +87,8 @@ def measure(case: Case, problem: Problem, device: torch.device, rounds: int) -> 
     return {
         "operator": case.name,
         "dtype": str(problem.dtype).removeprefix("torch."),
-        "rows": tuned.shape_class(call.rows),
-        "rank": tuned.shape_class(call.rank),
+        "rows": tuning_cache.shape_class(call.rows),
+        "rank": tuning_cache.shape_class(call.rank),
         "implementation": fastest if taken[fastest] <= GAIN * taken[preferred] else preferred,
         "seconds": taken,
     }
@@ -119,11 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("no GPU found, so nothing was measured; --device cpu measures what a CPU can choose", file=sys.stderr)
         return 2
     device = torch.device(options.device, torch.cuda.current_device() if options.device == "cuda" else None)
-    file = options.output or tuned.path(device)
+    file = options.output or tuning_cache.path(device)
     if file is None:
-        print(f"{tuned.VARIABLE}=off: name a file with --output", file=sys.stderr)
+        print(f"{tuning_cache.VARIABLE}=off: name a file with --output", file=sys.stderr)
         return 2
-    if not tuned.may_write(file):
+    if not tuning_cache.may_write(file):
         print(f"{file} is no file of choices, or damaged: remove it or name another with --output", file=sys.stderr)
         return 2
 
@@ -141,8 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not entries:
         print("nothing to choose: every call has a single implementation here")
         return 0
-    tuned.write(file, tuned.device_name(device), entries, tuned.hardware(device))
-    print(f"{len(entries)} choices for {tuned.device_name(device)} in {file}")
+    tuning_cache.write(file, tuning_cache.device_name(device), entries, tuning_cache.hardware(device))
+    print(f"{len(entries)} choices for {tuning_cache.device_name(device)} in {file}")
     return 0
 
 

@@ -16,25 +16,28 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sieve_kernels.common import tiles
 from sieve_kernels.core import dispatch
 
-MOST_SHARES = 4
+MAX_SPLIT_K = 4
 """Every reader of the result reads as many numbers in the place of one."""
 
-FEWEST_STEPS = 4
+MIN_STEPS = 4
 """Steps along K that a share must have: fewer would not fill the pipeline of loads."""
 
 
 @triton.jit
-def tile_of(pid, M, across, BLOCK_M: tl.constexpr, GROUP: tl.constexpr):
-    """Row and column of the pid-th of the tiles, `across` in a row. They are taken in groups of GROUP rows of tiles,
-    column by column, so that the strips of both operands that programs share are still in L2."""
-    first = pid // (GROUP * across) * GROUP
-    height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP)
-    within = pid % (GROUP * across)
+def swizzle_tile(pid, M, num_tiles_n, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
+    """Row and column of the pid-th of the tiles, `num_tiles_n` in a row.
+
+    They are taken in groups of GROUP_M rows of tiles, column by column, so that the panels of both operands that
+    programs share are still in L2.
+    """
+    first = pid // (GROUP_M * num_tiles_n) * GROUP_M
+    height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP_M)
+    within = pid % (GROUP_M * num_tiles_n)
     return first + within % height, within // height
 
 
 @triton.jit
-def sum_product(
+def gemm_mainloop(
     acc,  # [BLOCK_M, BLOCK_N]
     a_ptr,  # [M, K]; [PARTS, M, K] if PARTS > 1; a descriptor of [M, K] if TMA
     b_ptr,  # [N, K]; a descriptor if TMA
@@ -49,9 +52,9 @@ def sum_product(
     stride_b,
     PARTS: tl.constexpr,
     TMA: tl.constexpr,
-    M_FITS: tl.constexpr,
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -67,11 +70,11 @@ def sum_product(
             m = rows + tl.arange(0, BLOCK_M)
             n = cols + tl.arange(0, BLOCK_N)
             k = start + tl.arange(0, BLOCK_K)
-            b = tiles.load_tile(b_ptr, n, k, stride_b[0], stride_b[1], N, K, N_FITS, K_FITS)  # [BLOCK_N, BLOCK_K]
-            a = tiles.load_tile(a_ptr, m, k, stride_a[-2], stride_a[-1], M, K, M_FITS, K_FITS)  # [BLOCK_M, BLOCK_K]
+            b = tiles.load_tile(b_ptr, n, k, stride_b[0], stride_b[1], N, K, EVEN_N, EVEN_K)  # [BLOCK_N, BLOCK_K]
+            a = tiles.load_tile(a_ptr, m, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)  # [BLOCK_M, BLOCK_K]
             for part in tl.static_range(1, PARTS):
                 at = a_ptr + tl.cast(part, tl.int64) * stride_a[0]
-                a += tiles.load_tile(at, m, k, stride_a[-2], stride_a[-1], M, K, M_FITS, K_FITS)
+                a += tiles.load_tile(at, m, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)
             if PARTS > 1 and not UPCAST:
                 a = a.to(b.dtype)
         acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
@@ -87,7 +90,7 @@ def matmul_kernel(
     M,
     Ns,
     Ks,
-    across,  # tiles in a row of tiles of all products
+    num_tiles_n,  # tiles in a row of tiles of all products
     share,  # numbers along K per share, a multiple of BLOCK_K
     strides_a,
     strides_b,
@@ -97,19 +100,19 @@ def matmul_kernel(
     SPLIT: tl.constexpr,
     TMA: tl.constexpr,
     BIASED: tl.constexpr,
-    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """out = a bᵀ + bias of several products with as many rows, side by side. Grid: (tiles, shares)."""
-    row, col = tile_of(tl.program_id(0), M, across, BLOCK_M, GROUP)
+    row, col = swizzle_tile(tl.program_id(0), M, num_tiles_n, BLOCK_M, GROUP_M)
     first = 0  # column of tiles where a product begins
     for i in tl.static_range(len(Ns)):
         behind = first + tl.cdiv(Ns[i], BLOCK_N)
@@ -121,7 +124,7 @@ def matmul_kernel(
             if SPLIT:
                 begin = tl.program_id(1) * share
                 end = tl.minimum(begin + share, Ks[i])
-            acc = sum_product(
+            acc = gemm_mainloop(
                 tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
                 a_ptrs if TMA else a_ptrs[i],
                 b_ptrs if TMA else b_ptrs[i],
@@ -136,9 +139,9 @@ def matmul_kernel(
                 strides_b[i],
                 PARTS,
                 TMA,
-                M_FITS,
-                N_FITS,
-                K_FITS,
+                EVEN_M,
+                EVEN_N,
+                EVEN_K,
                 PRECISION,
                 UPCAST,
                 BLOCK_M,
@@ -158,7 +161,7 @@ def matmul_kernel(
 
 
 @triton.jit
-def sum_shares_kernel(
+def split_k_reduce_kernel(
     shares_ptr,  # [SHARES, M, N], contiguous
     bias_ptr,  # [N]
     out_ptr,  # [M, N]
@@ -191,22 +194,22 @@ def summed_matmul_kernel(
     strides_a,
     strides_b,
     stride_out,
-    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """out = Σ a bᵀ over several products, rounded once. Grid: (tiles,)."""
-    row, col = tile_of(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP)
+    row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for i in tl.static_range(len(b_ptrs)):
-        acc = sum_product(
+        acc = gemm_mainloop(
             acc,
             a_ptrs[i],
             b_ptrs[i],
@@ -221,9 +224,9 @@ def summed_matmul_kernel(
             strides_b[i],
             1,
             False,
-            M_FITS,
-            N_FITS,
-            K_FITS,
+            EVEN_M,
+            EVEN_N,
+            EVEN_K,
             PRECISION,
             UPCAST,
             BLOCK_M,
@@ -237,10 +240,10 @@ def summed_matmul_kernel(
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [M, K] times b [N, K] transposed, plus bias [N]; any strides, accumulated in float32 (float64 for float64)."""
-    return matmuls([a], [b], None if bias is None else [bias])[0]
+    return grouped_gemm([a], [b], None if bias is None else [bias])[0]
 
 
-def matmuls(
+def grouped_gemm(
     a: Sequence[Tensor], b: Sequence[Tensor], bias: Sequence[Tensor] | None = None, shares: int = 1
 ) -> list[Tensor]:
     """Several products a [M, K] · b [N, K] transposed, plus bias [N], in one launch; M is common, N and K may differ.
@@ -257,12 +260,12 @@ def matmuls(
         out = [torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=device) for N in Ns]
     # Some versions of Triton cannot launch with descriptors inside of a tuple: only a single product has them.
     tma = len(b) == 1 and tiles.has_descriptor(a[0]) and tiles.has_descriptor(b[0])
-    block_m, block_n, block_k = blocks(M, max(Ns), dtype, tma or wide(*a, *b))
-    across = sum(triton.cdiv(N, block_n) for N in Ns)
+    block_m, block_n, block_k = blocks(M, max(Ns), dtype, tma or is_vectorizable(*a, *b))
+    num_tiles_n = sum(triton.cdiv(N, block_n) for N in Ns)
     tma = tma and block_m >= 64
-    if M > 0 and across > 0:
+    if M > 0 and num_tiles_n > 0:
         with tiles.on_device(b[0]):
-            matmul_kernel[(triton.cdiv(M, block_m) * across, shares)](
+            matmul_kernel[(triton.cdiv(M, block_m) * num_tiles_n, shares)](
                 TensorDescriptor.from_tensor(a[0], [block_m, block_k]) if tma else tuple(a),
                 TensorDescriptor.from_tensor(b[0], [block_n, block_k]) if tma else tuple(b),
                 (None,) * len(b) if bias is None else tuple(bias),
@@ -270,7 +273,7 @@ def matmuls(
                 M,
                 Ns,
                 Ks,
-                across,
+                num_tiles_n,
                 triton.cdiv(max(Ks), shares * block_k) * block_k,
                 tuple(t.stride() for t in a),
                 tuple(t.stride() for t in b),
@@ -292,7 +295,7 @@ def summed_matmul(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=b[0].device)
     if out.numel() > 0:
         Ks = tuple(t.shape[1] for t in b)
-        block_m, block_n, block_k = blocks(M, N, dtype, wide(*a, *b))
+        block_m, block_n, block_k = blocks(M, N, dtype, is_vectorizable(*a, *b))
         with tiles.on_device(out):
             summed_matmul_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
                 tuple(a),
@@ -310,13 +313,13 @@ def summed_matmul(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return out.to(dtype)
 
 
-def sum_shares(shares: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def split_k_reduce(shares: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The product [M, N] of which these are the shares [shares, M, N], plus bias [N]."""
     count, M, N = shares.shape
     out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=shares.device)
     block = 1024
     with tiles.on_device(shares):
-        sum_shares_kernel[(triton.cdiv(M * N, block),)](
+        split_k_reduce_kernel[(triton.cdiv(M * N, block),)](
             shares,
             bias,
             out,
@@ -330,7 +333,7 @@ def sum_shares(shares: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tenso
     return out.to(dtype)
 
 
-def share_count(M: int, Ns: Sequence[int], K: int, dtype: torch.dtype, device: torch.device) -> int:
+def split_k_factor(M: int, Ns: Sequence[int], K: int, dtype: torch.dtype, device: torch.device) -> int:
     """Into how many shares the sums of these products go, a power of two: enough for a tile for every processor.
 
     Only where rows are so few that the operands b are what is read: elsewhere the workspace would cost more.
@@ -340,25 +343,25 @@ def share_count(M: int, Ns: Sequence[int], K: int, dtype: torch.dtype, device: t
     block_m, block_n, block_k = blocks(M, max(Ns), dtype)
     count = triton.cdiv(M, block_m) * sum(triton.cdiv(N, block_n) for N in Ns)
     steps = triton.cdiv(K, block_k)
-    most = min(dispatch.processors(device) // max(1, count), steps // FEWEST_STEPS, MOST_SHARES)
+    most = min(dispatch.num_sms(device) // max(1, count), steps // MIN_STEPS, MAX_SPLIT_K)
     return 1 << max(0, most.bit_length() - 1)
 
 
-def blocks(M: int, N: int, dtype: torch.dtype, wide: bool = True) -> tuple[int, int, int]:
+def blocks(M: int, N: int, dtype: torch.dtype, is_vectorizable: bool = True) -> tuple[int, int, int]:
     """Tile of out and step along K: tiles no taller than the rows there are, and few rows spread over many tiles.
 
-    Without `wide` loads every number has an address of its own, in registers: steps are half as long, and in float32
-    tiles half as wide.
+    Where loads are not vectorised every element has an address of its own, in registers: steps are half as long, and in
+    float32 tiles half as wide.
     """
     if dtype == torch.float64:
         return 32, 64, 16
     block_m = 64 if M > 16 else 16
     if dtype == torch.float32:  # three products each: registers are the limit
-        return (block_m, 64, 32) if wide else (block_m, 32, 16)
-    return 128 if M > 64 else block_m, 128 if M > 64 and N > 64 else 64, 64 if wide else 32
+        return (block_m, 64, 32) if is_vectorizable else (block_m, 32, 16)
+    return 128 if M > 64 else block_m, 128 if M > 64 and N > 64 else 64, 64 if is_vectorizable else 32
 
 
-def wide(*matrices: Tensor) -> bool:
+def is_vectorizable(*matrices: Tensor) -> bool:
     """Whether loads can be 16 bytes wide, as far as Triton sees: it looks for strides that are multiples of 16."""
     return all(t.data_ptr() % 16 == 0 and 1 in t.stride()[-2:] and max(t.stride()[-2:]) % 16 == 0 for t in matrices)
 
@@ -367,9 +370,9 @@ def fits(M: int, Ns: Sequence[int], Ks: Sequence[int], block: tuple[int, int, in
     """Blocks of a launch, and along which sides they need no masks."""
     block_m, block_n, block_k = block
     return {
-        "M_FITS": M % block_m == 0,
-        "N_FITS": all(N % block_n == 0 for N in Ns),
-        "K_FITS": all(K % block_k == 0 for K in Ks),
+        "EVEN_M": M % block_m == 0,
+        "EVEN_N": all(N % block_n == 0 for N in Ns),
+        "EVEN_K": all(K % block_k == 0 for K in Ks),
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
@@ -381,4 +384,4 @@ def launch(dtype: torch.dtype, block_m: int, block_n: int) -> dict[str, object]:
     warps = 8 if block_m * block_n > 64 * 128 else 4
     # The assembler would rather spill a few registers than hold one block less; AMD's knows no such limit.
     registers = {} if torch.version.hip else {"maxnreg": 255}
-    return {"GROUP": 8, "num_warps": warps, "num_stages": 3, **registers, **tiles.arithmetic(dtype)}
+    return {"GROUP_M": 8, "num_warps": warps, "num_stages": 3, **registers, **tiles.arithmetic(dtype)}

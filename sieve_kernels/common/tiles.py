@@ -19,15 +19,17 @@ TRITON_DTYPES = {
 
 
 @triton.jit
-def load_tile(ptr, rows, cols, row_stride, col_stride, n_rows, n_cols, ROWS_FIT: tl.constexpr, COLS_FIT: tl.constexpr):
+def load_tile(
+    ptr, rows, cols, row_stride, col_stride, n_rows, n_cols, EVEN_ROWS: tl.constexpr, EVEN_COLS: tl.constexpr
+):
     """Tile [rows, cols] of a strided matrix, 0 outside; no mask along a side that is a multiple of the tile."""
     # 64-bit offsets: a matrix of 2³¹ numbers or more is ordinary for the activations of a long calibration pass.
     at = ptr + rows[:, None].to(tl.int64) * row_stride + cols[None, :].to(tl.int64) * col_stride
-    if ROWS_FIT and COLS_FIT:
+    if EVEN_ROWS and EVEN_COLS:
         return tl.load(at)
-    if COLS_FIT:
+    if EVEN_COLS:
         return tl.load(at, mask=(rows < n_rows)[:, None], other=0.0)
-    if ROWS_FIT:
+    if EVEN_ROWS:
         return tl.load(at, mask=(cols < n_cols)[None, :], other=0.0)
     return tl.load(at, mask=(rows < n_rows)[:, None] & (cols < n_cols)[None, :], other=0.0)
 

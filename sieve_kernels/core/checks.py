@@ -17,7 +17,7 @@ def require_float(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {describe(tensor)}")
 
 
-def require_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def require_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """TypeError unless both tensors have one dtype, ValueError unless both are on one device."""
     if tensor.dtype != other.dtype:
         raise TypeError(f"{name} {describe(tensor)} and {other_name} {describe(other)} must have one dtype")

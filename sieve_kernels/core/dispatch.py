@@ -16,8 +16,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from sieve_kernels.core import library as native
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import library, tuning_cache
 from sieve_kernels.errors import SettingError
 
 VARIABLE = "SIEVE_KERNELS"
@@ -26,10 +25,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton kernels run in Triton's interpreter, on CPU tensors. Triton looks when it decorates a kernel, so the
 variable must be set before this package is imported."""
 
-FEW_ROWS = 8
+GEMV_ROWS = 8
 """Most rows of the compiled CPU kernels that need no AMX."""
 
-FEW_ROWS_GPU = 32
+GEMV_ROWS_GPU = 32
 """Most rows for which a GPU's time is that of reading the weights, where the kernels here are made for it: measured on
 an H100, they are faster than the library's products at 16 rows and slower at 64."""
 
@@ -37,7 +36,7 @@ SOME_ROWS_GPU = range(129, 513)
 """Rows for which a library product of each member of a group leaves much of a GPU idle: launches for all members can
 serve. Fewer rows do well on streams of their own, and products of more fill the GPU."""
 
-HALF_TILE_ROWS = range(FEW_ROWS_GPU + 1, 65)
+HALF_TILE_ROWS = range(GEMV_ROWS_GPU + 1, 65)
 """Rows of which a tile of half the usual height holds all: small pairs of so many can take launches of their own."""
 
 
@@ -74,7 +73,7 @@ class Rule:
 
 
 @lru_cache
-def processors(device: torch.device) -> int:
+def num_sms(device: torch.device) -> int:
     """Multiprocessors of a GPU; in the interpreter a number that lets small tests take every path."""
     return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -98,7 +97,7 @@ def _never(call: Call) -> bool:
 
 def _by_library(call: Call) -> bool:
     """On a GPU many rows, and few of more than 16 bits, for which its kernels here are not made."""
-    return _on_cpu(call) or call.rows > FEW_ROWS_GPU or call.dtype.itemsize > 2
+    return _on_cpu(call) or call.rows > GEMV_ROWS_GPU or call.dtype.itemsize > 2
 
 
 def _triton(call: Call) -> bool:
@@ -110,7 +109,7 @@ def _triton_integers(call: Call) -> bool:
 
 
 def _gemv(call: Call) -> bool:
-    return _triton(call) and call.dtype.itemsize == 2 and 1 <= call.rows <= FEW_ROWS_GPU
+    return _triton(call) and call.dtype.itemsize == 2 and 1 <= call.rows <= GEMV_ROWS_GPU
 
 
 def _copies_tiles(call: Call) -> bool:
@@ -127,19 +126,19 @@ def _half_tile(call: Call) -> bool:
 
 
 def _amx(call: Call) -> bool:
-    return _on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and native.has_amx()
+    return _on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and library.has_amx()
 
 
 def _compiled(call: Call) -> bool:
-    if not _on_cpu(call) or native.library() is None:
+    if not _on_cpu(call) or library.library() is None:
         return False
-    if call.rows > FEW_ROWS:
-        return call.dtype == torch.bfloat16 and native.has_amx()
+    if call.rows > GEMV_ROWS:
+        return call.dtype == torch.bfloat16 and library.has_amx()
     return call.dtype in (torch.bfloat16, torch.float32)
 
 
 def _vectorised(call: Call) -> bool:
-    return _on_cpu(call) and native.library() is not None and call.dtype in (torch.bfloat16, torch.float32)
+    return _on_cpu(call) and library.library() is not None and call.dtype in (torch.bfloat16, torch.float32)
 
 
 def _fits_on_chip(call: Call) -> bool:
@@ -260,13 +259,13 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("triton", "lowrank.triton.population:population_backward", "one launch per product", _triton),
     ),
     "lowrank_linear_quantized": (
-        _native("lowrank.cpp_backend:quantized", most=FEW_ROWS),
+        _native("lowrank.cpp_backend:quantized", most=GEMV_ROWS),
         Rule(
             "torch",
             "lowrank.torch_backend:quantized",
             "library products, one factor at a time as floats",
             _anywhere,
-            lambda call: _on_cpu(call) or call.rows > FEW_ROWS_GPU or not _triton_integers(call),
+            lambda call: _on_cpu(call) or call.rows > GEMV_ROWS_GPU or not _triton_integers(call),
         ),
         _few("lowrank.triton.gemv_quantized:quantized"),
         Rule("triton", "lowrank.triton.quantized:quantized", "dequantised in registers", _triton_integers),
@@ -325,7 +324,7 @@ TABLE: dict[str, tuple[Rule, ...]] = {
 def check_settings() -> None:
     """SettingError where SIEVE_KERNELS or SIEVE_KERNELS_ISA has a value that every later call would refuse."""
     _check_override(os.environ.get(VARIABLE))
-    native.library()
+    library.library()
 
 
 def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
@@ -367,7 +366,7 @@ def _choose(operator: str, call: Call, override: str | None) -> tuple[Rule, str]
     able = {rule.name: rule for rule in rules if rule.can(call)}
     if override in able:
         return able[override], f"{VARIABLE}={override}"
-    fastest = tuned.choice(operator, call.dtype, call.rows, call.rank, call.device)
+    fastest = tuning_cache.choice(operator, call.dtype, call.rows, call.rank, call.device)
     if fastest is not None and fastest.implementation in able:
         return able[fastest.implementation], fastest.source
     rule = next(rule for rule in able.values() if rule.should(call))

@@ -5,15 +5,15 @@ import ctypes
 import torch
 from torch import Tensor
 
-from sieve_kernels.core import library as native
-from sieve_kernels.gram import torch_backend as cpu
+from sieve_kernels.core import library
+from sieve_kernels.gram import torch_backend
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _TYPES = {torch.bfloat16: 0, torch.float32: 1}
 
 
 def _function():
-    function = native.library().sieve_gram
+    function = library.library().sieve_gram
     function.argtypes = [ctypes.c_int, _POINTER, _SIZE, *(_POINTER, _SIZE, _SIZE) * 2, _POINTER, _SIZE]
     return function
 
@@ -24,13 +24,13 @@ _sieve_gram = _function()
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:
     """out [n, n] += xᵀ diag(w) x; x [T, n], weight [T] bool or in out's dtype. Reads the upper triangle of `out`."""
     if not _accumulate(out, x, None, weight):
-        cpu.gram_(out, x, weight)
+        torch_backend.gram_(out, x, weight)
 
 
 def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
     """out [n, m] += xᵀ diag(w) y; x [T, n], y [T, m], weight [T] bool or in out's dtype."""
     if not _accumulate(out, x, y, weight):
-        cpu.cross_gram_(out, x, y, weight)
+        torch_backend.cross_gram_(out, x, y, weight)
 
 
 def _accumulate(out: Tensor, x: Tensor, y: Tensor | None, weight: Tensor | None) -> bool:

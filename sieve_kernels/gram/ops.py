@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels.core import dispatch
-from sieve_kernels.core.checks import as_rows, describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.checks import as_rows, describe, require_float, require_same_device, require_same_dtype
 from sieve_kernels.core.op import register
 
 
@@ -74,7 +74,7 @@ def _check(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
     if weight is not None and weight.shape != x.shape[:-1]:
         raise ValueError(f"weight {describe(weight)} must have the leading shape of x {describe(x)}")
     require_float("x", x)
-    require_alike("x", x, "y", y)
+    require_same_dtype("x", x, "y", y)
     require_same_device("x", x, "out", out)
     if weight is not None:
         require_same_device("x", x, "weight", weight)

@@ -11,7 +11,7 @@ from triton import cdiv
 BLOCK_T = 64
 """Tokens of a step."""
 
-MOST_SHARES = 1 << 28
+MAX_WORKSPACE = 1 << 28
 """Bytes of the workspace for shares."""
 
 
@@ -57,7 +57,7 @@ tiles that are added to the result need more room."""
 @lru_cache(maxsize=1024)
 def choose_tiling(T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> Tiling:
     """The tiling of least estimated time for T tokens, in so many terms, and a result [n, m]."""
-    most = max(1, min(8, cdiv(T, 256), MOST_SHARES // (4 * n * m)))
+    most = max(1, min(8, cdiv(T, 256), MAX_WORKSPACE // (4 * n * m)))
     kinds = (SQUARE,) if terms > 1 else (WIDE, SQUARE, PAIRED)
     choices = [(kind, split_k) for kind in kinds for split_k in range(1, most + 1) if kind != PAIRED or split_k > 1]
     kind, split_k = min(choices, key=lambda choice: microseconds(*choice, T, n, m, symmetric, terms, num_sms))

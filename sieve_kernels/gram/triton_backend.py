@@ -70,9 +70,9 @@ def gram_kernel(
     WEIGHTED: tl.constexpr,
     MASKED: tl.constexpr,
     SPLIT: tl.constexpr,
-    T_FITS: tl.constexpr,  # T is a multiple of BLOCK_T, and n of BLOCK, …: no masks
-    N_FITS: tl.constexpr,
-    M_FITS: tl.constexpr,
+    EVEN_T: tl.constexpr,  # T is a multiple of BLOCK_T, and n of BLOCK, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_M: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -88,8 +88,8 @@ def gram_kernel(
     acc = tl.zeros((BLOCK, BLOCK), dtype=out_ptr.dtype.element_ty)
     for start in range(begin, end, BLOCK_T):
         tokens = start + tl.arange(0, BLOCK_T)
-        a = tiles.load_tile(x_ptr, tokens, rows, stride_xt, stride_xn, T, n, T_FITS, N_FITS)  # [BLOCK_T, BLOCK]
-        b = tiles.load_tile(y_ptr, tokens, cols, stride_yt, stride_ym, T, m, T_FITS, M_FITS)  # [BLOCK_T, BLOCK]
+        a = tiles.load_tile(x_ptr, tokens, rows, stride_xt, stride_xn, T, n, EVEN_T, EVEN_N)  # [BLOCK_T, BLOCK]
+        b = tiles.load_tile(y_ptr, tokens, cols, stride_yt, stride_ym, T, m, EVEN_T, EVEN_M)  # [BLOCK_T, BLOCK]
         if WEIGHTED or MASKED:
             w = tl.load(weight_ptr + tokens.to(tl.int64) * stride_w, mask=tokens < T, other=0)[:, None]
             # Left out, not multiplied by zero: a masked token may hold NaN.
@@ -109,7 +109,7 @@ def gram_kernel(
 
 
 @triton.jit
-def sum_shares_kernel(
+def split_k_reduce_kernel(
     shares_ptr,  # [shares, tiles, BLOCK, BLOCK]
     out_ptr,  # [n, m]
     shares,
@@ -173,7 +173,7 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
     block, block_t = _blocks(x.dtype, out.dtype, weighted, masked, aligned)
     side = triton.cdiv(n, block)
     count = side * (side + 1) // 2 if symmetric else side * triton.cdiv(m, block)
-    shares, share = split(T, count, block_t, dispatch.processors(x.device))
+    shares, share = split(T, count, block_t, dispatch.num_sms(x.device))
     workspace = out.new_empty((shares, count, block, block)) if shares > 1 else out
     with tiles.on_device(x):
         gram_kernel[(count, shares)](
@@ -194,9 +194,9 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             WEIGHTED=weighted,
             MASKED=masked,
             SPLIT=shares > 1,
-            T_FITS=T % block_t == 0,
-            N_FITS=n % block == 0,
-            M_FITS=m % block == 0,
+            EVEN_T=T % block_t == 0,
+            EVEN_N=n % block == 0,
+            EVEN_M=m % block == 0,
             PRECISION="ieee" if out.dtype == torch.float64 else tiles.precision(),
             UPCAST=tiles.INTERPRETED or out.dtype == torch.float64,
             BLOCK=block,
@@ -206,7 +206,7 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
         )
         if shares > 1:
             strip = 16
-            sum_shares_kernel[(count, block // strip)](
+            split_k_reduce_kernel[(count, block // strip)](
                 workspace, out, shares, n, m, *out.stride(), SYMMETRIC=symmetric, BLOCK=block, STRIP=strip
             )
 
@@ -226,13 +226,13 @@ def _blocks(
     return 128, 64 // (dtype.itemsize // 2) // (2 if masked else 1)
 
 
-def split(T: int, count: int, block_t: int, processors: int) -> tuple[int, int]:
+def split(T: int, count: int, block_t: int, num_sms: int) -> tuple[int, int]:
     """Into how many shares T tokens go, and the tokens of each, for `count` tiles on so many multiprocessors.
 
     Enough for every processor to have a tile; but a share costs a tile written and read, so it has at least 16 steps
     of block_t tokens to its name.
     """
     steps = triton.cdiv(T, block_t)
-    shares = max(1, min(processors // count, steps // 16))
+    shares = max(1, min(num_sms // count, steps // 16))
     share = triton.cdiv(steps, shares) * block_t
     return triton.cdiv(T, share), share

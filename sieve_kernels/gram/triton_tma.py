@@ -33,15 +33,15 @@ def _pair_column(q):
 
 
 @triton.jit
-def _pair(q, side, GROUP: tl.constexpr):
+def _pair(q, side, GROUP_M: tl.constexpr):
     """Row and column of the q-th pair row < column < side.
 
-    Pairs come in groups of GROUP columns, row by row inside a group, so that the strips of x that programs of the same
-    time share are few and still in L2.
+    Pairs come in groups of GROUP_M columns, row by row inside a group, so that the panels of x that programs share at a
+    time are few and still in L2.
     """
-    first = _pair_column(q) // GROUP * GROUP
+    first = _pair_column(q) // GROUP_M * GROUP_M
     q -= first * (first - 1) // 2
-    width = tl.maximum(tl.minimum(side - first, GROUP), 1)
+    width = tl.maximum(tl.minimum(side - first, GROUP_M), 1)
     beside = first * width  # pairs of the group's columns with rows before it
     col = _pair_column(tl.maximum(q - beside, 0))
     row = tl.where(q < beside, q // width, first + (q - beside) - col * (col - 1) // 2)
@@ -131,14 +131,14 @@ def gram_tma_kernel(
     n,
     m,
     share,  # tokens of a share, a multiple of BLOCK_T
-    share_rows,
+    split_rows,
     term_rows,
     SYMMETRIC: tl.constexpr,
     TERMS: tl.constexpr,
     SPLIT_K: tl.constexpr,
     DEPENDENT: tl.constexpr,  # the next launch waits for this one by itself
     UPCAST: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,  # BLOCK_N, or twice it; BLOCK_N of terms
     BLOCK_T: tl.constexpr,
@@ -149,12 +149,12 @@ def gram_tma_kernel(
     pid = tl.program_id(0)
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, T)
-    base = tl.program_id(1) * share_rows
+    base = tl.program_id(1) * split_rows
     HALVES: tl.constexpr = BLOCK_M // BLOCK_N
     if SYMMETRIC:
         side = tl.cdiv(n, BLOCK_M)  # in superblocks [BLOCK_M, BLOCK_M]
         above = side * (side - 1) // 2 * HALVES  # tiles
-        i, j = _pair(tl.minimum(pid, above) // HALVES, side, GROUP)
+        i, j = _pair(tl.minimum(pid, above) // HALVES, side, GROUP_M)
         row = i * BLOCK_M + pid % HALVES * BLOCK_N
         col = j * BLOCK_M
         if HALVES == 1:
@@ -163,10 +163,10 @@ def gram_tma_kernel(
             col = tl.where(pid < above, col, row)
     else:
         down = tl.cdiv(n, BLOCK_N)
-        group = pid // (GROUP * down) * GROUP
-        width = tl.minimum(tl.cdiv(m, BLOCK_M) - group, GROUP)
-        row = pid % (GROUP * down) // width * BLOCK_N
-        col = (group + pid % (GROUP * down) % width) * BLOCK_M
+        group = pid // (GROUP_M * down) * GROUP_M
+        width = tl.minimum(tl.cdiv(m, BLOCK_M) - group, GROUP_M)
+        row = pid % (GROUP_M * down) // width * BLOCK_N
+        col = (group + pid % (GROUP_M * down) % width) * BLOCK_M
         above = tl.num_programs(0)
     if TERMS == 3:
         acc = _multiply_terms(x_desc, y_desc, row, col, begin, end, term_rows, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
@@ -281,11 +281,11 @@ def prepare(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: b
 def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmetric: bool) -> Callable[..., None]:
     """`prepare` for T tokens in so many terms, x [terms · rows, n] and y [terms · rows, m], that TMA can read."""
     n, m = out.shape
-    t = choose_tiling(T, n, m, symmetric, terms, dispatch.processors(x.device))
+    t = choose_tiling(T, n, m, symmetric, terms, dispatch.num_sms(x.device))
     share = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * t.block_t
     split_k = triton.cdiv(T, share)
     # Each share begins at a tile of its own: a tile that reaches beyond the last row must not reach into the next.
-    share_rows, width = triton.cdiv(n, t.block_m) * t.block_m, triton.cdiv(m, 4) * 4
+    split_rows, width = triton.cdiv(n, t.block_m) * t.block_m, triton.cdiv(m, 4) * 4
     dependent = split_k > 1 and not dispatch.INTERPRETED
     multiply = TileLaunch(
         gram_tma_kernel,
@@ -295,13 +295,13 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
             (t.block_t, t.block_m),
             (t.block_n, t.block_n // 2 if split_k > 1 else t.block_n),
         ),
-        (T, n, m, share, share_rows, x.shape[0] // terms),
+        (T, n, m, share, split_rows, x.shape[0] // terms),
         SYMMETRIC=symmetric,
         TERMS=terms,
         SPLIT_K=split_k > 1,
         DEPENDENT=dependent,
         UPCAST=dispatch.INTERPRETED,
-        GROUP=t.group,
+        GROUP_M=t.group,
         BLOCK_N=t.block_n,
         BLOCK_M=t.block_m,
         BLOCK_T=t.block_t,
@@ -311,11 +311,11 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
     if split_k == 1:
         return lambda out, x, y, *_: multiply(x, y, out)
     block = 16 if n * m <= 1 << 20 else 32
-    across = triton.cdiv(m, block)
+    num_tiles_n = triton.cdiv(m, block)
     reduce = Launch(
         split_k_reduce_kernel,
-        (across * (across + 1) // 2 if symmetric else triton.cdiv(n, block) * across,),
-        (n, m, share_rows, width, out.stride(0)),
+        (num_tiles_n * (num_tiles_n + 1) // 2 if symmetric else triton.cdiv(n, block) * num_tiles_n,),
+        (n, m, split_rows, width, out.stride(0)),
         SYMMETRIC=symmetric,
         DEPENDENT=dependent,
         SPLIT_K=split_k,
@@ -325,7 +325,7 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
     )
 
     def run(out, x, y, *_):
-        shares = out.new_empty((split_k * share_rows, width))
+        shares = out.new_empty((split_k * split_rows, width))
         multiply(x, y, shares)
         reduce(shares, out)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sieve_kernels.core.checks import describe, require_alike, require_float
+from sieve_kernels.core.checks import describe, require_float, require_same_dtype
 
 
 def check_factors(
@@ -17,10 +17,10 @@ def check_factors(
         given = listing({"x": x, a: A, b: B, c: bias})
         raise ValueError(f"need x [..., n], {a} [R, n], {b} [m, R] and {c} [m] with R ≥ 1, got {given}")
     require_float("x", x)
-    require_alike("x", x, names[0], A)
-    require_alike("x", x, names[1], B)
+    require_same_dtype("x", x, names[0], A)
+    require_same_dtype("x", x, names[1], B)
     if bias is not None:
-        require_alike("x", x, names[2], bias)
+        require_same_dtype("x", x, names[2], bias)
 
 
 def listing(tensors: dict[str, Tensor | None]) -> str:

@@ -8,11 +8,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sieve_kernels.core import library as native
+from sieve_kernels.core import library
 from sieve_kernels.core.checks import as_rows
-from sieve_kernels.core.dispatch import FEW_ROWS
+from sieve_kernels.core.dispatch import GEMV_ROWS
 from sieve_kernels.core.plans import Plans
-from sieve_kernels.lowrank import torch_backend as cpu
+from sieve_kernels.lowrank import torch_backend
 
 _BF16, _FLOAT32, _INT8 = 0, 1, 2
 _TYPES = {torch.bfloat16: _BF16, torch.float32: _FLOAT32}
@@ -20,7 +20,7 @@ _PLAIN = -1
 
 
 def _function():
-    function = native.library().sieve_layers
+    function = library.library().sieve_layers
     function.argtypes = [ctypes.c_char_p]
     return function
 
@@ -121,7 +121,7 @@ class LayersCall:
             return ys
         if done < 0:
             raise ValueError("a permutation holds values outside of 0 to m - 1")
-        raise RuntimeError(f"the compiled kernel does not serve {self._what}: {native.status()}")
+        raise RuntimeError(f"the compiled kernel does not serve {self._what}: {library.status()}")
 
 
 def _linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
@@ -203,8 +203,8 @@ def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
 def _quantized(
     x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None
 ) -> Callable[..., Tensor]:
-    if A_q.dtype != torch.int8 or B_q.dtype != torch.int8 or as_rows(x).shape[0] > FEW_ROWS:
-        return cpu.quantized
+    if A_q.dtype != torch.int8 or B_q.dtype != torch.int8 or as_rows(x).shape[0] > GEMV_ROWS:
+        return torch_backend.quantized
     call = LayersCall(x, [(A_q, A_scale, B_q, B_scale, bias, None)], weights=_INT8)
     if bias is None:
         return lambda x, A_q, A_scale, B_q, B_scale, _: call(x, A_q, A_scale, B_q, B_scale)[0]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.core import dispatch
-from sieve_kernels.core.checks import as_rows, autocast, autocasts, require_alike, require_float
+from sieve_kernels.core.checks import as_rows, autocast, autocasts, require_float, require_same_dtype
 from sieve_kernels.core.op import differentiable_gradients, register
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import reference, training
@@ -50,9 +50,9 @@ def _check(x: Tensor, W: Tensor, bias: Tensor | None) -> None:
     if not fits or (bias is not None and bias.shape != W.shape[:1]):
         raise ValueError(f"need x [..., n], W [m, n] and bias [m], got {listing({'x': x, 'W': W, 'bias': bias})}")
     require_float("x", x)
-    require_alike("x", x, "W", W)
+    require_same_dtype("x", x, "W", W)
     if bias is not None:
-        require_alike("x", x, "bias", bias)
+        require_same_dtype("x", x, "bias", bias)
 
 
 def _linear(x, W, bias):

@@ -9,9 +9,9 @@ from sieve_kernels.core.checks import (
     autocast,
     autocasts,
     describe,
-    require_alike,
     require_float,
     require_same_device,
+    require_same_dtype,
 )
 from sieve_kernels.core.op import register
 from sieve_kernels.core.plans import direct
@@ -68,13 +68,13 @@ def check_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Te
         given = ", ".join(f"{name} {describe(t)}" for name, t in shapes.items() if t is not None)
         raise ValueError(f"need x [..., n], A [r, n], C [m - r, r], permutation [m], bias [m] with r ≥ 1, got {given}")
     require_float("x", x)
-    require_alike("x", x, "A", A)
-    require_alike("x", x, "C", C)
+    require_same_dtype("x", x, "A", A)
+    require_same_dtype("x", x, "C", C)
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation must be int64, got {describe(permutation)}")
     require_same_device("x", x, "permutation", permutation)
     if bias is not None:
-        require_alike("x", x, "bias", bias)
+        require_same_dtype("x", x, "bias", bias)
 
 
 def _pivoted(x, A, C, permutation, bias):

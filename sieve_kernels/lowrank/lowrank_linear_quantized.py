@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from sieve_kernels.core import dispatch
-from sieve_kernels.core.checks import as_rows, autocast, autocasts, require_alike, require_float, require_same_device
+from sieve_kernels.core.checks import (
+    as_rows,
+    autocast,
+    autocasts,
+    require_float,
+    require_same_device,
+    require_same_dtype,
+)
 from sieve_kernels.core.op import register
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank.checks import listing
@@ -69,7 +76,7 @@ def _check(x, A_q, A_scale, B_q, B_scale, bias):
         if scale.requires_grad:
             raise ValueError(f"{name} must not require a gradient, got {listing({name: scale})}: inference only")
     if bias is not None:
-        require_alike("x", x, "bias", bias)
+        require_same_dtype("x", x, "bias", bias)
 
 
 def _held(q: Tensor, scale: Tensor, columns: int) -> bool:

@@ -32,7 +32,7 @@ def by_library(x: Tensor, *tensors: Tensor | None) -> bool:
 
 
 def _many_on_gpu(x: Tensor) -> bool:
-    return x.is_cuda and x.numel() > dispatch.FEW_ROWS_GPU * x.shape[-1]
+    return x.is_cuda and x.numel() > dispatch.GEMV_ROWS_GPU * x.shape[-1]
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:

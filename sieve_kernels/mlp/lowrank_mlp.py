@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from sieve_kernels.core import dispatch
-from sieve_kernels.core.checks import autocast, autocasts, describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.checks import (
+    autocast,
+    autocasts,
+    describe,
+    require_float,
+    require_same_device,
+    require_same_dtype,
+)
 from sieve_kernels.core.op import register
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import training
@@ -90,7 +97,7 @@ def _check(x: Tensor, layers: Sequence[Layer], activation: str) -> None:
                 f"permutation [m]) with r ≥ 1, got x {describe(x)}, {name} ({given})"
             )
         for tensor in layer[:2]:
-            require_alike("x", x, name, tensor)
+            require_same_dtype("x", x, name, tensor)
         if len(layer) == 3:
             if layer[2].dtype != torch.int64:
                 raise TypeError(f"the permutation of {name} must be int64, got {describe(layer[2])}")

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import fits, launch, sum_product, tile_of, wide
+from sieve_kernels.common.gemm import fits, gemm_mainloop, is_vectorizable, launch, swizzle_tile
 from sieve_kernels.core.checks import as_rows
 from sieve_kernels.lowrank.triton.group import group_backward, intermediates
 from sieve_kernels.pointwise.activations import activate, slope
@@ -30,20 +30,20 @@ def swiglu_kernel(
     ACTIVATION: tl.constexpr,
     BACKWARD: tl.constexpr,
     PARTS: tl.constexpr,
-    M_FITS: tl.constexpr,  # T is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,  # T is a multiple of BLOCK_M, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """y = act(z_gate B_gateᵀ) · (z_up B_upᵀ), or the gradients of the two products. Grid: (tiles of y,)."""
-    row, col = tile_of(tl.program_id(0), T, tl.cdiv(m, BLOCK_N), BLOCK_M, GROUP)
-    gate = sum_product(
+    row, col = swizzle_tile(tl.program_id(0), T, tl.cdiv(m, BLOCK_N), BLOCK_M, GROUP_M)
+    gate = gemm_mainloop(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
         z_ptrs[0],
         b_ptrs[0],
@@ -58,16 +58,16 @@ def swiglu_kernel(
         strides_b[0],
         PARTS,
         False,
-        M_FITS,
-        N_FITS,
-        K_FITS,
+        EVEN_M,
+        EVEN_N,
+        EVEN_K,
         PRECISION,
         UPCAST,
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
     )
-    up = sum_product(
+    up = gemm_mainloop(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
         z_ptrs[1],
         b_ptrs[1],
@@ -82,9 +82,9 @@ def swiglu_kernel(
         strides_b[1],
         PARTS,
         False,
-        M_FITS,
-        N_FITS,
-        K_FITS,
+        EVEN_M,
+        EVEN_N,
+        EVEN_K,
         PRECISION,
         UPCAST,
         BLOCK_M,
@@ -94,7 +94,7 @@ def swiglu_kernel(
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     if BACKWARD:
-        grad = tiles.load_tile(grad_ptr, rows, cols, stride_grad[0], stride_grad[1], T, m, M_FITS, N_FITS).to(ACC)
+        grad = tiles.load_tile(grad_ptr, rows, cols, stride_grad[0], stride_grad[1], T, m, EVEN_M, EVEN_N).to(ACC)
         d_gate = grad * up * slope(gate, ACTIVATION)
         tiles.store_tile(out_ptrs[0], d_gate, rows, cols, stride_out[0], stride_out[1], T, m)
         d_up = grad * activate(gate, ACTIVATION)
@@ -138,7 +138,7 @@ def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, act
     ]
     if out[0].numel() > 0:
         ranks = tuple(B.shape[1] for B in Bs)
-        block_m, block_n, block_k = _blocks(T, dtype, wide(*zs, *Bs))
+        block_m, block_n, block_k = _blocks(T, dtype, is_vectorizable(*zs, *Bs))
         with tiles.on_device(out[0]):
             swiglu_kernel[(triton.cdiv(T, block_m) * triton.cdiv(m, block_n),)](
                 tuple(zs),
@@ -161,13 +161,13 @@ def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, act
     return [t.to(dtype) for t in out]
 
 
-def _blocks(T: int, dtype: torch.dtype, wide: bool) -> tuple[int, int, int]:
+def _blocks(T: int, dtype: torch.dtype, is_vectorizable: bool) -> tuple[int, int, int]:
     """Tile of out and step along the rank: half as large as that of one product, for there are two accumulators."""
     if dtype == torch.float64:
         return 32, 32, 16
     block_m = 64 if T > 16 else 16
     if dtype == torch.float32:
-        return block_m, 32, 32 if wide else 16
-    if not wide:
+        return block_m, 32, 32 if is_vectorizable else 16
+    if not is_vectorizable:
         return block_m, 32, 32
     return 128 if T > 64 else block_m, 64, 64

@@ -12,7 +12,7 @@ from torch import Tensor
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.permutation import inverse, places
-from sieve_kernels.lowrank.triton import gemv as few_rows
+from sieve_kernels.lowrank.triton import gemv
 from sieve_kernels.lowrank.triton.gemv import (
     ALIGNED,
     Places,
@@ -24,8 +24,7 @@ from sieve_kernels.lowrank.triton.gemv import (
     rows_of,
 )
 from sieve_kernels.lowrank.triton.gemv_kernel import product_tile
-from sieve_kernels.mlp import reference
-from sieve_kernels.mlp import torch_backend_gpu as gpu
+from sieve_kernels.mlp import reference, torch_backend_gpu
 from sieve_kernels.mlp.triton_backend import activate
 
 Layer = Sequence[Tensor]
@@ -33,7 +32,7 @@ Layer = Sequence[Tensor]
 
 
 @triton.jit
-def few_rows_glu_kernel(
+def gemv_glu_kernel(
     xg_ptr,  # [T, Kg], the input of the gate's last factor
     xu_ptr,  # [T, Ku]
     wg_ptr,  # [N, Kg], or [N - Kg, Kg] if GATHER_G
@@ -143,7 +142,7 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str, out_at: 
     Args: layers: gate and up, or the one layer that is both, all gates before all ups.
     """
     factors = [layer[0] for layer in layers if len(layer) > 1]
-    first = few_rows.intermediates(x, factors) if factors else None
+    first = gemv.intermediates(x, factors) if factors else None
     starts, width = columns([A.shape[0] for A in factors])
     (T, n), m, dtype = rows_of(x), middle_of(layers), x.dtype
     at = iter(starts)
@@ -187,12 +186,12 @@ def _launch(
 ) -> Launch:
     """The launch of act(gate) · up; it takes their inputs, weights, indices, and the output."""
     gate, up = products[0], products[-1]
-    tile = few_rows.config(T, 2 * gate.N, max(gate.K, up.K), 16, device)
+    tile = gemv.config(T, 2 * gate.N, max(gate.K, up.K), 16, device)
     if T == 1:  # two weights at a time
         tile = replace(tile, block_n=max(1, tile.block_n // 2))
     strides = [stride_x if len(layer) == 1 else stride_z for layer in layers]
     return Launch(
-        few_rows_glu_kernel,
+        gemv_glu_kernel,
         (triton.cdiv(gate.N, tile.block_n),),
         (
             T,
@@ -209,13 +208,13 @@ def _launch(
         GATHER_G=len(layers[0]) == 3,
         GATHER_U=len(layers[-1]) == 3,
         EARLY=early,
-        **few_rows.constants(T, [p.K for p in products], tile, 16, device, early),
+        **gemv.constants(T, [p.K for p in products], tile, 16, device, early),
     )
 
 
 def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Callable:
-    if not few_rows.serves(x, A_gate, B_gate, A_up, B_up):
-        return gpu.swiglu
+    if not gemv.serves(x, A_gate, B_gate, A_up, B_up):
+        return torch_backend_gpu.swiglu
     inner, size = _prepare_inner(x, ((A_gate, B_gate), (A_up, B_up)), activation, 0)
     dtype, make_z = x.dtype, allocation((size,), x.dtype, x.device)
     make_y = allocation((*x.shape[:-1], B_gate.shape[0]), dtype, x.device)
@@ -234,8 +233,8 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
     All that lies between them is one tensor, as an allocation takes as much of the host's time as half a launch.
     """
     *inner, down = layers
-    if not few_rows.serves(x, *chain(*(layer[:2] for layer in layers))) or middle_of(inner) % ALIGNED:
-        return gpu.mlp
+    if not gemv.serves(x, *chain(*(layer[:2] for layer in layers))) or middle_of(inner) % ALIGNED:
+        return torch_backend_gpu.mlp
     (T, _), m, k, dtype, paired = rows_of(x), middle_of(inner), reference.width(down), x.dtype, len(down) > 1
     _, between = columns([layer[0].shape[0] for layer in inner if len(layer) > 1])
     middle, h_at = _prepare_inner(x, inner, activation, T * between)
@@ -244,12 +243,12 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
     into = {"stride_out": width, "out_at": z_at, "stride_copy": k} if paired else {"stride_out": k}
     products = [Product(r, m, down[0].stride(0), x_at=h_at, **into)]
     options = {"into": Places.BOTH} if pivoted else {}
-    first = few_rows.make_launch(T, m, products, x.device, early=True, **options)
+    first = gemv.make_launch(T, m, products, x.device, early=True, **options)
     second = None
     if paired:
         products = [Product(down[1].shape[0], r, down[1].stride(0), k, x_at=z_at)]
         options = {"into": Places.INDEXED} if pivoted else {}
-        second = few_rows.make_launch(T, width, products, x.device, early=True, **options)
+        second = gemv.make_launch(T, width, products, x.device, early=True, **options)
     make_scratch = allocation((z_at + T * width,), dtype, x.device)
     make_y = allocation((*x.shape[:-1], k), dtype, x.device)
 

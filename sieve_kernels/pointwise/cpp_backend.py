@@ -6,7 +6,7 @@ import struct
 import torch
 from torch import Tensor
 
-from sieve_kernels.core import library as native
+from sieve_kernels.core import library
 from sieve_kernels.core.checks import as_rows
 from sieve_kernels.lowrank.cpp_backend import rows_in_one_piece
 
@@ -14,7 +14,7 @@ _TYPES = {torch.bfloat16: 0, torch.float32: 1}
 
 
 def _function(name: str):
-    function = getattr(native.library(), name)
+    function = getattr(library.library(), name)
     function.argtypes, function.restype = [ctypes.c_char_p], None
     return function
 

@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sieve_kernels.common import tiles
 from sieve_kernels.core.checks import as_rows
-from sieve_kernels.core.dispatch import processors
+from sieve_kernels.core.dispatch import num_sms
 
 MOST_COLUMNS = 1024
 """Of a row, in a program."""
@@ -71,8 +71,8 @@ def column_blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple
     each = 2 if gathered else 8
     block = min(triton.next_power_of_2(n), MOST_COLUMNS // 2 if gathered else MOST_COLUMNS)
     programs = T * triton.cdiv(n, block)
-    if programs < processors(device):
+    if programs < num_sms(device):
         block = max(block // 4, 32)
     most = GROUPED_ROWS if gathered else GROUPED_ROWS // 2
-    rows = most if programs >= 4 * most * processors(device) else 1
+    rows = most if programs >= 4 * most * num_sms(device) else 1
     return rows, block, max(1, block // (32 * each))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sieve_kernels.core import dispatch
-from sieve_kernels.core.checks import describe, require_alike, require_float, require_same_device
+from sieve_kernels.core.checks import describe, require_float, require_same_device, require_same_dtype
 from sieve_kernels.core.op import differentiable_gradients, register
 from sieve_kernels.core.plans import direct
 from sieve_kernels.pointwise import joints, reference
@@ -43,7 +43,7 @@ def _check_rms_norm(x, weight, epsilon=None):
     if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(f"need x [..., n] and weight [n], got x {describe(x)}, weight {describe(weight)}")
     require_float("x", x)
-    require_alike("x", x, "weight", weight)
+    require_same_dtype("x", x, "weight", weight)
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def _check_rotary(q, k, cos, sin):
         )
     require_float("q", q)
     for name, x in (("k", k), ("cos", cos), ("sin", sin)):
-        require_alike("q", q, name, x)
+        require_same_dtype("q", q, name, x)
 
 
 def act_mul(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
@@ -122,7 +122,7 @@ def _check_act_mul(gate, up, activation):
     if gate.dim() == 0 or gate.shape != up.shape:
         raise ValueError(f"need gate and up [..., m], got gate {describe(gate)}, up {describe(up)}")
     require_float("gate", gate)
-    require_alike("gate", gate, "up", up)
+    require_same_dtype("gate", gate, "up", up)
 
 
 def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from sieve_kernels.common import tiles
-from sieve_kernels.core.dispatch import INTERPRETED, processors
+from sieve_kernels.core.dispatch import INTERPRETED, num_sms
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.pointwise.launches import MOST_COLUMNS, begin, common_constants, fresh_output, rows_in_place
@@ -183,7 +183,7 @@ def _prepare_rms_norm(x, weight, epsilon):
         return lambda x, weight, epsilon: rms_norm(x.contiguous(), weight.contiguous(), epsilon)
     (T, n), shape, dtype, device = rows.shape, x.shape, x.dtype, x.device
     block = triton.next_power_of_2(n)
-    together = max(1, min(SMALL_ROWS // block, triton.next_power_of_2(triton.cdiv(T, 2 * processors(device)))))
+    together = max(1, min(SMALL_ROWS // block, triton.next_power_of_2(triton.cdiv(T, 2 * num_sms(device)))))
     launch = Launch(
         rms_norm_kernel,
         (triton.cdiv(T, together),),
@@ -210,7 +210,7 @@ def _prepare_rotary(q, k, cos, sin):
         return lambda q, k, cos, sin: (torch.empty_like(q), torch.empty_like(k))
     block = triton.next_power_of_2(d // 2)
     heads = min(triton.next_power_of_2(max(h, g)), max(1, MOST_COLUMNS // block))
-    if b * t * triton.cdiv(h + g, heads) < processors(q.device):
+    if b * t * triton.cdiv(h + g, heads) < num_sms(q.device):
         heads = max(1, heads // 4)
     angles = [(0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:]) for x in (cos, sin)]
     turned = [torch.empty_like(x, device="meta").stride() for x in (q, k)]

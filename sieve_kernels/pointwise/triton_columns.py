@@ -56,9 +56,9 @@ def act_mul_kernel(
     BLOCK: tl.constexpr,
 ):
     """out[t, j] = act(gate[t, gate_index[j]]) · up[t, up_index[j]]. Grid: (blocks of columns · groups of rows,)."""
-    across = tl.cdiv(n, BLOCK)
-    first = tl.program_id(0) // across * ROWS
-    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    num_tiles_n = tl.cdiv(n, BLOCK)
+    first = tl.program_id(0) // num_tiles_n * ROWS
+    cols = tl.program_id(0) % num_tiles_n * BLOCK + tl.arange(0, BLOCK)
     if GATE_INDEXED or UP_INDEXED:
         # Two neighbours of each row a thread: a warp loads one of every thread at a time, and they lie in few lines.
         cols = tl.max_contiguous(cols, 2)
@@ -100,9 +100,9 @@ def gather_columns_kernel(
     BLOCK: tl.constexpr,
 ):
     """out[t, j] = x[t, index[j]] + bias[j]. Grid: (blocks of columns · groups of rows,)."""
-    across = tl.cdiv(n, BLOCK)
-    first = tl.program_id(0) // across * ROWS
-    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    num_tiles_n = tl.cdiv(n, BLOCK)
+    first = tl.program_id(0) // num_tiles_n * ROWS
+    cols = tl.program_id(0) % num_tiles_n * BLOCK + tl.arange(0, BLOCK)
     # Two neighbours of each row a thread: a warp loads one of every thread at a time, and they lie in few lines.
     cols = tl.max_contiguous(cols, 2)
     begin(PDL)
@@ -140,9 +140,9 @@ def join_columns_kernel(
     BLOCK: tl.constexpr,
 ):
     """out[t, j] = [z, c][t, index[j]] + bias[j]. Grid: (blocks of columns · groups of rows,)."""
-    across = tl.cdiv(n, BLOCK)
-    first = tl.program_id(0) // across * ROWS
-    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    num_tiles_n = tl.cdiv(n, BLOCK)
+    first = tl.program_id(0) // num_tiles_n * ROWS
+    cols = tl.program_id(0) % num_tiles_n * BLOCK + tl.arange(0, BLOCK)
     # Two neighbours of each row a thread: a warp loads one of every thread at a time, and they lie in few lines.
     cols = tl.max_contiguous(cols, 2)
     begin(PDL)
@@ -188,9 +188,9 @@ def act_mul_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """d_gate = grad · up · act′(gate) and d_up = grad · act(gate). Grid: (blocks of columns · groups of rows,)."""
-    across = tl.cdiv(n, BLOCK)
-    first = tl.program_id(0) // across * ROWS
-    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    num_tiles_n = tl.cdiv(n, BLOCK)
+    first = tl.program_id(0) // num_tiles_n * ROWS
+    cols = tl.program_id(0) % num_tiles_n * BLOCK + tl.arange(0, BLOCK)
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     inside = (rows < T) & (cols < n)[None, :]

@@ -8,9 +8,7 @@ import torch
 
 from sieve_kernels import SettingError, check_settings
 from sieve_kernels.autotune import __main__ as tune
-from sieve_kernels.core import dispatch
-from sieve_kernels.core import library as native
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import dispatch, library, tuning_cache
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -28,8 +26,8 @@ def choose(operator, call, override=None):
 @pytest.fixture
 def without_compiled(monkeypatch):
     """A machine on which nothing could be compiled."""
-    monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(native, "has_amx", lambda: False)
+    monkeypatch.setattr(library, "library", lambda: None)
+    monkeypatch.setattr(library, "has_amx", lambda: False)
 
 
 JOINTS = {"rms_norm", "rotary", "act_mul", "act_mul_backward", "join_columns", "gather_columns"}
@@ -43,7 +41,7 @@ def test_cpu_tensors_take_library_products(operator, without_compiled):
 
 
 def test_compiled_kernels_where_they_can_serve(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: "a library")
+    monkeypatch.setattr(library, "library", lambda: "a library")
     for amx, dtype, rows, name in (
         (False, torch.bfloat16, 8, "native"),
         (False, torch.bfloat16, 9, "torch"),
@@ -52,13 +50,13 @@ def test_compiled_kernels_where_they_can_serve(monkeypatch):
         (True, torch.float32, 9, "torch"),
         (True, torch.float16, 1, "torch"),
     ):
-        monkeypatch.setattr(native, "has_amx", lambda amx=amx: amx)
+        monkeypatch.setattr(library, "has_amx", lambda amx=amx: amx)
         assert choose("lowrank_linear", dispatch.Call(CPU, dtype, rows, 4)) == name
 
 
 @pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - BY_TORCH - JOINTS))
 def test_a_gpu_takes_triton_for_few_rows_and_products_of_the_library_for_many(operator):
-    few, many = (dispatch.Call(GPU, torch.bfloat16, rows, 4) for rows in (dispatch.FEW_ROWS_GPU, 1000))
+    few, many = (dispatch.Call(GPU, torch.bfloat16, rows, 4) for rows in (dispatch.GEMV_ROWS_GPU, 1000))
     always = "torch" if "backward" in operator and "population" not in operator else "triton"
     assert choose(operator, few).startswith(always)
     assert choose(operator, many) == ("triton" if operator in ONLY_TRITON else "torch")
@@ -68,7 +66,7 @@ def test_a_gpu_takes_triton_for_few_rows_and_products_of_the_library_for_many(op
 
 
 def test_few_rows_of_16_bits_take_the_kernels_for_them():
-    most = dispatch.FEW_ROWS_GPU
+    most = dispatch.GEMV_ROWS_GPU
     for dtype, rows, name in ((torch.bfloat16, 1, "triton_gemv"), (torch.float16, most, "triton_gemv")):
         assert choose("lowrank_linear_pivoted", dispatch.Call(GPU, dtype, rows, 4)) == name
     for dtype, rows in ((torch.bfloat16, 0), (torch.bfloat16, most + 1), (torch.float32, 1)):
@@ -115,7 +113,7 @@ def test_pairs_of_half_a_tile_share_launches_only_if_asked_for(monkeypatch):
 
 
 def test_mlp_on_a_gpu():
-    few = dispatch.FEW_ROWS_GPU
+    few = dispatch.GEMV_ROWS_GPU
     assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, few, 4)) == "triton_gemv"
     assert choose("lowrank_mlp", dispatch.Call(GPU, torch.float32, few, 4)) == "torch"
     assert choose("lowrank_mlp", dispatch.Call(GPU, torch.bfloat16, few + 1, 4)) == "torch"
@@ -125,7 +123,7 @@ def test_what_is_taken_only_where_it_was_measured(monkeypatch):
     call = dispatch.Call(GPU, torch.bfloat16, 1 << 20, 64)
     assert choose("lowrank_linear", call) == choose("lowrank_linear_pivoted", call) == "torch"
     for operator, name in (("lowrank_linear", "triton_fused"), ("lowrank_linear_pivoted", "torch_expanded")):
-        monkeypatch.setattr(tuned, "choice", lambda *_, name=name: tuned.Choice(name, "here"))
+        monkeypatch.setattr(tuning_cache, "choice", lambda *_, name=name: tuning_cache.Choice(name, "here"))
         assert choose(operator, call) == name
 
 
@@ -163,7 +161,7 @@ def test_explain(monkeypatch, without_compiled):
 
 def test_every_entry_loads():
     for rules in dispatch.TABLE.values():
-        assert all(callable(rule.load()) for rule in rules if rule.name != "native" or native.library())
+        assert all(callable(rule.load()) for rule in rules if rule.name != "native" or library.library())
 
 
 def run(code: str) -> str:

@@ -22,7 +22,7 @@ from sieve_kernels.lowrank.quantize import dequantize_rows
 from sieve_kernels.mlp import reference as gated
 
 pytest.importorskip("triton")
-from sieve_kernels.lowrank.triton import gemv as few_rows
+from sieve_kernels.lowrank.triton import gemv
 
 ours = pytest.mark.parametrize("implementation", ["triton_gemv"], indirect=True)
 rows = pytest.mark.parametrize("T", [1, 5])
@@ -34,8 +34,8 @@ sizes = pytest.mark.parametrize(("n", "r", "m"), [(72, 16, 96), (1040, 264, 40),
 def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Fails a test in which no kernel was launched: what these kernels cannot take goes to the library."""
     launched = []
-    launch = few_rows.Launch.__call__
-    monkeypatch.setattr(few_rows.Launch, "__call__", lambda self, *t: (launched.append(1), launch(self, *t))[1])
+    launch = gemv.Launch.__call__
+    monkeypatch.setattr(gemv.Launch, "__call__", lambda self, *t: (launched.append(1), launch(self, *t))[1])
     return launched
 
 
@@ -210,11 +210,11 @@ def test_what_is_not_aligned_goes_to_the_library(implementation, make, served):
 
 
 def test_more_rows_are_served_where_the_weights_are_small(make):
-    small, large = make(64, 64), torch.empty(few_rows.SMALL_BYTES // 128 + 1, 64, dtype=torch.bfloat16)
-    assert few_rows.serves(make(32, 64), small)
-    assert not few_rows.serves(make(33, 64), small)
-    assert few_rows.serves(make(few_rows.ANY_SIZE, 64), large)
-    assert not few_rows.serves(make(32, 64), large)
+    small, large = make(64, 64), torch.empty(gemv.SMALL_BYTES // 128 + 1, 64, dtype=torch.bfloat16)
+    assert gemv.serves(make(32, 64), small)
+    assert not gemv.serves(make(33, 64), small)
+    assert gemv.serves(make(gemv.ANY_SIZE, 64), large)
+    assert not gemv.serves(make(32, 64), large)
 
 
 def test_a_plan_is_made_once_for_each_kind():

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import cross_gram_, gram_
-from sieve_kernels.gram import reference
-from sieve_kernels.gram import torch_backend as cpu
+from sieve_kernels.gram import reference, torch_backend
 from sieve_kernels.gram import triton_backend as triton_kernels
 
 every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
@@ -121,7 +120,7 @@ def test_wide_accumulator_of_narrow_tokens(implementation, device):
 def test_split_over_tokens(implementation, device):
     """Few tiles and many tokens: shares of the tokens go to different programs."""
     tokens = 16 * 32 * 2 + 5
-    assert triton_kernels.split(tokens, count=1, block_t=32, processors=4)[0] > 1
+    assert triton_kernels.split(tokens, count=1, block_t=32, num_sms=4)[0] > 1
     check_gram(torch.randn(tokens, 24, device=device), None)
     check_cross_gram(torch.randn(tokens, 24, device=device), torch.randn(tokens, 3, device=device), None)
 
@@ -129,7 +128,7 @@ def test_split_over_tokens(implementation, device):
 @pytest.mark.parametrize("tokens", [1, 63, 64, 5000, 1 << 20])
 @pytest.mark.parametrize("count", [1, 6, 500])
 def test_shares_cover_all_tokens_once(tokens, count):
-    shares, share = triton_kernels.split(tokens, count, 64, processors=132)
+    shares, share = triton_kernels.split(tokens, count, 64, num_sms=132)
     assert share % 64 == 0
     assert (shares - 1) * share < tokens <= shares * share
     assert shares <= max(1, 132 // count)
@@ -183,7 +182,7 @@ def test_offsets_beyond_32_bits(implementation):
 
 def test_row_blocks_join(monkeypatch):
     """Converted inputs go through in row blocks; so do weighted ones."""
-    monkeypatch.setattr(cpu, "BLOCK", 100)
+    monkeypatch.setattr(torch_backend, "BLOCK", 100)
     x = torch.randn(57, 12)
     check_gram(x.bfloat16(), None)
     check_gram(x, make_weights("fractional", (57,)))

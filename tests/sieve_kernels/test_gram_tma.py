@@ -102,7 +102,7 @@ def test_every_tile_once(monkeypatch, small, dtype, tokens, n, m):
 def test_split_over_tokens(device):
     """Few tiles and many tokens: the shares are summed in order, so the same input gives the same bits."""
     tokens = 2 * 256 + 24
-    assert choose_tiling(tokens, 64, 64, True, 1, dispatch.processors(device)).split_k > 1
+    assert choose_tiling(tokens, 64, 64, True, 1, dispatch.num_sms(device)).split_k > 1
     x, y = (torch.randn(tokens, n, device=device).bfloat16() for n in (64, 72))
     check(x, y)
     first, second = (gram_(torch.zeros(64, 64, device=device), x) for _ in range(2))
@@ -121,7 +121,7 @@ def test_row_of_a_wider_matrix_and_of_a_wider_accumulator(calls, device):
 def test_odd_sides_in_an_aligned_accumulator(calls, device):
     """Neither the tokens' rows nor those of the workspace for shares are aligned by themselves."""
     tokens = 2 * 256 + 24
-    assert choose_tiling(tokens, 69, 69, True, 1, dispatch.processors(device)).split_k > 1
+    assert choose_tiling(tokens, 69, 69, True, 1, dispatch.num_sms(device)).split_k > 1
     x, out = torch.randn(tokens, 69, device=device).bfloat16(), torch.zeros(69, 72, device=device)[:, :69]
     gram_(out, x)
     assert_accurate(out, reference.gram(torch.zeros(69, 69, device=device).double(), x), x.T.float() @ x.float())
@@ -186,7 +186,7 @@ def test_tilings(num_sms, n, symmetric, terms):
         else:
             count = -(-n // chosen.block_n) * side
         assert chosen.programs(n, n, symmetric) == count
-        assert chosen.split_k == 1 or 4 * n * n * chosen.split_k <= tiling.MOST_SHARES
+        assert chosen.split_k == 1 or 4 * n * n * chosen.split_k <= tiling.MAX_SPLIT_K
 
 
 @pytest.mark.parametrize(

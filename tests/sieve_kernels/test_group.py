@@ -13,8 +13,7 @@ from memory import peak_bytes
 from sieve_kernels import lowrank_linear_group
 from sieve_kernels.common import tiles
 from sieve_kernels.core import dispatch
-from sieve_kernels.lowrank import reference
-from sieve_kernels.lowrank import torch_backend as cpu
+from sieve_kernels.lowrank import reference, torch_backend
 
 both = pytest.mark.parametrize(
     "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
@@ -91,7 +90,7 @@ def test_strided_arguments(implementation, device):
 
 def test_blocks_of_tokens_join(monkeypatch):
     monkeypatch.setenv("SIEVE_KERNELS", "torch")
-    monkeypatch.setattr(cpu, "BLOCK_ROWS", 10)
+    monkeypatch.setattr(torch_backend, "BLOCK_ROWS", 10)
     for dtype in (torch.bfloat16, torch.float32):
         check(make((3, 7), 12, dtype=dtype))
         check([*make((21,), 12, dtype=dtype)[:-3], None, None, None])
@@ -208,10 +207,10 @@ def test_offsets_beyond_32_bits(implementation):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_less_memory_than_separate_layers(dtype):
     """Outputs, and the intermediate of one block; separate layers hold an intermediate of all tokens."""
-    rows, sizes = 3 * cpu.BLOCK_ROWS, ((48, 24), (16, 8), (16, 24))
+    rows, sizes = 3 * torch_backend.BLOCK_ROWS, ((48, 24), (16, 8), (16, 24))
     tensors = [*make((rows,), 64, sizes, dtype)[:-3], None, None, None]
     outputs, intermediate = rows * sum(m for m, _ in sizes) * dtype.itemsize, 24 * dtype.itemsize
-    assert peak_bytes(split(cpu.group), *tensors) == outputs + cpu.BLOCK_ROWS * intermediate
+    assert peak_bytes(split(torch_backend.group), *tensors) == outputs + torch_backend.BLOCK_ROWS * intermediate
     assert peak_bytes(separate, *tensors) == outputs + rows * intermediate
 
 

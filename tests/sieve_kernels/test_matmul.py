@@ -7,7 +7,7 @@ from accuracy import assert_accurate
 from sieve_kernels import lowrank_linear
 from sieve_kernels.common import gemm as module
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import matmul, matmuls, share_count, sum_shares, summed_matmul
+from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor, split_k_reduce, summed_matmul
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 
@@ -29,16 +29,16 @@ def test_shares_add_up(dtype):
     a, b = operands(3, 70, 300, dtype)
     bias = torch.randn(70).to(dtype)
     for shares in (2, 4, 8):
-        (parts,) = matmuls([a], [b], shares=shares)
+        (parts,) = grouped_gemm([a], [b], shares=shares)
         assert parts.shape == (shares, 3, 70)
-        check(sum_shares(parts, bias, dtype), a, b, bias)
+        check(split_k_reduce(parts, bias, dtype), a, b, bias)
 
 
 @dtypes
 def test_shares_are_added_by_the_next_product(dtype):
     x, A = operands(5, 40, 300, dtype)
     B = torch.randn(33, 40).to(dtype)
-    (y,) = matmuls(matmuls([x], [A], shares=4), [B])
+    (y,) = grouped_gemm(grouped_gemm([x], [A], shares=4), [B])
     exact, torchs = ((f(x) @ f(A).T) @ f(B).T for f in (torch.Tensor.double, torch.clone))
     assert_accurate(y, exact, torchs)
 
@@ -46,7 +46,7 @@ def test_shares_are_added_by_the_next_product(dtype):
 def test_share_count(monkeypatch):
     monkeypatch.setattr(dispatch, "processors", lambda device: 132)
     count = {
-        (M, N, K): share_count(M, (N,), K, torch.bfloat16, torch.device("cpu"))
+        (M, N, K): split_k_factor(M, (N,), K, torch.bfloat16, torch.device("cpu"))
         for M, N, K in ((1, 1024, 4096), (1, 4096, 4096), (64, 64, 4096), (1, 64, 128), (65, 64, 4096), (0, 64, 4096))
     }
     assert list(count.values()) == [4, 2, 4, 1, 1, 1]
@@ -59,8 +59,8 @@ def test_few_rows_take_shares(dtype, monkeypatch):
     monkeypatch.setenv("SIEVE_KERNELS", "triton")
     monkeypatch.setattr(dispatch, "processors", lambda device: 132)
     monkeypatch.setattr(
-        "sieve_kernels.lowrank.triton.linear.share_count",
-        lambda *a: shares.append(share_count(*a)) or shares[-1],
+        "sieve_kernels.lowrank.triton.linear.split_k_factor",
+        lambda *a: shares.append(split_k_factor(*a)) or shares[-1],
     )
     (x, A), bias = operands(2, 20, 600, dtype), torch.randn(9).to(dtype)
     B = torch.randn(9, 20).to(dtype)
@@ -82,7 +82,7 @@ def test_several_products_in_one_launch(dtype):
     a, b = zip(*(operands(9 * 64 + 3, N, K, dtype) for N, K in sizes), strict=True)
     b = [b[0], b[1].T.contiguous().T, b[2]]
     bias = [torch.randn(2 * N).to(dtype)[::2] for N, _ in sizes]
-    for ours, *products in zip(matmuls(a, b, bias), a, b, bias, strict=True):
+    for ours, *products in zip(grouped_gemm(a, b, bias), a, b, bias, strict=True):
         check(ours, *products)
 
 
@@ -119,11 +119,11 @@ def test_tiles_copied_by_tma(launches, dtype, M, N, K):
 def test_what_tma_cannot_read(launches):
     """Rows that are not aligned to 16 bytes, strided ones, 32-bit numbers and few rows go the other way."""
     a, b = operands(128, 64, 64, torch.bfloat16)
-    wide = torch.randn(128, 65).bfloat16()
+    is_vectorizable = torch.randn(128, 65).bfloat16()
     for x, w in (
         (a.float(), b.float()),
-        (wide[:, 1:], b),
-        (wide.T[1:].contiguous().T, b),
+        (is_vectorizable[:, 1:], b),
+        (is_vectorizable.T[1:].contiguous().T, b),
         (a[:16], b),
         (a, b.T.contiguous().T),
     ):

@@ -26,10 +26,9 @@ from sieve_kernels import (
     rms_norm,
     rotary,
 )
-from sieve_kernels.core import dispatch
-from sieve_kernels.core import library as native
+from sieve_kernels.core import dispatch, library
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
+pytestmark = pytest.mark.skipif(library.library() is None, reason=library.status())
 
 
 def make(*shapes, dtype=torch.bfloat16):
@@ -59,22 +58,22 @@ def test_weights_long_enough_for_several_threads(rows):
     assert_accurate(lowrank_linear_pivoted(x, A, C, permutation), exact, y)
 
 
-@pytest.mark.parametrize("isa", native.ISAS)
+@pytest.mark.parametrize("isa", library.ISAS)
 def test_every_instruction_set(isa):
     """What an older processor would run, in every kernel. The choice is made once a process."""
-    if isa not in native.available():
+    if isa not in library.available():
         pytest.skip(f"this processor has no {isa}")
     code = (
         "import torch, torch.nn.functional as F, sieve_kernels as k\n"
         "from sieve_kernels.core import dispatch, library as compiled\n"
-        "from sieve_kernels.lowrank import cpp_backend as native\n"
+        "from sieve_kernels.lowrank import cpp_backend\n"
         f"assert compiled.isa() == {isa!r} and {isa!r} in compiled.status()\n"
         "many = [300] if compiled.has_amx() else []\n"
         "for dtype, allowed in ((torch.bfloat16, 1e-2), (torch.float32, 1e-6)):\n"
         "    for rows, n in ((1, 83), (2, 5), (2, 64), (1, 1), *((rows, 83) for rows in many)):\n"
         "        x, A, B = (torch.randn(s).to(dtype) for s in ((rows, n), (21, n), (45, 21)))\n"
         "        exact = F.linear(F.linear(x.double(), A.double()), B.double())\n"
-        "        serve = native.linear if rows < 9 or dtype == torch.bfloat16 else k.lowrank_linear\n"
+        "        serve = cpp_backend.linear if rows < 9 or dtype == torch.bfloat16 else k.lowrank_linear\n"
         "        error = (serve(x, A, B, None).double() - exact).norm() / exact.norm()\n"
         "        assert error < allowed, (dtype, rows, n, error)\n"
         "    x, weight = torch.randn(40, 83).to(dtype), torch.rand(83).to(dtype)\n"
@@ -84,7 +83,7 @@ def test_every_instruction_set(isa):
         "    assert (k.gram_(torch.zeros(83, 83), x).double() - gram).norm() < 1e-6 * gram.norm()\n"
         "assert ('native' in dispatch.explain('gram_', x)) == compiled.has_amx()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {native.VARIABLE: isa})
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {library.VARIABLE: isa})
 
 
 @pytest.mark.parametrize(
@@ -95,15 +94,15 @@ def test_every_instruction_set(isa):
     ],
 )
 def test_an_instruction_set_that_there_is_not(wanted, words, monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, wanted)
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: SimpleNamespace(sieve_widest_isa=lambda: 1))
+    monkeypatch.setenv(library.VARIABLE, wanted)
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda path: SimpleNamespace(sieve_widest_isa=lambda: 1))
     with pytest.raises(SettingError, match=words):
-        native._load.__wrapped__()
+        library._load.__wrapped__()
 
 
 def test_a_library_of_another_version(monkeypatch):
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: SimpleNamespace())
-    loaded, why = native._load.__wrapped__()
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda path: SimpleNamespace())
+    loaded, why = library._load.__wrapped__()
     assert loaded is None
     assert "reinstall" in why
 
@@ -140,7 +139,7 @@ def test_same_bits_for_any_number_of_threads(dtype, sizes):
             torch.set_num_threads(threads)
             found.append([y for rows in sizes for y in results(rows)])
             found[-1] += [rms_norm(many, weight, 1e-6), *channel_sums(many, None)]
-            if native.has_amx():
+            if library.has_amx():
                 found[-1] += [gram_(torch.zeros(512, 512), many), cross_gram_(torch.zeros(512, 512), many, many)]
     finally:
         torch.set_num_threads(before)
@@ -152,15 +151,15 @@ def test_helpers_of_a_passive_openmp():
     """Calls in quick succession, which helpers join as they wake; from two threads at once; after a fork."""
     code = (
         "import os, threading, time, torch, sieve_kernels as k\n"
-        "from sieve_kernels.lowrank import cpp_backend as native\n"
+        "from sieve_kernels.lowrank import cpp_backend\n"
         "torch.set_num_threads(3)\n"
         "pairs = [[torch.randn(s).bfloat16() for s in ((r, 500), (900, r))] for r in (3, 100, 300)]\n"
         "x = torch.randn(1, 500).bfloat16()\n"
-        "first = [native.linear(x, *pair, None) for pair in pairs]\n"
+        "first = [cpp_backend.linear(x, *pair, None) for pair in pairs]\n"
         "def again():\n"
         "    for turn in range(300):\n"
         "        for pair, y in zip(pairs, first):\n"
-        "            assert torch.equal(native.linear(x, *pair, None), y)\n"
+        "            assert torch.equal(cpp_backend.linear(x, *pair, None), y)\n"
         "        time.sleep(0.002 * (turn % 50 == 0))\n"
         "again()\n"
         "threads = [threading.Thread(target=again) for _ in range(2)]\n"
@@ -200,13 +199,13 @@ def test_without_the_library(off):
     """A package that could not be compiled works, and says what is missing; so does one whose library is not wanted."""
     code = (
         "import torch, sieve_kernels as k\n"
-        "from sieve_kernels.core import library as native, dispatch\n"
-        f"if {off!r} == 'not built': native.EXTENSION_SUFFIXES.clear()\n"
+        "from sieve_kernels.core import library, dispatch\n"
+        f"if {off!r} == 'not built': library.EXTENSION_SUFFIXES.clear()\n"
         "print(k.lowrank_linear(torch.ones(3, 2), torch.ones(1, 2), torch.ones(4, 1)).sum().item())\n"
-        "print(native.isa(), native.available(), native.status())\n"
+        "print(library.isa(), library.available(), library.status())\n"
         "print(dispatch.explain('gram_', torch.ones(3, 2)))\n"
     )
-    environment = os.environ | {native.VARIABLE: "none" if off == "switched off" else ""}
+    environment = os.environ | {library.VARIABLE: "none" if off == "switched off" else ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     out = done.stdout.splitlines()
     assert out[0] == "24.0"

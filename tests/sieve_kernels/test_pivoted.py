@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import lowrank_linear, lowrank_linear_pivoted, lowrank_mlp
-from sieve_kernels.core import dispatch
-from sieve_kernels.core import library as native
-from sieve_kernels.lowrank import checks, reference
-from sieve_kernels.lowrank import torch_backend_gpu as gpu
+from sieve_kernels.core import dispatch, library
+from sieve_kernels.lowrank import checks, reference, torch_backend_gpu
 
 every = pytest.mark.parametrize(
     "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
@@ -121,12 +119,12 @@ def test_where_the_second_factor_is_made_whole():
     """Where multiplying by the identity's rows takes less than moving y: narrow ranks, long inputs."""
 
     def where(m, r):
-        return [T for T in (64, 256, 2048, 16384) if gpu.expands(T, m, r, torch.bfloat16)]
+        return [T for T in (64, 256, 2048, 16384) if torch_backend_gpu.expands(T, m, r, torch.bfloat16)]
 
     assert where(4096, 1216) == [16384]
     assert where(1024, 512) == [2048, 16384]
     assert where(4096, 1792) == []
-    assert not gpu.expands(16384, 1024, 512, torch.float32)
+    assert not torch_backend_gpu.expands(16384, 1024, 512, torch.float32)
 
 
 @every
@@ -346,7 +344,7 @@ def test_few_permutations_are_remembered(monkeypatch):
         assert len(checks._permutations) <= 3
 
 
-@pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.skipif(library.library() is None, reason=library.status())
 @pytest.mark.parametrize("value", [-1, 45, 10**7])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_compiled_kernels_look_themselves(rows, value):
@@ -356,7 +354,7 @@ def test_compiled_kernels_look_themselves(rows, value):
     x, A, C, permutation, _ = make((rows,), 83, 45, 21, torch.bfloat16)
     lowrank_linear_pivoted(x, A, C, permutation)
     permutation.numpy()[3] = value
-    if rows <= dispatch.FEW_ROWS or native.has_amx():
+    if rows <= dispatch.GEMV_ROWS or library.has_amx():
         with pytest.raises(ValueError, match="outside of 0 to m - 1"):
             compiled.pivoted(x, A, C, permutation, None)
 

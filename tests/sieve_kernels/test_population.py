@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from sieve_kernels import lowrank_linear_population
 from sieve_kernels.core import dispatch
-from sieve_kernels.lowrank import reference
-from sieve_kernels.lowrank import torch_backend as cpu
+from sieve_kernels.lowrank import reference, torch_backend
 
 both = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -52,7 +51,7 @@ def test_shapes(implementation, candidates, rows, n, m, rank, device):
 
 @given(
     candidates=st.integers(0, 6),
-    rows=st.sampled_from([0, 1, 5, cpu.FULL_ROWS]),
+    rows=st.sampled_from([0, 1, 5, torch_backend.FULL_ROWS]),
     n=st.integers(1, 60),
     m=st.integers(1, 60),
     rank=st.integers(1, 20),

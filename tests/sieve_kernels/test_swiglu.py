@@ -12,7 +12,7 @@ from memory import peak_bytes
 
 from sieve_kernels import lowrank_swiglu
 from sieve_kernels.core import dispatch
-from sieve_kernels.lowrank import torch_backend as cpu
+from sieve_kernels.lowrank import torch_backend
 from sieve_kernels.mlp import reference
 from sieve_kernels.mlp import torch_backend as glu
 
@@ -103,7 +103,7 @@ def test_strided_arguments(implementation, device):
 
 def test_blocks_of_tokens_join(monkeypatch):
     monkeypatch.setenv("SIEVE_KERNELS", "torch")
-    monkeypatch.setattr(cpu, "BLOCK_ROWS", 10)
+    monkeypatch.setattr(torch_backend, "BLOCK_ROWS", 10)
     for dtype in (torch.bfloat16, torch.float32):
         check(make((3, 7), 12, 9, (4, 3), dtype))
 
@@ -171,10 +171,10 @@ def test_offsets_beyond_32_bits(implementation):
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_less_memory_than_separate_layers(dtype, blocks):
     """y and, per block, up and an intermediate; separate layers hold gate, up and their product at one time."""
-    rows, m, rank = blocks * cpu.BLOCK_ROWS, 48, 8
+    rows, m, rank = blocks * torch_backend.BLOCK_ROWS, 48, 8
     tensors = make((rows,), 64, m, (rank, rank), dtype)
     ours = peak_bytes(lambda *t: glu.swiglu(*t, "silu"), *tensors)
-    assert ours == dtype.itemsize * (rows * m + cpu.BLOCK_ROWS * (m + rank))
+    assert ours == dtype.itemsize * (rows * m + torch_backend.BLOCK_ROWS * (m + rank))
     assert peak_bytes(separate, *tensors) == dtype.itemsize * rows * 3 * m > ours
 
 

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from sieve_kernels.autotune import __main__ as tune
-from sieve_kernels.core import dispatch
-from sieve_kernels.core import library as native
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import dispatch, library, tuning_cache
 
 CPU = torch.device("cpu")
 
@@ -19,12 +17,12 @@ CPU = torch.device("cpu")
 def fresh(monkeypatch, tmp_path):
     """An empty place for the file, read anew; a machine with a compiled library, as far as dispatch knows."""
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
-    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path))
-    monkeypatch.setattr(native, "library", lambda: "a library")
-    for cached in (tuned._read, tuned.device_name, dispatch._load):
+    monkeypatch.setenv(tuning_cache.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(library, "library", lambda: "a library")
+    for cached in (tuning_cache._read, tuning_cache.device_name, dispatch._load):
         cached.cache_clear()
     yield
-    for cached in (tuned._read, tuned.device_name, dispatch._load):
+    for cached in (tuning_cache._read, tuning_cache.device_name, dispatch._load):
         cached.cache_clear()
 
 
@@ -34,7 +32,7 @@ def entry(**changes) -> dict:
 
 
 def store(*entries: dict) -> None:
-    tuned.write(tuned.path(CPU), tuned.device_name(CPU), list(entries))
+    tuning_cache.write(tuning_cache.path(CPU), tuning_cache.device_name(CPU), list(entries))
 
 
 def choose(rows=8, rank=4, dtype=torch.bfloat16, override=None) -> str:
@@ -44,13 +42,13 @@ def choose(rows=8, rank=4, dtype=torch.bfloat16, override=None) -> str:
 
 @pytest.mark.parametrize(("size", "expected"), [(0, 0), (1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (4096, 4096)])
 def test_shape_class(size, expected):
-    assert tuned.shape_class(size) == expected
+    assert tuning_cache.shape_class(size) == expected
 
 
 def test_the_measured_choice_holds_for_its_class_only():
     assert choose() == "native"
     store(entry())
-    tuned._read.cache_clear()
+    tuning_cache._read.cache_clear()
     assert choose() == choose(rows=5, rank=3) == "torch"
     assert choose(rows=4) == choose(rank=5) == choose(dtype=torch.float32) == "native"
 
@@ -66,49 +64,53 @@ def shipped(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card.name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "configs")
-    tuned._shipped.cache_clear()
-    for name, architecture, processors, implementation in (
+    monkeypatch.setattr(tuning_cache, "SHIPPED", tmp_path / "configs")
+    tuning_cache._shipped.cache_clear()
+    for name, architecture, num_sms, implementation in (
         ("Far", "sm_90", 78, "torch"),
         ("Near", "sm_90", 130, "triton"),
         ("Other", "sm_80", 132, "torch"),
     ):
-        hardware = {"architecture": architecture, "processors": processors}
-        tuned.write(tuned.SHIPPED / f"{name}.json", name, [entry(implementation=implementation)], hardware)
+        hardware = {"architecture": architecture, "processors": num_sms}
+        tuning_cache.write(
+            tuning_cache.SHIPPED / f"{name}.json", name, [entry(implementation=implementation)], hardware
+        )
     yield
-    tuned._shipped.cache_clear()
+    tuning_cache._shipped.cache_clear()
 
 
 def choice_of_the_gpu(**changes):
     call = {"operator": "lowrank_linear", "dtype": torch.bfloat16, "rows": 8, "rank": 4} | changes
-    return tuned.choice(**call, device=GPU)
+    return tuning_cache.choice(**call, device=GPU)
 
 
 def test_the_nearest_gpu_of_its_architecture_serves(shipped):
     found = choice_of_the_gpu()
-    assert found == tuned.Choice("triton", f"measured fastest on Near, {tuned.SHIPPED / 'Near.json'}")
+    assert found == tuning_cache.Choice("triton", f"measured fastest on Near, {tuning_cache.SHIPPED / 'Near.json'}")
     assert choice_of_the_gpu(rows=9) is None
 
 
 def test_its_own_files_are_above(shipped):
     hardware = {"architecture": "sm_90", "processors": 1}
-    tuned.write(tuned.SHIPPED / "Card.json", "Card", [entry(implementation="torch")], hardware)
-    assert choice_of_the_gpu() == tuned.Choice("torch", f"measured fastest, {tuned.SHIPPED / 'Card.json'}")
-    tuned.write(tuned.path(GPU), "Card", [entry(implementation="triton_fused")])
-    tuned._read.cache_clear()
-    assert choice_of_the_gpu() == tuned.Choice("triton_fused", f"measured fastest, {tuned.path(GPU)}")
+    tuning_cache.write(tuning_cache.SHIPPED / "Card.json", "Card", [entry(implementation="torch")], hardware)
+    assert choice_of_the_gpu() == tuning_cache.Choice(
+        "torch", f"measured fastest, {tuning_cache.SHIPPED / 'Card.json'}"
+    )
+    tuning_cache.write(tuning_cache.path(GPU), "Card", [entry(implementation="triton_fused")])
+    tuning_cache._read.cache_clear()
+    assert choice_of_the_gpu() == tuning_cache.Choice("triton_fused", f"measured fastest, {tuning_cache.path(GPU)}")
 
 
 def test_no_measured_choice_where_tuning_is_off(shipped, monkeypatch):
-    monkeypatch.setenv(tuned.VARIABLE, "off")
+    monkeypatch.setenv(tuning_cache.VARIABLE, "off")
     assert choice_of_the_gpu() is None
 
 
 def test_shipped_files_can_be_read():
     """Each with what it takes to find the nearest, and implementations that there are."""
-    for file in tuned.SHIPPED.glob("*.json"):
+    for file in tuning_cache.SHIPPED.glob("*.json"):
         content = json.loads(file.read_text())
-        assert content["version"] == tuned.VERSION
+        assert content["version"] == tuning_cache.VERSION
         assert content["architecture"]
         assert content["processors"] > 0
         for made in content["choices"]:
@@ -123,8 +125,8 @@ def test_the_override_is_above():
 def test_explain_says_where_a_choice_comes_from(monkeypatch):
     store(entry())
     text = dispatch.explain("lowrank_linear", torch.zeros(8, 2, dtype=torch.bfloat16), rank=4)
-    assert text.endswith(f"torch (measured fastest, {tuned.path(CPU)})")
-    monkeypatch.setenv(tuned.VARIABLE, "off")
+    assert text.endswith(f"torch (measured fastest, {tuning_cache.path(CPU)})")
+    monkeypatch.setenv(tuning_cache.VARIABLE, "off")
     text = dispatch.explain("lowrank_linear", torch.zeros(8, 2, dtype=torch.bfloat16), rank=4)
     assert "native (" in text
     assert "measured" not in text
@@ -146,7 +148,7 @@ def test_a_choice_that_cannot_serve_is_passed_over():
     ],
 )
 def test_a_file_that_cannot_be_used_is_left_alone_with_one_warning(content, why):
-    tuned.path(CPU).write_text(content)
+    tuning_cache.path(CPU).write_text(content)
     with pytest.warns(RuntimeWarning, match=why):
         assert choose() == "native"
     with warnings.catch_warnings():
@@ -157,29 +159,29 @@ def test_a_file_that_cannot_be_used_is_left_alone_with_one_warning(content, why)
 def test_writing_replaces_the_same_call_and_keeps_the_others():
     store(entry(), entry(rows=16))
     store(entry(implementation="native"))
-    stored = json.loads(tuned.path(CPU).read_text())
+    stored = json.loads(tuning_cache.path(CPU).read_text())
     assert [(e["rows"], e["implementation"]) for e in stored["choices"]] == [(8, "native"), (16, "torch")]
-    assert stored["device"] == tuned.device_name(CPU)
-    assert list(tuned.path(CPU).parent.iterdir()) == [tuned.path(CPU)]
+    assert stored["device"] == tuning_cache.device_name(CPU)
+    assert list(tuning_cache.path(CPU).parent.iterdir()) == [tuning_cache.path(CPU)]
 
 
 def test_where_the_file_is(monkeypatch, tmp_path):
-    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path / "mine.json"))
-    assert tuned.path(CPU) == tmp_path / "mine.json"
-    monkeypatch.setenv(tuned.VARIABLE, "off")
-    assert tuned.path(CPU) is None
-    monkeypatch.delenv(tuned.VARIABLE)
+    monkeypatch.setenv(tuning_cache.VARIABLE, str(tmp_path / "mine.json"))
+    assert tuning_cache.path(CPU) == tmp_path / "mine.json"
+    monkeypatch.setenv(tuning_cache.VARIABLE, "off")
+    assert tuning_cache.path(CPU) is None
+    monkeypatch.delenv(tuning_cache.VARIABLE)
     monkeypatch.setenv("SIEVE_CACHE", str(tmp_path))
-    assert tuned.path(CPU).parent == tmp_path / "kernels"
+    assert tuning_cache.path(CPU).parent == tmp_path / "kernels"
     if not torch.cuda.is_available():
-        assert tuned.path(torch.device("cuda", 0)) is None
+        assert tuning_cache.path(torch.device("cuda", 0)) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_without_a_gpu_nothing_is_measured(capsys):
     assert tune.main([]) == 2
     assert "no GPU found" in capsys.readouterr().err
-    assert not tuned.path(CPU).exists()
+    assert not tuning_cache.path(CPU).exists()
 
 
 def test_the_slower_default_is_replaced(monkeypatch):
@@ -207,7 +209,7 @@ def test_tuning_a_cpu(capsys, monkeypatch):
     )
     options = ["--device", "cpu", "--operators", "lowrank_linear", "--rows", "3", "--ranks", "4", "--size", "16"]
     assert tune.main([*options, "--rounds", "3"]) == 0
-    stored = json.loads(tuned.path(CPU).read_text())["choices"]
+    stored = json.loads(tuning_cache.path(CPU).read_text())["choices"]
     assert [(e["operator"], e["rows"], e["rank"], set(e["seconds"])) for e in stored] == [
         ("lowrank_linear", 4, 4, {"torch", "native"})
     ]

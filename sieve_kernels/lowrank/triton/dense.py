@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sieve_kernels.common.gemm import matmul, matmuls, share_count, sum_shares
+from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor, split_k_reduce
 from sieve_kernels.core.checks import as_rows
 
 
 def linear(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = x Wᵀ + bias; x [..., n], W [m, n], bias [m]. Two launches if the sums are split, else one."""
     rows, (m, n) = as_rows(x), W.shape
-    shares = share_count(rows.shape[0], (m,), n, x.dtype, x.device)
+    shares = split_k_factor(rows.shape[0], (m,), n, x.dtype, x.device)
     if shares > 1:
-        y = sum_shares(matmuls([rows], [W], shares=shares)[0], bias, x.dtype)
+        y = split_k_reduce(grouped_gemm([rows], [W], shares=shares)[0], bias, x.dtype)
     else:
         y = matmul(rows, W, bias)
     return y.reshape(*x.shape[:-1], m)

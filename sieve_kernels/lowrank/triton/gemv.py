@@ -15,12 +15,11 @@ from sieve_kernels.common import tiles
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
-from sieve_kernels.lowrank import torch_backend as cpu
-from sieve_kernels.lowrank import torch_backend_gpu as gpu
+from sieve_kernels.lowrank import torch_backend, torch_backend_gpu
 from sieve_kernels.lowrank.permutation import places
-from sieve_kernels.lowrank.triton.gemv_kernel import few_rows_kernel
+from sieve_kernels.lowrank.triton.gemv_kernel import gemv_kernel
 
-MOST_ROWS = dispatch.FEW_ROWS_GPU
+MOST_ROWS = dispatch.GEMV_ROWS_GPU
 """More rows take other kernels."""
 
 MOST_MEMBERS = 3
@@ -36,7 +35,7 @@ SMALL_BYTES = 32 << 20
 """Measured on an H100 at 32 rows: .83 of the time of two library products for 17 MB, 1.05 for 59 MB."""
 
 OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
-"""How launches overlap on GPUs that can, as `few_rows_kernel.begin` has it."""
+"""How launches overlap on GPUs that can, as `gemv_kernel.begin` has it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def config(T: int, N: int, K: int, bits: int, device: torch.device) -> Config:
             return Config(1, 4096, 1, 4, 1)
         return Config(4 * 16 // bits, whole, 1, min(4, whole // 256), 1)
     amd = torch.version.hip is not None  # whose instructions have no tile of 8
-    few = 16 * dispatch.processors(device)
+    few = 16 * dispatch.num_sms(device)
     if amd or few < N:
         tile = Config(16, 128, 4, 4, 4) if K > 2048 else Config(16, 128, 2, 2, 4)
     elif whole <= 512 and T <= 16:
@@ -136,7 +135,7 @@ def make_launch(
     kinds["copy"] = into == Places.BOTH
     names = [f"{kind}{i}_ptr" for kind, given in kinds.items() if given for i in range(len(products))]
     return Launch(
-        few_rows_kernel,
+        gemv_kernel,
         (sum(triton.cdiv(p.N, tile.block_n) for p in products),),
         (
             T,
@@ -241,7 +240,7 @@ def _prepare_group(
 ) -> Callable:
     """Two launches for all layers: every z_i = x A_iᵀ, side by side, then every y_i."""
     if len(As) > MOST_MEMBERS or not serves(x, *As, *Bs):
-        return gpu.group.prepare(x, As, Bs, biases, permutations)
+        return torch_backend_gpu.group.prepare(x, As, Bs, biases, permutations)
     dtype, ranks, T = x.dtype, [A.shape[0] for A in As], rows_of(x)[0]
     at, width = columns(ranks)
     pivoted, biased = permutations is not None, biases is not None
@@ -302,7 +301,7 @@ def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, B):
-        return cpu.linear
+        return torch_backend.linear
     first, second, make_z, make_y = _pair(x, A, B, bias, pivoted=False)
     dtype = x.dtype
 
@@ -320,7 +319,7 @@ def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Calla
 
 def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, C):
-        return gpu.pivoted
+        return torch_backend_gpu.pivoted
     first, second, make_z, make_y = _pair(x, A, C, bias, pivoted=True)
     dtype = x.dtype
 
@@ -365,7 +364,7 @@ def _pair(
 def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:
     """One launch."""
     if not serves(x, W):
-        return cpu.dense
+        return torch_backend.dense
     (T, n), m, dtype = rows_of(x), W.shape[0], x.dtype
     products = [Product(m, n, W.stride(0), m)]
     launch = make_launch(T, row_stride(x), products, x.device, early=False, biased=bias is not None)

@@ -270,7 +270,7 @@ def member(
 
 
 @triton.jit
-def few_rows_kernel(
+def gemv_kernel(
     x_ptr,  # [T, _]
     w0_ptr,  # of each product [N, K]
     w1_ptr,

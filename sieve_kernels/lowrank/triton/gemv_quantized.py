@@ -265,7 +265,7 @@ def gemv_tile(N: int, words: int, device: torch.device) -> tuple[int, int, int]:
     block_w = min(4096, max(64, triton.next_power_of_2(words)))
     num_warps = 8 if block_w > 1024 else 4
     block_n = min(16, max(1, num_warps * 512 // block_w))
-    while block_n > 1 and triton.cdiv(N, block_n) < dispatch.processors(device):
+    while block_n > 1 and triton.cdiv(N, block_n) < dispatch.num_sms(device):
         block_n //= 2
     return block_n, block_w, num_warps
 

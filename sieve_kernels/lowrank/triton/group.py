@@ -5,7 +5,7 @@ from itertools import compress
 
 from torch import Tensor
 
-from sieve_kernels.common.gemm import matmul, matmuls, share_count, summed_matmul
+from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor, summed_matmul
 from sieve_kernels.core.checks import as_rows
 
 
@@ -14,15 +14,15 @@ def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequenc
 
     Tiles of all products stand side by side, so that a strip of x is read once for all of them.
     """
-    ys = matmuls(intermediates(x, As), Bs, biases)
+    ys = grouped_gemm(intermediates(x, As), Bs, biases)
     return [y.reshape(*x.shape[:-1], y.shape[1]) for y in ys]
 
 
 def intermediates(x: Tensor, As: Sequence[Tensor]) -> list[Tensor]:
     """z_i [T, r_i] = x A_iᵀ in one launch; for few rows in shares [shares, T, r_i], for the next product to add."""
     rows = as_rows(x)
-    shares = share_count(rows.shape[0], [A.shape[0] for A in As], rows.shape[1], x.dtype, x.device)
-    return matmuls([rows] * len(As), As, shares=shares)
+    shares = split_k_factor(rows.shape[0], [A.shape[0] for A in As], rows.shape[1], x.dtype, x.device)
+    return grouped_gemm([rows] * len(As), As, shares=shares)
 
 
 def group_backward(
@@ -37,11 +37,11 @@ def group_backward(
     gradients = []
     through = [x_needed or wanted for wanted in As_needed]
     if any(through):
-        dzs = iter(matmuls(list(compress(rows, through)), [B.T for B in compress(Bs, through)]))
+        dzs = iter(grouped_gemm(list(compress(rows, through)), [B.T for B in compress(Bs, through)]))
         dzs = [next(dzs) if wanted else None for wanted in through]
         gradients += [summed_matmul(dzs, [A.T for A in As]).reshape(x.shape)] if x_needed else []
         gradients += [matmul(dz.T, tokens.T) for dz in compress(dzs, As_needed)]
     if any(Bs_needed):
-        zs = matmuls([tokens] * sum(Bs_needed), list(compress(As, Bs_needed)))
+        zs = grouped_gemm([tokens] * sum(Bs_needed), list(compress(As, Bs_needed)))
         gradients += [matmul(g.T, z.T) for g, z in zip(compress(rows, Bs_needed), zs, strict=True)]
     return gradients

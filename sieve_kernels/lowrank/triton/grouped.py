@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import sum_shares, tile_of
+from sieve_kernels.common.gemm import split_k_reduce, swizzle_tile
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import as_rows
 from sieve_kernels.core.launch import TileLaunch
@@ -24,7 +24,7 @@ from sieve_kernels.pointwise.triton_columns import join_columns
 
 MOST_MEMBERS = 3
 
-FEWEST_SUMMED = 512
+MIN_SUMMED = 512
 """Elements along K that a share of the sums must have."""
 
 PAIR_RANK, PAIR_INPUTS, PAIR_OUTPUTS = 1024, 2048, 4096
@@ -55,7 +55,7 @@ def member_tile(
     row,
     col,
     K,
-    share_rows,  # rows of a share of out
+    split_rows,  # rows of a share of out
     SPLIT_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -74,7 +74,7 @@ def member_tile(
         left = a.load([row * BLOCK_M, k])
         right = b.load([col * BLOCK_N, k])
         acc = tiles.multiply(left, tl.trans(right), acc, PRECISION, UPCAST)
-    out.store([share * share_rows + row * BLOCK_M, col * BLOCK_N], acc.to(OUT))
+    out.store([share * split_rows + row * BLOCK_M, col * BLOCK_N], acc.to(OUT))
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def grouped_kernel(
     K0,
     K1,
     K2,
-    share_rows,
+    split_rows,
     SPLIT_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -105,13 +105,13 @@ def grouped_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """out_i = a_i b_iᵀ for up to three members, their tiles side by side. Grid: (tiles, shares of the sums)."""
     begin(PDL)
     first = tl.cdiv(N0, BLOCK_N)
     second = first + tl.cdiv(N1, BLOCK_N)
-    row, col = tile_of(tl.program_id(0), M, second + tl.cdiv(N2, BLOCK_N), BLOCK_M, GROUP)
+    row, col = swizzle_tile(tl.program_id(0), M, second + tl.cdiv(N2, BLOCK_N), BLOCK_M, GROUP_M)
     # One loop for all members: loops of their own would each take shared memory of their own.
     K = K0
     a = a0
@@ -129,7 +129,7 @@ def grouped_kernel(
         b = b1
         out = out1
         col -= first
-    member_tile(a, b, out, row, col, K, share_rows, SPLIT_K, PRECISION, UPCAST, ACC, OUT, BLOCK_M, BLOCK_N, BLOCK_K)
+    member_tile(a, b, out, row, col, K, split_rows, SPLIT_K, PRECISION, UPCAST, ACC, OUT, BLOCK_M, BLOCK_N, BLOCK_K)
 
 
 def serves(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> bool:
@@ -155,7 +155,7 @@ def prepare(
     T_padded = triton.cdiv(T, tile.block_m) * tile.block_m
     starts, width = columns(ranks)
     count = T_padded // tile.block_m * sum(triton.cdiv(r, tile.block_n) for r in ranks)
-    shares = max(1, min(dispatch.processors(device) // count, n // FEWEST_SUMMED))
+    shares = max(1, min(dispatch.num_sms(device) // count, n // MIN_SUMMED))
     sums = tiles.accumulator(dtype) if shares > 1 else compute
     first = _launch(T, ranks, [n] * len(As), shares, sums, dtype, tile)
     second = _launch(T, widths, ranks, 1, compute, dtype, tile)
@@ -164,7 +164,7 @@ def prepare(
         z = torch.empty((shares * T_padded, width), dtype=sums, device=device)
         parts = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
         first(*three([as_rows(x)] * len(As)), *three(As), *three(parts))
-        z = sum_shares(z.view(shares, T_padded, width), None, dtype) if shares > 1 else z.to(dtype)
+        z = split_k_reduce(z.view(shares, T_padded, width), None, dtype) if shares > 1 else z.to(dtype)
         zs = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
         ys = [torch.empty((T, m), dtype=compute, device=device) for m in widths]
         second(*three(zs), *three(Bs), *three(ys))
@@ -238,7 +238,7 @@ def _launch(
         BLOCK_M=m,
         BLOCK_N=n,
         BLOCK_K=k,
-        GROUP=8,
+        GROUP_M=8,
         num_warps=tile.num_warps,
         num_stages=4,
         **tiles.arithmetic(dtype),

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import matmul, matmuls, share_count
+from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor
 from sieve_kernels.core.checks import as_rows
 
 
@@ -31,10 +31,10 @@ def fused_kernel(
     stride_ot,
     stride_om,
     BIASED: tl.constexpr,
-    T_FITS: tl.constexpr,  # T is a multiple of BLOCK_T, …: no masks
-    N_FITS: tl.constexpr,
-    M_FITS: tl.constexpr,
-    R_FITS: tl.constexpr,
+    EVEN_T: tl.constexpr,  # T is a multiple of BLOCK_T, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    EVEN_R: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
@@ -49,14 +49,14 @@ def fused_kernel(
     z = tl.zeros((BLOCK_T, BLOCK_R), dtype=ACC)
     for start in range(0, n, BLOCK_N):
         k = start + tl.arange(0, BLOCK_N)
-        x = tiles.load_tile(x_ptr, tokens, k, stride_xt, stride_xn, T, n, T_FITS, N_FITS)  # [BLOCK_T, BLOCK_N]
-        a = tiles.load_tile(a_ptr, ranks, k, stride_ar, stride_an, r, n, R_FITS, N_FITS)  # [BLOCK_R, BLOCK_N]
+        x = tiles.load_tile(x_ptr, tokens, k, stride_xt, stride_xn, T, n, EVEN_T, EVEN_N)  # [BLOCK_T, BLOCK_N]
+        a = tiles.load_tile(a_ptr, ranks, k, stride_ar, stride_an, r, n, EVEN_R, EVEN_N)  # [BLOCK_R, BLOCK_N]
         z = tiles.multiply(x, tl.trans(a), z, PRECISION, UPCAST)
     if not UPCAST:
         z = z.to(b_ptr.dtype.element_ty)
     for start in range(0, m, BLOCK_M):
         cols = start + tl.arange(0, BLOCK_M)
-        b = tiles.load_tile(b_ptr, cols, ranks, stride_bm, stride_br, m, r, M_FITS, R_FITS)  # [BLOCK_M, BLOCK_R]
+        b = tiles.load_tile(b_ptr, cols, ranks, stride_bm, stride_br, m, r, EVEN_M, EVEN_R)  # [BLOCK_M, BLOCK_R]
         y = tiles.multiply(z, tl.trans(b), tl.zeros((BLOCK_T, BLOCK_M), dtype=ACC), PRECISION, UPCAST)
         if BIASED:
             y += tl.load(bias_ptr + cols * stride_bias, mask=cols < m, other=0.0).to(ACC)[None, :]
@@ -69,8 +69,8 @@ def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     For few rows the first may leave z = x Aᵀ in shares, which the second adds as it reads them.
     """
     rows, (r, n) = as_rows(x), A.shape
-    z = matmuls([rows], [A], shares=share_count(rows.shape[0], (r,), n, x.dtype, x.device))
-    (y,) = matmuls(z, [B], None if bias is None else [bias])
+    z = grouped_gemm([rows], [A], shares=split_k_factor(rows.shape[0], (r,), n, x.dtype, x.device))
+    (y,) = grouped_gemm(z, [B], None if bias is None else [bias])
     return y.reshape(*x.shape[:-1], B.shape[0])
 
 
@@ -100,10 +100,10 @@ def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor
             0 if bias is None else bias.stride(0),
             *out.stride(),
             BIASED=bias is not None,
-            T_FITS=T % 64 == 0,
-            N_FITS=n % block == 0,
-            M_FITS=m % block == 0,
-            R_FITS=r == block_r,
+            EVEN_T=T % 64 == 0,
+            EVEN_N=n % block == 0,
+            EVEN_M=m % block == 0,
+            EVEN_R=r == block_r,
             BLOCK_T=64,
             BLOCK_M=block,
             BLOCK_N=block,

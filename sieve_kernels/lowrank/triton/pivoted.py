@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import blocks, fits, launch, matmul, tile_of, wide
+from sieve_kernels.common.gemm import blocks, fits, is_vectorizable, launch, matmul, swizzle_tile
 from sieve_kernels.core.checks import as_rows
 
 
@@ -34,30 +34,30 @@ def scatter_matmul_kernel(
     stride_kn,
     BIASED: tl.constexpr,
     KEEP: tl.constexpr,  # also write the product itself, unbiased and unscattered, to kept
-    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """out[:, columns] = a bᵀ + bias[columns]. Grid: (tiles of a bᵀ,).
 
     Tiles of some rows come after one another, so that L2 can join the scattered columns of a row. Columns outside of
     out are left out: they come from a tensor that the host does not look at.
     """
-    row, col = tile_of(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP)
+    row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a = tiles.load_tile(a_ptr, rows, k, stride_am, stride_ak, M, K, M_FITS, K_FITS)  # [BLOCK_M, BLOCK_K]
-        b = tiles.load_tile(b_ptr, cols, k, stride_bn, stride_bk, N, K, N_FITS, K_FITS)  # [BLOCK_N, BLOCK_K]
+        a = tiles.load_tile(a_ptr, rows, k, stride_am, stride_ak, M, K, EVEN_M, EVEN_K)  # [BLOCK_M, BLOCK_K]
+        b = tiles.load_tile(b_ptr, cols, k, stride_bn, stride_bk, N, K, EVEN_N, EVEN_K)  # [BLOCK_N, BLOCK_K]
         acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
     if KEEP:
         tiles.store_tile(kept_ptr, acc, rows, cols, stride_km, stride_kn, M, N)
@@ -87,8 +87,10 @@ def _scatter(a: Tensor, b: Tensor, columns: Tensor, bias: Tensor | None, out: Te
     (M, K), N = a.shape, b.shape[0]
     if M * N == 0:
         return
-    block = blocks(M, N, a.dtype, wide(a, b))
-    if not wide(a, b, out, *([] if kept is None else [kept])):  # numbers are stored one by one, twice: fewer at a time
+    block = blocks(M, N, a.dtype, is_vectorizable(a, b))
+    if not is_vectorizable(
+        a, b, out, *([] if kept is None else [kept])
+    ):  # numbers are stored one by one, twice: fewer at a time
         block = min(block[0], 64), 64, min(block[2], 32)
     with tiles.on_device(a):
         scatter_matmul_kernel[(triton.cdiv(M, block[0]) * triton.cdiv(N, block[1]),)](

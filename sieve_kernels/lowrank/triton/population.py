@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import blocks, fits, launch, matmul, sum_product, tile_of, wide
+from sieve_kernels.common.gemm import blocks, fits, gemm_mainloop, is_vectorizable, launch, matmul, swizzle_tile
 from sieve_kernels.core.checks import as_rows
 
 
@@ -27,20 +27,20 @@ def population_kernel(
     stride_ranks,
     stride_out,
     NARROW: tl.constexpr,  # whether N is the rank, or else K
-    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """out = a bᵀ up to each row's rank: columns of out beyond it are zero if NARROW, else columns of a are and the sum
     ends where the largest rank of the tile's rows does. Grid: (tiles of out,)."""
-    row, col = tile_of(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP)
+    row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     ranks = tl.load(ranks_ptr + rows // T * stride_ranks, mask=rows < M, other=1).to(tl.int32)
@@ -50,7 +50,7 @@ def population_kernel(
         end = tl.where(col * BLOCK_N < most, K, 0)  # nothing to sum where all is zero
     else:
         end = tl.minimum(tl.cdiv(most, BLOCK_K) * BLOCK_K, K)  # whole steps: a is zero there, and loads stay wide
-    acc = sum_product(
+    acc = gemm_mainloop(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
         a_ptr,
         b_ptr,
@@ -65,9 +65,9 @@ def population_kernel(
         stride_b,
         1,
         False,
-        M_FITS,
-        N_FITS,
-        K_FITS,
+        EVEN_M,
+        EVEN_N,
+        EVEN_K,
         PRECISION,
         UPCAST,
         BLOCK_M,
@@ -108,7 +108,7 @@ def _product(a: Tensor, b: Tensor, ranks: Tensor, T: int, narrow: bool) -> Tenso
     (M, K), N, dtype = a.shape, b.shape[0], a.dtype
     out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=a.device)
     if out.numel() > 0:
-        block = blocks(M, N, dtype, wide(a, b))
+        block = blocks(M, N, dtype, is_vectorizable(a, b))
         with tiles.on_device(a):
             population_kernel[(triton.cdiv(M, block[0]) * triton.cdiv(N, block[1]),)](
                 a,

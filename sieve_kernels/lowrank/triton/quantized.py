@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import fits, launch, share_count, tile_of, wide
+from sieve_kernels.common.gemm import fits, is_vectorizable, launch, split_k_factor, swizzle_tile
 from sieve_kernels.core.checks import as_rows
 from sieve_kernels.lowrank.quantize import GROUP as COLUMNS
 
@@ -33,22 +33,22 @@ def quantized_kernel(
     PARTS: tl.constexpr,
     SPLIT: tl.constexpr,
     BIASED: tl.constexpr,
-    M_FITS: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
-    N_FITS: tl.constexpr,
-    K_FITS: tl.constexpr,
+    EVEN_M: tl.constexpr,  # M is a multiple of BLOCK_M, …: no masks
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """out = a bᵀ + bias, b being integers times scales: integers are exact in every dtype, and scales multiply sums.
 
     Grid: (tiles of out, shares).
     """
-    row, col = tile_of(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP)
+    row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     begin = 0
@@ -60,15 +60,15 @@ def quantized_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for start in range(begin, end, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a = tiles.load_tile(a_ptr, rows, k, stride_a[-2], stride_a[-1], M, K, M_FITS, K_FITS)  # [BLOCK_M, BLOCK_K]
+        a = tiles.load_tile(a_ptr, rows, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)  # [BLOCK_M, BLOCK_K]
         for part in tl.static_range(1, PARTS):
             at = a_ptr + tl.cast(part, tl.int64) * stride_a[0]
-            a += tiles.load_tile(at, rows, k, stride_a[-2], stride_a[-1], M, K, M_FITS, K_FITS)
+            a += tiles.load_tile(at, rows, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)
         if PARTS > 1 and not UPCAST:
             a = a.to(WIDE)
         if PACKED:
             pair = start // 2 + tl.arange(0, BLOCK_K // 2)
-            pairs = tiles.load_tile(b_ptr, cols, pair, stride_b[0], stride_b[1], N, (K + 1) // 2, N_FITS, K_FITS)
+            pairs = tiles.load_tile(b_ptr, cols, pair, stride_b[0], stride_b[1], N, (K + 1) // 2, EVEN_N, EVEN_K)
             low = (pairs & 15).to(tl.int8) - 8  # [BLOCK_N, BLOCK_K / 2]
             high = (pairs >> 4).to(tl.int8) - 8
             b = tl.interleave(low, high).to(WIDE)  # [BLOCK_N, BLOCK_K]
@@ -77,7 +77,7 @@ def quantized_kernel(
             zero = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
             acc += tiles.multiply(a, tl.trans(b), zero, PRECISION, UPCAST) * scale[None, :]
         else:
-            b = tiles.load_tile(b_ptr, cols, k, stride_b[0], stride_b[1], N, K, N_FITS, K_FITS).to(WIDE)
+            b = tiles.load_tile(b_ptr, cols, k, stride_b[0], stride_b[1], N, K, EVEN_N, EVEN_K).to(WIDE)
             acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
     if not PACKED:
         acc *= tl.load(scale_ptr + cols * stride_scale[0], mask=cols < N, other=0.0).to(ACC)[None, :]
@@ -94,7 +94,7 @@ def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Ten
     x [..., n]; of A [r, n]: int8 [r, n] and scales [r], or uint8 [r, ⌈n/2⌉] and scales [r, ⌈n/64⌉]; B [m, r] likewise.
     """
     rows, r = as_rows(x), A_q.shape[0]
-    shares = share_count(rows.shape[0], (r,), rows.shape[1], x.dtype, x.device)
+    shares = split_k_factor(rows.shape[0], (r,), rows.shape[1], x.dtype, x.device)
     z = _product(rows, A_q, A_scale, None, x.dtype, shares)
     y = _product(z, B_q, B_scale, bias, x.dtype)
     return y.reshape(*x.shape[:-1], B_q.shape[0])
@@ -107,7 +107,7 @@ def _product(a: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: to
         out = torch.empty((shares, M, N), dtype=tiles.accumulator(dtype), device=a.device)
     else:
         out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=a.device)
-    block_m, block_n, block_k = _blocks(M, dtype, wide(a, q), q.dtype == torch.uint8)
+    block_m, block_n, block_k = _blocks(M, dtype, is_vectorizable(a, q), q.dtype == torch.uint8)
     if out.numel() > 0:
         with tiles.on_device(a):
             quantized_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n), shares)](
@@ -137,13 +137,13 @@ def _product(a: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: to
     return out if shares > 1 else out.to(dtype)
 
 
-def _blocks(M: int, dtype: torch.dtype, wide: bool, packed: bool) -> tuple[int, int, int]:
+def _blocks(M: int, dtype: torch.dtype, is_vectorizable: bool, packed: bool) -> tuple[int, int, int]:
     """Tile of out and step along K, of which 64 is a multiple: a step has one scale per row of b."""
     block_m = 64 if M > 16 else 16
     if dtype == torch.float32:
-        if packed and not wide:
+        if packed and not is_vectorizable:
             # Of 4 bits a thread unpacks 8 neighbours, and 4 threads share a row: Triton 3.6 counts some of a shorter
             # step twice. Numbers that are addressed one by one leave room for fewer rows instead.
             return min(block_m, 32), 32, 32
-        return block_m, 32 if block_m > 16 else 64, 32 if wide else 16
-    return block_m, 64, 64 if wide else 32
+        return block_m, 32 if block_m > 16 else 64, 32 if is_vectorizable else 16
+    return block_m, 64, 64 if is_vectorizable else 32

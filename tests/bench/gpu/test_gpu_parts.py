@@ -13,7 +13,7 @@ from bench.gpu.contestants import contestants
 from bench.gpu.job import Place, WrongResult
 from bench.gpu.layers import check
 from bench.gpu.sizes import SMOKE
-from sieve_kernels.core import tuning_cache as tuned
+from sieve_kernels.core import tuning_cache
 
 PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, pointwise, training)
 JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}
@@ -79,12 +79,12 @@ def test_cold_seconds_are_those_of_a_call():
 
 def test_choices_are_measured_and_shipped(place, monkeypatch, tmp_path):
     """Beside the results; the package gets those of full sizes only."""
-    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "configs")
+    monkeypatch.setattr(tuning_cache, "SHIPPED", tmp_path / "configs")
     jobs = {job.name: job for job in choices.jobs(SMOKE)}
     found = {name: job.run(place)[name] for name, job in jobs.items()}
     assert sum(found.values()) == len(json.loads((tmp_path / choices.FILE).read_text())["choices"]) > 0
-    assert not tuned.SHIPPED.exists()
+    assert not tuning_cache.SHIPPED.exists()
     name = max(found, key=found.get)
     {job.name: job for job in choices.jobs(replace(SMOKE, ships=True))}[name].run(place)
-    shipped = tuned.SHIPPED / tuned.file_name(tuned.device_name(place.device))
+    shipped = tuning_cache.SHIPPED / tuning_cache.file_name(tuning_cache.device_name(place.device))
     assert shipped.read_text() == (tmp_path / choices.FILE).read_text()
