@@ -22,7 +22,7 @@ ELSEWHERE = (
     "test_aot.py",
     "test_aot_combinations.py",
     "test_bench.py",
-    "test_native.py",
+    "test_cpp.py",
     "test_traffic.py",
     "test_tune.py",
 )

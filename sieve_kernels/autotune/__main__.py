@@ -29,11 +29,11 @@ FLUSH = 256 << 20
 
 def candidates(operator: str, call: dispatch.Call) -> dict[str, Callable]:
     """Functions by name that can serve a call, the one that the cost model prefers first."""
-    rules = [rule for rule in dispatch.TABLE[operator] if rule.can(call)]
+    able = [one for one in dispatch.TABLE[operator] if one.supports(call)]
     if dispatch.INTERPRETED:
-        rules = [rule for rule in rules if not rule.name.startswith("triton")]
-    rules.sort(key=lambda rule: not rule.should(call))
-    return {rule.name: rule.load() for rule in rules}
+        able = [one for one in able if not one.name.startswith("triton")]
+    able.sort(key=lambda one: not one.prefers(call))
+    return {one.name: one.load() for one in able}
 
 
 def medians(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:

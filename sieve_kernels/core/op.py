@@ -1,44 +1,83 @@
-"""Registering operators with PyTorch: one implementation per operator, which dispatches by `core.dispatch`.
+"""Defining operators: one definition gives PyTorch the operator, its trace and gradients, and `dispatch` what can
+compute it.
 
 `torch.library.define` and `impl` rather than `custom_op`, whose Python layers cost more than the operator itself for
 one token: 16 against 5 microseconds a call where both were measured.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from itertools import compress
 
 import torch
 from torch import Tensor
 
-from sieve_kernels.core.plans import without_views
+from sieve_kernels.core import dispatch
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.plans import Direct, without_views
+from sieve_kernels.core.plans import direct as make_direct
 
 
-def register(
+@dataclass(frozen=True)
+class Operator:
+    """What `define_op` makes: `op`, the operator as PyTorch calls it, and `direct`, the way past its dispatcher."""
+
+    op: Callable
+    direct: Direct | None
+
+
+def define_op(
     name: str,
     schema: str,
-    implementation: Callable,
+    implementations: Sequence[Implementation],
     fake: Callable,
+    run: Callable | None = None,
+    rank: Callable[..., int] = lambda *_: 0,
+    first: int = 0,
+    look: Callable[..., None] | None = None,
+    check: Callable[..., None] | None = None,
+    direct: Direct | None = None,
     backward: Callable | None = None,
     save: Callable | None = None,
-) -> Callable:
-    """Define `sieve_kernels::name` for CPU and GPU tensors, and return the operator.
+) -> Operator:
+    """Define `sieve_kernels::name` for CPU and GPU tensors.
 
     Args:
         name: the operator's name.
         schema: its signature in PyTorch's notation, with `Tensor(a!)` for what it writes.
-        implementation: called with real tensors.
+        implementations: what can compute it, the one to be preferred first.
         fake: shapes, dtypes and strides of the outputs, for tracing.
+        run: called with real tensors; None: the implementation that is chosen for the input and the rank.
+        rank: of the arguments, what the choice depends on.
+        first: which argument is the input that it depends on: not the gradient of a backward pass.
+        look: raises where values, which a trace does not have, do not fit.
+        check: raises where shapes, dtypes or devices do not fit. Given, calls may pass PyTorch's dispatcher by.
+        direct: the way past the dispatcher, if its arguments are others than the operator's.
         backward, save: gradients as for `torch.library.register_autograd`; None for an operator without.
     """
-    qualified = f"sieve_kernels::{name}"
-    implementation = implementation if backward is None else _without_views(implementation)
+    dispatch.TABLE[name] = tuple(implementations)
+
+    def chosen(*arguments):
+        if look is not None:
+            look(*arguments)
+        return dispatch.implementation(name, arguments[first], rank(*arguments))(*arguments)
+
+    qualified, run = f"sieve_kernels::{name}", run or chosen
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
+    torch.library.impl(qualified, ("cpu", "cuda"), run if backward is None else _without_views(run))
     torch.library.register_fake(qualified, fake)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=save)
-    return getattr(torch.ops.sieve_kernels, name).default
+    if check is not None:
+        direct = make_direct(name, check, rank, look)
+    return Operator(getattr(torch.ops.sieve_kernels, name).default, direct)
+
+
+def gradients_fake(*arguments: Tensor) -> list[Tensor]:
+    """Shapes of the gradients of an operator `…_backward(grad, *inputs, needed)`, of the inputs that need one."""
+    _, *inputs, needed = arguments
+    return [t.new_empty(t.shape) for t, wanted in zip(inputs, needed, strict=False) if wanted]
 
 
 def _without_views(implementation: Callable) -> Callable:

@@ -1,6 +1,8 @@
 """Compiled CPU path of the Gram family (csrc/gram.cpp): bf16 and float32 tokens on AMX tiles, no copy of x."""
 
 import ctypes
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,13 +14,11 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _TYPES = {torch.bfloat16: 0, torch.float32: 1}
 
 
-def _function():
+@lru_cache
+def _sieve_gram() -> Callable[..., int]:
     function = library.library().sieve_gram
     function.argtypes = [ctypes.c_int, _POINTER, _SIZE, *(_POINTER, _SIZE, _SIZE) * 2, _POINTER, _SIZE]
     return function
-
-
-_sieve_gram = _function()
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:
@@ -49,7 +49,7 @@ def _accumulate(out: Tensor, x: Tensor, y: Tensor | None, weight: Tensor | None)
         right = (None, 0, 0) if y is None else (y.data_ptr(), y.stride(0), y.shape[1])
         left = (x.data_ptr(), x.stride(0), x.shape[1])
         selected = None if index is None else index.data_ptr()
-        _sieve_gram(_TYPES[x.dtype], out.data_ptr(), out.stride(0), *left, *right, selected, count)
+        _sieve_gram()(_TYPES[x.dtype], out.data_ptr(), out.stride(0), *left, *right, selected, count)
         torch.autograd.graph.increment_version(out)
     return True
 

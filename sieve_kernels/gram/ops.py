@@ -1,11 +1,16 @@
 """`gram_` and `cross_gram_`: the functions users call, their checks, and the registration of the operators."""
 
+from collections.abc import Callable
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import as_rows, describe, require_float, require_same_device, require_same_dtype
-from sieve_kernels.core.op import register
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op
+from sieve_kernels.gram import cpp_backend, torch_backend
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -31,7 +36,7 @@ def gram_(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
                 [10., 10., 10.]])
     """
     _check(out, x, x, weight)
-    _gram_op(out, as_rows(x.detach()), _weights(weight, out))
+    _gram.op(out, as_rows(x.detach()), _weights(weight, out))
     return out
 
 
@@ -55,7 +60,7 @@ def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None = None)
                 [5., 5., 5.]])
     """
     _check(out, x, y, weight)
-    _cross_gram_op(out, as_rows(x.detach()), as_rows(y.detach()), _weights(weight, out))
+    _cross_gram.op(out, as_rows(x.detach()), as_rows(y.detach()), _weights(weight, out))
     return out
 
 
@@ -88,23 +93,63 @@ def _check(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
         raise ValueError(f"out {describe(out)} must not require a gradient: accumulation is not differentiable")
 
 
-def _gram(out, x, weight):
-    dispatch.implementation("gram_", x)(out, x, weight)
+def _triton() -> ModuleType:
+    from sieve_kernels.gram import triton_backend
+
+    return triton_backend
 
 
-def _gram_fake(out, x, weight):
-    return None
+def _run(name: str) -> Callable[..., None]:
+    """The operator that writes to its first argument, chosen by the tokens, its second."""
+
+    def run(out, x, *others):
+        dispatch.implementation(name, x)(out, x, *others)
+
+    return run
 
 
-def _cross_gram(out, x, y, weight):
-    dispatch.implementation("cross_gram_", x)(out, x, y, weight)
-
-
-def _cross_gram_fake(out, x, y, weight):
-    return None
-
-
-_gram_op = register("gram_", "(Tensor(a!) out, Tensor x, Tensor? weight) -> ()", _gram, _gram_fake)
-_cross_gram_op = register(
-    "cross_gram_", "(Tensor(a!) out, Tensor x, Tensor y, Tensor? weight) -> ()", _cross_gram, _cross_gram_fake
+_gram = define_op(
+    "gram_",
+    "(Tensor(a!) out, Tensor x, Tensor? weight) -> ()",
+    (
+        Implementation(
+            "cpp", lambda: cpp_backend.gram_, "compiled kernel on AMX tiles", dispatch.on_amx, dispatch.on_cpu
+        ),
+        Implementation(
+            "torch",
+            lambda: torch_backend.gram_,
+            "library products of the panels that are needed",
+            dispatch.anywhere,
+            dispatch.on_cpu,
+        ),
+        Implementation(
+            "triton", lambda: _triton().gram_, "tiles that are needed, tokens split to fill the GPU", dispatch.on_triton
+        ),
+    ),
+    fake=lambda out, x, weight: None,
+    run=_run("gram_"),
+)
+_cross_gram = define_op(
+    "cross_gram_",
+    "(Tensor(a!) out, Tensor x, Tensor y, Tensor? weight) -> ()",
+    (
+        Implementation(
+            "cpp", lambda: cpp_backend.cross_gram_, "compiled kernel on AMX tiles", dispatch.on_amx, dispatch.on_cpu
+        ),
+        Implementation(
+            "torch",
+            lambda: torch_backend.cross_gram_,
+            "library products of the panels that are needed",
+            dispatch.anywhere,
+            dispatch.on_cpu,
+        ),
+        Implementation(
+            "triton",
+            lambda: _triton().cross_gram_,
+            "tiles that are needed, tokens split to fill the GPU",
+            dispatch.on_triton,
+        ),
+    ),
+    fake=lambda out, x, y, weight: None,
+    run=_run("cross_gram_"),
 )

@@ -3,6 +3,7 @@
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import chain
 
 import torch
@@ -19,13 +20,11 @@ _TYPES = {torch.bfloat16: _BF16, torch.float32: _FLOAT32}
 _PLAIN = -1
 
 
-def _function():
+@lru_cache
+def _sieve_layers() -> Callable[[bytes], int]:
     function = library.library().sieve_layers
     function.argtypes = [ctypes.c_char_p]
     return function
-
-
-_sieve_layers = _function()
 
 
 def rows_in_one_piece(matrix: Tensor) -> Tensor:
@@ -82,6 +81,7 @@ class LayersCall:
         self._pack = struct.Struct(f"{len(self._numbers)}q").pack
         self._what = f"{tokens.shape[0]} rows of {x.dtype}"
         self._is_empty = x.numel() == 0
+        self._call = _sieve_layers()
 
     def _add(self, x: Tensor, layer: Layer, has_output: bool) -> None:
         start, bias = len(self._numbers), None
@@ -116,7 +116,7 @@ class LayersCall:
             tensors = [take(tensor) for take, tensor in zip(self._take, tensors, strict=True)]
         for place, tensor in zip(self._places, tensors):  # noqa: B905
             numbers[place] = tensor.data_ptr()
-        done = _sieve_layers(self._pack(*numbers))
+        done = self._call(self._pack(*numbers))
         if done == 1:
             return ys
         if done < 0:

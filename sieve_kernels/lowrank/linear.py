@@ -6,9 +6,9 @@ from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import as_rows, autocast, autocasts, require_float, require_same_dtype
-from sieve_kernels.core.op import differentiable_gradients, register
-from sieve_kernels.core.plans import direct
-from sieve_kernels.lowrank import reference, training
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op, differentiable_gradients, gradients_fake
+from sieve_kernels.lowrank import backends, cpp_backend, reference, torch_backend, training
 from sieve_kernels.lowrank.checks import listing
 
 
@@ -34,7 +34,7 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
         torch.Size([5, 32])
     """
     if not torch.compiler.is_compiling():
-        y = _direct(x, W, bias)
+        y = _linear.direct(x, W, bias)
         if y is not None:
             return y
     if autocasts(x):
@@ -42,7 +42,7 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     _check(x, W, bias)
     if training.by_library(x, W, bias):
         return F.linear(x, W, bias)
-    return _linear_op(x, W, bias)
+    return _linear.op(x, W, bias)
 
 
 def _check(x: Tensor, W: Tensor, bias: Tensor | None) -> None:
@@ -53,22 +53,6 @@ def _check(x: Tensor, W: Tensor, bias: Tensor | None) -> None:
     require_same_dtype("x", x, "W", W)
     if bias is not None:
         require_same_dtype("x", x, "bias", bias)
-
-
-def _linear(x, W, bias):
-    return dispatch.implementation("linear", x)(x, W, bias)
-
-
-def _linear_fake(x, W, bias):
-    return x.new_empty((*x.shape[:-1], W.shape[0]))
-
-
-def _linear_backward(grad, x, W, needed):
-    return dispatch.implementation("linear_backward", x)(grad, x, W, needed)
-
-
-def _linear_backward_fake(grad, x, W, needed):
-    return [t.new_empty(t.shape) for t, wanted in zip((x, W), needed, strict=True) if wanted]
 
 
 def _save(ctx, inputs, output):
@@ -82,23 +66,36 @@ def _gradients(ctx, grad):
     if torch.is_grad_enabled():  # a gradient of this gradient will be taken
         gradients = differentiable_gradients(reference.dense, tensors, needed, grad)
     else:
-        found = iter(_linear_backward_op(grad, *tensors, needed))
+        found = iter(_linear_backward.op(grad, *tensors, needed))
         gradients = [next(found) if wanted else None for wanted in needed]
     return *gradients, as_rows(grad).sum(0) if bias_needed else None
 
 
-_direct = direct("linear", _check, lambda *_: 0)
-_linear_backward_op = register(
+_linear_backward = define_op(
     "linear_backward",
     "(Tensor grad, Tensor x, Tensor W, bool[] needed) -> Tensor[]",
-    _linear_backward,
-    _linear_backward_fake,
+    (
+        Implementation("torch", lambda: torch_backend.dense_backward, "library products", dispatch.anywhere),
+        Implementation(
+            "triton", lambda: backends.triton().dense.linear_backward, "one launch per product", dispatch.on_triton
+        ),
+    ),
+    fake=gradients_fake,
+    first=1,
 )
-_linear_op = register(
+_linear = define_op(
     "linear",
     "(Tensor x, Tensor W, Tensor? bias) -> Tensor",
-    _linear,
-    _linear_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.dense, most=64),
+        Implementation("torch", lambda: torch_backend.dense, "library product", dispatch.anywhere, dispatch.by_library),
+        dispatch.triton_gemv(lambda: backends.triton().gemv.dense),
+        Implementation(
+            "triton", lambda: backends.triton().dense.linear, "split-K where rows are few", dispatch.on_triton
+        ),
+    ),
+    fake=lambda x, W, bias: x.new_empty((*x.shape[:-1], W.shape[0])),
+    check=_check,
     backward=_gradients,
     save=_save,
 )

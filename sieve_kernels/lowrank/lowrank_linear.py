@@ -5,9 +5,9 @@ from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import as_rows, autocast, autocasts
-from sieve_kernels.core.op import register
-from sieve_kernels.core.plans import direct
-from sieve_kernels.lowrank import reference, training
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op, gradients_fake
+from sieve_kernels.lowrank import backends, cpp_backend, reference, torch_backend, training
 from sieve_kernels.lowrank.checks import check_factors
 
 
@@ -38,7 +38,7 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         torch.Size([5, 32])
     """
     if rank is None and not torch.compiler.is_compiling():
-        y = _direct(x, A, B, bias)
+        y = _linear.direct(x, A, B, bias)
         if y is not None:
             return y
     if autocasts(x):
@@ -50,23 +50,7 @@ def lowrank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, 
         A, B = A[:rank], B[:, :rank]
     if training.by_library(x, A, B, bias):
         return training.linear(x, A, B, bias)
-    return _linear_op(x, A, B, bias)
-
-
-def _linear(x, A, B, bias):
-    return dispatch.implementation("lowrank_linear", x, A.shape[0])(x, A, B, bias)
-
-
-def _linear_fake(x, A, B, bias):
-    return x.new_empty((*x.shape[:-1], B.shape[0]))
-
-
-def _linear_backward(grad, x, A, B, needed):
-    return dispatch.implementation("lowrank_linear_backward", x, A.shape[0])(grad, x, A, B, needed)
-
-
-def _linear_backward_fake(grad, x, A, B, needed):
-    return [t.new_empty(t.shape) for t, wanted in zip((x, A, B), needed, strict=True) if wanted]
+    return _linear.op(x, A, B, bias)
 
 
 def _save(ctx, inputs, output):
@@ -80,23 +64,54 @@ def _gradients(ctx, grad):
     if torch.is_grad_enabled():  # a gradient of this gradient will be taken
         gradients = reference.linear_backward(grad, x, A, B)
     else:
-        found = iter(_linear_backward_op(grad, x, A, B, needed))
+        found = iter(_linear_backward.op(grad, x, A, B, needed))
         gradients = [next(found) if wanted else None for wanted in needed]
     return *gradients, as_rows(grad).sum(0) if bias_needed else None
 
 
-_direct = direct("lowrank_linear", check_factors, lambda x, A, B, bias: A.shape[0])
-_linear_backward_op = register(
+_linear_backward = define_op(
     "lowrank_linear_backward",
     "(Tensor grad, Tensor x, Tensor A, Tensor B, bool[] needed) -> Tensor[]",
-    _linear_backward,
-    _linear_backward_fake,
+    (
+        Implementation("torch", lambda: torch_backend.linear_backward, "library products", dispatch.anywhere),
+        Implementation(
+            "triton", lambda: backends.triton().linear.linear_backward, "one launch per product", dispatch.on_triton
+        ),
+    ),
+    fake=gradients_fake,
+    rank=lambda grad, x, A, B, needed: A.shape[0],
+    first=1,
 )
-_linear_op = register(
+_linear = define_op(
     "lowrank_linear",
     "(Tensor x, Tensor A, Tensor B, Tensor? bias) -> Tensor",
-    _linear,
-    _linear_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.linear),
+        Implementation(
+            "triton_grouped",
+            lambda: backends.triton().grouped.pair,
+            "tiles of few rows, sums split to fill the GPU",
+            dispatch.half_tile,
+            dispatch.never,
+        ),
+        Implementation(
+            "torch", lambda: torch_backend.linear, "two library products", dispatch.anywhere, dispatch.by_library
+        ),
+        dispatch.triton_gemv(lambda: backends.triton().gemv.linear),
+        Implementation(
+            "triton", lambda: backends.triton().linear.linear, "two launches inside one operator", dispatch.on_triton
+        ),
+        Implementation(
+            "triton_fused",
+            lambda: backends.triton().linear.linear_fused,
+            "the r-wide intermediate stays on chip",
+            dispatch.fits_on_chip,
+            dispatch.never,
+        ),
+    ),
+    fake=lambda x, A, B, bias: x.new_empty((*x.shape[:-1], B.shape[0])),
+    rank=lambda x, A, B, bias: A.shape[0],
+    check=check_factors,
     backward=_gradients,
     save=_save,
 )

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import as_rows, autocast, autocasts
-from sieve_kernels.core.op import differentiable_gradients, register
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op, differentiable_gradients, gradients_fake
 from sieve_kernels.core.plans import Direct, Plans, looking, prepared
-from sieve_kernels.lowrank import reference, training
+from sieve_kernels.lowrank import backends, cpp_backend, reference, torch_backend, training
 from sieve_kernels.lowrank.checks import check_factors, check_permutation
 from sieve_kernels.lowrank.lowrank_linear_pivoted import check_pivoted, lowrank_linear_pivoted
 
@@ -47,7 +48,7 @@ def lowrank_linear_group(
         [torch.Size([5, 32]), torch.Size([5, 32])]
     """
     if not torch.compiler.is_compiling():
-        ys = _direct(x, As, Bs, biases, permutations)
+        ys = _group.direct(x, As, Bs, biases, permutations)
         if ys is not None:
             return tuple(ys)
     _check_counts(As, Bs, biases, permutations)
@@ -59,7 +60,7 @@ def lowrank_linear_group(
     _check(x, As, Bs, biases)
     if training.by_library(x, *As, *Bs, *(biases or ())):
         return tuple(training.linear(x, *of) for of in zip(As, Bs, biases or [None] * len(As), strict=True))
-    return tuple(_group_op(x, list(As), list(Bs), _biases(Bs, biases)))
+    return tuple(_group.op(x, list(As), list(Bs), _biases(Bs, biases)))
 
 
 def _check_counts(
@@ -118,22 +119,9 @@ def _look(x, As, Bs, biases, permutations):
         check_permutation(permutation)
 
 
-def _group(x, As, Bs, biases):
+def _run(x, As, Bs, biases):
     rank = max(A.shape[0] for A in As)
     return dispatch.implementation("lowrank_linear_group", x, rank)(x, As, Bs, biases or None)
-
-
-def _group_fake(x, As, Bs, biases):
-    return [x.new_empty((*x.shape[:-1], B.shape[0])) for B in Bs]
-
-
-def _group_backward(grads, x, As, Bs, needed):
-    rank = max(A.shape[0] for A in As)
-    return dispatch.implementation("lowrank_linear_group_backward", x, rank)(grads, x, As, Bs, needed)
-
-
-def _group_backward_fake(grads, x, As, Bs, needed):
-    return [t.new_empty(t.shape) for t, wanted in zip((x, *As, *Bs), needed, strict=True) if wanted]
 
 
 def _save(ctx, inputs, output):
@@ -152,24 +140,56 @@ def _gradients(ctx, grads):
             lambda x, *factors: reference.group(x, factors[:count], factors[count:]), (x, *As, *Bs), needed, grads
         )
     else:
-        found = iter(_group_backward_op(grads, x, As, Bs, needed))
+        found = iter(_group_backward.op(grads, x, As, Bs, needed))
         gradients = [next(found) if wanted else None for wanted in needed]
     of_biases = [as_rows(g).sum(0) if wanted else None for g, wanted in zip(grads, biases_needed, strict=False)]
     return gradients[0], gradients[1 : 1 + count], gradients[1 + count :], of_biases
 
 
-_direct = Direct(_prepare)
-_group_backward_op = register(
+_group_backward = define_op(
     "lowrank_linear_group_backward",
     "(Tensor[] grads, Tensor x, Tensor[] As, Tensor[] Bs, bool[] needed) -> Tensor[]",
-    _group_backward,
-    _group_backward_fake,
+    (
+        Implementation("torch", lambda: torch_backend.group_backward, "library products", dispatch.anywhere),
+        Implementation(
+            "triton",
+            lambda: backends.triton().group.group_backward,
+            "one launch per kind of product",
+            dispatch.on_triton,
+        ),
+    ),
+    fake=lambda grads, x, As, Bs, needed: gradients_fake(grads, x, *As, *Bs, needed),
+    rank=lambda grads, x, As, *_: max(A.shape[0] for A in As),
+    first=1,
 )
-_group_op = register(
+_group = define_op(
     "lowrank_linear_group",
     "(Tensor x, Tensor[] As, Tensor[] Bs, Tensor[] biases) -> Tensor[]",
-    _group,
-    _group_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.group),
+        Implementation(
+            "torch",
+            lambda: torch_backend.group,
+            "library products, blocks of tokens through all layers",
+            dispatch.on_cpu,
+        ),
+        Implementation(
+            "triton_grouped",
+            lambda: backends.triton().grouped.group,
+            "tiles of all layers side by side, sums split to fill the GPU",
+            dispatch.some_rows,
+        ),
+        Implementation(
+            "torch", lambda: backends.torch_gpu().group, "library products", dispatch.on_gpu, dispatch.by_library
+        ),
+        dispatch.triton_gemv(lambda: backends.triton().gemv.group),
+        Implementation(
+            "triton", lambda: backends.triton().group.group, "two launches for all layers", dispatch.on_triton
+        ),
+    ),
+    fake=lambda x, As, Bs, biases: [x.new_empty((*x.shape[:-1], B.shape[0])) for B in Bs],
+    run=_run,
+    direct=Direct(_prepare),
     backward=_gradients,
     save=_save,
 )

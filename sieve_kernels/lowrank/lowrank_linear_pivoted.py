@@ -13,9 +13,9 @@ from sieve_kernels.core.checks import (
     require_same_device,
     require_same_dtype,
 )
-from sieve_kernels.core.op import register
-from sieve_kernels.core.plans import direct
-from sieve_kernels.lowrank import reference, training
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op, gradients_fake
+from sieve_kernels.lowrank import backends, cpp_backend, reference, torch_backend, training
 from sieve_kernels.lowrank.checks import check_permutation
 
 
@@ -48,7 +48,7 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
         torch.Size([5, 32])
     """
     if not torch.compiler.is_compiling():
-        y = _direct(x, A, C, permutation, bias)
+        y = _pivoted.direct(x, A, C, permutation, bias)
         if y is not None:
             return y
     if autocasts(x):
@@ -56,7 +56,7 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
     check_pivoted(x, A, C, permutation, bias)
     if training.by_library(x, A, C, bias):
         return training.pivoted(x, A, C, permutation, bias)
-    return _pivoted_op(x, A, C, permutation, bias)
+    return _pivoted.op(x, A, C, permutation, bias)
 
 
 def check_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> None:
@@ -77,25 +77,6 @@ def check_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Te
         require_same_dtype("x", x, "bias", bias)
 
 
-def _pivoted(x, A, C, permutation, bias):
-    check_permutation(permutation)  # here and not above: a trace has no values to look at
-    return dispatch.implementation("lowrank_linear_pivoted", x, A.shape[0])(x, A, C, permutation, bias)
-
-
-def _pivoted_fake(x, A, C, permutation, bias):
-    return x.new_empty((*x.shape[:-1], permutation.shape[0]))
-
-
-def _pivoted_backward(grad, x, A, C, permutation, needed):
-    check_permutation(permutation)
-    function = dispatch.implementation("lowrank_linear_pivoted_backward", x, A.shape[0])
-    return function(grad, x, A, C, permutation, needed)
-
-
-def _pivoted_backward_fake(grad, x, A, C, permutation, needed):
-    return [t.new_empty(t.shape) for t, wanted in zip((x, A, C), needed, strict=True) if wanted]
-
-
 def _save(ctx, inputs, output):
     x, A, C, permutation, _ = inputs
     ctx.save_for_backward(x, A, C, permutation)
@@ -107,28 +88,60 @@ def _gradients(ctx, grad):
     if torch.is_grad_enabled():  # a gradient of this gradient will be taken
         gradients = reference.pivoted_backward(grad, x, A, C, permutation)
     else:
-        found = iter(_pivoted_backward_op(grad, x, A, C, permutation, needed))
+        found = iter(_pivoted_backward.op(grad, x, A, C, permutation, needed))
         gradients = [next(found) if wanted else None for wanted in needed]
     return *gradients, None, as_rows(grad).sum(0) if bias_needed else None
 
 
-_direct = direct(
-    "lowrank_linear_pivoted",
-    check_pivoted,
-    rank=lambda x, A, *_: A.shape[0],
-    look=lambda x, A, C, permutation, bias: check_permutation(permutation),
-)
-_pivoted_backward_op = register(
+_pivoted_backward = define_op(
     "lowrank_linear_pivoted_backward",
     "(Tensor grad, Tensor x, Tensor A, Tensor C, Tensor permutation, bool[] needed) -> Tensor[]",
-    _pivoted_backward,
-    _pivoted_backward_fake,
+    (
+        Implementation("torch", lambda: torch_backend.pivoted_backward, "library products", dispatch.on_cpu),
+        Implementation(
+            "torch", lambda: backends.torch_gpu().pivoted_backward, "library products after one gather", dispatch.on_gpu
+        ),
+        Implementation(
+            "triton", lambda: backends.triton().pivoted.pivoted_backward, "one launch per product", dispatch.on_triton
+        ),
+    ),
+    fake=gradients_fake,
+    rank=lambda grad, x, A, *_: A.shape[0],
+    look=lambda grad, x, A, C, permutation, needed: check_permutation(permutation),
+    first=1,
 )
-_pivoted_op = register(
+_pivoted = define_op(
     "lowrank_linear_pivoted",
     "(Tensor x, Tensor A, Tensor C, Tensor permutation, Tensor? bias) -> Tensor",
-    _pivoted,
-    _pivoted_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.pivoted),
+        Implementation("torch", lambda: torch_backend.pivoted, "library products", dispatch.on_cpu),
+        Implementation(
+            "torch",
+            lambda: backends.torch_gpu().pivoted,
+            "library products, and one pass that puts columns in order or makes the second factor whole",
+            dispatch.on_gpu,
+            dispatch.by_library,
+        ),
+        dispatch.triton_gemv(lambda: backends.triton().gemv.pivoted),
+        Implementation(
+            "triton",
+            lambda: backends.triton().pivoted.pivoted,
+            "two launches that write where y is",
+            dispatch.on_triton,
+        ),
+        Implementation(
+            "torch_expanded",
+            lambda: backends.torch_gpu().pivoted_expanded,
+            "library products with the identity's rows among the others",
+            dispatch.anywhere,
+            dispatch.never,
+        ),
+    ),
+    fake=lambda x, A, C, permutation, bias: x.new_empty((*x.shape[:-1], permutation.shape[0])),
+    rank=lambda x, A, *_: A.shape[0],
+    look=lambda x, A, C, permutation, bias: check_permutation(permutation),
+    check=check_pivoted,
     backward=_gradients,
     save=_save,
 )

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import autocast, autocasts, require_same_device
-from sieve_kernels.core.op import differentiable_gradients, register
-from sieve_kernels.lowrank import reference
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op, differentiable_gradients, gradients_fake
+from sieve_kernels.lowrank import backends, cpp_backend, reference, torch_backend
 from sieve_kernels.lowrank.checks import check_factors, listing
 
 
@@ -43,28 +44,14 @@ def lowrank_linear_population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) ->
         raise TypeError(f"ranks must be int64 or int32, got {listing({'ranks': ranks})}")
     check_factors(x, A, B)
     require_same_device("x", x, "ranks", ranks)
-    return _population_op(x, A, B, ranks)
+    return _population.op(x, A, B, ranks)
 
 
-def _population(x, A, B, ranks):
-    if x.device.type == "cpu" and ranks.numel():  # here and not above: a trace has no values to look at
+def _check_ranks(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> None:
+    if x.device.type == "cpu" and ranks.numel():
         low, high = (int(r) for r in torch.aminmax(ranks))
         if low < 1 or high > A.shape[0]:
             raise ValueError(f"ranks must be between 1 and {A.shape[0]}, got {low} to {high}")
-    return dispatch.implementation("lowrank_linear_population", x, A.shape[0])(x, A, B, ranks)
-
-
-def _population_fake(x, A, B, ranks):
-    return x.new_empty((*x.shape[:-1], B.shape[0]))
-
-
-def _population_backward(grad, x, A, B, ranks, needed):
-    function = dispatch.implementation("lowrank_linear_population_backward", x, A.shape[0])
-    return function(grad, x, A, B, ranks, needed)
-
-
-def _population_backward_fake(grad, x, A, B, ranks, needed):
-    return [t.new_empty(t.shape) for t, wanted in zip((x, A, B), needed, strict=True) if wanted]
 
 
 def _save(ctx, inputs, output):
@@ -76,21 +63,49 @@ def _gradients(ctx, grad):
     needed = ctx.needs_input_grad[:3]
     if torch.is_grad_enabled():  # a gradient of this gradient will be taken
         return *differentiable_gradients(lambda *t: reference.population(*t, ranks), tensors, needed, grad), None
-    found = iter(_population_backward_op(grad, *tensors, ranks, needed))
+    found = iter(_population_backward.op(grad, *tensors, ranks, needed))
     return *(next(found) if wanted else None for wanted in needed), None
 
 
-_population_backward_op = register(
+_population_backward = define_op(
     "lowrank_linear_population_backward",
     "(Tensor grad, Tensor x, Tensor A, Tensor B, Tensor ranks, bool[] needed) -> Tensor[]",
-    _population_backward,
-    _population_backward_fake,
+    (
+        Implementation(
+            "torch", lambda: torch_backend.population_backward, "library products, rank by rank", dispatch.on_cpu
+        ),
+        Implementation(
+            "triton",
+            lambda: backends.triton().population.population_backward,
+            "one launch per product",
+            dispatch.on_triton,
+        ),
+    ),
+    fake=gradients_fake,
+    rank=lambda grad, x, A, *_: A.shape[0],
+    first=1,
 )
-_population_op = register(
+_population = define_op(
     "lowrank_linear_population",
     "(Tensor x, Tensor A, Tensor B, Tensor ranks) -> Tensor",
-    _population,
-    _population_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.population),
+        Implementation(
+            "torch",
+            lambda: torch_backend.population,
+            "library products, candidates of one rank together",
+            dispatch.on_cpu,
+        ),
+        Implementation(
+            "triton",
+            lambda: backends.triton().population.population,
+            "all candidates in two launches",
+            dispatch.on_triton,
+        ),
+    ),
+    fake=lambda x, A, B, ranks: x.new_empty((*x.shape[:-1], B.shape[0])),
+    rank=lambda x, A, B, ranks: A.shape[0],
+    look=_check_ranks,
     backward=_gradients,
     save=_save,
 )

@@ -12,8 +12,9 @@ from sieve_kernels.core.checks import (
     require_same_device,
     require_same_dtype,
 )
-from sieve_kernels.core.op import register
-from sieve_kernels.core.plans import direct
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op
+from sieve_kernels.lowrank import backends, cpp_backend, torch_backend
 from sieve_kernels.lowrank.checks import listing
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
 
@@ -46,13 +47,13 @@ def lowrank_linear_quantized(
         torch.Size([5, 32])
     """
     if not torch.compiler.is_compiling():
-        y = _direct(x, A_q, A_scale, B_q, B_scale, bias)
+        y = _quantized.direct(x, A_q, A_scale, B_q, B_scale, bias)
         if y is not None:
             return y
     if autocasts(x):
         x, bias = autocast(x), autocast(bias)
     _check(x, A_q, A_scale, B_q, B_scale, bias)
-    return _quantized_op(x, A_q, A_scale, B_q, B_scale, bias)
+    return _quantized.op(x, A_q, A_scale, B_q, B_scale, bias)
 
 
 def _check(x, A_q, A_scale, B_q, B_scale, bias):
@@ -87,15 +88,6 @@ def _held(q: Tensor, scale: Tensor, columns: int) -> bool:
     return q.shape[1] == (columns + 1) // 2 and scale.shape == (rows, (columns + GROUP - 1) // GROUP)
 
 
-def _quantized(x, A_q, A_scale, B_q, B_scale, bias):
-    function = dispatch.implementation("lowrank_linear_quantized", x, A_q.shape[0])
-    return function(x, A_q, A_scale, B_q, B_scale, bias)
-
-
-def _quantized_fake(x, A_q, A_scale, B_q, B_scale, bias):
-    return x.new_empty((*x.shape[:-1], B_q.shape[0]))
-
-
 def _save(ctx, inputs, output):
     x, *factors, _ = inputs
     ctx.columns = x.shape[-1]
@@ -111,12 +103,31 @@ def _gradients(ctx, grad):
     return dx, None, None, None, None, as_rows(grad).sum(0) if ctx.needs_input_grad[5] else None
 
 
-_direct = direct("lowrank_linear_quantized", _check, lambda x, A_q, *_: A_q.shape[0])
-_quantized_op = register(
+_quantized = define_op(
     "lowrank_linear_quantized",
     "(Tensor x, Tensor A_q, Tensor A_scale, Tensor B_q, Tensor B_scale, Tensor? bias) -> Tensor",
-    _quantized,
-    _quantized_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.quantized, most=dispatch.GEMV_ROWS),
+        Implementation(
+            "torch",
+            lambda: torch_backend.quantized,
+            "library products, one factor at a time as floats",
+            dispatch.anywhere,
+            lambda call: (
+                dispatch.on_cpu(call) or call.rows > dispatch.GEMV_ROWS_GPU or (not dispatch.on_triton_integers(call))
+            ),
+        ),
+        dispatch.triton_gemv(lambda: backends.triton().gemv_quantized.quantized),
+        Implementation(
+            "triton",
+            lambda: backends.triton().quantized.quantized,
+            "dequantised in registers",
+            dispatch.on_triton_integers,
+        ),
+    ),
+    fake=lambda x, A_q, A_scale, B_q, B_scale, bias: x.new_empty((*x.shape[:-1], B_q.shape[0])),
+    rank=lambda x, A_q, *_: A_q.shape[0],
+    check=_check,
     backward=_gradients,
     save=_save,
 )

@@ -14,14 +14,15 @@ from sieve_kernels.core.checks import (
     require_same_device,
     require_same_dtype,
 )
-from sieve_kernels.core.op import register
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op
 from sieve_kernels.core.plans import direct
 from sieve_kernels.lowrank import training
 from sieve_kernels.lowrank.checks import check_permutation
 from sieve_kernels.lowrank.linear import linear
 from sieve_kernels.lowrank.lowrank_linear import lowrank_linear
 from sieve_kernels.lowrank.lowrank_linear_pivoted import lowrank_linear_pivoted
-from sieve_kernels.mlp import reference
+from sieve_kernels.mlp import backends, cpp_backend, reference
 from sieve_kernels.mlp.lowrank_swiglu import lowrank_swiglu
 
 Layer = Sequence[Tensor]
@@ -56,7 +57,7 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
     """
     layers = [tuple(layer) for layer in (gate, up, down) if layer is not None]
     if not torch.compiler.is_compiling():
-        y = _direct(x, layers, activation)
+        y = _mlp.direct(x, layers, activation)
         if y is not None:
             return y
     if autocasts(x):
@@ -67,7 +68,7 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
         return training.mlp(x, layers, activation)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
         return parts(x, layers, activation)
-    return _mlp_op(x, tensors, [len(layer) for layer in layers], activation)
+    return _mlp.op(x, tensors, [len(layer) for layer in layers], activation)
 
 
 def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
@@ -133,7 +134,7 @@ def _look(layers: Sequence[Layer]) -> None:
             check_permutation(layer[2])
 
 
-def _mlp(x, tensors, counts, activation):
+def _run(x, tensors, counts, activation):
     layers = _split(tensors, counts)
     _look(layers)
     return dispatch.implementation("lowrank_mlp", x, _rank(x, layers, activation))(x, layers, activation)
@@ -143,11 +144,22 @@ def _rank(x, layers, activation):
     return max((layer[0].shape[0] for layer in layers if len(layer) > 1), default=0)
 
 
-def _mlp_fake(x, tensors, counts, activation):
-    return x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1])))
-
-
-_direct = direct("lowrank_mlp", _check, _rank, look=lambda x, layers, activation: _look(layers))
-_mlp_op = register(
-    "lowrank_mlp", "(Tensor x, Tensor[] tensors, int[] counts, str activation) -> Tensor", _mlp, _mlp_fake
+_mlp = define_op(
+    "lowrank_mlp",
+    "(Tensor x, Tensor[] tensors, int[] counts, str activation) -> Tensor",
+    (
+        dispatch.cpp(lambda: cpp_backend.mlp),
+        Implementation(
+            "torch",
+            lambda: backends.torch_gpu().mlp,
+            "library products, activated and put in order in one pass",
+            dispatch.on_gpu,
+            dispatch.by_library,
+        ),
+        dispatch.triton_gemv(lambda: backends.triton_gemv().mlp),
+        Implementation("parts", lambda: parts, "the operators of its parts", dispatch.anywhere),
+    ),
+    fake=lambda x, tensors, counts, _: x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1]))),
+    run=_run,
+    direct=direct("lowrank_mlp", _check, _rank, look=lambda x, layers, activation: _look(layers)),
 )

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import autocast, autocasts, describe
-from sieve_kernels.core.op import differentiable_gradients, register
-from sieve_kernels.core.plans import direct
+from sieve_kernels.core.dispatch import Implementation
+from sieve_kernels.core.op import define_op, differentiable_gradients
 from sieve_kernels.lowrank import training
 from sieve_kernels.lowrank.checks import check_factors
-from sieve_kernels.mlp import reference
+from sieve_kernels.mlp import backends, cpp_backend, reference, torch_backend
 
 
 def lowrank_swiglu(
@@ -39,7 +39,7 @@ def lowrank_swiglu(
         torch.Size([5, 32])
     """
     if not torch.compiler.is_compiling():
-        y = _direct(x, A_gate, B_gate, A_up, B_up, activation)
+        y = _swiglu.direct(x, A_gate, B_gate, A_up, B_up, activation)
         if y is not None:
             return y
     if autocasts(x):
@@ -47,7 +47,7 @@ def lowrank_swiglu(
     _check(x, A_gate, B_gate, A_up, B_up, activation)
     if training.by_library(x, A_gate, B_gate, A_up, B_up):
         return training.swiglu(x, A_gate, B_gate, A_up, B_up, activation)
-    return _swiglu_op(x, A_gate, B_gate, A_up, B_up, activation)
+    return _swiglu.op(x, A_gate, B_gate, A_up, B_up, activation)
 
 
 def _check(x, A_gate, B_gate, A_up, B_up, activation):
@@ -61,20 +61,6 @@ def _check(x, A_gate, B_gate, A_up, B_up, activation):
 
 def _rank(A_gate, A_up):
     return max(A_gate.shape[0], A_up.shape[0])
-
-
-def _swiglu(x, A_gate, B_gate, A_up, B_up, activation):
-    function = dispatch.implementation("lowrank_swiglu", x, _rank(A_gate, A_up))
-    return function(x, A_gate, B_gate, A_up, B_up, activation)
-
-
-def _swiglu_fake(x, A_gate, B_gate, A_up, B_up, activation):
-    return x.new_empty((*x.shape[:-1], B_gate.shape[0]))
-
-
-def _swiglu_backward(grad, x, A_gate, B_gate, A_up, B_up, activation, needed):
-    function = dispatch.implementation("lowrank_swiglu_backward", x, _rank(A_gate, A_up))
-    return function(grad, x, A_gate, B_gate, A_up, B_up, activation, needed)
 
 
 def _swiglu_backward_fake(grad, x, A_gate, B_gate, A_up, B_up, activation, needed):
@@ -93,24 +79,52 @@ def _gradients(ctx, grad):
         return *gradients, None
     of_x, of_A_gate, of_B_gate, of_A_up, of_B_up = needed
     needed = [of_x, of_A_gate, of_A_up, of_B_gate, of_B_up]
-    found = iter(_swiglu_backward_op(grad, *tensors, ctx.activation, needed))
+    found = iter(_swiglu_backward.op(grad, *tensors, ctx.activation, needed))
     x, A_gate, A_up, B_gate, B_up = (next(found) if wanted else None for wanted in needed)
     return x, A_gate, B_gate, A_up, B_up, None
 
 
-_direct = direct("lowrank_swiglu", _check, lambda x, A_gate, B_gate, A_up, *_: _rank(A_gate, A_up))
-_swiglu_backward_op = register(
+_swiglu_backward = define_op(
     "lowrank_swiglu_backward",
     "(Tensor grad, Tensor x, Tensor A_gate, Tensor B_gate, Tensor A_up, Tensor B_up, str activation, bool[] needed)"
     " -> Tensor[]",
-    _swiglu_backward,
-    _swiglu_backward_fake,
+    (
+        Implementation("torch", lambda: torch_backend.swiglu_backward, "library products", dispatch.anywhere),
+        Implementation(
+            "triton",
+            lambda: backends.triton().swiglu_backward,
+            "gate and up recomputed in registers",
+            dispatch.on_triton,
+        ),
+    ),
+    fake=_swiglu_backward_fake,
+    rank=lambda grad, x, A_gate, B_gate, A_up, *_: _rank(A_gate, A_up),
+    first=1,
 )
-_swiglu_op = register(
+_swiglu = define_op(
     "lowrank_swiglu",
     "(Tensor x, Tensor A_gate, Tensor B_gate, Tensor A_up, Tensor B_up, str activation) -> Tensor",
-    _swiglu,
-    _swiglu_fake,
+    (
+        dispatch.cpp(lambda: cpp_backend.swiglu),
+        Implementation(
+            "torch",
+            lambda: torch_backend.swiglu,
+            "library products, activated in place, block by block",
+            dispatch.on_cpu,
+        ),
+        Implementation(
+            "torch",
+            lambda: backends.torch_gpu().swiglu,
+            "library products, activated in one pass",
+            dispatch.on_gpu,
+            dispatch.by_library,
+        ),
+        dispatch.triton_gemv(lambda: backends.triton_gemv().swiglu),
+        Implementation("triton", lambda: backends.triton().swiglu, "gate and up meet in registers", dispatch.on_triton),
+    ),
+    fake=lambda x, A_gate, B_gate, *_: x.new_empty((*x.shape[:-1], B_gate.shape[0])),
+    rank=lambda x, A_gate, B_gate, A_up, *_: _rank(A_gate, A_up),
+    check=_check,
     backward=_gradients,
     save=_save,
 )

@@ -2,6 +2,8 @@
 
 import ctypes
 import struct
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,14 +15,11 @@ from sieve_kernels.lowrank.cpp_backend import rows_in_one_piece
 _TYPES = {torch.bfloat16: 0, torch.float32: 1}
 
 
-def _function(name: str):
+@lru_cache
+def _function(name: str) -> Callable[[bytes], None]:
     function = getattr(library.library(), name)
     function.argtypes, function.restype = [ctypes.c_char_p], None
     return function
-
-
-_sieve_rms_norm, _sieve_rotary = _function("sieve_rms_norm"), _function("sieve_rotary")
-_sieve_channel_sums = _function("sieve_channel_sums")
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -28,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype)
     rows = rows_in_one_piece(as_rows(x))
     weight = weight.contiguous()
-    _sieve_rms_norm(
+    _function("sieve_rms_norm")(
         struct.pack(
             "7qd",
             _TYPES[x.dtype],
@@ -54,7 +53,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     turned = torch.empty_like(q), torch.empty_like(k)
     for x, y in zip((q, k), turned, strict=True):
         numbers += [x.data_ptr(), *x.stride()[:3], y.data_ptr(), *y.stride()[:3], x.shape[1]]
-    _sieve_rotary(struct.pack(f"{len(numbers)}q", *numbers))
+    _function("sieve_rotary")(struct.pack(f"{len(numbers)}q", *numbers))
     return turned
 
 
@@ -65,5 +64,5 @@ def channel_sums(x: Tensor, mask: Tensor | None) -> Tensor:
     mask = None if mask is None else mask.contiguous()
     chosen = 0 if mask is None else mask.data_ptr()
     numbers = _TYPES[x.dtype], rows.data_ptr(), rows.stride(0), *rows.shape, chosen, sums.data_ptr()
-    _sieve_channel_sums(struct.pack("7q", *numbers))
+    _function("sieve_channel_sums")(struct.pack("7q", *numbers))
     return sums

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import describe, require_float, require_same_device, require_same_dtype
-from sieve_kernels.core.op import differentiable_gradients, register
+from sieve_kernels.core.op import define_op, differentiable_gradients
 from sieve_kernels.core.plans import direct
-from sieve_kernels.pointwise import joints, reference
+from sieve_kernels.pointwise import backends, cpp_backend, joints, reference
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -32,11 +32,11 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
         torch.Size([5, 64])
     """
     if not torch.compiler.is_compiling():
-        y = _rms_norm_direct(x, weight, epsilon)
+        y = _rms_norm.direct(x, weight, epsilon)
         if y is not None:
             return y
     _check_rms_norm(x, weight)
-    return _rms_norm_op(x, weight, epsilon)
+    return _rms_norm.op(x, weight, epsilon)
 
 
 def _check_rms_norm(x, weight, epsilon=None):
@@ -69,11 +69,11 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         torch.Size([2, 1, 7, 8])
     """
     if not torch.compiler.is_compiling():
-        turned = _rotary_direct(q, k, cos, sin)
+        turned = _rotary.direct(q, k, cos, sin)
         if turned is not None:
             return turned
     _check_rotary(q, k, cos, sin)
-    return _rotary_op(q, k, cos, sin)
+    return _rotary.op(q, k, cos, sin)
 
 
 def _check_rotary(q, k, cos, sin):
@@ -154,14 +154,6 @@ def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return dispatch.implementation("channel_sums", x)(x.detach(), mask)
 
 
-def _rms_norm(x, weight, epsilon):
-    return dispatch.implementation("rms_norm", x)(x, weight, epsilon)
-
-
-def _rms_norm_fake(x, weight, epsilon):
-    return x.new_empty(x.shape)
-
-
 def _rms_norm_gradients(ctx, grad):
     with torch.enable_grad():
         found = differentiable_gradients(
@@ -178,14 +170,6 @@ def _rms_norm_save(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def _rotary(q, k, cos, sin):
-    return dispatch.implementation("rotary", q)(q, k, cos, sin)
-
-
-def _rotary_fake(q, k, cos, sin):
-    return torch.empty_like(q), torch.empty_like(k)
-
-
 def _rotary_gradients(ctx, of_q, of_k):
     with torch.enable_grad():
         return tuple(differentiable_gradients(reference.rotary, ctx.saved_tensors, ctx.needs_input_grad, (of_q, of_k)))
@@ -195,22 +179,34 @@ def _rotary_save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-_rms_norm_direct = direct("rms_norm", _check_rms_norm, lambda *_: 0)
-_rotary_direct = direct("rotary", _check_rotary, lambda *_: 0)
 _act_mul_direct = direct("act_mul", _check_act_mul, lambda *_: 0)
-_rms_norm_op = register(
+_rms_norm = define_op(
     "rms_norm",
     "(Tensor x, Tensor weight, float epsilon) -> Tensor",
-    _rms_norm,
-    _rms_norm_fake,
+    (
+        backends.cpp(lambda: cpp_backend.rms_norm),
+        backends.one_launch(lambda: backends.triton().rms_norm),
+        backends.torch(lambda: reference.rms_norm),
+    ),
+    fake=lambda x, weight, epsilon: x.new_empty(x.shape),
+    check=_check_rms_norm,
     backward=_rms_norm_gradients,
     save=_rms_norm_save,
 )
-_rotary_op = register(
+_rotary = define_op(
     "rotary",
     "(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)",
-    _rotary,
-    _rotary_fake,
+    (
+        backends.cpp(lambda: cpp_backend.rotary),
+        backends.one_launch(lambda: backends.triton().rotary),
+        backends.torch(lambda: reference.rotary),
+    ),
+    fake=lambda q, k, cos, sin: (torch.empty_like(q), torch.empty_like(k)),
+    check=_check_rotary,
     backward=_rotary_gradients,
     save=_rotary_save,
+)
+dispatch.TABLE["channel_sums"] = (
+    backends.cpp(lambda: cpp_backend.channel_sums),
+    backends.torch(lambda: reference.channel_sums),
 )

@@ -47,8 +47,8 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
         monkeypatch.setattr(training, "FEW_NUMBERS", 0)
     if request.param in AS_ON_GPU and dispatch.INTERPRETED:
-        for operator, rules in dispatch.TABLE.items():
-            monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, rules)))
+        for operator, listed in dispatch.TABLE.items():
+            monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, listed)))
     decide_anew()
     yield request.param
     decide_anew()
@@ -59,7 +59,7 @@ def decide_anew() -> None:
     plans.forget()
 
 
-def _as_on_gpu(rule: dispatch.Rule) -> dispatch.Rule:
-    if rule.name == "torch" and rule.can is dispatch._on_cpu:
-        return replace(rule, can=dispatch._never)
-    return replace(rule, can=dispatch._anywhere) if rule.can is dispatch._on_gpu else rule
+def _as_on_gpu(one: dispatch.Implementation) -> dispatch.Implementation:
+    if one.name == "torch" and one.supports is dispatch.on_cpu:
+        return replace(one, supports=dispatch.never)
+    return replace(one, supports=dispatch.anywhere) if one.supports is dispatch.on_gpu else one

@@ -14,7 +14,7 @@ from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 
 both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_training", "native", "triton", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 

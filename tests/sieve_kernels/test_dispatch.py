@@ -37,16 +37,16 @@ BY_TORCH = {"channel_sums", "lowrank_mlp"}  # no Triton kernel of their own
 @pytest.mark.parametrize("operator", sorted(set(dispatch.TABLE) - {"lowrank_mlp"}))
 def test_cpu_tensors_take_library_products(operator, without_compiled):
     assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4)) == "torch"
-    assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4), "native") == "torch"
+    assert choose(operator, dispatch.Call(CPU, torch.float32, 8, 4), "cpp") == "torch"
 
 
 def test_compiled_kernels_where_they_can_serve(monkeypatch):
     monkeypatch.setattr(library, "library", lambda: "a library")
     for amx, dtype, rows, name in (
-        (False, torch.bfloat16, 8, "native"),
+        (False, torch.bfloat16, 8, "cpp"),
         (False, torch.bfloat16, 9, "torch"),
-        (True, torch.bfloat16, 9, "native"),
-        (True, torch.float32, 8, "native"),
+        (True, torch.bfloat16, 9, "cpp"),
+        (True, torch.float32, 8, "cpp"),
         (True, torch.float32, 9, "torch"),
         (True, torch.float16, 1, "torch"),
     ):
@@ -135,8 +135,20 @@ def test_override_where_it_can_serve():
     assert choose("gram_", call, "triton_fused") == "triton"
 
 
+def test_names_of_earlier_versions(monkeypatch):
+    """In settings, and in files of measured choices."""
+    x = torch.randn(1, 4)
+    monkeypatch.setenv(dispatch.VARIABLE, "native")
+    assert ": cpp (" in dispatch.explain("lowrank_linear", x, 2)
+    monkeypatch.setenv(dispatch.VARIABLE, "torch")
+    assert ": torch (" in dispatch.explain("lowrank_linear", x, 2)
+    monkeypatch.delenv(dispatch.VARIABLE)
+    monkeypatch.setattr(tuning_cache, "choice", lambda *_: tuning_cache.Choice("native", "a file"))
+    assert dispatch.explain("lowrank_linear", x, 2).endswith(": cpp (a file)")
+
+
 def test_unknown_override_is_refused():
-    with pytest.raises(SettingError, match="SIEVE_KERNELS=cublas is not one of native, parts, torch"):
+    with pytest.raises(SettingError, match="SIEVE_KERNELS=cublas is not one of cpp, parts, torch"):
         choose("gram_", dispatch.Call(GPU, torch.float32, 8), "cublas")
 
 
@@ -161,7 +173,7 @@ def test_explain(monkeypatch, without_compiled):
 
 def test_every_entry_loads():
     for rules in dispatch.TABLE.values():
-        assert all(callable(rule.load()) for rule in rules if rule.name != "native" or library.library())
+        assert all(callable(rule.load()) for rule in rules if rule.name != "cpp" or library.library())
 
 
 def run(code: str) -> str:

@@ -7,7 +7,7 @@ from golden import kernels
 triton = pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("implementation", ["", "torch", "native", "triton", "triton_gemv"], indirect=True)
+@pytest.mark.parametrize("implementation", ["", "torch", "cpp", "triton", "triton_gemv"], indirect=True)
 def test_outputs(implementation, device):
     """Of whole numbers: exact, whatever computes them. Of what the interpreter would take long for, a part."""
     slow = implementation.startswith("triton") and device.type == "cpu"

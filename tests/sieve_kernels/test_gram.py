@@ -11,7 +11,7 @@ from sieve_kernels import cross_gram_, gram_
 from sieve_kernels.gram import reference, torch_backend
 from sieve_kernels.gram import triton_backend as triton_kernels
 
-every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
+every = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 

@@ -16,7 +16,7 @@ from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference, torch_backend
 
 both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 SIZES = ((70, 20), (33, 7), (1, 1))

@@ -54,7 +54,7 @@ def operators(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[T
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "native"], indirect=True)
+@pytest.mark.parametrize("implementation", ["torch", "torch_gpu", "cpp"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", operators(torch.float32, torch.device("cpu")))

@@ -13,7 +13,7 @@ from sieve_kernels.core import dispatch, library
 from sieve_kernels.lowrank import checks, reference, torch_backend_gpu
 
 every = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 

@@ -10,8 +10,8 @@ from sieve_kernels import act_mul, channel_sums, rms_norm, rotary
 from sieve_kernels.pointwise import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-every = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
-both = pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+every = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton"], indirect=True)
+both = pytest.mark.parametrize("implementation", ["torch", "cpp"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 

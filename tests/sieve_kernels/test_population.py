@@ -12,7 +12,7 @@ from sieve_kernels import lowrank_linear_population
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference, torch_backend
 
-both = pytest.mark.parametrize("implementation", ["torch", "native", "triton"], indirect=True)
+both = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 

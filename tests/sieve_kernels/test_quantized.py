@@ -14,7 +14,7 @@ from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
 from sieve_kernels.lowrank.triton import quantized as quantized_kernels
 
-both = pytest.mark.parametrize("implementation", ["torch", "native", "triton", "triton_gemv"], indirect=True)
+both = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton", "triton_gemv"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 widths = pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4)], ids=str)
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_quantized(error, W, bits, text):
         quantize_rows(W, bits)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+@pytest.mark.parametrize("implementation", ["torch", "cpp"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
 def test_an_outlier_does_not_drown_the_rest(implementation, rows):
     """A number a thousand times the others, as activations have them, that no weight looks at."""
@@ -287,7 +287,7 @@ def test_an_outlier_does_not_drown_the_rest(implementation, rows):
     check([x, A_q, A_scale, B_q, B_scale, None])
 
 
-@pytest.mark.parametrize("implementation", ["torch", "native"], indirect=True)
+@pytest.mark.parametrize("implementation", ["torch", "cpp"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
 def test_few_rows_in_16_bits_with_numbers_that_have_no_fixed_point(implementation, rows, value):

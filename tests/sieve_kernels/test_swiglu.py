@@ -17,7 +17,7 @@ from sieve_kernels.mlp import reference
 from sieve_kernels.mlp import torch_backend as glu
 
 both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "native", "triton", "triton_gemv"], indirect=True
+    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)

@@ -9,6 +9,7 @@ import torch
 
 from sieve_kernels.autotune import __main__ as tune
 from sieve_kernels.core import dispatch, library, tuning_cache
+from sieve_kernels.lowrank import torch_backend
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def fresh(monkeypatch, tmp_path):
 
 def entry(**changes) -> dict:
     call = {"operator": "lowrank_linear", "dtype": "bfloat16", "rows": 8, "rank": 4, "implementation": "torch"}
-    return call | {"seconds": {"torch": 1.0, "native": 2.0}} | changes
+    return call | {"seconds": {"torch": 1.0, "cpp": 2.0}} | changes
 
 
 def store(*entries: dict) -> None:
@@ -46,11 +47,11 @@ def test_shape_class(size, expected):
 
 
 def test_the_measured_choice_holds_for_its_class_only():
-    assert choose() == "native"
+    assert choose() == "cpp"
     store(entry())
     tuning_cache._read.cache_clear()
     assert choose() == choose(rows=5, rank=3) == "torch"
-    assert choose(rows=4) == choose(rank=5) == choose(dtype=torch.float32) == "native"
+    assert choose(rows=4) == choose(rank=5) == choose(dtype=torch.float32) == "cpp"
 
 
 GPU = torch.device("cuda", 0)
@@ -119,7 +120,7 @@ def test_shipped_files_can_be_read():
 
 def test_the_override_is_above():
     store(entry())
-    assert choose(override="native") == "native"
+    assert choose(override="cpp") == "cpp"
 
 
 def test_explain_says_where_a_choice_comes_from(monkeypatch):
@@ -128,13 +129,13 @@ def test_explain_says_where_a_choice_comes_from(monkeypatch):
     assert text.endswith(f"torch (measured fastest, {tuning_cache.path(CPU)})")
     monkeypatch.setenv(tuning_cache.VARIABLE, "off")
     text = dispatch.explain("lowrank_linear", torch.zeros(8, 2, dtype=torch.bfloat16), rank=4)
-    assert "native (" in text
+    assert "cpp (" in text
     assert "measured" not in text
 
 
 def test_a_choice_that_cannot_serve_is_passed_over():
     store(entry(implementation="triton_fused", rank=1024), entry(implementation="of another version"))
-    assert choose() == choose(rank=1000) == "native"
+    assert choose() == choose(rank=1000) == "cpp"
 
 
 @pytest.mark.parametrize(
@@ -150,17 +151,17 @@ def test_a_choice_that_cannot_serve_is_passed_over():
 def test_a_file_that_cannot_be_used_is_left_alone_with_one_warning(content, why):
     tuning_cache.path(CPU).write_text(content)
     with pytest.warns(RuntimeWarning, match=why):
-        assert choose() == "native"
+        assert choose() == "cpp"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose() == "native"
+        assert choose() == "cpp"
 
 
 def test_writing_replaces_the_same_call_and_keeps_the_others():
     store(entry(), entry(rows=16))
-    store(entry(implementation="native"))
+    store(entry(implementation="cpp"))
     stored = json.loads(tuning_cache.path(CPU).read_text())
-    assert [(e["rows"], e["implementation"]) for e in stored["choices"]] == [(8, "native"), (16, "torch")]
+    assert [(e["rows"], e["implementation"]) for e in stored["choices"]] == [(8, "cpp"), (16, "torch")]
     assert stored["device"] == tuning_cache.device_name(CPU)
     assert list(tuning_cache.path(CPU).parent.iterdir()) == [tuning_cache.path(CPU)]
 
@@ -186,10 +187,10 @@ def test_without_a_gpu_nothing_is_measured(capsys):
 
 def test_the_slower_default_is_replaced(monkeypatch):
     """Only beyond the margin, so that noise changes nothing."""
-    functions = {"native": lambda: None, "torch": lambda: None}
+    functions = {"cpp": lambda: None, "torch": lambda: None}
     monkeypatch.setattr(tune, "candidates", lambda operator, call: {n: lambda *_: None for n in functions})
-    for native_time, torch_time, fastest in ((1.0, 0.9, "torch"), (1.0, 0.98, "native"), (1.0, 2.0, "native")):
-        monkeypatch.setattr(tune, "medians", lambda *_, a=native_time, b=torch_time: {"native": a, "torch": b})
+    for native_time, torch_time, fastest in ((1.0, 0.9, "torch"), (1.0, 0.98, "cpp"), (1.0, 2.0, "cpp")):
+        monkeypatch.setattr(tune, "medians", lambda *_, a=native_time, b=torch_time: {"cpp": a, "torch": b})
         case = tune.CASES_BY_OPERATOR["lowrank_linear"]
         made = tune.measure(case, tune.Problem(3, 8, 8, 4), CPU, 1)
         assert (made["implementation"], made["rows"], made["rank"]) == (fastest, 4, 4)
@@ -197,21 +198,21 @@ def test_the_slower_default_is_replaced(monkeypatch):
 
 def test_tuning_a_cpu(capsys, monkeypatch):
     """A whole run on two implementations of one operator, whose result dispatch then takes."""
-    rules = dispatch.TABLE["lowrank_linear"]
+    listed = dispatch.TABLE["lowrank_linear"]
     monkeypatch.setitem(
         dispatch.TABLE,
         "lowrank_linear",
         (
-            dispatch.Rule("torch", "lowrank.torch_backend:linear", "first", lambda call: True),
-            dispatch.Rule("native", "lowrank.torch_backend:linear", "the same again", lambda call: True),
-            *(rule for rule in rules if rule.name.startswith("triton")),
+            dispatch.Implementation("torch", lambda: torch_backend.linear, "first", lambda call: True),
+            dispatch.Implementation("cpp", lambda: torch_backend.linear, "the same again", lambda call: True),
+            *(one for one in listed if one.name.startswith("triton")),
         ),
     )
     options = ["--device", "cpu", "--operators", "lowrank_linear", "--rows", "3", "--ranks", "4", "--size", "16"]
     assert tune.main([*options, "--rounds", "3"]) == 0
     stored = json.loads(tuning_cache.path(CPU).read_text())["choices"]
     assert [(e["operator"], e["rows"], e["rank"], set(e["seconds"])) for e in stored] == [
-        ("lowrank_linear", 4, 4, {"torch", "native"})
+        ("lowrank_linear", 4, 4, {"torch", "cpp"})
     ]
     assert "1 choices" in capsys.readouterr().out
     assert choose(rows=3) == stored[0]["implementation"]

@@ -1,0 +1,21 @@
+"""Modules of this room that need Triton, imported where they are needed first."""
+
+from types import ModuleType
+
+
+def triton() -> ModuleType:
+    from sieve_kernels.mlp import triton_backend
+
+    return triton_backend
+
+
+def triton_gemv() -> ModuleType:
+    from sieve_kernels.mlp import triton_gemv
+
+    return triton_gemv
+
+
+def torch_gpu() -> ModuleType:
+    from sieve_kernels.mlp import torch_backend_gpu
+
+    return torch_backend_gpu
