@@ -16,7 +16,7 @@ from sieve_kernels.core import library
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"
-NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "matmul", "tile_launch", "traffic", "tune")
+NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "tile_launch", "traffic", "tune")
 """What names of files begin with."""
 LIKELIHOODS = TESTS / "sieve" / "evaluation" / "test_likelihood.py"
 CAPABILITIES = ("default", "avx2")
