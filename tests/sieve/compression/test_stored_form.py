@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sieve
-from sieve.compression import apply
 from sieve.compression.apply import applied
+from sieve.compression.low_rank import stored
 from sieve.compression.plan import Plan
 from sieve.errors import ToleranceError
 from sieve.evaluation.generation import greedy_answers
@@ -121,14 +121,14 @@ def echo(tmp_path_factory):
 
 def spoilt_search(ranks, echo, monkeypatch, **options):
     """A search where pairs of these ranks are spoilt in their stored form alone, as rounding can spoil answers."""
-    plain = apply.pivoted
+    plain = stored.pivoted
 
     def pivoted(pair, rank):
         A, C, permutation = plain(pair, rank)
         return (A * 0, C * 0, permutation) if rank in ranks else (A, C, permutation)
 
     with monkeypatch.context() as patched:
-        patched.setattr(apply, "pivoted", pivoted)
+        patched.setattr(stored, "pivoted", pivoted)
         (model, tokenizer), task = load_model(echo[0]), load_task(echo[1])
         factors = sieve.project(model, sieve.calibrate(model, tokenizer, task, 1000), pivot=True)
         return run_search(model, tokenizer, factors, task, search="uniform", rank_multiple=4, **options)
