@@ -13,7 +13,6 @@ import time
 import torch
 
 import sieve
-from sieve.compression.apply import sliced
 from sieve.evaluation.likelihood import Sharing
 from sieve.evaluation.scoring import prepare
 from sieve.models.linears import decoder_blocks
@@ -61,10 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
     replayed = top + random.Random(0).sample(best[len(top) :], min(chosen.replay, len(best)) - len(top))
     prepared = prepare(model, tokenizer, task, task.splits()["fitness"], sharing=Sharing(False, False, False))
     plain, taken = [], []
-    with evaluating(model), torch.inference_mode(), sliced(model, factors) as turned:
+    with evaluating(model), torch.inference_mode(), factors.elastic(model) as elastic:
         for candidate in replayed:
             started = time.perf_counter()
-            turned.set(candidate.plan)
+            elastic.set(candidate.plan)
             plain.append(prepared.run(model))
             taken.append(time.perf_counter() - started)
             print(

@@ -24,7 +24,6 @@ import torch
 import sieve
 from bench.cells import RESULTS, Results, packed, work_through
 from bench.quality_shown import plot, table
-from sieve.compression.apply import sliced
 from sieve.errors import ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.linears import prunable
@@ -133,9 +132,9 @@ class Bench:
                 front.append(one)
         step = max(1, -(-len(front) // POINTS))
         points = []
-        with sliced(self.model, factors) as turned:
+        with factors.elastic(self.model) as elastic:
             for one in front[::step]:
-                turned.set(one.plan)
+                elastic.set(one.plan)
                 scores = self._test(self.model, task, seed)
                 removed = one.plan.prunable_removed(matrices)
                 points.append({"removed": removed, "accuracy": scores.accuracy, "loglik": scores.mean_loglik})

@@ -19,9 +19,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sieve.calibration.collect import collect
 from sieve.calibration.gradients import backward
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.checkpoint.folder import load, save
-from sieve.compression.apply import apply_, sliced
+from sieve.compression.apply import apply_
 from sieve.compression.low_rank.project import project
 from sieve.compression.plan import Plan
 from sieve.errors import SieveError
@@ -146,7 +146,7 @@ def outcome(name: str, folder: Path) -> Outcome:
         return Outcome("scored wrongly", _short(error))
     left = summary(left_dense(model), matrices)
     result = "pruned in part" if left else "pruned"
-    texts = list(batches([Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()], 256))
+    texts = list(batches([Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()], 256))
     try:
         with evaluating(model):  # what searches and loss-aware projections take from it
             backward(model, texts[0])
@@ -156,8 +156,8 @@ def outcome(name: str, folder: Path) -> Outcome:
     factors = project(model, statistics, pivot=True)
     plan = Plan.uniform(matrices.values(), 0.6)
     dense = _logits(model)
-    with sliced(model, factors) as slices:
-        slices.set(plan)
+    with factors.elastic(model) as elastic:
+        elastic.set(plan)
         expected = _logits(model)
     _same(_logits(model), dense, 0)
     apply_(model, factors, plan)

@@ -10,7 +10,6 @@ import numpy as np
 import sieve
 from bench.cells import packed
 from bench.methods.setting import Setting
-from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import evaluate
 from sieve.searchers.run import run_search
 from sieve.tasks import Example, Task
@@ -42,8 +41,8 @@ class Cross:
         if cell["source"] == "dense":
             return self._scored(cell)
         factors, plan, found = self.pruned(cell["source"], cell["seed"])
-        with sliced(self.model, factors) as turned:
-            turned.set(plan)
+        with factors.elastic(self.model) as elastic:
+            elastic.set(plan)
             return self._scored(cell) | found
 
     def _scored(self, cell: Mapping[str, Any]) -> dict[str, Any]:

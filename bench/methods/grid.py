@@ -15,7 +15,6 @@ from bench.methods.contenders import ABLATION, CONTENDERS, KEPT, LOW_RANK, MASKE
 from bench.methods.setting import Setting, metered
 from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.size import model_parameters
-from sieve.compression.apply import sliced
 from sieve.compression.masks.masks import Masks
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
@@ -84,9 +83,9 @@ class Grid:
         matrices = made.matrices(self.model)
         plan = Plan.uniform(matrices.values(), cell["kept"]) if isinstance(made, Masks) else setting.plan(cell["kept"])
         reference = setting.reference  # collected, if need be, while the model is dense
-        with sliced(self.model, made) as turned:
+        with made.elastic(self.model) as elastic:
             with metered() as turning:  # where masks make good for what they drop, this is where the work is
-                turned.set(plan)
+                elastic.set(plan)
             row["build"] = total(build, turning)
             row["output_error"] = output_error(self.model, reference, made, plan)
             row |= self._scored(self.model, setting)
@@ -133,7 +132,7 @@ def total(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float
 def output_error(model: torch.nn.Module, reference: Statistics, made: Made, plan: Plan) -> float:
     """Σ_t |W x_t - M x_t|² / Σ_t |W x_t|² on the task's calibration tokens, a mean over the pruned matrices.
 
-    M is read off the model where masks are set (`sliced` and its `set` come first), of pairs it is B A.
+    M is read off the model where masks are set (`elastic` and its `set` come first), of pairs it is B A.
 
     Args:
         reference: Grams of the inputs of every matrix.

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 import sieve
-from sieve.compression.apply import sliced
 from sieve.compression.plan import Plan
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import Scores, evaluate
@@ -34,7 +33,7 @@ def measure(shared: bool, options: argparse.Namespace) -> dict[float, tuple[dict
     factors = sieve.project(model, statistics, pivot=True)
     matrices, task, found = factors.matrices(model), load_task(options.task), {}
     test = task.splits()["test"][: options.examples]
-    with sliced(model, factors) as turned:
+    with factors.elastic(model) as elastic:
         for kept in KEPT:
             plan = Plan.uniform(matrices.values(), kept)
             errors = {}
@@ -42,7 +41,7 @@ def measure(shared: bool, options: argparse.Namespace) -> dict[float, tuple[dict
                 ranks = {name: rank for name, rank in plan.items() if name.rpartition(".")[2] in names}
                 lost = [0.0 if rank == DENSE else factors[name].lost(rank) for name, rank in ranks.items()]
                 errors[group] = float(np.mean(lost))
-            turned.set(plan)
+            elastic.set(plan)
             found[kept] = errors, evaluate(model, tokenizer, task, test)
             print(f"{'shared' if shared else 'separate'}, {1 - plan.prunable_removed(matrices):.3f} kept", flush=True)
     return found

@@ -17,7 +17,6 @@ import torch
 import sieve
 from bench.cells import RESULTS, Results, versions
 from sieve.calibration.text import calibration_sequences
-from sieve.compression.apply import sliced
 from sieve.compression.low_rank.shrinkage import EVERY, SHARES, output_errors
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
@@ -65,8 +64,8 @@ def main() -> None:
                 seen, unseen = (
                     output_errors(model, texts, [factors], compared)[0] for texts in (statistics.texts, new)
                 )
-                with sliced(model, factors) as slices:
-                    slices.set(plan)
+                with factors.elastic(model) as elastic:
+                    elastic.set(plan)
                     loglik = evaluate(model, tokenizer, task, splits["test"][: options.examples]).loglik
                 plain = loglik if plain is None else plain
                 gain = loglik - plain

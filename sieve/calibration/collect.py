@@ -20,7 +20,7 @@ from sieve.evaluation.shortcuts import verified
 from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.models.matrix import Matrix
-from sieve.models.shared_inputs import readers_of_one_input
+from sieve.models.shared_inputs import group_layers_by_input
 from sieve.registry import ALL, method_named
 from sieve.tasks import Task, load_task
 from sieve.utils import progress
@@ -108,7 +108,7 @@ def collect(
     """
     matrices = prunable(model)
     decoder = model.base_model  # the blocks without the output head, whose logits nobody asks for
-    groups = readers_of_one_input(model, matrices, data[0])
+    groups = group_layers_by_input(model, matrices, data[0])
     sources = _choose_sides(groups, matrices, needs)
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if needs == "none" and not gradients:

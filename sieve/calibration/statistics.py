@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sieve.calibration.text import Text
+from sieve.calibration.text import Sample
 from sieve.errors import InputError, StorageError
 from sieve.utils.files import atomic_file
 from sieve.utils.identity import differences, tensors_digest
@@ -58,8 +58,8 @@ class Statistics:
     tokens: int
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
-    texts: list[Text] = field(default_factory=list)
-    held_back: list[Text] = field(default_factory=list)
+    texts: list[Sample] = field(default_factory=list)
+    held_back: list[Sample] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         header = {
@@ -101,7 +101,7 @@ class Statistics:
             ) from None
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
-        texts, held_back = ([Text(*text) for text in header[which]] for which in ("texts", "held_back"))
+        texts, held_back = ([Sample(*text) for text in header[which]] for which in ("texts", "held_back"))
         sums = {key.removeprefix(_SUMS): value for key, value in tensors.items() if key.startswith(_SUMS)}
         grams = {key: value for key, value in tensors.items() if not key.startswith(_SUMS)}
         return cls(grams, sources, header["tokens"], sums, header["identity"], texts, held_back)

@@ -16,7 +16,7 @@ from sieve.utils import progress
 from sieve.utils.messages import shorten
 
 
-class Text(NamedTuple):
+class Sample(NamedTuple):
     """Token ids of an example, and where its right answer starts."""
 
     ids: list[int]
@@ -34,7 +34,7 @@ class Batch:
 
 def calibration_sequences(
     tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], tokens: int, context: int
-) -> list[Text]:
+) -> list[Sample]:
     """Prompt and right answer of each example, in the split's order, until `tokens` are reached.
 
     Prompts that are longer than `context` are cut as for evaluation, and so is the last one at the budget; texts
@@ -77,18 +77,18 @@ def calibration_sequences(
     return sequences
 
 
-def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left: int) -> Text | None:
+def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left: int) -> Sample | None:
     """What of a sequence the budget has room for; None where that is not even the answer."""
     ids, start = piece
     if task.type == "perplexity":
-        return Text(ids[:left], start) if left > 0 else None
+        return Sample(ids[:left], start) if left > 0 else None
     try:
-        return Text(*fitted(tokenizer, task, [piece], left)[0])
+        return Sample(*fitted(tokenizer, task, [piece], left)[0])
     except InputError:
         return None
 
 
-def fingerprint(sequences: Sequence[Text], answers: bool = False) -> str:
+def fingerprint(sequences: Sequence[Sample], answers: bool = False) -> str:
     """sha256 of the token ids, sequence boundaries included; with `answers`, also of where those start."""
     digest = hashlib.sha256()
     for ids, start in sequences:
@@ -97,7 +97,7 @@ def fingerprint(sequences: Sequence[Text], answers: bool = False) -> str:
     return digest.hexdigest()
 
 
-def batches(sequences: Sequence[Text], batch_tokens: int) -> list[Batch]:
+def batches(sequences: Sequence[Sample], batch_tokens: int) -> list[Batch]:
     """Sequences of similar length together, padded on the right; at most `batch_tokens` cells each."""
     result, rows = [], []
     for text in sorted(sequences, key=lambda text: len(text.ids)):
@@ -108,7 +108,7 @@ def batches(sequences: Sequence[Text], batch_tokens: int) -> list[Batch]:
     return [*result, _pad(rows)]
 
 
-def _pad(rows: list[Text]) -> Batch:
+def _pad(rows: list[Sample]) -> Batch:
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids, _ in rows])
     lengths = torch.tensor([len(ids) for ids, _ in rows])

@@ -57,7 +57,7 @@ def save(
 
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
-        ranks = mark(model)
+        ranks = write_quantization_config(model)
         with _stamped(model) as identity:
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -103,7 +103,7 @@ def load(
     return model, tokenizer
 
 
-def mark(model: PreTrainedModel) -> dict[str, int]:
+def write_quantization_config(model: PreTrainedModel) -> dict[str, int]:
     """Write the ranks of the model's pairs into `model.config`, as `save_pretrained` needs them; returns them.
 
     Masks that are marked already stay so, but for matrices that are pairs now. A model without pairs and masks loses
@@ -136,7 +136,7 @@ def mark(model: PreTrainedModel) -> dict[str, int]:
     return ranks
 
 
-def mark_masked(model: PreTrainedModel, kept: Mapping[str, float], pattern: str) -> None:
+def write_mask_config(model: PreTrainedModel, kept: Mapping[str, float], pattern: str) -> None:
     """Write into `model.config` which matrices are masked and what fraction of their weights they keep."""
     from sieve.checkpoint.hf_quantizer import SieveConfig
 
@@ -147,7 +147,7 @@ def mark_masked(model: PreTrainedModel, kept: Mapping[str, float], pattern: str)
     if before and present.pattern != pattern:
         pattern = "unstructured"  # that is what two patterns side by side are
     model.config.quantization_config = SieveConfig({}, masks={**before, **kept}, pattern=pattern)
-    mark(model)
+    write_quantization_config(model)
 
 
 def _check_masked(model: PreTrainedModel, kept: Mapping[str, float]) -> None:

@@ -1,16 +1,11 @@
-"""A plan onto a model: for good (`apply_`), or for a while.
-
-`applied` is what `apply_` stores; `sliced` turns quickly from plan to plan, for a search, up to rounding.
-"""
+"""A plan onto a model, for good; `CompressionSpace` has what puts one onto it for a while."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.compression.plan import Plan
-from sieve.compression.space import CompressionSpace, Elastic
+from sieve.compression.space import CompressionSpace
 
 
 def apply_(model: PreTrainedModel, factors: CompressionSpace, plan: Mapping[str, int | str]) -> PreTrainedModel:
@@ -37,23 +32,3 @@ def apply_(model: PreTrainedModel, factors: CompressionSpace, plan: Mapping[str,
     factors.check(matrices, plan)
     factors.apply_(model, plan)
     return model
-
-
-def applied(
-    model: PreTrainedModel, factors: CompressionSpace, plan: Mapping[str, int | str]
-) -> AbstractContextManager[None]:
-    """Within the block the model has the weights that `apply_` would give it, bit for bit; afterwards its own again.
-
-    A search judges plans by slices of nested factors. What is stored of a plan is the same map but for rounding:
-    pivoted, with the means in the bias, in the model's dtype. This is that form, for a look at it.
-
-    Args:
-        model: the dense model, or inside `sliced` with no plan set.
-        factors, plan: as for `apply_`; whether pairs are pivoted is what the factors say.
-    """
-    return factors.stored(model, plan)
-
-
-def sliced(model: nn.Module, factors: CompressionSpace) -> AbstractContextManager[Elastic]:
-    """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
-    return factors.elastic(model)

@@ -21,7 +21,7 @@ class Elastic(Protocol):
     def set(self, plan: Mapping[str, int | str]) -> None:
         """Run this plan from now on."""
 
-    def set_many(self, plans: Sequence[Mapping[str, int | str]]) -> None:
+    def set_batch(self, plans: Sequence[Mapping[str, int | str]]) -> None:
         """Be several candidates at a time, each for its part of the rows. Optional."""
 
 

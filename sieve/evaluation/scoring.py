@@ -32,8 +32,8 @@ class Scores:
     loglik: float64 [N], in nats: log-likelihood of the right answer given the prompt; for perplexity of a token,
         on average over the text.
     tokens: how many the model had to read or write, padding excluded.
-    contrast: float64 [N], in nats: log-likelihood of the right choice given that it is one of the choices, as they are
-        judged (log softmax of what the task compares); None where there are no choices.
+    choice_logprob: float64 [N], in nats: log-likelihood of the right choice given that it is one of the choices, as
+        they are judged (log softmax of what the task compares); None where there are no choices.
     written: how many tokens of answers the model wrote.
     examples: int64 [N], ascending: which of the examples that were asked these are; None: all of them.
     """
@@ -41,7 +41,7 @@ class Scores:
     score: np.ndarray
     loglik: np.ndarray
     tokens: int
-    contrast: np.ndarray | None = None
+    choice_logprob: np.ndarray | None = None
     written: int = 0
     examples: np.ndarray | None = None
 
@@ -56,12 +56,12 @@ class Scores:
         return float(self.loglik.mean())
 
     @property
-    def evidence(self) -> np.ndarray:
-        """What tells similar models apart, float64 [N]: the contrast where there are choices, else the log-likelihood.
+    def ranking_score(self) -> np.ndarray:
+        """What tells similar models apart, float64 [N]: `choice_logprob` where there are choices, else `loglik`.
 
         The likelihood of a right choice also grows with that of the wrong ones, which says nothing of the score.
         """
-        return self.loglik if self.contrast is None else self.contrast
+        return self.loglik if self.choice_logprob is None else self.choice_logprob
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _multiple_choice(
             score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
             loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
             tokens=tokens,
-            contrast=np.array(
+            choice_logprob=np.array(
                 [values[answer] - np.logaddexp.reduce(values) for values, answer in zip(judged, right, strict=True)]
             ),
         )

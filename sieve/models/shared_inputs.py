@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sieve.calibration.text import Batch
 
 
-def readers_of_one_input(model: PreTrainedModel, matrices: dict[str, Matrix], batch: "Batch") -> list[list[str]]:
+def group_layers_by_input(model: PreTrainedModel, matrices: dict[str, Matrix], batch: "Batch") -> list[list[str]]:
     """Matrices grouped by the tensor they read (q, k, v; gate, up), as seen on the first tokens of a batch.
 
     Watching is surer than knowing names: it holds for every architecture.

@@ -6,14 +6,14 @@ from torch import nn
 from sieve_kernels import lowrank_linear, lowrank_linear_population
 
 
-class SlicedLinear(nn.Module):
+class ElasticLinear(nn.Module):
     """A matrix whose rank is one integer: what the search puts in the place of a prunable layer.
 
     `rank=None` runs the dense layer itself; otherwise the leading `rank` rows of A [R, n] and columns of
     B [m, R] are used as views. Changing a candidate is setting `rank`: nothing is copied. With means [n] and [m] the
     pair serves what the input is beyond its mean: y = (x - mean) Aᵀ Bᵀ + output_mean + bias.
 
-    `turn` makes it several candidates at a time, for rows that are as many equal parts, one for each.
+    `set_candidates` makes it several candidates at a time, for rows that are as many equal parts, one for each.
     """
 
     def __init__(
@@ -29,12 +29,16 @@ class SlicedLinear(nn.Module):
         self._ranks: torch.Tensor | None = None  # of several candidates [P]
         self._dense: list[int] = []  # those of them that are
         self._mask: torch.Tensor | None = None  # the same [P], on their device
-        self.alike = False  # launch the same kernels whoever is dense, by what the two tensors hold when they run
+        self.capture_safe = (
+            False  # launch the same kernels whoever is dense, by what the two tensors hold when they run
+        )
         self._A, self._B = A, B  # plain attributes: they are the factors' tensors, not this model's state
         self._mean = None if mean is None else mean.to(A.dtype)
         self._bias = dense.bias if output_mean is None else centred_bias(dense.bias, output_mean, A.dtype)
 
-    def turn(self, ranks: torch.Tensor | None, dense: list[int] = (), mask: torch.Tensor | None = None) -> None:
+    def set_candidates(
+        self, ranks: torch.Tensor | None, dense: list[int] = (), mask: torch.Tensor | None = None
+    ) -> None:
         """Be candidates of these ranks [P], but for the `dense` ones; None: one, of `rank`.
 
         `mask`: bool [P], who is dense; like `ranks` on the factors' device.
@@ -56,16 +60,16 @@ class SlicedLinear(nn.Module):
 
         Products have the same shapes whoever is dense, so that a candidate's sums do not depend on its company: the
         pairs' kernel runs for all (a dense one's rank is 1, which costs next to nothing), dense ones run one by one: if
-        `alike`, those of everybody, of which the others' are thrown away.
+        `capture_safe`, those of everybody, of which the others' are thrown away.
         """
         rows = x.reshape(len(self._ranks), -1, x.shape[-1])
-        if self.alike or len(self._dense) < len(rows):
+        if self.capture_safe or len(self._dense) < len(rows):
             y = lowrank_linear_population(self._centred(rows), self._A, self._B, self._ranks)
             if self._bias is not None:
                 y += self._bias
         else:
             y = x.new_empty(*rows.shape[:2], self._B.shape[0])
-        if self.alike:
+        if self.capture_safe:
             y = torch.where(self._mask[:, None, None], torch.stack([self.dense(own) for own in rows]).to(y.dtype), y)
         else:
             for candidate in self._dense:

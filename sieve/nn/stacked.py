@@ -49,7 +49,7 @@ def stacks(model: nn.Module) -> dict[str, list[str]]:
     return {name: stack.members for name, stack in _stacks(model).items()}
 
 
-def heights_of(model: nn.Module) -> dict[str, list[int]]:
+def member_out_features(model: nn.Module) -> dict[str, list[int]]:
     """Dotted name of each stack → how many outputs each of its members has."""
     return {name: stack.sizes for name, stack in _stacks(model).items()}
 

@@ -30,7 +30,7 @@ from sieve.run.heal import MEASURED, heal_and_score, letters_taught
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
 from sieve.run.report.healed import healed_report
-from sieve.run.resume import Unfinished
+from sieve.run.resume import ResumableRun
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
@@ -74,7 +74,7 @@ def prune(
     output = Path(output) if resume else require_new(output)
     if statistics is not None:
         require_place(statistics)
-    with Unfinished(output, resume) as unfinished:
+    with ResumableRun(output, resume) as unfinished:
         report = _pruned(recipe, output, statistics, unfinished, trust_remote_code, data)
         unfinished.remove()
     return report
@@ -84,7 +84,7 @@ def _pruned(
     recipe: Recipe,
     output: Path,
     statistics: str | Path | None,
-    unfinished: Unfinished,
+    unfinished: ResumableRun,
     trust_remote_code: bool,
     data: str | Path | None,
 ) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _LOCK, _RECIPE, _DATA, _DENSE, _JOURNAL = "run.lock", "recipe.yaml", "data.json"
 _FILES = (_RECIPE, TASK_FILE, _DATA, _DENSE, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
 
 
-class Unfinished:
+class ResumableRun:
     """The folder of one run that is under way. A context manager: inside it the place belongs to this process.
 
     An error takes the folder with it where there is nothing in it to resume, or where resuming would not mend it.
@@ -51,7 +51,7 @@ class Unfinished:
         self.output, self._folder, self._resume = output, _folder(output), resume
         self._searched, self.journal, self._open = False, None, ExitStack()
 
-    def __enter__(self) -> "Unfinished":
+    def __enter__(self) -> "ResumableRun":
         if self._resume:
             unfinished_recipe(self.output)
         else:

@@ -47,7 +47,7 @@ def confirm(
         scores = stored(candidate.plan)
         tried.append(Candidate(candidate.plan, scores))
         if by_size:
-            better = taken is None or merit(scores) > merit(taken[1])
+            better = taken is None or validation_key(scores) > validation_key(taken[1])
             verdict = "the best yet" if better else "no better"
         else:
             better = within(scores, dense, problem.tolerance, problem.confident)
@@ -66,9 +66,9 @@ def confirm(
     return Confirmed(*taken, tried)
 
 
-def merit(scores: Scores) -> tuple[float, float]:
+def validation_key(scores: Scores) -> tuple[float, float]:
     """What validation chooses by: the score itself, which a search by likelihoods has not looked at, and then those."""
-    return scores.accuracy, float(scores.evidence.mean())
+    return scores.accuracy, float(scores.ranking_score.mean())
 
 
 def _nearest(problem: Problem, tried: list[Candidate], dense: Scores) -> str:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.calibration.statistics import Statistics
-from sieve.compression.apply import applied
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.refit import refit
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.searchers.algorithms.uniform import smallest
-from sieve.searchers.confirm import merit
+from sieve.searchers.confirm import validation_key
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.remembered import plan_key, remembered
 from sieve.searchers.problem import Candidate, Problem, within
@@ -107,7 +106,7 @@ def best_refitted(
     for candidate in result.tried:
         pruned = {split: scored(candidate.plan, split) for split in ("fitness", "validation")}
         evaluated.append(Candidate(candidate.plan, pruned["fitness"]))
-        if best is None or merit(pruned["validation"]) > merit(best[1]["validation"]):
+        if best is None or validation_key(pruned["validation"]) > validation_key(best[1]["validation"]):
             best = candidate.plan, pruned
             pairs.keep()
     plan, pruned = best
@@ -153,7 +152,7 @@ def _scorer(
 
     def scored(plan: Plan, split: str) -> Scores:
         def measure() -> Scores:
-            with applied(model, pairs(plan), plan):
+            with pairs(plan).stored(model, plan):
                 return evaluate(model, tokenizer, task, splits[split])
 
         scores = remembered(journal, f"refitted on {split}: {plan_key(plan)}", measure)

@@ -24,7 +24,7 @@ from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.config import Options, check_tolerance
 from sieve.searchers.confirm import confirm
 from sieve.searchers.engine.cuda_graphs import CudaRecorder
-from sieve.searchers.engine.engine import Engine, slices
+from sieve.searchers.engine.engine import Engine, rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import from_record, plan_key, remembered, to_record
@@ -38,7 +38,7 @@ from sieve.utils import progress
 from sieve.utils.identity import identity_of
 from sieve.utils.messages import listed
 
-TOGETHER = 8  # candidates of one forward pass on a GPU
+CANDIDATE_BATCH_SIZE = 8  # candidates of one forward pass on a GPU
 _NAMES_OF_TASK = ("name", "description", "data", "file")
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
 
@@ -168,7 +168,7 @@ def run_search(
             return {split: ready(splits[split]).run(model) for split in DECIDING}
 
     # Few candidates that have nothing in common: rungs, predictions and shared blocks would only cost.
-    parts = slices(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
+    parts = rungs(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
     identity = {} if journal is None else _identity(model, tokenizer, factors, task, splits, {
         "search": searcher.name, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple,
         "seed": seed, "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
@@ -191,11 +191,11 @@ def run_search(
                 "would cost: left dense. --search uniform and --no-surrogate prune them"
             )
             chosen, choices = _without(unpredicted, chosen, choices, sizes)
-        turned = stack.enter_context(factors.elastic(model))
+        elastic = stack.enter_context(factors.elastic(model))
         engine = Engine(
-            model, turned, chosen, list(map(ready, parts)),
+            model, elastic, chosen, list(map(ready, parts)),
             layers=choices.layers and searcher.per_matrix, memory=choices.memory, journal=book, workers=choices.workers,
-            together=1 if model.device.type == "cpu" else TOGETHER,
+            candidate_batch_size=1 if model.device.type == "cpu" else CANDIDATE_BATCH_SIZE,
             recorder=CudaRecorder if model.device.type == "cuda" else None,
         )  # fmt: skip
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
@@ -221,7 +221,7 @@ def run_search(
             """Scores of what `apply_` makes of a plan."""
 
             def measure() -> Scores:
-                turned.set({})
+                elastic.set({})
                 with factors.stored(model, plan):
                     return whole[split].run(model)
 

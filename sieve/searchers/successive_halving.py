@@ -46,11 +46,11 @@ def estimate(seen: np.ndarray, known: Sequence[np.ndarray], z: float = Z) -> Est
     return best
 
 
-def race(
+def successive_halving(
     engine: Engine,
     plans: Sequence[Plan],
     value: Callable[[Scores], np.ndarray],
-    merit: Callable[[int, float], float],
+    utility: Callable[[int, float], float],
     known: Sequence[Scores],
     keep: int | None = None,
     racing: bool = True,
@@ -59,10 +59,10 @@ def race(
 
     Args:
         value: what of the scores is averaged, per example [N].
-        merit: (index, mean value) → how good that would be; grows with the mean. 0 or less cannot win.
+        utility: (index, mean value) → how good that would be; grows with the mean. 0 or less cannot win.
         known: full scores to compare with; without any, nobody leaves.
         keep: after each slice, half may leave, but not the best `keep`: those of the worse half who would not reach the
-            pessimistic merit of the last one kept even at their optimistic own. None: only the hopeless leave.
+            pessimistic utility of the last one kept even at their optimistic own. None: only the hopeless leave.
     """
     alive = list(range(len(plans)))
     seen: dict[int, list[Scores]] = {index: [] for index in alive}
@@ -73,12 +73,12 @@ def race(
         if not racing or part == len(engine) - 1 or not rows:
             continue
         bounds = {index: estimate(value(concatenated(seen[index])), rows) for index in alive}
-        leaving = {index for index in alive if merit(index, bounds[index].high) <= 0}
+        leaving = {index for index in alive if utility(index, bounds[index].high) <= 0}
         if keep is not None:
-            order = sorted(alive, key=lambda index: (-merit(index, bounds[index].mean), index))
+            order = sorted(alive, key=lambda index: (-utility(index, bounds[index].mean), index))
             first = max(keep, (len(order) + 1) // 2)
             if first < len(order):
-                bar = min(merit(index, bounds[index].low) for index in order[:keep])
-                leaving |= {index for index in order[first:] if merit(index, bounds[index].high) < bar}
+                bar = min(utility(index, bounds[index].low) for index in order[:keep])
+                leaving |= {index for index in order[first:] if utility(index, bounds[index].high) < bar}
         alive = [index for index in alive if index not in leaving]
     return {index: concatenated(seen[index]) for index in alive}, [parts[0] for parts in seen.values()]

@@ -116,8 +116,8 @@ def test_output_error_is_that_of_the_outputs(world):
         x, W = torch.cat(inputs[name]).double(), model.get_submodule(name).weight.detach().double()
         A, B = (factor.double() for factor in factors[name].slice(rank))
         errors.append(float((x @ (W - B @ A).T).square().sum() / (x @ W.T).square().sum()))
-    with grid.sliced(model, factors) as turned:
-        turned.set(plan)
+    with grid.factors.elastic(model) as elastic:
+        elastic.set(plan)
         found = grid.output_error(model, statistics, factors, plan)
     assert found == pytest.approx(np.mean(errors), rel=1e-3)
 
@@ -130,8 +130,8 @@ def test_likelihood_is_a_distribution(world):
     fitness = cross.likelihood(tokenizer, task)
     from dataclasses import replace
 
-    turned = [replace(example, answer=1 - example.answer) for example in examples]
-    np.testing.assert_allclose(np.add(fitness(model, examples), fitness(model, turned)), 1, atol=1e-6)
+    elastic = [replace(example, answer=1 - example.answer) for example in examples]
+    np.testing.assert_allclose(np.add(fitness(model, examples), fitness(model, elastic)), 1, atol=1e-6)
     right = evaluate(model, tokenizer, task, examples).score
     np.testing.assert_array_equal(np.array(fitness(model, examples)) > 0.5, right > 0)
 

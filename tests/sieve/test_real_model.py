@@ -6,7 +6,6 @@ import torch
 
 import sieve
 from sieve.calibration.statistics import Source, Statistics
-from sieve.compression.apply import sliced
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
@@ -32,12 +31,12 @@ def test_pruned_for_geography_it_still_knows_geography(smollm2):
     matrices = prunable(model)
     assert sum(matrix.parameters for matrix in matrices.values()) == 106_168_320
     plan = Plan.uniform(matrices.values(), 0.6, 8)
-    with sliced(model, factors) as slices:
-        slices.set(plan)
+    with factors.elastic(model) as elastic:
+        elastic.set(plan)
         ours = evaluate(model, tokenizer, task, examples)
     blind = sieve.project(model, _without_task(statistics))
-    with sliced(model, blind) as slices:
-        slices.set(plan)
+    with blind.elastic(model) as elastic:
+        elastic.set(plan)
         svd = evaluate(model, tokenizer, task, examples)
     assert ours.accuracy > dense.accuracy - 0.2
     assert ours.mean_loglik > svd.mean_loglik + 1

@@ -9,13 +9,13 @@ from torch import nn
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.models.linears import replace
 from sieve.models.matrix import DENSE
-from sieve.nn.elastic_linear import SlicedLinear
+from sieve.nn.elastic_linear import ElasticLinear
 
 
-class Slices:
-    """A dense model whose matrices turn to any plan by setting integers. Made by `sliced_factors`."""
+class ElasticModel:
+    """A dense model whose matrices turn to any plan by setting integers. Made by `elastic_pairs`."""
 
-    def __init__(self, layers: dict[str, SlicedLinear]):
+    def __init__(self, layers: dict[str, ElasticLinear]):
         self._layers = layers
         self._device = next(layer.dense.weight.device for layer in layers.values())
         # Ranks and who is dense [layers, P], by the number of candidates. Always the same memory: graphs read it.
@@ -25,9 +25,9 @@ class Slices:
         for name, layer in self._layers.items():
             rank = plan.get(name, DENSE)
             layer.rank = None if rank == DENSE else rank
-            layer.turn(None)
+            layer.set_candidates(None)
 
-    def set_many(self, plans: Sequence[Mapping[str, int | str]]) -> None:
+    def set_batch(self, plans: Sequence[Mapping[str, int | str]]) -> None:
         """Be P candidates at a time: of the rows that the model reads, the p-th of P equal parts is for the p-th."""
         given = [[plan.get(name, DENSE) for plan in plans] for name in self._layers]
         numbers = torch.tensor([[1 if rank == DENSE else rank for rank in row] for row in given], dtype=torch.int64)
@@ -39,37 +39,37 @@ class Slices:
         ranks.copy_(numbers)
         masks.copy_(dense)
         for layer, row, mask, own in zip(self._layers.values(), ranks, masks, given, strict=True):
-            layer.turn(row, [place for place, rank in enumerate(own) if rank == DENSE], mask)
+            layer.set_candidates(row, [place for place, rank in enumerate(own) if rank == DENSE], mask)
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
-        """Inside the block candidates of `set_many` launch the same kernels on the same memory, whoever they are.
+    def capture_safe(self) -> Iterator[None]:
+        """Inside the block candidates of `set_batch` launch the same kernels on the same memory, whoever they are.
 
         The results are the same bits, for more work: dense products are made for everybody.
         """
         for layer in self._layers.values():
-            layer.alike = True
+            layer.capture_safe = True
         try:
             yield
         finally:
             for layer in self._layers.values():
-                layer.alike = False
+                layer.capture_safe = False
 
 
 @contextmanager
-def sliced_factors(model: nn.Module, factors: Mapping[str, FactorPair]) -> Iterator[Slices]:
+def elastic_pairs(model: nn.Module, factors: Mapping[str, FactorPair]) -> Iterator[ElasticModel]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
     originals = {name: model.get_submodule(name) for name in factors}
-    layers = {name: slices_of(layer, factors[name]) for name, layer in originals.items()}
+    layers = {name: elastic_linear(layer, factors[name]) for name, layer in originals.items()}
     try:
         for name, layer in layers.items():
             replace(model, name, layer)
-        yield Slices(layers)
+        yield ElasticModel(layers)
     finally:
         for name, layer in originals.items():
             replace(model, name, layer)
 
 
-def slices_of(layer: nn.Module, pair: FactorPair) -> SlicedLinear:
+def elastic_linear(layer: nn.Module, pair: FactorPair) -> ElasticLinear:
     """The dense layer, or any rank of the pair."""
-    return SlicedLinear(layer, pair.A, pair.B, pair.mean, pair.output_mean)
+    return ElasticLinear(layer, pair.A, pair.B, pair.mean, pair.output_mean)

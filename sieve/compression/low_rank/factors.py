@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.checkpoint.folder import mark
-from sieve.compression.low_rank.elastic import Slices, sliced_factors
+from sieve.checkpoint.folder import write_quantization_config
+from sieve.compression.low_rank.elastic import ElasticModel, elastic_pairs
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.stored import put_pairs_, with_pairs
 from sieve.compression.plan import Plan
@@ -48,9 +48,9 @@ class Factors(dict[str, FactorPair]):
         """The factors of these matrices alone."""
         return Factors({name: self[name] for name in names}, self.method, self.pivoted, self.ridge, self.shrinkage)
 
-    def elastic(self, model: nn.Module) -> AbstractContextManager[Slices]:
+    def elastic(self, model: nn.Module) -> AbstractContextManager[ElasticModel]:
         """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
-        return sliced_factors(model, self)
+        return elastic_pairs(model, self)
 
     def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> AbstractContextManager[None]:
         """Within the block the model has the weights that `apply_` would give it, bit for bit."""
@@ -60,7 +60,7 @@ class Factors(dict[str, FactorPair]):
         """Replace the layers that the plan prunes by their pairs, in place."""
         put_pairs_(model, self, plan.ranks(), plan.pivoted)
         fuse_(model)
-        mark(model)
+        write_quantization_config(model)
 
     def report(self, model: nn.Module) -> None:
         """Nothing: ridge and shrinkage have places of their own."""

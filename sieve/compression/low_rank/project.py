@@ -19,7 +19,7 @@ from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import Matrix
-from sieve.nn.stacked import heights_of
+from sieve.nn.stacked import member_out_features
 from sieve.registry import Method, method_named
 from sieve.utils import progress
 
@@ -131,7 +131,7 @@ def _pairs(
     solve = method.function()
     layers = {name: model.get_submodule(name) for name in ranks}
     # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
-    heights = heights_of(model) if method.balanced and math.isinf(ridge) else {}
+    heights = member_out_features(model) if method.balanced and math.isinf(ridge) else {}
 
     def pair(name: str) -> FactorPair:
         layer, rank, source = layers[name], ranks[name], statistics.sources[name]

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from sieve.calibration.collect import HELD_BACK
 from sieve.calibration.gradients import column_basis
 from sieve.calibration.statistics import Statistics
-from sieve.calibration.text import Text, batches
-from sieve.compression.low_rank.elastic import slices_of
+from sieve.calibration.text import Sample, batches
+from sieve.compression.low_rank.elastic import elastic_linear
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.loss_aware import loss_aware
 from sieve.compression.low_rank.pair import FactorPair
@@ -34,8 +34,8 @@ from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import decoder_blocks, prunable, replace, weight_of
 from sieve.models.loading import evaluating
-from sieve.models.shared_inputs import readers_of_one_input
-from sieve.nn.stacked import heights_of
+from sieve.models.shared_inputs import group_layers_by_input
+from sieve.nn.stacked import member_out_features
 from sieve.utils import progress
 from sieve_kernels import cross_gram_, gram_
 
@@ -91,22 +91,22 @@ def refit(
     first_held = len(data)  # the batches from here on choose the ridge
     data += batches(held, batch_tokens) if held else []
     ranks = plan.ranks()
-    groups = readers_of_one_input(model, matrices, data[0])
-    heights = heights_of(model) if math.isinf(factors.ridge) else {}
+    groups = group_layers_by_input(model, matrices, data[0])
+    heights = member_out_features(model) if math.isinf(factors.ridge) else {}
     pairs: dict[str, FactorPair] = {}
     with evaluating(model), progress.bar("refit", len(ranks), "matrices") as advance:
         walk = Walk(model, data)
         for index in range(len(decoder_blocks(model)[1])):
             inside = {name: rank for name, rank in ranks.items() if matrices[name].block == index}
             layers = {name: model.get_submodule(name) for name in inside}
-            turned = {name: slices_of(layer, factors[name]) for name, layer in layers.items()}
+            elastic = {name: elastic_linear(layer, factors[name]) for name, layer in layers.items()}
 
-            def turn(pruned: bool, turned: dict[str, nn.Module] = turned, inside: dict[str, int] = inside) -> None:
-                for name, layer in turned.items():
+            def turn(pruned: bool, elastic: dict[str, nn.Module] = elastic, inside: dict[str, int] = inside) -> None:
+                for name, layer in elastic.items():
                     layer.rank = inside[name] if pruned else None
 
             try:
-                for name, layer in turned.items():
+                for name, layer in elastic.items():
                     replace(model, name, layer)
                 asked = [group for group in groups if any(name in inside for name in group)]
                 walk.enter(index, [model.get_submodule(group[0]) for group in asked], turn)
@@ -118,8 +118,8 @@ def refit(
                         pairs[name] = _pair(
                             name, layers[name], inside[name], seen, factors, statistics, ridge, heights.get(name)
                         )
-                        turned[name] = slices_of(layers[name], pairs[name])
-                        replace(model, name, turned[name])
+                        elastic[name] = elastic_linear(layers[name], pairs[name])
+                        replace(model, name, elastic[name])
                         advance(1)
                 walk.leave(index, turn)
             finally:
@@ -128,7 +128,7 @@ def refit(
     return Factors(pairs, factors.method, factors.pivoted, factors.ridge, factors.shrinkage)
 
 
-def _parts(statistics: Statistics, choose: bool) -> tuple[list[Text], list[Text]]:
+def _parts(statistics: Statistics, choose: bool) -> tuple[list[Sample], list[Sample]]:
     """The examples to fit by, and those to choose the ridge by."""
     texts, held = statistics.texts, statistics.held_back
     if not texts:

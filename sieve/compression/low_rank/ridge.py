@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.gradients import answer_loss
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
-from sieve.compression.low_rank.elastic import sliced_factors
+from sieve.compression.low_rank.elastic import elastic_pairs
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.plan import Plan
 from sieve.models.loading import evaluating
@@ -52,7 +52,7 @@ def choose_ridge(
 @torch.inference_mode()
 def _loss(model: PreTrainedModel, statistics: Statistics, factors: Factors, plan: Plan) -> float:
     """Mean loss per held-back example, in nats."""
-    with evaluating(model), sliced_factors(model, factors) as slices:
-        slices.set(plan)
+    with evaluating(model), elastic_pairs(model, factors) as elastic:
+        elastic.set(plan)
         losses = [answer_loss(model, batch) for batch in batches(statistics.held_back, _BATCH_TOKENS)]
     return float(torch.stack(losses).sum()) / len(statistics.held_back)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.collect import HELD_BACK, collect
 from sieve.calibration.statistics import Statistics
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
@@ -55,7 +55,7 @@ def choose_shrinkage(
     return SHARES[finite.index(min(finite))]
 
 
-def split(model: PreTrainedModel, statistics: Statistics) -> tuple[Statistics, list[Text]]:
+def split(model: PreTrainedModel, statistics: Statistics) -> tuple[Statistics, list[Sample]]:
     """Statistics without some of their examples, and those."""
     if statistics.held_back:
         return statistics, statistics.held_back
@@ -78,7 +78,7 @@ def split(model: PreTrainedModel, statistics: Statistics) -> tuple[Statistics, l
 
 @torch.no_grad()
 def output_errors(
-    model: PreTrainedModel, texts: list[Text], candidates: list[Pairs], ranks: Mapping[str, int]
+    model: PreTrainedModel, texts: list[Sample], candidates: list[Pairs], ranks: Mapping[str, int]
 ) -> list[float]:
     """Σ |y - ŷ|² / Σ |y|² at the inputs that the dense model has on `texts`, averaged over the matrices of `ranks`."""
     lost = {name: torch.zeros(len(candidates) + 1, dtype=torch.float64) for name in ranks}

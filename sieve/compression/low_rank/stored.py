@@ -9,7 +9,7 @@ from torch import nn
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.pivot import pivoted
 from sieve.models.linears import low_rank, replace
-from sieve.nn.elastic_linear import SlicedLinear, centred_bias
+from sieve.nn.elastic_linear import ElasticLinear, centred_bias
 
 
 def put_pairs_(model: nn.Module, factors: Mapping[str, FactorPair], ranks: Mapping[str, int], pivot: bool) -> None:
@@ -26,7 +26,7 @@ def with_pairs(
     originals = {name: model.get_submodule(name) for name in factors}
     try:
         for name, layer in originals.items():
-            dense = layer.dense if isinstance(layer, SlicedLinear) else layer
+            dense = layer.dense if isinstance(layer, ElasticLinear) else layer
             replace(model, name, stored_layer(dense, factors[name], ranks[name], pivot) if name in ranks else dense)
         yield
     finally:

@@ -27,7 +27,7 @@ def mask_(model: nn.Module, masks: "Masks", plan: Mapping[str, int | str]) -> di
     return {name: rank / masks[name].weight.shape[1] for name, rank in ranks.items()}
 
 
-class MaskSlices:
+class ElasticWeights:
     """A dense model whose matrices turn to any plan by changing their weights. Made by `masked`."""
 
     def __init__(self, model: nn.Module, masks: "Masks"):
@@ -48,14 +48,14 @@ class MaskSlices:
 
 
 @contextmanager
-def masked(model: nn.Module, masks: "Masks") -> Iterator[MaskSlices]:
+def masked(model: nn.Module, masks: "Masks") -> Iterator[ElasticWeights]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
     check_untied(model, masks)
-    turned = MaskSlices(model, masks)
+    elastic = ElasticWeights(model, masks)
     try:
-        yield turned
+        yield elastic
     finally:
-        turned.set({})
+        elastic.set({})
 
 
 def _set(layer: nn.Module, W: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ fractions rise linearly from α below the mean to α above it. Ranks, not traces
 from collections.abc import Mapping
 
 
-def ramp(traces: Mapping[str, float], parameters: Mapping[str, int], alpha: float) -> dict[str, float]:
+def layerwise_shifts(traces: Mapping[str, float], parameters: Mapping[str, int], alpha: float) -> dict[str, float]:
     """What each matrix keeps more than the mean, in [-α, α]; the mean weighted by parameters is 0.
 
     Args: traces, parameters: matrix name → tr(H) / n, and its number of weights. Equal traces (matrices that read one

@@ -5,9 +5,9 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
 from sieve.compression.masks.config import PATTERNS, MaskOptions
-from sieve.compression.masks.layerwise_sparsity import ramp
+from sieve.compression.masks.layerwise_sparsity import layerwise_shifts
 from sieve.compression.masks.masks import CompensatedMask, Mask, Masks
-from sieve.compression.masks.nesting import order
+from sieve.compression.masks.nesting import nested_thresholds
 from sieve.compression.masks.scores import SCORES, inverse_root, of_channels, of_weights
 from sieve.compression.masks.task_aware import fuse, pooled
 from sieve.compression.masks.tied import check_untied
@@ -69,7 +69,9 @@ def mask(
                 skipped.append(name)
                 continue
             if not sides:
-                found[name] = Mask(W, order(of_weights(W.float(), method), options.pattern, options.compare))
+                found[name] = Mask(
+                    W, nested_thresholds(of_weights(W.float(), method), options.pattern, options.compare)
+                )
                 continue
             key = _source(statistics, name)
             if key not in of_inputs:
@@ -81,11 +83,11 @@ def mask(
                 found[name] = CompensatedMask(W, inputs.channels, inputs.root, options.pattern, options.compare)
             else:
                 scores = of_weights(W.float(), method) * inputs.channels
-                found[name] = Mask(W, order(scores, options.pattern, options.compare))
+                found[name] = Mask(W, nested_thresholds(scores, options.pattern, options.compare))
     if skipped:
         progress.note(f"{len(skipped)} matrices stay dense: their rows do not divide by {options.pattern}")
     sizes = {name: matrix.parameters for name, matrix in matrices.items()}
-    return Masks(found, method, options, ramp(traces, sizes, options.ramp) if options.ramp else {})
+    return Masks(found, method, options, layerwise_shifts(traces, sizes, options.ramp) if options.ramp else {})
 
 
 def maskable(model: PreTrainedModel, options: MaskOptions) -> dict[str, Matrix]:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.checkpoint.folder import mark_masked
-from sieve.compression.masks.apply import MaskSlices, mask_, masked
+from sieve.checkpoint.folder import write_mask_config
+from sieve.compression.masks.apply import ElasticWeights, mask_, masked
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.matrix import MaskedMatrix
 from sieve.compression.masks.sparsegpt import sparsegpt
@@ -30,19 +30,19 @@ class Mask:
     """Nested masks of one matrix.
 
     weight: W [m, n], the dense model's own (not a copy).
-    order: [m, n] integer, the least rank at which a weight is kept (`sieve.compression.masks.nesting`).
+    thresholds: [m, n] integer, the least rank at which a weight is kept (`sieve.compression.masks.nesting`).
     """
 
     weight: torch.Tensor
-    order: torch.Tensor
+    thresholds: torch.Tensor
 
     def at(self, rank: int) -> torch.Tensor:
         """[m, n], W with what the mask of this rank drops set to zero."""
-        return torch.where(self.order <= rank, self.weight, 0)
+        return torch.where(self.thresholds <= rank, self.weight, 0)
 
     def content(self) -> list[float]:
         """Numbers that tell this from other masks."""
-        return [self.weight.double().sum().item(), self.order.double().square().sum().item()]
+        return [self.weight.double().sum().item(), self.thresholds.double().square().sum().item()]
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,22 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         """The masks of these matrices alone."""
         return Masks({name: self[name] for name in names}, self.method, self.options, self.shifts)
 
-    def elastic(self, model: nn.Module) -> AbstractContextManager[MaskSlices]:
+    def elastic(self, model: nn.Module) -> AbstractContextManager[ElasticWeights]:
         """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
         return masked(model, self)
 
     @contextmanager
     def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> Iterator[None]:
         """Within the block the model has the weights that `apply_` would give it, bit for bit."""
-        with self.elastic(model) as turned:
-            turned.set(plan)
+        with self.elastic(model) as elastic:
+            elastic.set(plan)
             yield
 
     def apply_(self, model: PreTrainedModel, plan: Plan) -> None:
         """Mask the weights of the layers that the plan names, in place; modules stay what they are."""
         kept = mask_(model, self, plan)
         fuse_(model)
-        mark_masked(model, kept, self.options.pattern)
+        write_mask_config(model, kept, self.options.pattern)
 
     def matrices(self, model: nn.Module, plan: Plan | None = None) -> dict[str, MaskedMatrix]:
         """The model's prunable matrices, as masks see them."""

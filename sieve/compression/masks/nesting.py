@@ -8,7 +8,7 @@ _SORTED = 1 << 24
 """Scores that are sorted at a time: places take 8 bytes each until they are ranks of 2."""
 
 
-def order(scores: torch.Tensor, pattern: str = "unstructured", compare: str = "row") -> torch.Tensor:
+def nested_thresholds(scores: torch.Tensor, pattern: str = "unstructured", compare: str = "row") -> torch.Tensor:
     """The least rank (weights kept per row, see `MaskedMatrix`) at which each weight is kept.
 
     One table serves every rank r: the mask is `order <= r`, and keeps r m weights exactly. Of equal scores the first

@@ -18,13 +18,13 @@ from sieve.searchers.algorithms.allocate import allocate
 from sieve.searchers.genome import LEVELS
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.reach import STEPS
-from sieve.searchers.successive_halving import race
+from sieve.searchers.successive_halving import successive_halving
 from sieve.searchers.surrogate import Surrogate, rank_correlation
 from sieve.utils import progress
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation
-_NEAR = 0.85  # of the dense score: where the line from evidence to score has to be right
+_NEAR = 0.85  # of the dense score: where the line from ranking_score to score has to be right
 _FINALISTS = 3  # that validation chooses among, beside what the search began with
 _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
 
@@ -32,7 +32,7 @@ _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next can
 class Evolution:
     """The state of one genetic search: what was evaluated, and how candidates are judged.
 
-    A candidate's value is the score that its likelihoods (`Scores.evidence`) let one expect, by a line through the
+    A candidate's value is the score that its likelihoods (`Scores.ranking_score`) let one expect, by a line through the
     seeds: of two similar candidates, a few hundred right and wrong answers cannot tell the better one, likelihoods can.
     What counts as good enough in the end is the score itself; where the seeds show no such line, it is all there is.
     """
@@ -54,19 +54,19 @@ class Evolution:
     def value(self, scores: Scores) -> np.ndarray:
         """Per example [N]; the mean is on the scale of the task's score.
 
-        Where a size is asked for, it is the evidence as it is: nothing has to be weighed against sizes then.
+        Where a size is asked for, it is the ranking_score as it is: nothing has to be weighed against sizes then.
         """
         if self._line is None:
             return scores.score
         offset, slope = self._line
-        return offset + slope * scores.evidence
+        return offset + slope * scores.ranking_score
 
-    def settle(self) -> None:
-        """Draw the line from evidence to score through what is evaluated so far; once, so that values last."""
+    def fit_score_calibration(self) -> None:
+        """Draw the line from ranking_score to score through what is evaluated so far; once, so that values last."""
         if self._line is not None:
             return
         dense = self.problem.dense
-        pairs = [(scores.evidence.mean(), scores.accuracy) for scores in (dense, *self._evaluated())]
+        pairs = [(scores.ranking_score.mean(), scores.accuracy) for scores in (dense, *self._evaluated())]
         near = [pair for pair in pairs if pair[1] >= _NEAR * dense.accuracy]
         for these in (near, pairs) if self._smooth else ():
             x, y = np.array(these).T
@@ -81,25 +81,25 @@ class Evolution:
 
     def expected(self, levels: np.ndarray) -> float:
         """The value that the surrogate expects."""
-        evidence = self.problem.dense.evidence.mean() - self.surrogate.loss(levels)
+        ranking_score = self.problem.dense.ranking_score.mean() - self.surrogate.loss(levels)
         if self._line is None:
-            return evidence
-        return self._line[0] + self._line[1] * evidence
+            return ranking_score
+        return self._line[0] + self._line[1] * ranking_score
 
     # Evaluating
 
     def evaluate(
         self,
         candidates: Sequence[np.ndarray],
-        merit: Callable[[np.ndarray, float], float] = lambda levels, mean: 1.0,
+        utility: Callable[[np.ndarray, float], float] = lambda levels, mean: 1.0,
         keep: int | None = None,
     ) -> dict[int, Scores]:
         """Full scores, by index, of the candidates that could not be ruled out (`race`)."""
         plans = [self.genome.plan(levels) for levels in candidates]
         guesses = [self.surrogate.loss(levels) if self.surrogate else 0.0 for levels in candidates]
         known = [self.problem.dense, *self._evaluated()[-64:]]
-        results, begun = race(
-            self.problem.engine, plans, self.value, lambda index, mean: merit(candidates[index], mean), known, keep,
+        results, begun = successive_halving(
+            self.problem.engine, plans, self.value, lambda index, mean: utility(candidates[index], mean), known, keep,
             racing=self.options.racing and not self.options.paper,
         )  # fmt: skip
         for index, scores in results.items():
@@ -110,7 +110,7 @@ class Evolution:
         if self.surrogate and self.scored:
             # On the first slice, which all were asked: those that stayed on differ too little to be told apart. And
             # among candidates of one call: other calls' guesses were made with other weights.
-            found = rank_correlation(guesses, [-scores.evidence.mean() for scores in begun])
+            found = rank_correlation(guesses, [-scores.ranking_score.mean() for scores in begun])
             if found is not None and len(guesses) >= _ENOUGH:
                 self._correlations.append((len(guesses), found))
                 total = sum(number for number, _ in self._correlations)
@@ -118,17 +118,17 @@ class Evolution:
             self.surrogate.fit([levels for levels, _ in self.scored.values()], self._losses())
         return results
 
-    def screen(self, candidates: Sequence[np.ndarray], number: int, merit: Callable[[np.ndarray, float], float]):
+    def screen(self, candidates: Sequence[np.ndarray], number: int, utility: Callable[[np.ndarray, float], float]):
         """Indices of the `number` candidates that the surrogate expects most of."""
         if self.surrogate is None or len(candidates) <= number:
             return list(range(len(candidates)))[:number]
         self.problem.engine.cost.screened += len(candidates) - number
-        order = sorted(range(len(candidates)), key=lambda i: (-merit(candidates[i], self.expected(candidates[i])), i))
+        order = sorted(range(len(candidates)), key=lambda i: (-utility(candidates[i], self.expected(candidates[i])), i))
         return sorted(order[:number])
 
     def _losses(self) -> list[float]:
-        dense = self.problem.dense.evidence.mean()
-        return [float(dense - scores.evidence.mean()) for scores in self._evaluated()]
+        dense = self.problem.dense.ranking_score.mean()
+        return [float(dense - scores.ranking_score.mean()) for scores in self._evaluated()]
 
     def _evaluated(self) -> list[Scores]:
         return [scores for _, scores in self.scored.values()]
@@ -164,7 +164,7 @@ class Evolution:
         self,
         algorithm: GeneticAlgorithm,
         objectives: Callable[[np.ndarray, float], Sequence[float]],
-        merit: Callable[[np.ndarray, float], float],
+        utility: Callable[[np.ndarray, float], float],
         offspring: int,
         generations: int,
         keep: int | None = None,
@@ -174,7 +174,7 @@ class Evolution:
 
         Args:
             objectives: (levels, mean value) → what pymoo minimises.
-            merit: (levels, mean value) → positive where a candidate can still be of use; larger is better.
+            utility: (levels, mean value) → positive where a candidate can still be of use; larger is better.
             keep: see `race`.
         """
         upper = self.genome.bounds - 1
@@ -193,8 +193,8 @@ class Evolution:
                 break
             candidates = [np.asarray(levels, dtype=np.int64) for levels in asked.get("X")]
             if generation:
-                chosen = self.screen(candidates, offspring, merit)
-                results = self.evaluate([candidates[index] for index in chosen], merit, keep)
+                chosen = self.screen(candidates, offspring, utility)
+                results = self.evaluate([candidates[index] for index in chosen], utility, keep)
             else:
                 chosen = list(range(len(candidates)))
                 results = self.evaluate(candidates)
@@ -233,15 +233,15 @@ class Evolution:
                 found.append((levels, scores))
         return found
 
-    def good(self, scores: Scores) -> bool:
+    def is_feasible(self, scores: Scores) -> bool:
         """Whether the tolerance holds for the score, and for its mean with what the likelihoods let one expect.
 
         The latter because of hundreds of scores some are high by luck.
         """
         problem = self.problem
         fair = (scores.accuracy + self.mean(scores)) / 2
-        lucky = fair < (1 - problem.tolerance) * problem.dense.accuracy - 1e-12
-        return within(scores, problem.dense, problem.tolerance, problem.confident) and not lucky
+        fails_elsewhere = fair < (1 - problem.tolerance) * problem.dense.accuracy - 1e-12
+        return within(scores, problem.dense, problem.tolerance, problem.confident) and not fails_elsewhere
 
     def winners(self) -> Iterator[Candidate]:
         """Acceptable candidates: along the front and beyond, the smallest first; or the best of the size asked for."""
@@ -251,7 +251,7 @@ class Evolution:
         front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
         least = 0.0
         for levels, candidate in front:
-            if self.good(candidate.scores) and self.share(levels) >= least:
+            if self.is_feasible(candidate.scores) and self.share(levels) >= least:
                 least = self.share(levels) + _STEP_BACK
                 yield candidate
         yield from self._larger(least or max((self.share(levels) for levels, _ in self.scored.values()), default=1.0))
@@ -280,5 +280,5 @@ class Evolution:
             if not self.genome.plan(levels):
                 continue
             (scores,) = self.evaluate([levels]).values()
-            if self.good(scores):
+            if self.is_feasible(scores):
                 yield Candidate(self.genome.plan(levels), scores)

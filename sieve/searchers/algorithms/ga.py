@@ -53,7 +53,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
     else:
         seeds, survival = _seeds(evolution, population), FitnessSurvival()
         crossover, mutation, pressure = BlockCrossover(evolution.genome, 0.3), RunMutation(evolution.genome), 2
-        evolution.settle()
+        evolution.fit_score_calibration()
     limit = problem.size_limit
     algorithm = GA(
         pop_size=population,
@@ -67,7 +67,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
         eliminate_duplicates=True,
     )
 
-    def merit(levels: np.ndarray, mean: float) -> float:
+    def utility(levels: np.ndarray, mean: float) -> float:
         """By how much a candidate would enter the population."""
         bar = float(algorithm.pop.get("F").max()) if len(algorithm.pop) >= population else np.inf
         return fitness(levels, mean) + bar
@@ -80,29 +80,29 @@ def ga(problem: Problem) -> Iterator[Candidate]:
         return options.paper and len(best) > _PATIENCE and best[-1] < (1 + _PROGRESS) * best[-1 - _PATIENCE]
 
     evolution.run(
-        algorithm, lambda levels, mean: [-fitness(levels, mean)], merit, offspring, generations, population, stalled
+        algorithm, lambda levels, mean: [-fitness(levels, mean)], utility, offspring, generations, population, stalled
     )
     if options.kept is None and not options.paper:
         best = max(evolution.scored.values(), key=lambda pair: fitness(pair[0], evolution.mean(pair[1])))[0]
         for start in (best, evolution.genome.dense):
-            _squeeze(evolution, start)
+            _bisect_size(evolution, start)
     yield from evolution.winners()
 
 
-def _squeeze(evolution: Evolution, start: np.ndarray) -> None:
+def _bisect_size(evolution: Evolution, start: np.ndarray) -> None:
     """Evaluate ever smaller candidates between `start` and the smallest that is still good enough, by bisection.
 
     The fitness wants some distance from the tolerance's edge; what is asked for is the edge.
     """
-    smallest = min((evolution.share(levels) for levels, scores in evolution.scored.values() if evolution.good(scores)),
-                   default=1.0)  # fmt: skip
+    feasible = (levels for levels, scores in evolution.scored.values() if evolution.is_feasible(scores))
+    smallest = min(map(evolution.share, feasible), default=1.0)
     low, high = 0.8 * smallest, min(evolution.share(start), 1.05 * smallest)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         (scores,) = evolution.evaluate(
             [evolution.fit(start, middle * evolution.genome.size(evolution.genome.dense))]
         ).values()
-        if evolution.good(scores):
+        if evolution.is_feasible(scores):
             high = middle
         else:
             low = middle
@@ -128,7 +128,7 @@ def _start(evolution: Evolution) -> float:
         middle = (low + high) // 2
         levels = evolution.sized(middle / _SIZES)[0]
         (scores,) = evolution.evaluate([levels]).values()
-        if evolution.good(scores):
+        if evolution.is_feasible(scores):
             high = middle
         else:
             low = middle

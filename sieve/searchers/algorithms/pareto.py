@@ -23,13 +23,13 @@ def pareto(problem: Problem) -> Iterator[Candidate]:
     every = [levels for share in SHARES for levels in evolution.sized(share)]
     seeds = list({levels.tobytes(): levels for levels in (evolution.fit(levels, limit) for levels in every)}.values())
     evolution.evaluate(seeds)
-    evolution.settle()
+    evolution.fit_score_calibration()
 
     @lru_cache(maxsize=1)
     def front(evaluated: int) -> list[tuple[float, float]]:
         return [(evolution.share(levels), evolution.mean(scores)) for levels, scores in evolution.front()]
 
-    def merit(levels: np.ndarray, mean: float) -> float:
+    def utility(levels: np.ndarray, mean: float) -> float:
         """By how much a candidate would be better than all that are no larger."""
         share = evolution.share(levels)
         return min((mean - value for other, value in front(len(evolution.scored)) if other <= share), default=1.0)
@@ -46,7 +46,7 @@ def pareto(problem: Problem) -> Iterator[Candidate]:
     evolution.run(
         algorithm,
         lambda levels, mean: [evolution.share(levels), -mean],
-        merit,
+        utility,
         options.offspring or OFFSPRING,
         options.generations or GENERATIONS,
     )

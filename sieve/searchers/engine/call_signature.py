@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
-class StrangeError(Exception):
+class UncapturableError(Exception):
     """A value of which it cannot be told whether two calls have the same."""
 
 
@@ -21,7 +21,7 @@ class Layout(NamedTuple):
     dtype: torch.dtype
 
 
-class Parts:
+class FlatCall:
     """Arguments taken apart into their form, which can be compared, and the tensors in them; and put together again."""
 
     def __init__(self, index: int, tensors: Sequence[torch.Tensor] = ()):
@@ -39,7 +39,7 @@ class Parts:
         if type(value) is torch.Tensor:
             self.tensors.append(value)
             if value.device != self.tensors[0].device:
-                raise StrangeError
+                raise UncapturableError
             return Layout(value.shape, None if value.is_contiguous() else value.stride(), value.dtype)
         if type(value) is DynamicCache and not value.offloading:
             self.caches.append(value)
@@ -48,7 +48,7 @@ class Parts:
                 return DynamicCache, self.take(layer.keys), self.take(layer.values)
         if value is None or type(value) in (bool, int, float, str):
             return type(value), value
-        raise StrangeError
+        raise UncapturableError
 
     def give(self, form: Hashable) -> Any:
         """A value of this form, of the next tensors."""
@@ -75,7 +75,7 @@ class OwnCache:
         self, keys: torch.Tensor, values: torch.Tensor, index: int, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if index != self._index or self.new is not None:
-            raise StrangeError("a block that uses another's cache")
+            raise UncapturableError("a block that uses another's cache")
         self.new = keys, values
         pairs = zip(self._past, self.new, strict=True)
         return tuple(torch.cat([new] if past is None else [past, new], -2) for past, new in pairs)

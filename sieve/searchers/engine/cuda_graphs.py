@@ -2,8 +2,8 @@
 
 A team is always as many candidates and a slice has the same passes for each, so a block is called with the same shapes
 again and again. What differs is the values of its inputs, which are copied to where the graph reads them, and the
-candidates, whose ranks stand where `Slices.set_many` leaves them. The second call of a form (a block, and all that its
-arguments are but the tensors' values) is recorded; the results are the same bits as those of the block itself.
+candidates, whose ranks stand where `ElasticModel.set_batch` leaves them. The second call of a form (a block, and all
+that its arguments are but the tensors' values) is recorded; the results are the same bits as those of the block itself.
 
 Whoever is dense, the same kernels must be launched: in a graph everybody's dense products are made, and those of the
 others are thrown away. So only calls are recorded that are so small that launching them costs more than that.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sieve.searchers.engine.call_signature import Parts, StrangeError
+from sieve.searchers.engine.call_signature import FlatCall, UncapturableError
 
 WORK = 1 << 35
 """Multiplications of a block's dense layers in one call, above which it is not recorded. An estimate, not measured:
@@ -72,7 +72,7 @@ class Graphs:
     Args:
         recorder: records and replays.
         blocks: of the model.
-        alike: inside its block the same kernels are launched whoever is dense (`Slices.alike`).
+        capture_safe: inside its block the same kernels are launched whoever is dense (`ElasticModel.capture_safe`).
         cells: rows × tokens of a call, above which it is not recorded.
     """
 
@@ -80,12 +80,18 @@ class Graphs:
         self,
         recorder: Recorder,
         blocks: Sequence[nn.Module],
-        alike: Callable[[], AbstractContextManager],
+        capture_safe: Callable[[], AbstractContextManager],
         cells: int,
         most: int = MOST,
         room: int = ROOM,
     ):
-        self._recorder, self._alike, self._cells, self._most, self._room = recorder, alike, cells, most, room
+        self._recorder, self._capture_safe, self._cells, self._most, self._room = (
+            recorder,
+            capture_safe,
+            cells,
+            most,
+            room,
+        )
         self._modules = [list(block.modules())[1:] for block in blocks]  # within a block: whose hooks no replay calls
         self._calls: dict[Hashable, _Call | None] = {}  # None: not recorded, not yet or not at all
         self._seen: set[Hashable] = set()
@@ -97,10 +103,10 @@ class Graphs:
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._modules[index])
         if hooked or hidden.shape[:-1].numel() > self._cells:
             return forward(*args, **kwargs)
-        given = Parts(index)
+        given = FlatCall(index)
         try:
             key = index, given.take((args, kwargs))
-        except StrangeError:
+        except UncapturableError:
             return forward(*args, **kwargs)
         if key in self._seen and key not in self._calls:
             self._calls[key] = self._recorded(index, forward, key[1], given.tensors)
@@ -112,7 +118,7 @@ class Graphs:
         for place, tensor in zip(call.inputs, given.tensors, strict=True):
             _copy(place, tensor)
         call.replay()
-        output, new = Parts(index, [place.clone() for place in call.results]).give(call.form)
+        output, new = FlatCall(index, [place.clone() for place in call.results]).give(call.form)
         for cache, tensors in zip(given.caches, new, strict=True):
             if tensors is not None:
                 cache.update(*tensors, index)
@@ -123,11 +129,11 @@ class Graphs:
             return None
 
         def work() -> None:
-            parts = Parts(index, call.inputs)
+            parts = FlatCall(index, call.inputs)
             args, kwargs = parts.give(form)
-            with self._alike():
+            with self._capture_safe():
                 output = forward(*args, **kwargs)
-            found = Parts(index)
+            found = FlatCall(index)
             call.form = found.take((output, [cache.new for cache in parts.caches]))
             if not call.results:
                 call.results = self._places(found.tensors, len(tensors))

@@ -1,6 +1,6 @@
 """Scores of many candidates, with as little work as the result allows.
 
-The examples are cut into slices; a candidate is evaluated on one slice at a time, so that it can leave a race early.
+The examples are cut into rungs; a candidate is evaluated on one rung at a time, so that it can leave a race early.
 What is finished is kept in memory and, if there is one, in the journal; what is not is evaluated in this process
 (`evaluator`) or on workers (`workers`). No shortcut changes a bit of a slice's scores: the passes are the same whatever
 ran before.
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from sieve.compression.low_rank.elastic import Slices
+    from sieve.compression.low_rank.elastic import ElasticModel
     from sieve.searchers.engine.cuda_graphs import Recorder
     from sieve.searchers.engine.journal import Journal
 
 
-def slices(examples: Sequence, number: int = 4, least: int = 16) -> list[Sequence]:
+def rungs(examples: Sequence, number: int = 4, least: int = 16) -> list[Sequence]:
     """Cut examples so that each slice is as long as all before it: 1/8, 1/8, 1/4, 1/2 for `number` 4.
 
     Fewer slices where the first would have less than `least` examples.
@@ -49,21 +49,21 @@ class Engine:
     """Evaluates plans on slices of examples. A context manager: inside it the model is in eval mode and prepared.
 
     Args:
-        turned: what turns the model to a plan, or to several.
+        elastic: what turns the model to a plan, or to several.
         matrices: of the model; the plan decides nothing else.
-        parts: the slices of the examples, made ready.
+        parts: the rungs of the examples, made ready.
         layers: reuse the states of blocks that candidates have in common.
         memory: bytes that such states may take, of all workers together.
         journal: open, or None.
         workers: number of local ones, address of a Ray cluster, or None for this process.
-        together: how many candidates go through one forward pass.
+        candidate_batch_size: how many candidates go through one forward pass.
         recorder: makes what records such passes; see `Evaluator`.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        turned: Slices,
+        elastic: ElasticModel,
         matrices: Mapping[str, Matrix],
         parts: Sequence[Prepared],
         *,
@@ -71,10 +71,10 @@ class Engine:
         memory: int = MEMORY,
         journal: Journal | None = None,
         workers: int | str | None = None,
-        together: int = 1,
+        candidate_batch_size: int = 1,
         recorder: Callable[[torch.device], Recorder] | None = None,
     ):
-        self._evaluator = Evaluator(model, turned, matrices, parts, layers, memory, together, recorder)
+        self._evaluator = Evaluator(model, elastic, matrices, parts, layers, memory, candidate_batch_size, recorder)
         self._runner, self._rehearsal = self._evaluator, None
         self._names, self._workers = self._evaluator.names, workers
         self._journal = journal
@@ -187,7 +187,7 @@ def concatenated(parts: Sequence[Scores]) -> Scores:
         np.concatenate([part.score for part in parts]),
         np.concatenate([part.loglik for part in parts]),
         sum(part.tokens for part in parts),
-        None if parts[0].contrast is None else np.concatenate([part.contrast for part in parts]),
+        None if parts[0].choice_logprob is None else np.concatenate([part.choice_logprob for part in parts]),
         sum(part.written for part in parts),
     )
 
@@ -196,7 +196,7 @@ def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:
     return {
         "score": scores.score.tolist(),
         "loglik": scores.loglik.tolist(),
-        "contrast": None if scores.contrast is None else scores.contrast.tolist(),
+        "contrast": None if scores.choice_logprob is None else scores.choice_logprob.tolist(),
         "tokens": scores.tokens,
         "written": scores.written,
         "cost": asdict(spent),
@@ -204,7 +204,7 @@ def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:
 
 
 def _from_record(record: Mapping[str, Any]) -> tuple[Scores, Spent]:
-    contrast = None if record["contrast"] is None else np.array(record["contrast"])
+    choice_logprob = None if record["contrast"] is None else np.array(record["contrast"])
     arrays = np.array(record["score"]), np.array(record["loglik"])
-    scores = Scores(*arrays, record["tokens"], contrast, record.get("written", 0))
+    scores = Scores(*arrays, record["tokens"], choice_logprob, record.get("written", 0))
     return scores, Spent(**record["cost"])

@@ -1,4 +1,4 @@
-"""Candidates on slices of the examples, in this process.
+"""Candidates on rungs of the examples, in this process.
 
 What is asked together is walked as a tree of block prefixes (`walk`), each evaluation beginning at the first block that
 differs (`blocks`); states that later calls may share are kept (`store`). The passes are the same whatever ran before,
@@ -33,10 +33,10 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sieve.compression.low_rank.elastic import Slices
+    from sieve.compression.low_rank.elastic import ElasticModel
 
 Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
-Team = Sequence[Ranks]  # candidates that are evaluated together: one, or `together`
+CandidateBatch = Sequence[Ranks]  # candidates that are evaluated together: one, or candidate_batch_size
 Result = tuple[int, Scores, Spent]  # index of the candidate and what came of it
 
 
@@ -44,31 +44,31 @@ class Evaluator:
     """Runs a model at any ranks of its matrices.
 
     Args:
-        model: with layers that `turned` turns.
-        turned: what turns the model to a plan, or to several; from `sieve.compression.apply.sliced`.
+        model: with layers that `elastic` turns.
+        elastic: what turns the model to a plan, or to several; from `CompressionSpace.elastic`.
         matrices: of the model; what ranks are of, in the order of `names`.
-        parts: the slices of the examples, made ready.
+        parts: the rungs of the examples, made ready.
         layers: reuse the states of blocks that candidates have in common.
         memory: bytes that such states may take.
-        together: how many candidates are one team, where more than one are asked for and the parts can do it.
+        candidate_batch_size: how many candidates are one batch, where several are asked for and the parts can do it.
         recorder: makes, for the model's device, what records the passes of teams; None: they are not.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        turned: Slices,
+        elastic: ElasticModel,
         matrices: Mapping[str, Matrix],
         parts: Sequence[Prepared],
         layers: bool = True,
         memory: int = MEMORY,
-        together: int = 1,
+        candidate_batch_size: int = 1,
         recorder: Callable[[torch.device], Recorder] | None = None,
     ):
-        self.model, self.turned, self.matrices, self.memory = model, turned, matrices, memory
-        able = hasattr(turned, "set_many") and all(part.run_copies for part in parts)
-        self.together = together if able else 1
-        self.recorder = recorder if self.together > 1 else None
+        self.model, self.elastic, self.matrices, self.memory = model, elastic, matrices, memory
+        able = hasattr(elastic, "set_batch") and all(part.run_copies for part in parts)
+        self.candidate_batch_size = candidate_batch_size if able else 1
+        self.recorder = recorder if self.candidate_batch_size > 1 else None
         self.parts = list(parts)
         ordered = sorted(matrices.values(), key=lambda matrix: matrix.block)
         self.names = [matrix.name for matrix in ordered]
@@ -88,18 +88,20 @@ class Evaluator:
         with evaluating(self.model), torch.inference_mode(), self.blocks:
             if self.recorder is not None:
                 cells = WORK // max(self.blocks.parameters, 1)
-                self._graphs = Graphs(self.recorder(self.model.device), self.blocks.blocks, self.turned.alike, cells)
+                self._graphs = Graphs(
+                    self.recorder(self.model.device), self.blocks.blocks, self.elastic.capture_safe, cells
+                )
             try:
                 yield self
             finally:
                 self._graphs = None
-                self.turned.set({})
+                self.elastic.set({})
 
     def check(self) -> int:
         """Find out whether this model's blocks can be begun in the middle; returns the layer-tokens that it took."""
         if not self.layers:
             return 0
-        self.turned.set({})
+        self.elastic.set({})
         with progress.shown(False):
             self.layers = self.blocks.works(lambda: self.parts[0].run(self.model), _same)
         return self.blocks.checked
@@ -115,12 +117,12 @@ class Evaluator:
     def teams(self, candidates: Sequence[Ranks], alone: bool) -> list[list[int]]:
         """Who is evaluated with whom, by index, in the order of the tree of prefixes; each by itself if `alone`."""
         ordered = order([self.by_block(ranks) for ranks in candidates])
-        number = 1 if alone else self.together
+        number = 1 if alone else self.candidate_batch_size
         return [ordered[first : first + number] for first in range(0, len(ordered), number)]
 
-    def begin(self, teams: Sequence[Team], part: int, alone: bool) -> None:
+    def begin(self, teams: Sequence[CandidateBatch], part: int, alone: bool) -> None:
         """Plan a walk, in the place of the last one; teams as `teams` orders them."""
-        self._part, self._teams, self._alone, self._stored = part, teams, alone or self.together == 1, {}
+        self._part, self._teams, self._alone, self._stored = part, teams, alone or self.candidate_batch_size == 1, {}
         if self._alone:
             candidates = [ranks for (ranks,) in teams]
             known = [self._store.deepest(part, self.by_block(ranks)) for ranks in candidates]
@@ -164,8 +166,8 @@ class Evaluator:
         self.cells[part] = run.cells
         return scores, Spent(run.layer_tokens, run.cells, run.head_rows)
 
-    def _several(self, team: Team) -> list[tuple[Scores, Spent]]:
-        part, number = self._part, self.together
+    def _several(self, team: CandidateBatch) -> list[tuple[Scores, Spent]]:
+        part, number = self._part, self.candidate_batch_size
         missing = number - len(team)
         team = [*team, *[team[-1]] * missing]
         prefixes = [self.by_block(ranks) for ranks in team]
@@ -188,15 +190,17 @@ class Evaluator:
         spent[0] = replace(spent[0], copies=1 + missing)
         return list(zip(found, spent, strict=True))[: number - missing]
 
-    def _passes(self, team: Team, start: int, states: States, keep: Iterable[int]) -> tuple[list[Scores], Run]:
-        """The forward passes of a candidate alone, or of `together`; see `BlockWise.run`."""
+    def _passes(
+        self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]
+    ) -> tuple[list[Scores], Run]:
+        """The forward passes of a candidate alone, or of candidate_batch_size; see `BlockWise.run`."""
         part, number = self.parts[self._part], len(team)
         with progress.shown(False):
             if number == 1:
-                self.turned.set(self._plan(team[0]))
+                self.elastic.set(self._plan(team[0]))
                 scores, run = self.blocks.run(lambda: part.run(self.model), start, states, keep)
                 return [scores], run
-            self.turned.set_many([self._plan(ranks) for ranks in team])
+            self.elastic.set_batch([self._plan(ranks) for ranks in team])
             return self.blocks.run(lambda: part.run_copies(self.model, number), start, states, keep, self._graphs)
 
     def _plan(self, ranks: Ranks) -> dict[str, int]:
@@ -231,7 +235,7 @@ class Rehearsal(Evaluator):
         results = {index: spent for index, _, spent in self.evaluate(candidates, part, alone)}
         return [results[index] for index in range(len(candidates))]
 
-    def _passes(self, team: Team, start: int, states: States, keep: Iterable[int]) -> tuple[list[None], Run]:
+    def _passes(self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]) -> tuple[list[None], Run]:
         number, known = len(team), self._known[self._part]
         cells, bytes_each = known.cells * number, self.blocks.cell_bytes
         kept = {block: [torch.empty(cells, bytes_each, dtype=torch.uint8, device="meta")] for block in keep}

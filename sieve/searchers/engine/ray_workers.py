@@ -35,7 +35,7 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from sieve.evaluation.scoring import Scores
     from sieve.searchers.engine.cost import Spent
-    from sieve.searchers.engine.local import Evaluator, Ranks, Result, Team
+    from sieve.searchers.engine.local import CandidateBatch, Evaluator, Ranks, Result
 
 THREADS = 1  # of each worker, however many there are: how sums are rounded depends on how many threads share them
 CONNECT_SECONDS = 5.0
@@ -82,7 +82,7 @@ class Worker:
         self._open.enter_context(self._evaluator.running())
 
     def evaluate(
-        self, run: Sequence[Team] | None, part: int, alone: bool, place: int
+        self, run: Sequence[CandidateBatch] | None, part: int, alone: bool, place: int
     ) -> tuple[list[tuple[Scores, Spent]], int]:
         """What comes of the team at a place of the run, and the most bytes that states took.
 
@@ -148,8 +148,8 @@ class Workers:
             self._connect()
             number = self._workers if isinstance(self._workers, int) else self._room()
             given = self._evaluator
-            what = given.model, given.turned, given.matrices, given.parts, given.layers
-            self._packed = ray.put(pack((*what, given.memory // number, given.together, given.recorder)))
+            what = given.model, given.elastic, given.matrices, given.parts, given.layers
+            self._packed = ray.put(pack((*what, given.memory // number, given.candidate_batch_size, given.recorder)))
             self._kind = ray.remote(
                 num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0, concurrency_groups={_BEAT: 1}
             )(_beating())
@@ -321,7 +321,7 @@ class _Seat:
         self._beat = self._ask()
         self.pending = actor.load.remote(packed)
 
-    def send(self, index: int, run: Sequence[Team] | None, part: int, alone: bool) -> None:
+    def send(self, index: int, run: Sequence[CandidateBatch] | None, part: int, alone: bool) -> None:
         self._place = 0 if run is not None else self._place + 1
         self.seconds = 0.0
         self.index, self.pending = index, self.actor.evaluate.remote(run, part, alone, self._place)

@@ -12,6 +12,9 @@ from sieve.evaluation.scoring import Scores
 if TYPE_CHECKING:
     from sieve.searchers.engine.journal import Journal
 
+_STORED_AS = {"choice_logprob": "contrast"}  # journals keep the name that they began with
+_FIELDS = {stored: name for name, stored in _STORED_AS.items()}
+
 
 def remembered(journal: Journal | None, key: str, measure: Callable[[], Scores]) -> Scores:
     """What `measure` gives, which is called only where the journal does not know `key` yet."""
@@ -24,12 +27,13 @@ def remembered(journal: Journal | None, key: str, measure: Callable[[], Scores])
 
 def to_record(scores: Scores) -> dict[str, Any]:
     """Scores as JSON holds them, to the bit."""
-    return {name: _plain(value) for name, value in vars(scores).items()}
+    return {_STORED_AS.get(name, name): _plain(value) for name, value in vars(scores).items()}
 
 
 def from_record(record: Mapping[str, Any]) -> Scores:
     """What `to_record` was given."""
-    return Scores(**{name: np.array(value) if isinstance(value, list) else value for name, value in record.items()})
+    values = {name: np.array(value) if isinstance(value, list) else value for name, value in record.items()}
+    return Scores(**{_FIELDS.get(name, name): value for name, value in values.items()})
 
 
 def plan_key(plan: Mapping[str, int | str]) -> str:

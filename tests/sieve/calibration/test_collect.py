@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 LENGTHS = (40, 7, 22, 22, 3, 31)
-SEQUENCES = [Text(row[:n].tolist(), n // 2) for row, n in zip(tiny_tokens(6, 40), LENGTHS, strict=True)]
+SEQUENCES = [Sample(row[:n].tolist(), n // 2) for row, n in zip(tiny_tokens(6, 40), LENGTHS, strict=True)]
 
 
 def stored_activations(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -128,4 +128,4 @@ def test_batches_hold_every_sequence_within_the_limit():
     data = batches(SEQUENCES, batch_tokens=64)
     assert sorted(int(n) for batch in data for n in batch.mask.sum(1)) == sorted(LENGTHS)
     assert all(batch.ids.numel() <= 64 for batch in data)
-    assert batches([Text([1] * 500, 1)], batch_tokens=64)[0].ids.shape == (1, 500)
+    assert batches([Sample([1] * 500, 1)], batch_tokens=64)[0].ids.shape == (1, 500)

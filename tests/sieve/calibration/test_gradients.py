@@ -8,7 +8,7 @@ import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.gradients import answer_loss, column_basis
 from sieve.calibration.statistics import Statistics
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
 from tests.all_architectures import tiny_random
@@ -16,7 +16,7 @@ from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 LENGTHS = (40, 7, 22, 22, 9, 31)
 SEQUENCES = [
-    Text(row[:n].tolist(), n - 1 - i % 4) for i, (row, n) in enumerate(zip(tiny_tokens(6, 40), LENGTHS, strict=True))
+    Sample(row[:n].tolist(), n - 1 - i % 4) for i, (row, n) in enumerate(zip(tiny_tokens(6, 40), LENGTHS, strict=True))
 ]
 
 
@@ -77,7 +77,7 @@ def test_loss_is_that_of_the_answers_tokens():
 
 
 def test_answers_that_the_budget_cut_off_have_no_loss():
-    batch = batches([Text([5, 6, 7], 3), Text([5, 6], 4)], 100)[0]
+    batch = batches([Sample([5, 6, 7], 3), Sample([5, 6], 4)], 100)[0]
     with torch.no_grad():
         assert float(answer_loss(tiny_model("llama"), batch)) == 0
     with pytest.raises(NumericsError, match="no token of a right answer is in the calibration data"):
@@ -89,12 +89,12 @@ def test_a_model_without_a_gradient_is_told_why():
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()  # tied: the embeddings too
     with pytest.raises(NumericsError, match=r"2 answer tokens .* have no gradient at any matrix: .* --dtype"):
-        collect(model, batches([Text([5, 6, 7], 1)], 100), gradients=True)
+        collect(model, batches([Sample([5, 6, 7], 1)], 100), gradients=True)
 
 
 def test_an_architecture_that_gives_no_gradients_is_refused():
     """Reformer's reversible layers, outside of training."""
-    model, data = tiny_random("reformer"), batches([Text(tiny_tokens(1, 24)[0].tolist(), 20)], 256)
+    model, data = tiny_random("reformer"), batches([Sample(tiny_tokens(1, 24)[0].tolist(), 20)], 256)
     with pytest.raises(InputError, match="gives no gradients in evaluation mode: use --search uniform"):
         collect(model, data, gradients=True)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from sieve.checkpoint.folder import load, mark, save
+from sieve.checkpoint.folder import load, save, write_quantization_config
 from sieve.checkpoint.size import model_bytes, weight_bytes
 from sieve.errors import InputError, StorageError
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
@@ -148,10 +148,10 @@ def test_a_model_without_pairs_is_saved_as_plain(tmp_path):
 
 def test_mark_follows_the_model():
     model = tiny_pruned("llama")
-    ranks = mark(model)
+    ranks = write_quantization_config(model)
     assert model.config.quantization_config.ranks == ranks
     model.model = tiny_model("llama").model
-    assert mark(model) == {}
+    assert write_quantization_config(model) == {}
     assert not hasattr(model.config, "quantization_config")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sieve.checkpoint.folder import load, mark, save
+from sieve.checkpoint.folder import load, save, write_quantization_config
 from sieve.errors import InputError
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from tests.tiny_models import tiny_pruned, tiny_tokenizer, tiny_tokens
@@ -26,7 +26,7 @@ def pairs(model, kind):
 @pytest.mark.parametrize("pivoted", [False, True])
 def test_saved_in_a_format(name, format, pivoted, tmp_path):
     model = tiny_pruned(name, pivoted=pivoted)
-    mark(model)
+    write_quantization_config(model)
     before, expected, own = (
         model.config.quantization_config.to_dict(),
         logits(model),

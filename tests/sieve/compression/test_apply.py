@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
-from sieve.compression.apply import apply_, sliced
+from sieve.calibration.text import Sample, batches
+from sieve.compression.apply import apply_
 from sieve.compression.low_rank.project import project
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
@@ -14,7 +14,7 @@ from sieve.models.matrix import DENSE
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 
 def factors_of(model, pivot=False):
@@ -41,11 +41,11 @@ def test_applied_sliced_and_multiplied_out_agree(name, pivot):
         weight_of(reference.get_submodule(matrix)).data.copy_(B @ A)
         if factors[matrix].mean is not None:  # as by default where there is a bias
             reference.get_submodule(matrix).bias.data.add_(factors[matrix].shift(rank))
-    with sliced(model, factors) as slices:
+    with factors.elastic(model) as elastic:
         assert torch.equal(logits(model), dense)
-        slices.set(plan)
+        elastic.set(plan)
         in_slices = logits(model)
-        slices.set({})
+        elastic.set({})
         assert torch.equal(logits(model), dense)
     assert torch.equal(logits(model), dense)
     assert list(prunable(model)) == list(matrices)
@@ -146,7 +146,7 @@ def test_sliced_restores_the_model_after_an_error():
     model = tiny_model("gpt2")
     factors = factors_of(model)
     dense = logits(model)
-    with pytest.raises(KeyboardInterrupt), sliced(model, factors):
+    with pytest.raises(KeyboardInterrupt), factors.elastic(model):
         raise KeyboardInterrupt
     assert torch.equal(logits(model), dense)
 

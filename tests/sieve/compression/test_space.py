@@ -8,7 +8,7 @@ import torch
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.plan import Plan
 from sieve.registry import ALL, LOW_RANK, MASKING
 from sieve.searchers.algorithms.base import SEARCHERS
@@ -18,7 +18,7 @@ ROOT = Path(sieve.__file__).parent
 
 
 def space_of(model, kind):
-    texts = [Text(row.tolist(), 0) for row in tiny_tokens(8, 32)]
+    texts = [Sample(row.tolist(), 0) for row in tiny_tokens(8, 32)]
     statistics = collect(model, batches(texts, 4096), "input")
     return sieve.mask(model, statistics) if kind is MASKING else sieve.project(model, statistics)
 

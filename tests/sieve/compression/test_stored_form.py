@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import sieve
-from sieve.compression.apply import applied
 from sieve.compression.low_rank import stored
 from sieve.compression.plan import Plan
 from sieve.errors import ToleranceError
@@ -82,7 +81,7 @@ def test_applied_is_apply_for_a_while(world):
     names = [name for name, _ in model.named_modules()]
     plan = Plan.uniform(prunable(model, True).values(), 0.5, 4)
     other = sieve.apply_(tiny_model("llama", dtype=torch.bfloat16), factors, plan)
-    with applied(model, factors, plan):
+    with factors.stored(model, plan):
         within_block = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = other.state_dict()
     assert within_block.keys() == expected.keys()

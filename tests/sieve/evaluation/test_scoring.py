@@ -126,8 +126,8 @@ class TestMultipleChoice:
         for example in examples:
             weights = np.exp(self.judge(model, tokenizer, example, normalize))
             want.append(np.log(weights[example.answer] / weights.sum()))
-        assert scores.contrast == pytest.approx(want, abs=1e-4)
-        assert scores.evidence is scores.contrast
+        assert scores.choice_logprob == pytest.approx(want, abs=1e-4)
+        assert scores.ranking_score is scores.choice_logprob
 
     def test_order_does_not_matter(self, model, tokenizer):
         examples = choice_examples()
@@ -183,7 +183,7 @@ class TestMultipleChoice:
             if normalize == "prior":
                 value -= from_the_border(model, tokenizer, example.neutral, choice)
             wanted.append(value)
-        assert scores.contrast[0] == pytest.approx(wanted[1] - np.logaddexp.reduce(wanted), abs=1e-4)
+        assert scores.choice_logprob[0] == pytest.approx(wanted[1] - np.logaddexp.reduce(wanted), abs=1e-4)
         assert scores.loglik[0] == pytest.approx(from_the_border(model, tokenizer, "x: ", "1"), abs=1e-4)
 
     def test_leaves_the_model_as_it_was(self, tokenizer):

@@ -277,10 +277,10 @@ def test_no_label_is_read():
     """Whatever the answers are, the lessons are the same."""
     task = task_of()
     examples = task.splits()["calibration"]
-    turned = [copy.copy(one) for one in examples]
-    for one in turned:
+    elastic = [copy.copy(one) for one in examples]
+    for one in elastic:
         object.__setattr__(one, "answer", (one.answer + 1) % 3)
-    found = [lessons_of(tiny_model("llama"), TOKENIZER, task, part, 4) for part in (examples, turned)]
+    found = [lessons_of(tiny_model("llama"), TOKENIZER, task, part, 4) for part in (examples, elastic)]
     for one, other in zip(found[0].training, found[1].training, strict=True):
         assert one.question == other.question
         assert torch.equal(one.judged, other.judged)

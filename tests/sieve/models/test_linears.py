@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.project import project
 from sieve.compression.plan import Plan
@@ -16,7 +16,7 @@ from sieve.utils import progress
 from tests.all_architectures import tiny_random
 from tests.tiny_models import tiny_model, tiny_tokens
 
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 UP = "model.layers.1.mlp.up_proj"
 
 

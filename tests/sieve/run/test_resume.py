@@ -18,7 +18,7 @@ import pytest
 from sieve.errors import InputError, StorageError
 from sieve.run import pipeline
 from sieve.run.recipe import Recipe
-from sieve.run.resume import Unfinished, unfinished_recipe
+from sieve.run.resume import ResumableRun, unfinished_recipe
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -206,7 +206,7 @@ def test_the_dense_model_is_scored_once(world, tmp_path, monkeypatch):
     plain, scored = pipeline.evaluate, []
     monkeypatch.setattr(pipeline, "evaluate", lambda *given: (scored.append(given), plain(*given))[1])
     with monkeypatch.context() as patched:
-        patched.setattr(Unfinished, "_is_of_no_use", lambda self, error: False)  # as SIGKILL leaves it
+        patched.setattr(ResumableRun, "_is_of_no_use", lambda self, error: False)  # as SIGKILL leaves it
         patched.setattr(pipeline, "calibrate", lambda *given, **more: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.prune(recipe, tmp_path / "out")
@@ -224,7 +224,7 @@ def test_the_dense_model_is_scored_once(world, tmp_path, monkeypatch):
 def test_killed_between_saving_and_cleaning_up(world, tmp_path, run, own_cache, monkeypatch):  # noqa: F811
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Unfinished, "remove", lambda self: None)
+        patch.setattr(ResumableRun, "remove", lambda self: None)
         assert run(*arguments(world, output), "--quiet")[0] == 0
     before = sorted(path.name for path in output.iterdir())
     code, _, error = run("prune", "--resume", output)

@@ -7,7 +7,7 @@ import pytest
 
 from sieve.errors import InputError, NumericsError, StorageError, ToleranceError, WorkerError
 from sieve.run.recipe import Recipe
-from sieve.run.resume import Unfinished, unfinished_recipe
+from sieve.run.resume import ResumableRun, unfinished_recipe
 from sieve.tasks import load_task
 from sieve.tasks.stored import describe_data
 from sieve.utils.files import try_lock
@@ -17,7 +17,7 @@ from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 
 def begun(output, world, lines=2, resume=False):
     """An unfinished run whose journal has so many lines, held by this process."""
-    unfinished = Unfinished(output, resume).__enter__()
+    unfinished = ResumableRun(output, resume).__enter__()
     task = load_task(world.task)
     unfinished.begin(Recipe(world.model, world.task), task, describe_data(task.splits()))
     (unfinished._folder / "journal.txt").write_text("line\n" * lines)
@@ -57,9 +57,9 @@ def test_what_an_error_leaves_to_resume(tmp_path, world, error, lines, searched,
         recipe = Recipe.load(unfinished_recipe(output))
         assert recipe == Recipe(world.model, f"{output}.unfinished/task.yaml")
         assert load_task(recipe.task).splits() == load_task(world.task).splits()
-        with pytest.raises(InputError, match="--resume"), Unfinished(output):
+        with pytest.raises(InputError, match="--resume"), ResumableRun(output):
             pass
-        with Unfinished(output, resume=True) as again:  # and goes on
+        with ResumableRun(output, resume=True) as again:  # and goes on
             again.remove()
     assert os.listdir(tmp_path) == []
 
@@ -77,10 +77,10 @@ def test_a_half_made_folder_is_free(tmp_path, world, content):
             (folder / name).parent.mkdir(exist_ok=True)
             try_lock(folder / name).close()  # whatever a dead process has written there
         if resume and "recipe.yaml" not in content:
-            with pytest.raises(InputError, match="start one with --output"), Unfinished(output, resume):
+            with pytest.raises(InputError, match="start one with --output"), ResumableRun(output, resume):
                 pass
         else:
-            with Unfinished(output, resume) as unfinished:
+            with ResumableRun(output, resume) as unfinished:
                 unfinished.remove()
             assert not folder.exists()
 
@@ -89,11 +89,11 @@ def test_what_sieve_did_not_make_stays(tmp_path, world):
     folder = tmp_path / "out.unfinished"
     folder.mkdir()
     (folder / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(InputError, match=r"'thesis.txt', which Sieve did not make"), Unfinished(tmp_path / "out"):
+    with pytest.raises(InputError, match=r"'thesis.txt', which Sieve did not make"), ResumableRun(tmp_path / "out"):
         pass
     assert os.listdir(folder) == ["thesis.txt"]
     (tmp_path / "other.unfinished").write_text("a file")
-    with pytest.raises(InputError, match="is a file"), Unfinished(tmp_path / "other"):
+    with pytest.raises(InputError, match="is a file"), ResumableRun(tmp_path / "other"):
         pass
     unfinished = begun(tmp_path / "mine", world)
     (tmp_path / "mine.unfinished" / "notes.txt").write_text("mine")
@@ -122,7 +122,7 @@ def test_only_the_test_split_may_change(run, world, tmp_path):  # noqa: F811
     task = load_task(world.task)
     data = describe_data(task.splits())
     unfinished._lock.close()
-    with Unfinished(tmp_path / "out", resume=True) as again:
+    with ResumableRun(tmp_path / "out", resume=True) as again:
         again.begin(Recipe(world.model, world.task), task, data | {"test": {"examples": 3, "sha256": "x"}})
         with pytest.raises(InputError, match=r"changed .*: fitness \(32 examples, now 3\)"):
             again.begin(Recipe(world.model, world.task), task, data | {"fitness": {"examples": 3, "sha256": "x"}})

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from sieve.compression.apply import sliced
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
@@ -53,10 +52,10 @@ def test_validation_chooses(world, monkeypatch):
     options = {"search": "ga", "rank_multiple": 4, "bottlenecks": 0}
     values = []
     for plan in offered:
-        with sliced(model, factors) as turned:
-            turned.set(plan)
+        with factors.elastic(model) as elastic:
+            elastic.set(plan)
             scores = evaluate(model, tokenizer, task, task.splits()["validation"])
-            values.append((scores.accuracy, scores.evidence.mean()))
+            values.append((scores.accuracy, scores.ranking_score.mean()))
     best = values.index(max(values))
     offered[1], offered[best] = offered[best], offered[1]
 
@@ -64,7 +63,7 @@ def test_validation_chooses(world, monkeypatch):
     assert result.plan.ranks() == offered[1].ranks()
     assert result.validation_attempts == 3
     assert result.pruned["validation"].accuracy == max(values)[0]
-    assert result.pruned["validation"].evidence.mean() == pytest.approx(max(values)[1], abs=1e-4)
+    assert result.pruned["validation"].ranking_score.mean() == pytest.approx(max(values)[1], abs=1e-4)
     tolerant = run_search(model, tokenizer, factors, task, 0.99, **options)
     assert tolerant.plan.ranks() == offered[0].ranks()
     assert tolerant.validation_attempts == 1

@@ -380,7 +380,7 @@ def test_right_choices_are_weighed_against_the_wrong_ones():
     problem.dense = land.full({})
     winner = next(SEARCHERS["ga"].run(problem))
     (allocated,) = SEARCHERS["budget"].run(landscape_problem(kept=0.6))
-    assert winner.scores.contrast.mean() >= allocated.scores.mean_loglik
+    assert winner.scores.choice_logprob.mean() >= allocated.scores.mean_loglik
 
 
 def test_a_line_that_would_fall_is_not_drawn():
@@ -389,6 +389,6 @@ def test_a_line_that_would_fall_is_not_drawn():
     evolution.scored = {
         bytes([i]): (None, Scores(np.full(N, 0.98 - 0.01 * i), np.full(N, 0.1 * i), 1)) for i in range(5)
     }
-    evolution.settle()
+    evolution.fit_score_calibration()
     some = problem.dense
     assert np.array_equal(evolution.value(some), some.score)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sieve.evaluation.scoring import Scores
-from sieve.searchers.successive_halving import estimate, race
+from sieve.searchers.successive_halving import estimate, successive_halving
 
 N = 400
 
@@ -41,7 +41,7 @@ def test_the_winner_stays_and_losers_leave_early(seed):
     table = Table(rows(means, seed=seed))
     known = Scores(*[rows([0.5], seed=seed)[0]] * 2, 1)
     bar = float(known.score.mean())
-    result, begun = race(table, list(range(20)), value, lambda index, mean: mean - bar, [known])
+    result, begun = successive_halving(table, list(range(20)), value, lambda index, mean: mean - bar, [known])
     assert [len(scores.score) for scores in begun] == [N // 8] * 20
     assert {index for index in range(20) if means[index] > 0.55} <= set(result)
     assert all(means[index] > 0.4 for index in result)
@@ -53,7 +53,7 @@ def test_halving_leaves_the_best():
     means = np.linspace(0, 1, 20)
     table = Table(rows(means))
     known = [Scores(*[rows([0.5])[0]] * 2, 1)]
-    result, _ = race(table, list(range(20)), value, lambda index, mean: mean + 10, known, keep=3)
+    result, _ = successive_halving(table, list(range(20)), value, lambda index, mean: mean + 10, known, keep=3)
     assert {17, 18, 19} <= set(result)
     assert len(result) < 8
     assert table.asked < 0.6 * 20 * N
@@ -62,8 +62,8 @@ def test_halving_leaves_the_best():
 def test_switched_off_all_stay():
     table = Table(rows([0, 1]))
     known = [Scores(*[rows([0.5])[0]] * 2, 1)]
-    assert len(race(table, [0, 1], value, lambda index, mean: -1.0, known, racing=False)[0]) == 2
-    assert len(race(table, [0, 1], value, lambda index, mean: -1.0, [])[0]) == 2
+    assert len(successive_halving(table, [0, 1], value, lambda index, mean: -1.0, known, racing=False)[0]) == 2
+    assert len(successive_halving(table, [0, 1], value, lambda index, mean: -1.0, [])[0]) == 2
 
 
 def test_bounds_hold_as_often_as_they_say():

@@ -8,15 +8,14 @@ import torch
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
-from sieve.compression.apply import sliced
+from sieve.calibration.text import Sample, batches
 from sieve.compression.plan import Plan
 from sieve.errors import NumericsError
 from sieve.models.linears import prunable
 from sieve.registry import METHODS, NESTED
 from tests.tiny_models import tiny_model, tiny_tokens
 
-FEW = [Text(row[:5].tolist(), 3) for row in tiny_tokens(3, 5)]
+FEW = [Sample(row[:5].tolist(), 3) for row in tiny_tokens(3, 5)]
 NAME = "model.layers.0.mlp.down_proj"
 
 
@@ -33,8 +32,8 @@ def check(model, factors) -> None:
     plan = Plan.uniform(prunable(model, True).values(), 0.5, 4)
     for pair in factors.values():
         assert all(tensor.isfinite().all() for tensor in (pair.A, pair.B, pair.energy))
-    with torch.no_grad(), sliced(model, factors) as slices:
-        slices.set(plan)
+    with torch.no_grad(), factors.elastic(model) as elastic:
+        elastic.set(plan)
         assert model(input_ids=tiny_tokens()).logits.isfinite().all()
     assert sieve.apply_(model, factors, plan)(input_ids=tiny_tokens()).logits.isfinite().all()
 
@@ -56,7 +55,7 @@ def test_dead_channels_and_a_dead_matrix(method):
     model.get_submodule("model.layers.0.input_layernorm").weight.data[:7] = 0
     model.get_submodule("model.layers.1.post_attention_layernorm").weight.data.zero_()
     model.get_submodule("model.layers.0.mlp.up_proj").weight.data.zero_()
-    statistics = statistics_of(model, [Text(ids, 20) for ids in tiny_tokens(8, 24).tolist()], method)
+    statistics = statistics_of(model, [Sample(ids, 20) for ids in tiny_tokens(8, 24).tolist()], method)
     assert not statistics.grams["model.layers.1.mlp.gate_proj"].any()
     check(model, sieve.project(model, statistics, method, pivot=True))
 
@@ -66,7 +65,7 @@ def test_dead_channels_and_a_dead_matrix(method):
 def test_size_does_not_matter(method, scale):
     """Statistics near the ends of float32 give the map that ordinary ones give."""
     model = tiny_model("llama")
-    statistics = statistics_of(model, [Text(ids, 20) for ids in tiny_tokens(8, 24).tolist()], method)
+    statistics = statistics_of(model, [Sample(ids, 20) for ids in tiny_tokens(8, 24).tolist()], method)
     plain = sieve.project(model, statistics, method)
     for table in (statistics.grams, statistics.sums):
         for key in table:
@@ -97,7 +96,7 @@ def test_what_is_not_finite_names_the_matrix(method, where, value):
 def test_gradients_that_are_all_zero_fall_back(monkeypatch):
     """One matrix without gradients among others: its pair is that of output_aligned."""
     model = tiny_model("llama")
-    sequences = [Text(ids, 20) for ids in tiny_tokens(8, 24).tolist()]
+    sequences = [Sample(ids, 20) for ids in tiny_tokens(8, 24).tolist()]
     statistics = statistics_of(model, sequences, "loss_aware")
     statistics.grams[f"{NAME}.gradient"].zero_()
     # The package's `project` is the function: the module of that name has to be asked for.

@@ -6,15 +6,14 @@ from transformers import AutoModelForCausalLM
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
-from sieve.compression.apply import sliced
+from sieve.calibration.text import Sample, batches
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
 from sieve.searchers.sensitivity import sensitivity
 from tests.tiny_models import TINY, tiny_model, tiny_tokenizer, tiny_tokens
 
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 
 def statistics_of(model, needs="cheapest", **more):
@@ -77,8 +76,8 @@ def test_slices_applied_and_loaded_models_agree(name, pivot, tmp_path):
         layer.bias = torch.nn.Parameter(bias + factors[matrix].shift(rank))
         if matrix.endswith(("c_attn", "c_fc", "c_proj")):
             layer.forward = lambda x, layer=layer: x @ layer.weight + layer.bias
-    with torch.no_grad(), sliced(model, factors) as slices:
-        slices.set(plan)
+    with torch.no_grad(), factors.elastic(model) as elastic:
+        elastic.set(plan)
         assert torch.allclose(model(input_ids=ids).logits, multiplied(input_ids=ids).logits, atol=1e-3)
     sieve.apply_(model, factors, plan)
     sieve.save(model, tiny_tokenizer(), tmp_path / "saved")
@@ -110,16 +109,16 @@ def test_several_candidates_at_a_time():
     """The layer of a search that serves a population adds the means to each, but to the dense ones."""
     model = tiny_model("llama")
     factors = sieve.project(model, statistics_of(model), mean=True)
-    with torch.no_grad(), sliced(model, factors) as slices:
-        if not hasattr(slices, "set_many"):
+    with torch.no_grad(), factors.elastic(model) as elastic:
+        if not hasattr(elastic, "set_batch"):
             pytest.skip("one candidate at a time")
         plans = [Plan.uniform(prunable(tiny_model("llama")).values(), kept, 4) for kept in (0.3, 0.6)] + [{}]
         ids = tiny_tokens(2, 12, seed=5)
         alone = []
         for plan in plans:
-            slices.set(plan)
+            elastic.set(plan)
             alone.append(model(input_ids=ids).logits)
-        slices.set_many(plans)
+        elastic.set_batch(plans)
         together = model(input_ids=ids.repeat(3, 1)).logits.reshape(3, 2, 12, -1)
         assert torch.allclose(together, torch.stack(alone), atol=1e-3)
 
@@ -136,8 +135,8 @@ def test_refit_centres_too():
         dense = model.base_model(ids).last_hidden_state
         errors = []
         for candidate in (factors, again):
-            with sliced(model, candidate) as slices:
-                slices.set(plan)
+            with candidate.elastic(model) as elastic:
+                elastic.set(plan)
                 errors.append(float((model.base_model(ids).last_hidden_state - dense).square().sum()))
     assert errors[1] < errors[0]
     name = "model.decoder.layers.1.fc2"

@@ -8,7 +8,7 @@ import torch
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.parallel import each
 from tests.tiny_models import tiny_model, tiny_tokens
 
@@ -53,7 +53,7 @@ def test_an_error_ends_the_work(two_threads):
 
 def test_factors_do_not_depend_on_threads(two_threads):
     model = tiny_model("gpt2")
-    statistics = collect(model, batches([Text(ids, 1) for ids in tiny_tokens(8, 24).tolist()], 512))
+    statistics = collect(model, batches([Sample(ids, 1) for ids in tiny_tokens(8, 24).tolist()], 512))
     two = sieve.project(model, statistics)
     torch.set_num_threads(1)
     one = sieve.project(model, statistics)

@@ -7,7 +7,7 @@ import torch
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.problem import Problem
 from sieve.compression.low_rank.published import asvd, pca, svd, svd_llm
@@ -18,7 +18,7 @@ from sieve.registry import METHODS, NESTED
 from tests.sieve.compression.low_rank.test_output_aligned import SHAPES, data
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(24, 32).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(24, 32).tolist()]
 
 
 def problem(W: torch.Tensor, X: torch.Tensor) -> Problem:
@@ -237,7 +237,9 @@ class TestTheRecipe:
         original = llm_sieve_sgd._Learned.step
         llm_sieve_sgd._Learned.step = lambda self, x, y: (seen.append(len(x)), original(self, x, y))[1]
         try:
-            statistics.texts = [Text(ids[:length], 1) for (ids, _), length in zip(SEQUENCES, (5, 9, 30), strict=False)]
+            statistics.texts = [
+                Sample(ids[:length], 1) for (ids, _), length in zip(SEQUENCES, (5, 9, 30), strict=False)
+            ]
             train(model, statistics, {name: 4}, 1)
         finally:
             llm_sieve_sgd._Learned.step = original

@@ -9,8 +9,7 @@ import torch
 import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.gradients import column_basis
-from sieve.calibration.text import Text, batches
-from sieve.compression.apply import sliced
+from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.refit import held_back_error, refitted
 from sieve.compression.low_rank.walk import Walk
@@ -22,7 +21,7 @@ from tests.sieve.compression.low_rank.test_output_aligned import SHAPES, data
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 LENGTHS = (40, 7, 22, 40, 3, 31)
-SEQUENCES = [Text(row[:n].tolist(), n - 1) for row, n in zip(tiny_tokens(6, 40), LENGTHS, strict=True)]
+SEQUENCES = [Sample(row[:n].tolist(), n - 1) for row, n in zip(tiny_tokens(6, 40), LENGTHS, strict=True)]
 
 
 def problem(m: int, n: int, tokens: int = 150):
@@ -124,14 +123,14 @@ def test_walk_sees_what_the_models_see(name):
     model = tiny_model(name)
     _, factors, plan = state(model)
     dense = inputs_of(model, plan)
-    with sliced(model, factors) as slices, torch.no_grad():
-        slices.set(plan)
+    with factors.elastic(model) as elastic, torch.no_grad():
+        elastic.set(plan)
         pruned = inputs_of(model, plan)
         walk = Walk(model, batches(SEQUENCES, 100))
         for index in range(len(decoder_blocks(model)[1])):
 
             def turn(on):
-                slices.set(plan if on else {})
+                elastic.set(plan if on else {})
 
             inside = [matrix for matrix in prunable(tiny_model(name)).values() if matrix.block == index]
             walk.enter(index, [model.get_submodule(matrix.name) for matrix in inside], turn)
@@ -172,11 +171,11 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one(name):
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
-    with sliced(model, factors) as slices:
-        slices.set(plan)
+    with factors.elastic(model) as elastic:
+        elastic.set(plan)
         old = final_error(model, dense)
-    with sliced(model, again) as slices:
-        slices.set(plan)
+    with again.elastic(model) as elastic:
+        elastic.set(plan)
         new = final_error(model, dense)
     assert new < old
     expected = sieve.apply_(tiny_model(name), again, plan)

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.compression.low_rank.problem import balance
 from sieve.compression.low_rank.project import project
@@ -26,7 +26,7 @@ from sieve_kernels import lowrank_mlp
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 SEPARATE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "opt"]
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ import torch
 
 import sieve
 from sieve.calibration.collect import collect
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank import shrinkage
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.problem import problem_of
@@ -14,7 +14,7 @@ from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
 from tests.tiny_models import tiny_model, tiny_tokens
 
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 
 def statistics_of(model, sequences=SEQUENCES, needs="cheapest", **more):
@@ -44,7 +44,7 @@ def test_problem_is_that_of_the_shrunk_inputs(calibrated, needs):
 
 def test_prior_of_other_data_counts_as_many_tokens(calibrated):
     model, statistics = calibrated
-    general = statistics_of(model, [Text(ids, 1) for ids in tiny_tokens(40, 24, seed=9).tolist()])
+    general = statistics_of(model, [Sample(ids, 1) for ids in tiny_tokens(40, 24, seed=9).tolist()])
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         W, source = weight_of(model.get_submodule(name)), statistics.sources[name]
         expected = 0.8 * statistics.grams[source.gram] + 0.2 * general.grams[source.gram] * 16 / 40
@@ -91,7 +91,7 @@ def test_output_errors_are_those_at_the_dense_models_inputs(name):
     ranks = Plan.uniform(matrices.values(), 0.4).ranks()
     candidates = [sieve.project(model, statistics)]
     candidates.append(dict(candidates[0]))
-    texts = [Text(ids[:length], 1) for (ids, _), length in zip(SEQUENCES, (24, 5, 17), strict=False)]
+    texts = [Sample(ids[:length], 1) for (ids, _), length in zip(SEQUENCES, (24, 5, 17), strict=False)]
     kept = {matrix: [] for matrix in matrices}
     for matrix, rows in kept.items():
         model.get_submodule(matrix).register_forward_pre_hook(
@@ -127,8 +127,8 @@ def test_the_share_with_the_least_held_back_error_is_taken(calibrated, monkeypat
 def test_few_tokens_gain_by_it():
     """Of 60 tokens, fewer than channels: the choice is not zero, and errs less on new tokens."""
     model = tiny_model("llama")
-    few = statistics_of(model, [Text(ids, 1) for ids in tiny_tokens(5, 12, seed=4).tolist()])
-    new = [Text(ids, 1) for ids in tiny_tokens(30, 12, seed=5).tolist()]
+    few = statistics_of(model, [Sample(ids, 1) for ids in tiny_tokens(5, 12, seed=4).tolist()])
+    new = [Sample(ids, 1) for ids in tiny_tokens(30, 12, seed=5).tolist()]
     ours = sieve.project(model, few, shrinkage="auto")
     assert ours.shrinkage > 0
     ranks = Plan.uniform(prunable(model).values(), 0.5).ranks()

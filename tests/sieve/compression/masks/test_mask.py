@@ -5,8 +5,8 @@ import torch
 
 from sieve.calibration.collect import collect
 from sieve.calibration.statistics import Statistics
-from sieve.calibration.text import Text, batches
-from sieve.compression.apply import apply_, sliced
+from sieve.calibration.text import Sample, batches
+from sieve.compression.apply import apply_
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask
 from sieve.compression.masks.scores import SCORES, of_weights
@@ -16,8 +16,8 @@ from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import DENSE
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
-SEQUENCES = [Text(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
-OTHERS = [Text(ids, 8) for ids in tiny_tokens(12, 30, seed=9).tolist()]
+SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
+OTHERS = [Sample(ids, 8) for ids in tiny_tokens(12, 30, seed=9).tolist()]
 
 
 def statistics_of(model, sequences=SEQUENCES) -> Statistics:
@@ -48,13 +48,13 @@ def test_applied_and_sliced_agree(name, method):
     plan = Plan.uniform(matrices.values(), 0.6, 4)
     left_alone = next(iter(plan))
     plan[left_alone] = DENSE
-    with sliced(model, masks) as slices, torch.inference_mode():
+    with masks.elastic(model) as elastic, torch.inference_mode():
         assert torch.equal(logits(model), dense)
-        slices.set(plan)
+        elastic.set(plan)
         in_slices = logits(model)
-        slices.set({})
+        elastic.set({})
         assert torch.equal(logits(model), dense)
-        slices.set(plan)
+        elastic.set(plan)
     assert torch.equal(logits(model), dense)
     assert apply_(model, masks, plan) is model
     assert torch.allclose(logits(model), in_slices, atol=1e-5)

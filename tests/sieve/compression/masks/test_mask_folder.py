@@ -16,7 +16,7 @@ from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask
 from sieve.compression.masks.masks import Mask
-from sieve.compression.masks.nesting import order
+from sieve.compression.masks.nesting import nested_thresholds
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
@@ -176,7 +176,7 @@ def test_2_to_4_masks_are_what_torchs_compressed_format_holds():
     )
 
     W = torch.randn(64, 128).bfloat16()
-    left = Mask(W, order(W.float().abs(), "2:4")).at(64)
+    left = Mask(W, nested_thresholds(W.float().abs(), "2:4")).at(64)
     values, indices = sparse_semi_structured_from_dense_cutlass(left)
     assert values.shape == (64, 64)
     assert torch.equal(sparse_semi_structured_to_dense_cutlass(values, indices), left)

@@ -5,7 +5,7 @@ import torch
 
 from sieve.compression.masks.config import PATTERNS
 from sieve.compression.masks.matrix import MaskedMatrix
-from sieve.compression.masks.nesting import keep_n_of_m, order
+from sieve.compression.masks.nesting import keep_n_of_m, nested_thresholds
 from sieve.compression.plan import Plan
 from sieve.models.matrix import DENSE
 
@@ -16,7 +16,7 @@ def numbers(m, n, seed=0):
 
 def test_rows_keep_their_largest_at_every_rank():
     scores = numbers(5, 11)
-    places = order(scores)
+    places = nested_thresholds(scores)
     for rank in range(1, 12):
         for row, place in zip(scores, places, strict=True):
             kept = {j for j in range(11) if place[j] <= rank}
@@ -25,7 +25,7 @@ def test_rows_keep_their_largest_at_every_rank():
 
 def test_a_layer_keeps_its_largest_and_as_many():
     scores = numbers(5, 11)
-    places = order(scores, compare="layer")
+    places = nested_thresholds(scores, compare="layer")
     for rank in range(1, 12):
         threshold = sorted(scores.flatten().tolist(), reverse=True)[rank * 5 - 1]
         assert torch.equal(places <= rank, scores >= threshold)
@@ -33,17 +33,17 @@ def test_a_layer_keeps_its_largest_and_as_many():
 
 def test_rows_are_sorted_a_few_at_a_time(monkeypatch):
     scores = numbers(7, 11)
-    whole = order(scores)
+    whole = nested_thresholds(scores)
     for some in (1, 30):
         monkeypatch.setattr("sieve.compression.masks.nesting._SORTED", some)
-        assert torch.equal(order(scores), whole)
+        assert torch.equal(nested_thresholds(scores), whole)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_patterns_keep_the_largest_of_every_group(pattern):
     kept, of = PATTERNS[pattern]
     scores = numbers(6, 24)
-    mask = order(scores, pattern) <= 24 * kept // of
+    mask = nested_thresholds(scores, pattern) <= 24 * kept // of
     for row in range(6):
         for start in range(0, 24, of):
             group = scores[row, start : start + of]
@@ -52,14 +52,14 @@ def test_patterns_keep_the_largest_of_every_group(pattern):
 
 
 def test_ties_are_broken_by_place_and_counts_stay():
-    assert order(torch.zeros(3, 4)).tolist() == [[1, 2, 3, 4]] * 3
-    assert order(torch.zeros(2, 3), compare="layer").tolist() == [[1, 1, 2], [2, 3, 3]]
+    assert nested_thresholds(torch.zeros(3, 4)).tolist() == [[1, 2, 3, 4]] * 3
+    assert nested_thresholds(torch.zeros(2, 3), compare="layer").tolist() == [[1, 1, 2], [2, 3, 3]]
     assert keep_n_of_m(torch.zeros(1, 8), 2, 4).tolist() == [[True, True, False, False] * 2]
 
 
 def test_wide_matrices_need_more_than_16_bits():
-    assert order(numbers(1, 40_000)).max() == 40_000
-    assert order(numbers(1, 300)).dtype == torch.int16
+    assert nested_thresholds(numbers(1, 40_000)).max() == 40_000
+    assert nested_thresholds(numbers(1, 300)).dtype == torch.int16
 
 
 @pytest.mark.parametrize("multiple", [1, 4])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sieve.compression.masks.config import MaskOptions
-from sieve.compression.masks.layerwise_sparsity import ramp
+from sieve.compression.masks.layerwise_sparsity import layerwise_shifts
 from sieve.compression.masks.matrix import MaskedMatrix
 from sieve.compression.masks.task_aware import difference, fuse, pooled
 from sieve.compression.plan import Plan
@@ -81,21 +81,21 @@ def test_pooled_is_both_sets_with_the_tasks_share_of_tokens():
 
 def test_ramp_ranks_traces_linearly_and_leaves_the_mean():
     traces = {"a": 1e-3, "b": 50.0, "c": 0.2, "d": 0.2, "e": 7.0}
-    shifts = ramp(traces, dict.fromkeys(traces, 100), 0.15)
+    shifts = layerwise_shifts(traces, dict.fromkeys(traces, 100), 0.15)
     assert shifts["a"] < shifts["c"] == shifts["d"] < shifts["e"] < shifts["b"]
     assert shifts["e"] - shifts["c"] == pytest.approx(shifts["b"] - shifts["e"])
     assert sum(shifts.values()) == pytest.approx(0)
     assert max(map(abs, shifts.values())) <= 0.15 + 1e-12
     assert shifts["b"] > 0.1
-    assert set(ramp(traces, dict.fromkeys(traces, 100), 0.0).values()) == {0.0}
-    assert ramp({"a": 1.0}, {"a": 5}, 0.1) == {"a": 0.0}
+    assert set(layerwise_shifts(traces, dict.fromkeys(traces, 100), 0.0).values()) == {0.0}
+    assert layerwise_shifts({"a": 1.0}, {"a": 5}, 0.1) == {"a": 0.0}
 
 
 @pytest.mark.parametrize("kept", [0.04, 0.3, 0.5, 0.93])
 def test_a_ramped_plan_keeps_as_much_as_a_flat_one(kept):
     sizes = {"a": (50, 1000), "b": (10, 2000), "c": (300, 4000)}
     parameters = {name: m * n for name, (m, n) in sizes.items()}
-    shifts = ramp({"a": 3.0, "b": 1.0, "c": 2.0}, parameters, 0.2)
+    shifts = layerwise_shifts({"a": 3.0, "b": 1.0, "c": 2.0}, parameters, 0.2)
     matrices = {
         name: MaskedMatrix(name, m, n, 0, shift=shifts[name], ramp=0.2) for name, (m, n) in sizes.items()
     }  # fmt: skip

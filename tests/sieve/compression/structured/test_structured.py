@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from sieve.calibration.collect import collect
 from sieve.calibration.statistics import Statistics
-from sieve.calibration.text import Text, batches
+from sieve.calibration.text import Sample, batches
 from sieve.compression.structured.depth import choose_blocks, drop_blocks_
 from sieve.compression.structured.width import drop_channels_
 from sieve.errors import InputError
@@ -14,7 +14,7 @@ from sieve.models.linears import decoder_blocks, prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 SEQUENCES = [
-    Text(row[:n].tolist(), 1) for row, n in zip(tiny_tokens(8, 30), (30, 4, 17, 17, 9, 25, 3, 12), strict=True)
+    Sample(row[:n].tolist(), 1) for row, n in zip(tiny_tokens(8, 30), (30, 4, 17, 17, 9, 25, 3, 12), strict=True)
 ]
 
 

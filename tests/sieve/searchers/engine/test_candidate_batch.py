@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import prepare
 from sieve.models.linears import prunable
 from sieve.models.loading import evaluating
@@ -33,14 +32,14 @@ def test_each_part_of_the_rows_runs_its_own_candidate(name):
     """Also where some, or all, leave a matrix dense."""
     model, ids = tiny_model(name), tiny_tokens(rows=3)
     plans = [*drawn_plans(model, 4), {}]
-    with sliced(model, svd_factors(model)) as turned, torch.inference_mode():
+    with svd_factors(model).elastic(model) as elastic, torch.inference_mode():
         want = []
         for plan in plans:
-            turned.set(plan)
+            elastic.set(plan)
             want.append(model(ids).logits)
-        turned.set_many(plans)
+        elastic.set_batch(plans)
         got = model(ids.repeat(len(plans), 1)).logits
-        turned.set(plans[0])
+        elastic.set(plans[0])
         assert torch.equal(model(ids).logits, want[0])  # one candidate again
     assert torch.allclose(got, torch.cat(want), rtol=0, atol=1e-4)
     assert not torch.allclose(want[0], want[-1], atol=1e-2)
@@ -53,7 +52,7 @@ def test_scores_are_those_of_each_by_itself(name, layers):
     plans = [*drawn_plans(model, 10), {}]
     with engine_of(model, layers=layers) as engine:
         want = [engine.scores(plans, part) for part in range(2)]
-    with engine_of(model, layers=layers, together=4) as engine:  # 11 are two teams and three quarters
+    with engine_of(model, layers=layers, candidate_batch_size=4) as engine:  # 11 are two teams and three quarters
         got = [engine.scores(plans, part) for part in range(2)]
         cost = engine.cost
     assert all(close(one, two) for one, two in zip([*want[0], *want[1]], [*got[0], *got[1]], strict=True))
@@ -89,7 +88,7 @@ def test_children_start_where_all_of_a_team_were():
     children = [{name: rank for name, rank in plan.items() if name not in last} for plan in parents]
     spent, scores = [], []
     for memory in (2 << 30, 0):
-        with engine_of(model, together=4, memory=memory) as engine:
+        with engine_of(model, candidate_batch_size=4, memory=memory) as engine:
             engine.scores(parents, 0)
             before = engine.cost.spent
             scores.append(engine.scores(children, 0))
@@ -103,9 +102,15 @@ def test_what_is_asked_for_decides_who_runs_alone(tmp_path):
     """Not what is missing: a resumed search must come to the same bits."""
     model, runs = tiny_model("llama"), []
     plans = drawn_plans(model, 5)
-    with Journal(tmp_path / "journal", {}) as journal, engine_of(model, journal=journal, together=4) as engine:
+    with (
+        Journal(tmp_path / "journal", {}) as journal,
+        engine_of(model, journal=journal, candidate_batch_size=4) as engine,
+    ):
         engine.scores(plans[:4], 0)
-    with Journal(tmp_path / "journal", {}) as journal, engine_of(model, journal=journal, together=4) as engine:
+    with (
+        Journal(tmp_path / "journal", {}) as journal,
+        engine_of(model, journal=journal, candidate_batch_size=4) as engine,
+    ):
         several, single = engine._evaluator._several, engine._evaluator._single
         engine._evaluator._several = lambda team: (runs.append("together"), several(team))[1]
         engine._evaluator._single = lambda step: (runs.append("alone"), single(step))[1]

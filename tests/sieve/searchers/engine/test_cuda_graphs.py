@@ -9,15 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
-from sieve.compression.apply import sliced
 from sieve.evaluation.scoring import prepare
 from sieve.models.blockwise import BlockWise
 from sieve.models.linears import decoder_blocks, prunable
 from sieve.models.loading import evaluating
-from sieve.nn.elastic_linear import SlicedLinear
+from sieve.nn.elastic_linear import ElasticLinear
 from sieve.searchers.engine import local
 from sieve.searchers.engine.cuda_graphs import CudaRecorder, Graphs
-from sieve.searchers.engine.engine import slices
+from sieve.searchers.engine.engine import rungs
 from tests.sieve.searchers.engine.test_engine import (
     EXAMPLES,
     TASK,
@@ -118,7 +117,7 @@ def test_scores_are_the_same_bits(name):
     """Teams of different ranks and dense members; one graph for each block and form of pass."""
     model = tiny_model(name)
     plans, recorder = mixed_plans(model), Recorder()
-    options = {"examples": EXAMPLES[:12], "number": 1, "together": P, "layers": False}
+    options = {"examples": EXAMPLES[:12], "number": 1, "candidate_batch_size": P, "layers": False}
     with engine_of(model, **options) as engine, forms_of_passes(model) as forms:
         want = engine.scores(plans, 0)
         blocks = len(engine.blocks)
@@ -145,7 +144,7 @@ def test_from_stored_states_too(monkeypatch):
 
     monkeypatch.setattr(BlockWise, "run", noted)
     for options in ({}, {"recorder": lambda device: recorder}):
-        with engine_of(model, examples=EXAMPLES[:8], number=1, together=P, **options) as engine:
+        with engine_of(model, examples=EXAMPLES[:8], number=1, candidate_batch_size=P, **options) as engine:
             scores.append([one for plans in (parents, *children) for one in engine.scores(plans, 0)])
             replays = recorder.replays
             scores[-1] += engine.scores([dict.fromkeys(names[5:8], 8)], 0)
@@ -159,9 +158,9 @@ def test_from_stored_states_too(monkeypatch):
 def population(model, plans):
     """Graphs of the model's blocks, and a function that turns it to plans."""
     recorder = Recorder()
-    with sliced(model, svd_factors(model)) as turned, evaluating(model), torch.inference_mode():
-        turned.set_many(plans)
-        yield Graphs(recorder, decoder_blocks(model)[1], turned.alike, 1 << 20), recorder, turned
+    with svd_factors(model).elastic(model) as elastic, evaluating(model), torch.inference_mode():
+        elastic.set_batch(plans)
+        yield Graphs(recorder, decoder_blocks(model)[1], elastic.capture_safe, 1 << 20), recorder, elastic
 
 
 class Block:
@@ -273,15 +272,15 @@ def test_other_numbers_are_other_graphs():
 
 
 def test_what_is_recorded_would_tell_if_launches_differed():
-    """The check itself: without `alike`, a team of other dense members is not a replay."""
+    """The check itself: without `capture_safe`, a team of other dense members is not a replay."""
     model = tiny_model("llama")
     one, two = mixed_plans(model, P), mixed_plans(model, 2 * P)[:P]
-    with population(model, one) as (graphs, _, turned):
-        graphs._alike = nullcontext
+    with population(model, one) as (graphs, _, elastic):
+        graphs._capture_safe = nullcontext
         block = Block(model)
         for _ in range(2):
             graphs(0, block.module.forward, *block.draw(0))
-        turned.set_many(two)
+        elastic.set_batch(two)
         with pytest.raises(AssertionError):
             graphs(0, block.module.forward, *block.draw(0))
 
@@ -293,23 +292,23 @@ def test_dense_products_of_everybody_are_each_ones_own(dtype, tokens, dense):
     """Also of sizes at which a product of all rows at once is rounded otherwise."""
     generator = torch.Generator().manual_seed(tokens)
     x, A, B = (torch.randn(size, generator=generator).to(dtype) for size in [(P, tokens, 576), (64, 576), (1536, 64)])
-    layer = SlicedLinear(torch.nn.Linear(576, 1536, dtype=dtype), A, B)
+    layer = ElasticLinear(torch.nn.Linear(576, 1536, dtype=dtype), A, B)
     mask = torch.tensor([candidate in dense for candidate in range(P)])
-    layer.turn(torch.tensor([64, 8, 24, 1]).masked_fill(mask, 1), dense, mask)
+    layer.set_candidates(torch.tensor([64, 8, 24, 1]).masked_fill(mask, 1), dense, mask)
     with torch.inference_mode():
         want = layer(x)
-        layer.alike = True
+        layer.capture_safe = True
         assert torch.equal(layer(x), want)
 
 
 def test_graphs_are_for_teams():
     model = tiny_model("llama")
-    parts = [prepare(model, TOKENIZER, TASK, part, 256) for part in slices(EXAMPLES, 1)]
-    with sliced(model, svd_factors(model)) as turned:
-        given = model, turned, prunable(model), parts
-        assert local.Evaluator(*given, together=1, recorder=CudaRecorder).recorder is None
-        assert local.Evaluator(*given, together=2, recorder=CudaRecorder).recorder is CudaRecorder
-        assert local.Evaluator(*given, together=2).recorder is None
+    parts = [prepare(model, TOKENIZER, TASK, part, 256) for part in rungs(EXAMPLES, 1)]
+    with svd_factors(model).elastic(model) as elastic:
+        given = model, elastic, prunable(model), parts
+        assert local.Evaluator(*given, candidate_batch_size=1, recorder=CudaRecorder).recorder is None
+        assert local.Evaluator(*given, candidate_batch_size=2, recorder=CudaRecorder).recorder is CudaRecorder
+        assert local.Evaluator(*given, candidate_batch_size=2).recorder is None
 
 
 @pytest.mark.gpu
@@ -319,9 +318,9 @@ def test_on_a_gpu(name, monkeypatch):
     plans, replays = mixed_plans(model), []
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph))[1])
-    with engine_of(model, together=P) as engine:
+    with engine_of(model, candidate_batch_size=P) as engine:
         want = [engine.scores(plans, part) for part in range(2)]
-    with engine_of(model, together=P, recorder=CudaRecorder) as engine:
+    with engine_of(model, candidate_batch_size=P, recorder=CudaRecorder) as engine:
         got = [engine.scores(plans, part) for part in range(2)]
     assert replays
     for one, two in zip([*want[0], *want[1]], [*got[0], *got[1]], strict=True):

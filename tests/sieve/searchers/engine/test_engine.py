@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sieve.compression.apply import sliced
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.evaluation.scoring import evaluate, prepare
 from sieve.models.linears import prunable, weight_of
-from sieve.searchers.engine.engine import Engine, slices
+from sieve.searchers.engine.engine import Engine, rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.genome import Genome
 from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
@@ -49,18 +48,18 @@ def drawn_plans(model, number=12, seed=0):
 
 @contextmanager
 def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
-    parts = [prepare(model, TOKENIZER, task, part, 256) for part in slices(examples, number)]
+    parts = [prepare(model, TOKENIZER, task, part, 256) for part in rungs(examples, number)]
     matrices = prunable(model)
     with (
-        sliced(model, svd_factors(model)) as turned,
-        Engine(model, turned, matrices, parts, **options).running() as engine,
+        svd_factors(model).elastic(model) as elastic,
+        Engine(model, elastic, matrices, parts, **options).running() as engine,
     ):
         yield engine
 
 
 def plain(model, plan, examples, task=TASK):
-    with sliced(model, svd_factors(model)) as turned:
-        turned.set(plan)
+    with svd_factors(model).elastic(model) as elastic:
+        elastic.set(plan)
         return evaluate(model, TOKENIZER, task, examples, 256)
 
 
@@ -75,7 +74,7 @@ def test_same_bits_as_plain_evaluation(name, layers):
         got = [engine.scores(plans, part) for part in range(2)]
         cost = engine.cost
         assert (cost.layers > 0) == layers
-    for part, examples in enumerate(slices(EXAMPLES, 2)):
+    for part, examples in enumerate(rungs(EXAMPLES, 2)):
         for plan, scores in zip(plans, got[part], strict=True):
             want = plain(model, plan, examples)
             assert np.array_equal(scores.loglik, want.loglik)
@@ -145,14 +144,19 @@ def played(calls, model, **options):
 
 
 @pytest.mark.parametrize(
-    ("together", "memory", "layers"),
+    ("candidate_batch_size", "memory", "layers"),
     [(1, 2 << 30, True), (1, 1 << 20, True), (1, 0, False), (4, 2 << 30, True), (4, 1 << 20, True)],
 )
-def test_costs_do_not_tell_that_a_search_was_interrupted(tmp_path, together, memory, layers):
+def test_costs_do_not_tell_that_a_search_was_interrupted(tmp_path, candidate_batch_size, memory, layers):
     """They are what was measured where it was not; a resumed one has lost the states that it shared."""
     model, path = deep_model(), tmp_path / "journal"
     calls = generations(model)
-    options = {"examples": EXAMPLES[:32], "together": together, "memory": memory, "layers": layers}
+    options = {
+        "examples": EXAMPLES[:32],
+        "candidate_batch_size": candidate_batch_size,
+        "memory": memory,
+        "layers": layers,
+    }
     with Journal(path, {}) as journal:
         whole, measured = played(calls, model, journal=journal, **options)
     assert whole["layer_tokens_spent"] - whole["layer_tokens_overhead"] == measured
@@ -187,7 +191,7 @@ def test_a_journal_answers_for_an_earlier_process(tmp_path):
         assert engine.cost.spent == spent
     for one, two in zip([*whole[0], *whole[1]], [*again[0], *again[1]], strict=True):
         assert np.array_equal(one.loglik, two.loglik)
-        assert np.array_equal(one.contrast, two.contrast)
+        assert np.array_equal(one.choice_logprob, two.choice_logprob)
 
 
 def deep_model(blocks=6):
@@ -249,7 +253,7 @@ def test_a_plan_of_another_model_is_refused():
 
 
 def test_slices_double():
-    assert [len(part) for part in slices(range(600))] == [75, 75, 150, 300]
-    assert [len(part) for part in slices(range(40))] == [20, 20]
-    assert [len(part) for part in slices(range(5))] == [5]
-    assert [x for part in slices(range(601)) for x in part] == list(range(601))
+    assert [len(part) for part in rungs(range(600))] == [75, 75, 150, 300]
+    assert [len(part) for part in rungs(range(40))] == [20, 20]
+    assert [len(part) for part in rungs(range(5))] == [5]
+    assert [x for part in rungs(range(601)) for x in part] == list(range(601))

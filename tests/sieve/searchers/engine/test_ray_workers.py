@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.compression.apply import sliced
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.linears import prunable
@@ -183,7 +182,7 @@ def acting(model, act, workers):
 
     parts = [Prepared(evaluate, 4, 4, fixed_passes=False)] * 2
     stack, matrices = ExitStack(), prunable(model)
-    engine = Engine(model, stack.enter_context(sliced(model, svd_factors(model))), matrices, parts, workers=workers)
+    engine = Engine(model, stack.enter_context(svd_factors(model).elastic(model)), matrices, parts, workers=workers)
     stack.enter_context(engine.running())
     return stack, engine
 

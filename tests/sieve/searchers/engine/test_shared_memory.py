@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from sieve.compression.apply import sliced
 from tests.sieve.searchers.engine.test_engine import drawn_plans, svd_factors
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
@@ -17,16 +16,16 @@ from sieve.searchers.engine.shared_memory import pack, unpack
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (4, 3), (2, 3, 4)])
 def test_tensors(dtype, shape):
     tensor = (10 * torch.randn(shape)).to(dtype)
-    turned = tensor.permute(tuple(range(tensor.dim()))[::-1])
-    frame, arrays, code = pack({"one": tensor, "two": [turned, tensor]})
+    elastic = tensor.permute(tuple(range(tensor.dim()))[::-1])
+    frame, arrays, code = pack({"one": tensor, "two": [elastic, tensor]})
     assert all(array.dtype == np.uint8 for array in arrays)
     assert len(arrays) == (1 if tensor.dim() < 2 else 2)  # one memory, one array
     again = unpack((frame, arrays, code))
     assert torch.equal(again["one"], tensor)
     assert again["one"] is again["two"][1]
-    assert torch.equal(again["two"][0], turned)
+    assert torch.equal(again["two"][0], elastic)
     if tensor.numel():
-        assert again["two"][0].stride() == turned.stride()
+        assert again["two"][0].stride() == elastic.stride()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -34,9 +33,9 @@ def test_a_model_that_turns(name):
     """With its weights as views of the arrays, tied where they were, and turned by the setter that came with it."""
     model = tiny_model(name)
     plan, ids = drawn_plans(model, 1)[0], tiny_tokens()
-    with sliced(model, svd_factors(model)) as turned, torch.inference_mode():
-        frame, arrays, code = pack((model, turned.set))
-        turned.set(plan)
+    with svd_factors(model).elastic(model) as elastic, torch.inference_mode():
+        frame, arrays, code = pack((model, elastic.set))
+        elastic.set(plan)
         want = model(ids).logits
     copy, set_plan = unpack((frame, arrays, code))
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight

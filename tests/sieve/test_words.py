@@ -1,0 +1,56 @@
+"""One word for one thing: the names that CONTRIBUTING.md has retired stay out of the driver's code."""
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import sieve
+
+ROOT = Path(sieve.__file__).parent
+RETIRED = {
+    "Slices": "ElasticModel",
+    "SlicedLinear": "ElasticLinear",
+    "sliced": "elastic",
+    "set_many": "set_batch",
+    "Team": "CandidateBatch",
+    "TOGETHER": "CANDIDATE_BATCH_SIZE",
+    "StrangeError": "UncapturableError",
+    "settle": "fit_score_calibration",
+    "lucky": "fails_elsewhere",
+    "merit": "utility",
+    "contrast": "choice_logprob",
+    "race": "successive_halving",
+    "_squeeze": "_bisect_size",
+    "readers_of_one_input": "group_layers_by_input",
+    "heights_of": "member_out_features",
+    "mark_masked": "write_mask_config",
+    "Unfinished": "ResumableRun",
+}
+"""Retired name → the one that is used."""
+
+
+def names(path: Path) -> set[str]:
+    """The identifiers of a file: what its strings and comments say is not looked at."""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    return {token.string for token in tokens if token.type == tokenize.NAME}
+
+
+def test_retired_names_stay_out():
+    found = [
+        f"{path.relative_to(ROOT)}: {name}, which is {RETIRED[name]} now"
+        for path in ROOT.rglob("*.py")
+        for name in sorted(names(path) & RETIRED.keys())
+    ]
+    assert found == []
+
+
+def test_a_retired_name_shows(tmp_path):
+    (tmp_path / "code.py").write_text('def settle(): "of a race"\n')
+    assert names(tmp_path / "code.py") & RETIRED.keys() == {"settle"}
+
+
+def test_contributing_lists_every_room():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    rooms = [path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()]
+    assert [room for room in rooms if not re.search(rf"`(sieve/)?{room}/`", text)] == []
