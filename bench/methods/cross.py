@@ -66,4 +66,4 @@ class Cross:
 
 def likelihood(tokenizer: Any, task: Task) -> Callable[[Any, Sequence[Example]], np.ndarray]:
     """A fitness: the probability of the right choice among the choices, in [0, 1]."""
-    return lambda model, examples: np.exp(evaluate(model, tokenizer, task, examples).contrast)
+    return lambda model, examples: np.exp(evaluate(model, tokenizer, task, examples).choice_logprob)

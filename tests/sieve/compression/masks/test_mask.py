@@ -125,7 +125,7 @@ def test_task_aware_masks_lie_between_those_of_either_set():
 
     def kept(*sides, **options):
         masks = mask(model, sides[0], "wanda", *sides[1:], MaskOptions(task_aware=len(sides) > 1, **options))
-        return torch.cat([(masks[name].order <= 12).flatten() for name in masks])
+        return torch.cat([(masks[name].thresholds <= 12).flatten() for name in masks])
 
     of_task, of_general = kept(task), kept(general)
     assert (of_task != of_general).float().mean() > 0.02
