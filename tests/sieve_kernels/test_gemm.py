@@ -44,7 +44,7 @@ def test_shares_are_added_by_the_next_product(dtype):
 
 
 def test_share_count(monkeypatch):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     count = {
         (M, N, K): split_k_factor(M, (N,), K, torch.bfloat16, torch.device("cpu"))
         for M, N, K in ((1, 1024, 4096), (1, 4096, 4096), (64, 64, 4096), (1, 64, 128), (65, 64, 4096), (0, 64, 4096))
@@ -57,7 +57,7 @@ def test_few_rows_take_shares(dtype, monkeypatch):
     """The operator splits on a GPU with processors to spare, gives the same bits each time, and lets NaN through."""
     shares = []
     monkeypatch.setenv("SIEVE_KERNELS", "triton")
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     monkeypatch.setattr(
         "sieve_kernels.lowrank.triton.linear.split_k_factor",
         lambda *a: shares.append(split_k_factor(*a)) or shares[-1],

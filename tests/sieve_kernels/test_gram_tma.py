@@ -186,7 +186,7 @@ def test_tilings(num_sms, n, symmetric, terms):
         else:
             count = -(-n // chosen.block_n) * side
         assert chosen.programs(n, n, symmetric) == count
-        assert chosen.split_k == 1 or 4 * n * n * chosen.split_k <= tiling.MAX_SPLIT_K
+        assert chosen.split_k == 1 or 4 * n * n * chosen.split_k <= tiling.MAX_WORKSPACE
 
 
 @pytest.mark.parametrize(

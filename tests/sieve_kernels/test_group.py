@@ -98,7 +98,7 @@ def test_blocks_of_tokens_join(monkeypatch):
 
 @both
 def test_few_rows_take_shares(implementation, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     check(make((2,), 600, dtype=torch.bfloat16, device=device))
 
 
@@ -149,7 +149,7 @@ def test_some_rows_by_tiles_of_all_layers(implementation, dtype, pivoted, rows, 
     """Sums split, several tiles each way, edges; and layers that tiles cannot be copied of."""
     if dispatch.INTERPRETED:
         monkeypatch.setattr(tiles, "has_tma", lambda device: True)
-        monkeypatch.setattr(dispatch, "processors", lambda device: 20)
+        monkeypatch.setattr(dispatch, "num_sms", lambda device: 20)
     x, *rest = make(rows, n, sizes, dtype, device)
     count = len(sizes)
     As, Bs = rest[:count], rest[count : 2 * count]

@@ -41,7 +41,7 @@ def test_values_and_gradients_in_every_dtype(implementation, dtype, biased, devi
 @dtypes
 @pytest.mark.parametrize("rows", [1, 8, 33])
 def test_few_rows_take_shares(implementation, dtype, rows, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     check(make((rows,), 600, 70, dtype, device))
 
 
@@ -104,7 +104,7 @@ def test_nan_and_infinity_propagate(implementation, device):
 @both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_same_input_same_bits(implementation, dtype, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     tensors = make((7,), 600, 40, dtype, device)
     upstream = torch.ones(7, 40, device=device)
     for one, other in zip(*(values_and_gradients(linear, tensors, [upstream]) for _ in range(2)), strict=True):

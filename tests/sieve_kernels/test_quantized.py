@@ -65,7 +65,7 @@ def test_shapes(implementation, bits, rows, n, m, rank, device):
 @widths
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_few_rows_take_shares(implementation, bits, dtype, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     tensors = make((2,), 600, 40, 20, bits, dtype, device)
     check(tensors)
     check([*tensors[:-1], None])

@@ -110,7 +110,7 @@ def test_blocks_of_tokens_join(monkeypatch):
 
 @both
 def test_few_rows_take_shares(implementation, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "processors", lambda device: 132)
+    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
     check(make((2,), 600, 40, (20, 7), torch.bfloat16, device))
 
 
