@@ -3,7 +3,7 @@
 python -m sieve_kernels.aot prints one table of registers, spills, shared memory, occupancy and instruction classes for
 every case, shape class, dtype and target, counts the memory traffic of each case in Triton's interpreter, and stores
 both in aot/table.json. It fails where a program spills, does not fit its target, or lacks an instruction that
-`aot_targets.EXPECTED` asks for. Static counts show which path a kernel takes. They do not show how fast it is.
+`targets.EXPECTED` asks for. Static counts show which path a kernel takes. They do not show how fast it is.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def write(table: dict, path: Path) -> None:
 
 def compiled(targets: list[str], dtypes: list[str], cases: list[str], shapes: list[str], jobs: int) -> list[dict]:
     """The rows of all programs that were asked for, compiled in `jobs` processes."""
-    from sieve_kernels.aot import compile as aot_compile
+    from sieve_kernels.aot import compile
 
     # The longest first, so that the processes end together.
     work = [(target, dtype, tuple(cases), tuple(shapes)) for dtype in dtypes for target in targets]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return [row for rows in pool.map(aot_compile.rows, *zip(*work, strict=True)) for row in rows]
+        return [row for rows in pool.map(compile.rows, *zip(*work, strict=True)) for row in rows]
 
 
 def counted(cases: list[str]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Combinations of dtypes beside those of `aot_cases`: whether each compiles, and multiplies every number once.
+"""Combinations of dtypes beside those of `core.cases`: whether each compiles, and multiplies every number once.
 
 python -m sieve_kernels.aot.combinations prints, as JSON, how many programs were compiled and what is wrong with them.
 Versions of Triton differ in this more than in anything else: run it with each that is to be supported.

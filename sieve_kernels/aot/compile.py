@@ -1,6 +1,6 @@
 """Compiling kernels for GPUs that are not there, and reading what the compiler made of them.
 
-`aot_launch` records what the launchers hand to Triton; each launch is compiled for its target and does not run.
+`launch` records what the launchers hand to Triton; each launch is compiled for its target and does not run.
 """
 
 import re
