@@ -311,7 +311,7 @@ CASES = (
     ),
     Case(
         "expand",
-        "lowrank.triton.expand:expand",
+        "lowrank.triton_expand:expand",
         lambda t, p: ([t(p.m - p.r, p.r)] * 2, [t(p.m, dtype=torch.int32) + p.r] * 2),
         lambda p: 2 * p.size * (2 * p.m - p.r) * p.r + 2 * 4 * p.m,
         BACKWARD,

@@ -1,7 +1,7 @@
 """GPU path of the low-rank family for many rows: the library's products, at their best there, and few copies.
 
-What needs no other order of things than on a CPU is the CPU's (`cpu.py`). Blocks of tokens, which keep intermediates
-in a CPU's cache, would only cost launches here.
+What needs no other order of things than on a CPU is the CPU's (`torch_backend.py`). Blocks of tokens, which keep
+intermediates in a CPU's cache, would only cost launches here.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from sieve_kernels.pointwise.columns import gather_columns, join_columns
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 try:
-    from sieve_kernels.lowrank.triton.expand import expand
+    from sieve_kernels.lowrank.triton_expand import expand
 except ModuleNotFoundError:
 
     def expand(Cs: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:

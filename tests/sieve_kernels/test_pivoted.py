@@ -104,7 +104,7 @@ def test_by_the_whole_second_factor(implementation, dtype, rows, m, rank, device
 @pytest.mark.parametrize("sizes", [((7, 3),), ((70, 20), (6, 6)), ((9, 4), (600, 530), (33, 1), (20, 8))])
 def test_whole_second_factors_of_several_layers(dtype, sizes, device):
     """Exactly, whatever the strides; an index that names no row makes one of zeros."""
-    expand = pytest.importorskip("sieve_kernels.lowrank.triton.expand").expand
+    expand = pytest.importorskip("sieve_kernels.lowrank.triton_expand").expand
     Cs = [torch.randn(m - r, r, device=device).to(dtype) for m, r in sizes]
     Cs[-1] = Cs[-1].T.contiguous().T
     indices = [torch.randperm(m, device=device).int() for m, _ in sizes]

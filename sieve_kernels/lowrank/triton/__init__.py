@@ -2,7 +2,6 @@
 
 from sieve_kernels.lowrank.triton import (
     dense,
-    expand,
     gemv,
     gemv_quantized,
     group,
@@ -15,7 +14,6 @@ from sieve_kernels.lowrank.triton import (
 
 __all__ = [
     "dense",
-    "expand",
     "gemv",
     "gemv_quantized",
     "group",
