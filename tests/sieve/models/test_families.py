@@ -87,7 +87,9 @@ def test_prune_save_load_evaluate(world, folder_of, family, way, tmp_path, monke
     report = json.loads(result.stdout)
     assert 0.4 < report["parameters"]["prunable_removed"] < 1
     dense = model_of(family)
-    assert report["left_dense"] == by_pattern(left_dense(dense), prunable(dense))
+    unread = {name: why for name, why in report["left_dense"].items() if "no gradient" in why}
+    assert all(family == "deepseek_v32" and ".indexer." in name for name in unread)
+    assert report["left_dense"] == by_pattern(left_dense(dense), prunable(dense)) | unread
     assert (family in ("qwen2_moe", "deepseek_v32")) == ("model.layers.*.mlp.experts.down_proj" in report["left_dense"])
     shown = [line for line in CliRunner().invoke(cli.app, ["info", output]).stdout.splitlines() if "Left dense" in line]
     assert len(shown) == bool(report["left_dense"])

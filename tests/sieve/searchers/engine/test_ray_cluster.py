@@ -46,6 +46,7 @@ def address(tmp_path, monkeypatch):
     running.wait(60)
 
 
+@pytest.mark.slow
 def test_same_result_as_in_one_process(world, address, tmp_path, monkeypatch):
     """In processes of their own: Ray looks for tokens when it is imported."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))

@@ -138,13 +138,14 @@ def test_same_winner_for_any_number_of_workers_though_some_are_killed(small, tmp
 
 
 def kill_workers(journal, killed, stop):
-    """Kill one worker that is at work, after ten lines of the journal."""
+    """Kill one worker after ten lines of the journal: one that is at work, if that shows."""
     while not stop.is_set() and not killed:
         if journal.exists() and journal.read_bytes().count(b"\n") >= 10:
-            busy = [pid for pid, name in worker_processes() if name.startswith(b"ray::Worker.evaluate")]
-            if busy:
-                os.kill(busy[0], signal.SIGKILL)
-                killed.append(busy[0])
+            workers = [(pid, name) for pid, name in worker_processes() if name.startswith(b"ray::Worker")]
+            workers.sort(key=lambda worker: not worker[1].startswith(b"ray::Worker.evaluate"))
+            if workers:
+                os.kill(workers[0][0], signal.SIGKILL)
+                killed.append(workers[0][0])
         time.sleep(0.005)
 
 
