@@ -141,8 +141,8 @@ def kill_workers(journal, killed, stop):
     """Kill one worker after ten lines of the journal: one that is at work, if that shows."""
     while not stop.is_set() and not killed:
         if journal.exists() and journal.read_bytes().count(b"\n") >= 10:
-            workers = [(pid, name) for pid, name in worker_processes() if name.startswith(b"ray::Worker")]
-            workers.sort(key=lambda worker: not worker[1].startswith(b"ray::Worker.evaluate"))
+            workers = [(pid, name) for pid, name in worker_processes() if name.startswith(b"ray::Beating")]
+            workers.sort(key=lambda worker: not worker[1].startswith(b"ray::Beating.evaluate"))
             if workers:
                 os.kill(workers[0][0], signal.SIGKILL)
                 killed.append(workers[0][0])
@@ -157,7 +157,7 @@ def worker_processes():
             with open(f"/proc/{pid}/cmdline", "rb") as command, open(f"/proc/{pid}/status") as status:
                 parent = int(next(line for line in status if line.startswith("PPid")).split()[1])
                 name = command.read()
-                if name.startswith(b"ray::Worker") and ours(parent):
+                if name.startswith(b"ray::Beating") and ours(parent):
                     found.append((int(pid), name))
         except (OSError, StopIteration):  # it has ended
             continue
