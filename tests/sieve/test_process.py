@@ -48,7 +48,16 @@ cli.main()
 def test_a_signal_cleans_up_says_so_and_has_its_exit_code(world, tmp_path, number, moment, left):
     place = tmp_path / "place"
     command = [sys.executable, "-c", RESTING, moment, *map(str, options(world, place / "out")), *map(str, GENETIC)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What started the tests may ignore a signal (`nohup`), which processes inherit.
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler
+        ),
+    )
     seen = []
     for line in running.stderr:
         seen.append(line)
