@@ -249,23 +249,8 @@ def _prepare_group(
     """Two launches for all layers: every z_i = x A_iᵀ, side by side, then every y_i."""
     if len(As) > MOST_MEMBERS or not serves(x, *As, *Bs):
         return torch_backend_gpu.group.prepare(x, As, Bs, biases, permutations)
-    dtype, ranks, T = x.dtype, [A.shape[0] for A in As], rows_of(x)[0]
-    at, width = columns(ranks)
-    pivoted, biased = permutations is not None, biases is not None
-    heights = [B.shape[0] + r * pivoted for B, r in zip(Bs, ranks, strict=True)]
-    first = intermediates(x, As, heights if pivoted else None, biased)
-    parts = zip(heights, ranks, Bs, at, strict=True)
-    second = make_launch(
-        T,
-        width,
-        [Product(B.shape[0], r, B.stride(0), m, x_at=here) for m, r, B, here in parts],
-        x.device,
-        early=True,
-        into=Places.INDEXED if pivoted else Places.IN_ORDER,
-        biased=biased,
-    )
-    make_z = allocation((T, width), dtype, x.device)
-    make_ys = [allocation((*x.shape[:-1], m), dtype, x.device) for m in heights]
+    dtype, ranks, pivoted = x.dtype, [A.shape[0] for A in As], permutations is not None
+    first, second, make_z, make_ys = _pairs(x, As, Bs, pivoted, biases is not None)
 
     def run(x, As, Bs, biases, permutations=None):
         biases = biases or ()
@@ -281,6 +266,28 @@ def _prepare_group(
         return [rounded(y, dtype) for y in ys]
 
     return run
+
+
+def _pairs(
+    x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], pivoted: bool, biased: bool
+) -> tuple[Launch, Launch, Callable[[], Tensor], list[Callable[[], Tensor]]]:
+    """Both launches of pairs that read x, and what makes z, where their intermediates lie side by side, and every y."""
+    T, ranks = rows_of(x)[0], [A.shape[0] for A in As]
+    at, width = columns(ranks)
+    heights = [B.shape[0] + r * pivoted for B, r in zip(Bs, ranks, strict=True)]
+    first = intermediates(x, As, heights if pivoted else None, biased)
+    parts = zip(heights, ranks, Bs, at, strict=True)
+    second = make_launch(
+        T,
+        width,
+        [Product(B.shape[0], r, B.stride(0), m, x_at=here) for m, r, B, here in parts],
+        x.device,
+        early=True,
+        into=Places.INDEXED if pivoted else Places.IN_ORDER,
+        biased=biased,
+    )
+    make_ys = [allocation((*x.shape[:-1], m), x.dtype, x.device) for m in heights]
+    return first, second, allocation((T, width), x.dtype, x.device), make_ys
 
 
 def intermediates(
@@ -310,7 +317,7 @@ def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
 def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, B):
         return torch_backend.linear
-    first, second, make_z, make_y = _pair(x, A, B, bias, pivoted=False)
+    first, second, make_z, (make_y,) = _pairs(x, [A], [B], False, bias is not None)
     dtype = x.dtype
 
     def run(x, A, B, bias):
@@ -328,10 +335,8 @@ def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Calla
 def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Callable:
     if not serves(x, A, C):
         return torch_backend_gpu.pivoted
-    first, second, make_z, make_y = _pair(x, A, C, bias, pivoted=True)
-    dtype = x.dtype
-
-    r = A.shape[0]
+    first, second, make_z, (make_y,) = _pairs(x, [A], [C], True, bias is not None)
+    dtype, r = x.dtype, A.shape[0]
 
     def run(x, A, C, permutation, bias):
         # Before the first launch, which waits for them: the second reads them without waiting.
@@ -346,27 +351,6 @@ def _prepare_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias:
         return rounded(y, dtype)
 
     return run
-
-
-def _pair(
-    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, pivoted: bool
-) -> tuple[Launch, Launch, Callable[[], Tensor], Callable[[], Tensor]]:
-    """Both launches of a pair, and what makes z and y."""
-    T, r, biased = rows_of(x)[0], A.shape[0], bias is not None
-    m = B.shape[0] + r * pivoted
-    _, width = columns([r])
-    first = intermediates(x, [A], [m] if pivoted else None, biased)
-    second = make_launch(
-        T,
-        width,
-        [Product(B.shape[0], r, B.stride(0), m)],
-        x.device,
-        early=True,
-        into=Places.INDEXED if pivoted else Places.IN_ORDER,
-        biased=biased,
-    )
-    make = allocation((T, width), x.dtype, x.device), allocation((*x.shape[:-1], m), x.dtype, x.device)
-    return first, second, *make
 
 
 def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:

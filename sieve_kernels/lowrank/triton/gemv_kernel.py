@@ -136,9 +136,8 @@ def product_tile(
     ks = tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [SPLIT_K, BLOCK_K]
     # Elements that are loaded at once are inside or outside together, if the compiler is told so.
     begins = ks // VECTOR * VECTOR if WHOLE_VECTORS else ks
-    w_at = (
-        w_ptr + rows[None, :, None].to(tl.int64) * (stride_w * VECTOR) + ks[:, None, :]
-    )  # [SPLIT_K, BLOCK_N, BLOCK_K]
+    w_rows = w_ptr + rows[None, :, None].to(tl.int64) * (stride_w * VECTOR)
+    w_at = w_rows + ks[:, None, :]  # [SPLIT_K, BLOCK_N, BLOCK_K]
     x_at = x_ptr + t[None, :, None].to(tl.int64) * (stride_x * 8) + ks[:, None, :]  # [SPLIT_K, BLOCK_T, BLOCK_K]
 
     # What may be read before the wait, the wait, and what else has an address already.
