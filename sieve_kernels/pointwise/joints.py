@@ -74,8 +74,8 @@ def _join_columns_save(ctx, inputs, output):
 
 def _join_columns_gradients(ctx, grad):
     (permutation,) = ctx.saved_tensors
-    gather = grad.index_select if torch.is_grad_enabled() else None
-    both = gather(-1, permutation) if gather else _gather_columns.op(grad, permutation)
+    # torch's own where a gradient of this gradient will be taken.
+    both = grad.index_select(-1, permutation) if torch.is_grad_enabled() else _gather_columns.op(grad, permutation)
     of_bias = as_rows(grad).sum(0) if ctx.needs_input_grad[3] else None
     return both[..., : ctx.r], both[..., ctx.r :], None, of_bias
 
