@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sieve.compression.masks.mask import mask
     from sieve.compression.masks.masks import Masks
     from sieve.compression.plan import Plan
+    from sieve.evaluation.predict import Prediction, predict
     from sieve.evaluation.scoring import evaluate
     from sieve.healing.heal import Healing, heal
     from sieve.models.loading import load_model
@@ -42,6 +43,7 @@ _HOME = {
     "MaskOptions": "compression.masks.config",
     "Masks": "compression.masks.masks",
     "Plan": "compression.plan",
+    "Prediction": "evaluation.predict",
     "Recipe": "run.recipe",
     "Statistics": "calibration.statistics",
     "Task": "tasks",
@@ -53,6 +55,7 @@ _HOME = {
     "load_model": "models.loading",
     "load_task": "tasks",
     "mask": "compression.masks.mask",
+    "predict": "evaluation.predict",
     "project": "compression.low_rank.project",
     "prune": "run.pipeline",
     "refit": "compression.low_rank.refit",
@@ -69,6 +72,7 @@ __all__ = [
     "Masks",
     "PivotedLinear",
     "Plan",
+    "Prediction",
     "Recipe",
     "Statistics",
     "Task",
@@ -80,6 +84,7 @@ __all__ = [
     "load_model",
     "load_task",
     "mask",
+    "predict",
     "progress",
     "project",
     "prune",

@@ -21,10 +21,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from sieve.errors import NumericsError
+from sieve.errors import InputError, NumericsError
 from sieve.evaluation.generate_check import TOKENS, rows_of_generate
 from sieve.evaluation.likelihood import (
     CACHED_BATCHES,
+    EVERYTHING,
     Continuation,
     Layers,
     Sharing,
@@ -34,12 +35,15 @@ from sieve.evaluation.likelihood import (
     score,
 )
 from sieve.evaluation.metrics import score_answer
+from sieve.evaluation.shortcuts import shortcuts_for
 from sieve.evaluation.steps import row_of, run_steps
-from sieve.models.loading import embeds
+from sieve.models.loading import context_length, embeds
 from sieve.models.numerics import first_nonfinite
+from sieve.tasks import Example, Task, encode
+from sieve.tasks.encoding import fitted
 from sieve.utils import progress
 
-__all__ = ["greedy_answers", "score_and_answer", "score_answer"]
+__all__ = ["greedy_answers", "prompts_of", "room_for_prompt", "score_and_answer", "score_answer", "write_answers"]
 
 _REST = 4  # tokens of a prompt, beyond what it has in common with its right answer, that are read one at a time
 
@@ -83,6 +87,46 @@ def score_and_answer(
     written = sum(map(len, writer.written))
     texts = [_text(tokenizer, ids, stop) for ids in writer.written]
     return [values[0] for values in logliks[: len(questions)]], texts, tokens + writer.tokens, written
+
+
+def prompts_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example]
+) -> tuple[list[list[int]], int]:
+    """Token ids of each prompt, cut so that the longest answer fits behind it, and how many were cut.
+
+    Raises: InputError where the model has no room for such an answer.
+    """
+    room = room_for_prompt(model, task)
+    prompts = [encode(tokenizer, task, example, "") for example in examples]
+    short = [fitted(tokenizer, task, [prompt], room)[0][0] for prompt in prompts]
+    return short, sum(len(ids) < len(before) for ids, (before, _) in zip(short, prompts, strict=True))
+
+
+def room_for_prompt(model: PreTrainedModel, task: Task) -> int | None:
+    """The most tokens of a prompt before an answer of `task.max_new_tokens`; None where the model has no limit."""
+    context = context_length(model)
+    if context is not None and context <= task.max_new_tokens:
+        raise InputError(f"{task.where}: max_new_tokens must be below the model's context of {context} tokens")
+    return None if context is None else context - task.max_new_tokens
+
+
+def write_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: str | None,
+    batch_tokens: int,
+    sharing: Sharing = EVERYTHING,
+) -> list[str]:
+    """The greedy answers of `score_and_answer` to prompts whose right answers are not known."""
+    limits = max_new_tokens, stop, batch_tokens
+    if min(map(len, prompts)) < 2:
+        return greedy_answers(model, tokenizer, prompts, *limits)[0]
+    # The prompt's own last token stands for the right answer: the pass that leaves its cache is the same.
+    questions = [[Continuation(prompt, len(prompt) - 1)] for prompt in prompts]
+    sharing = shortcuts_for(model, tokenizer, questions, sharing)
+    return score_and_answer(model, tokenizer, questions, prompts, *limits, sharing)[1]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from sieve.errors import InputError
+from sieve.evaluation.choices import ask_choices, log_softmax, say_truncated
 from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, score_copies
 from sieve.evaluation.metrics import metric_function
-from sieve.evaluation.shortcuts import verified
+from sieve.evaluation.shortcuts import shortcuts_for
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.tasks import Example, Task, encode
-from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
+from sieve.tasks.encoding import encode_target, fitted, windows
 from sieve.utils import progress
-from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -143,14 +143,6 @@ def _copied(run_copies: Callable[[PreTrainedModel, int], list[Scores]], sharing:
     return replace(prepared, run_copies=run_copies) if sharing.rows else prepared
 
 
-def _shortcuts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[list[Continuation]], sharing: Sharing
-) -> Sharing:
-    """What of `sharing` gives the plain result on this model; the first time, it is tried."""
-    check_token_ids(model, tokenizer, max(max(one.ids) for question in questions for one in question))
-    return verified(model, questions, sharing)
-
-
 def _prepared(
     run: Callable[[PreTrainedModel], Scores], *questions: list[list[Continuation]], fixed_passes: bool = True
 ) -> Prepared:
@@ -172,89 +164,24 @@ def _multiple_choice(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    questions = _encoded(tokenizer, task, ((example.prompt, example.choices) for example in examples))
-    for question, example in zip(questions, examples, strict=True):
-        _check_choices(question, example, task)
-    questions, truncated = _fitted(model, tokenizer, task, questions)
-    choices = _neutral_choices(examples) if task.normalize == "prior" else {}
-    neutral = _encoded(tokenizer, task, ((prompt, list(texts)) for prompt, texts in choices.items()))
-    neutral, _ = _fitted(model, tokenizer, task, neutral, say=False)
+    asked = ask_choices(model, tokenizer, task, examples, batch_tokens, sharing)
     right = [example.answer for example in examples]
-    sharing = _shortcuts(model, tokenizer, questions, sharing)
 
     def run(model: PreTrainedModel, copies: int) -> list[Scores]:
-        logliks, tokens = score_copies(model, questions, batch_tokens, "multiple choice", sharing, copies)
-        priors, more = [{}] * copies, 0
-        if task.normalize == "prior":
-            found, more = score_copies(model, neutral, batch_tokens, "prior", sharing, copies)
-            priors = [dict(zip(choices, values, strict=True)) for values in found]
-        return [judge(*one, tokens + more) for one in zip(logliks, priors, strict=True)]
+        candidates, tokens = asked.run(model, copies)
+        return [judge(*one, tokens) for one in candidates]
 
-    def judge(logliks: list[list[float]], priors: dict[str, list[float]], tokens: int) -> Scores:
-        raw = [np.asarray(values) for values in logliks]
-        judged = raw
-        if task.normalize == "length":  # characters of the choice, as lm-eval's acc_norm: independent of the tokenizer
-            judged = [
-                values / [max(len(text.strip()), 1) for text in example.choices]
-                for values, example in zip(raw, examples, strict=True)
-            ]
-        elif task.normalize == "prior":
-            judged = [
-                values - [priors[example.neutral][choices[example.neutral][text]] for text in example.choices]
-                for values, example in zip(raw, examples, strict=True)
-            ]
+    def judge(logliks: list[np.ndarray], judged: list[np.ndarray], tokens: int) -> Scores:
         return Scores(
             score=np.array([float(values.argmax() == answer) for values, answer in zip(judged, right, strict=True)]),
-            loglik=np.array([values[answer] for values, answer in zip(raw, right, strict=True)]),
+            loglik=np.array([values[answer] for values, answer in zip(logliks, right, strict=True)]),
             tokens=tokens,
             choice_logprob=np.array(
-                [values[answer] - np.logaddexp.reduce(values) for values, answer in zip(judged, right, strict=True)]
+                [log_softmax(values)[answer] for values, answer in zip(judged, right, strict=True)]
             ),
         )
 
-    return replace(_copied(run, sharing, questions, neutral), truncated=truncated)
-
-
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, task: Task, asked: Iterable[tuple[str, Sequence[str]]]
-) -> list[list[Continuation]]:
-    """Each prompt with each of its choices."""
-    encoded = (encode_choices(tokenizer, task, prompt, texts) for prompt, texts in asked)
-    return [[Continuation(*one) for one in question] for question in encoded]
-
-
-def _check_choices(question: list[Continuation], example: Example, task: Task) -> None:
-    """InputError for choices of the same tokens; a warning for one that goes on from another, if sums are compared."""
-    start = question[0].start
-    known: dict[tuple[int, ...], str] = {}
-    for sequence, text in zip(question, example.choices, strict=True):
-        ids = tuple(sequence.ids[start:])
-        if ids in known:
-            raise InputError(
-                f"{task.where}: the choices {shorten(known[ids])} and {shorten(text)} after "
-                f"{shorten(example.prompt[-60:])} are the same tokens to this model: remove one of them"
-            )
-        known[ids] = text
-    if task.normalize != "none":
-        return
-    for ids, text in known.items():
-        shorter = next((known[ids[:end]] for end in range(len(ids)) if ids[:end] in known), None)
-        if shorter is not None:
-            progress.warn(
-                f"{task.where}: the choice {shorten(text.strip())} begins with the choice {shorten(shorter.strip())} "
-                "and so can never be the likelier one: use normalize: length"
-            )
-            return
-
-
-def _neutral_choices(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
-    """Neutral prompt → choice → its place among the choices that any example has after it."""
-    choices: dict[str, dict[str, int]] = {}
-    for example in examples:
-        places = choices.setdefault(example.neutral, {})
-        for text in example.choices:
-            places.setdefault(text, len(places))
-    return choices
+    return replace(_copied(run, asked.sharing, asked.questions, asked.neutral), truncated=asked.truncated)
 
 
 def _generation(
@@ -265,25 +192,21 @@ def _generation(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    from sieve.evaluation.generation import score_and_answer, score_answer  # imports much of transformers
+    # Imports much of transformers.
+    from sieve.evaluation.generation import prompts_of, room_for_prompt, score_and_answer, score_answer
 
     metric_function(task.metric, task.normalise)  # a missing library is found before the model runs
     targets = [encode_target(tokenizer, task, example) for example in examples]
-    context, room = context_length(model), None
-    if context is not None:
-        room = context - task.max_new_tokens
-        if room < 1:
-            raise InputError(f"{task.where}: max_new_tokens must be below the model's context of {context} tokens")
-    prompts = [encode(tokenizer, task, example, "") for example in examples]
+    prompts, _ = prompts_of(model, tokenizer, task, examples)
+    context, room = context_length(model), room_for_prompt(model, task)
     limits = [None if room is None else min(context + 1, room + len(ids) - start) for ids, start in targets]
     questions = [
         [Continuation(*fitted(tokenizer, task, [target], limit)[0])]
         for target, limit in zip(targets, limits, strict=True)
     ]
-    prompts = [fitted(tokenizer, task, [prompt], room)[0][0] for prompt in prompts]
     truncated = sum(len(question[0].ids) < len(ids) for question, (ids, _) in zip(questions, targets, strict=True))
-    _say_truncated(task, truncated, context)
-    sharing = _shortcuts(model, tokenizer, questions, sharing)
+    say_truncated(task, truncated, context)
+    sharing = shortcuts_for(model, tokenizer, questions, sharing)
 
     def run(model: PreTrainedModel) -> Scores:
         limits = task.max_new_tokens, task.stop, batch_tokens
@@ -332,7 +255,7 @@ def _perplexity(
             asked.append([Continuation(*window)])
             owner.append(index)
 
-    sharing = _shortcuts(model, tokenizer, asked, sharing)
+    sharing = shortcuts_for(model, tokenizer, asked, sharing)
     scored = np.zeros(len(texts))
     np.add.at(scored, owner, [len(window[0].ids) - 1 for window in asked])
 
@@ -345,26 +268,3 @@ def _perplexity(
         return [Scores(np.exp(sums / scored), sums / scored, tokens, examples=which) for sums in total]
 
     return _copied(run, sharing, asked)
-
-
-def _fitted(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    questions: list[list[Continuation]],
-    say: bool = True,
-) -> tuple[list[list[Continuation]], int]:
-    """Questions within the model's context, and how many prompts were cut for that."""
-    context = context_length(model)
-    limit = None if context is None else context + 1  # the last token is scored, not read
-    short = [[Continuation(*one) for one in fitted(tokenizer, task, question, limit)] for question in questions]
-    truncated = sum(len(one[0].ids) < len(two[0].ids) for one, two in zip(short, questions, strict=True))
-    if say:
-        _say_truncated(task, truncated, context)
-    return short, truncated
-
-
-def _say_truncated(task: Task, truncated: int, context: int | None) -> None:
-    if truncated:
-        lost = "beginnings" if task.truncate == "left" else "middles"
-        progress.note_once(f"{truncated} prompts are longer than the model's {context} tokens: their {lost} are cut")

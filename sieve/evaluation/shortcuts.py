@@ -21,11 +21,11 @@ from transformers.cache_utils import DynamicCache
 from sieve.errors import InputError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, can_reuse_cache, score
 from sieve.evaluation.steps import last_logprobs
-from sieve.models.loading import evaluating
+from sieve.models.loading import check_token_ids, evaluating
 from sieve.utils import progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LONGEST = 512  # tokens of a sequence that is looked at, unless a window is longer
 _SAME = 1e-4  # nats that float32 may always be off
@@ -37,6 +37,17 @@ _NAMES = {
     "steps": "write answers on top of prompts that were run before",
 }
 _found: WeakKeyDictionary[PreTrainedModel, dict[tuple, Sharing]] = WeakKeyDictionary()
+
+
+def shortcuts_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Sequence[Continuation]],
+    wanted: Sharing,
+) -> Sharing:
+    """`verified`, once all tokens of the questions are known to have an embedding; InputError where one has not."""
+    check_token_ids(model, tokenizer, max(max(one.ids) for question in questions for one in question))
+    return verified(model, questions, wanted)
 
 
 def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]], wanted: Sharing) -> Sharing:

@@ -79,30 +79,41 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
     Raises: InputError naming the row and the field that cannot be used.
     """
     check_fields(task, rows)
-    prompt_fields = template_fields(task.prompt, task.where)
-    neutral = fill(task.prompt, dict.fromkeys(prompt_fields, "")) if task.normalize == "prior" else ""
-    prompts = [fill(task.prompt, _texts(row, prompt_fields)) for row in rows]
+    examples = _asked(task, rows)
+    prompts = [example.prompt for example in examples]
     if task.type == "multiple_choice":
-        choices = [_choices(task, row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        choices = [example.choices for example in examples]
         answers = resolve_answers(rows, task.answer, choices, task.where, task.answer_is)
         questions = question_names(prompts, choices)
-        examples = [
-            Example(prompt, texts, answer, neutral=neutral)
-            for prompt, texts, answer in zip(prompts, choices, answers, strict=True)
-        ]
+        examples = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
     else:
         questions = list(map(same, prompts))
         examples = [
-            Example("", references=(prompt,))
+            replace(example, prompt="", references=(example.prompt,))
             if task.type == "perplexity"
-            else Example(prompt, references=_references(row, task.answer))
-            for row, prompt in zip(rows, prompts, strict=True)
+            else replace(example, references=_references(row, task.answer))
+            for example, row in zip(examples, rows, strict=True)
         ]
     groups = group_names(rows, questions, task.group)
-    named = zip(examples, questions, groups, rows, strict=True)
-    return [
-        replace(example, question=question, group=group, where=row.where) for example, question, group, row in named
-    ]
+    named = zip(examples, questions, groups, strict=True)
+    return [replace(example, question=question, group=group) for example, question, group in named]
+
+
+def render_unanswered(task: Task, rows: Sequence[Row]) -> list[Example]:
+    """Examples of rows that need no field but those of prompt and choices: without right answers, and in no split."""
+    check_fields(task, rows, answered=False)
+    return _asked(task, rows)
+
+
+def _asked(task: Task, rows: Sequence[Row]) -> list[Example]:
+    """What is asked, one example per row: prompts and choices."""
+    names = template_fields(task.prompt, task.where)
+    neutral = fill(task.prompt, dict.fromkeys(names, "")) if task.normalize == "prior" else ""
+    examples = [Example(fill(task.prompt, _texts(row, names)), neutral=neutral, where=row.where) for row in rows]
+    if task.type != "multiple_choice":
+        return examples
+    asked = zip(examples, rows, strict=True)
+    return [replace(example, choices=_choices(task, row, example.prompt)) for example, row in asked]
 
 
 def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
@@ -118,17 +129,17 @@ def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, l
     return {pool: rows for pool, rows in kept.items() if rows}
 
 
-def check_fields(task: Task, rows: Sequence[Row]) -> None:
-    """InputError for a field that the task names and the data does not have."""
+def check_fields(task: Task, rows: Sequence[Row], answered: bool = True) -> None:
+    """InputError for a field that the task names and the data does not have; `answered`: of answers and groups too."""
     known = list(dict.fromkeys(name for row in rows for name in row.values))
     wanted = [("prompt", name) for name in template_fields(task.prompt, task.where)]
     if isinstance(task.choices, str):
         wanted.append(("choices", task.choices))
     else:
         wanted += [("choices", name) for text in task.choices for name in template_fields(text, task.where)]
-    if task.answer:
-        wanted.append(("answer", task.answer))
-    wanted += [("group", name) for name in task.group]
+    if answered:
+        wanted += [("answer", task.answer)] if task.answer else []
+        wanted += [("group", name) for name in task.group]
     for key, name in wanted:
         if name not in known:
             raise InputError(

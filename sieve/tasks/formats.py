@@ -3,50 +3,71 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks.row import Row, flat, numbered
+from sieve.tasks.row import Row, flat
 from sieve.utils.messages import one_line, shorten
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 _LARGEST_FIELD = 2**31 - 1  # characters of a CSV field; the library's own limit is 131,072
 
 
+Record = tuple[dict[str, Any], str]
+"""A row as it is in its file, and where it stands, for messages."""
+
+
 def read_rows(path: Path) -> list[Row]:
     """All rows of a file; InputError in one line that names the file, and the row where one is at fault."""
+    return [as_row(*record) for record in records(path)]
+
+
+def as_row(values: dict[str, Any], where: str) -> Row:
+    """A record as a task reads it: nested fields have names with dots, and a column without a name is no field."""
+    return Row(flat({name: value for name, value in values.items() if name}), where)
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The rows of a file one after the other, so that memory does not grow with it; errors as of `read_rows`."""
     read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
     if read is None:
         raise InputError(f"cannot read {path}: data must be one of {', '.join(SUFFIXES)}")
     try:
-        return read(path)
+        yield from read(path)
     except UnicodeDecodeError:
         raise InputError(f"cannot read {path}: it is not UTF-8: save it in that encoding") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or one_line(error)}") from None
 
 
-def _jsonl(path: Path) -> list[Row]:
-    rows = []
+def _jsonl(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            line = line.lstrip("\ufeff")  # a byte order mark: Windows begins files with it
-            if not line.strip():
-                continue
-            where = f"{path.name} line {number}"
-            try:
-                values = json.loads(line, object_pairs_hook=_once_each)
-            except ValueError as error:
-                raise InputError(f"{where} is not JSON: {one_line(error)}") from None
-            except RecursionError:
-                raise InputError(f"{where} is not JSON of ordinary depth: its brackets are nested too deeply") from None
-            if not isinstance(values, dict):
-                raise InputError(f"{where} must be a JSON object with named fields, got {shorten(values)}")
-            rows.append(Row(flat(values), where))
-    return rows
+        yield from json_lines(file, path.name)
+
+
+def json_lines(lines: Iterable[str], name: str) -> Iterator[Record]:
+    """The JSON objects of lines; blank lines are left out."""
+    for number, line in enumerate(lines, 1):
+        line = line.lstrip("\ufeff")  # a byte order mark: Windows begins files with it
+        if line.strip():
+            where = f"{name} line {number}"
+            yield json_object(line, where), where
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """InputError, beginning with `where`, unless the text is a JSON object with distinct keys."""
+    try:
+        values = json.loads(text, object_pairs_hook=_once_each)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {one_line(error)}") from None
+    except RecursionError:
+        raise InputError(f"{where} is not JSON of ordinary depth: its brackets are nested too deeply") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be a JSON object with named fields, got {shorten(values)}")
+    return values
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,14 +77,16 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _csv(path: Path) -> list[Row]:
-    """Columns without a name, such as a table's index, are left out; blank lines too."""
+def _csv(path: Path) -> Iterator[Record]:
+    """Blank lines are left out, and columns without a name too, but for the first: a table's index has none."""
     with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
         # Strict: else a quotation mark that is never closed takes the rest of the file into one value.
         lines = _csv_lines(csv.reader(file, strict=True), path.name)
         names = [name.strip() for name in next(lines, (0, []))[1]]
         _require_distinct([name for name in names if name], path.name)
-        return [_csv_row(names, values, f"{path.name} row {number}") for number, values in lines]
+        for number, values in lines:
+            where = f"{path.name} row {number}"
+            yield _csv_row(names, values, where), where
 
 
 def _csv_lines(reader: Iterator[list[str]], name: str) -> Iterator[tuple[int, list[str]]]:
@@ -81,11 +104,12 @@ def _csv_lines(reader: Iterator[list[str]], name: str) -> Iterator[tuple[int, li
         ) from None
 
 
-def _csv_row(names: Sequence[str], values: Sequence[str], where: str) -> Row:
+def _csv_row(names: Sequence[str], values: Sequence[str], where: str) -> dict[str, str]:
     if any(values[len(names) :]):
         raise InputError(f"{where} has more values than the header: quote the ones that hold a comma")
     # A row that ends early lacks its last fields.
-    return Row({name: value for name, value in zip(names, values, strict=False) if name}, where)
+    pairs = enumerate(zip(names, values, strict=False))
+    return {name: value for place, (name, value) in pairs if name or place == 0}
 
 
 @contextmanager
@@ -97,13 +121,15 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet  # slow to import, and needed for this alone
 
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-        _require_distinct(table.column_names, path.name)
-        return numbered(table.to_pylist(), path.name)
+        file = pyarrow.parquet.ParquetFile(path)
+        _require_distinct(file.schema_arrow.names, path.name)
+        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield row, f"{path.name} row {number}"
     except InputError:
         raise
     except Exception as error:  # the library raises many kinds: damage, codecs, times that Python does not have

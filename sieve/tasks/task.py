@@ -107,6 +107,17 @@ class Task:
         Raises: InputError for data that cannot be read, unknown fields, a right answer that is not among the choices,
             an empty split, or an answer that is the same for all examples.
         """
+        shots, parts = self._parts(seed)
+        return (
+            {name: [with_shots(example, shots) for example in part] for name, part in parts.items()} if shots else parts
+        )
+
+    def solved_examples(self, seed: int = 0) -> list[Example]:
+        """The few-shot examples before every prompt of `splits(seed)`; where there are none, no data is read."""
+        return self._parts(seed)[0] if self.shots else []
+
+    def _parts(self, seed: int) -> tuple[list[Example], dict[str, list[Example]]]:
+        """Few-shot examples, and the examples of each split without them."""
         check_seed(seed)
         folder = self.file.parent if self.file else Path()
         pools = load_pools(self.data, folder, self.where)
@@ -119,13 +130,10 @@ class Task:
         remaining = iter(rendered)
         examples = {name: [next(remaining) for _ in rows] for name, rows in pools.items()}
         parts = split(examples, self.split_sizes, seed, self.where)
-        if not self.shots:
-            return parts
         shots, rest = parts["calibration"][: self.shots], parts["calibration"][self.shots :]
         if not rest:
             raise InputError(f"{self.where}: the {self.shots} shots leave no calibration example: lower shots")
-        parts["calibration"] = rest
-        return {name: [with_shots(example, shots) for example in part] for name, part in parts.items()}
+        return shots, {**parts, "calibration": rest}
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of the task's file, with `data` named from anywhere: what `load_task` makes the same task of."""
