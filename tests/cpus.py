@@ -16,16 +16,17 @@ from sieve_kernels.core import library
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"
-NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "tile_launch", "traffic", "tune")
+NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "import_order", "tile_launch", "traffic", "tune")
 """What names of files begin with."""
 LIKELIHOODS = TESTS / "sieve" / "evaluation" / "test_likelihood.py"
+WORKERS = ("-n", "2", "--dist", "worksteal")
 CAPABILITIES = ("default", "avx2")
 BELOW_TORCH = {
     "default": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
 }
-OF_CPUS = "not triton and not compiles and not opcheck"
-"""GPU kernels in Triton's interpreter, and tracing, which no instruction set changes."""
+OF_CPUS = "not triton and not compiles and not opcheck and not torch_gpu and not torch_training"
+"""Without what a GPU or a backward pass runs (Triton's kernels in its interpreter too), and without tracing."""
 
 
 def files() -> list[Path]:
@@ -53,7 +54,8 @@ def combinations(isas: tuple[str, ...]) -> list[dict[str, str]]:
 def main() -> int:
     """Run all combinations, say which fail, and return how many do."""
     print(library.status())
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OF_CPUS, *map(str, files())]
+    command = [sys.executable, "-m", "pytest", "-q", *WORKERS, "-p", "no:cacheprovider", "-k", OF_CPUS]
+    command += map(str, files())
     failed = []
     for variables in combinations(library.available()):
         name, started = " ".join(f"{key}={value}" for key, value in variables.items()), time.monotonic()
