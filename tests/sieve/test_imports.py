@@ -24,6 +24,7 @@ ORDER = (
     "compression",
     "searchers",
     "run",
+    "commands",
     "cli",
     "__main__",
 )

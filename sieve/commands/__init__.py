@@ -1,0 +1,1 @@
+"""The commands, one in a file; `sieve/cli.py` lists them."""
