@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, StaticCache
 
 from sieve.compression.plan import Plan
 from sieve.models.config import EMBEDDED_MODEL
-from sieve.models.linears import low_rank, prunable, replace
+from sieve.models.linears import layer_in, prunable, replace
 from sieve.models.loading import load_model
+from sieve.nn.formats.pair import Pair
 from sieve.nn.fuse import fuse_
 from sieve.nn.low_rank import LowRankLinear
 
@@ -55,7 +56,7 @@ def models(dense: PreTrainedModel) -> dict[str, PreTrainedModel]:
     plan = Plan.uniform(matrices.values(), KEPT, 8)
     pruned = copy.deepcopy(dense)
     for name, rank in plan.ranks().items():
-        pair = low_rank(pruned.get_submodule(name), rank)
+        pair = layer_in(Pair(rank), pruned.get_submodule(name))
         for factor in (pair.A, pair.B):
             nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
         replace(pruned, name, pair)

@@ -13,8 +13,9 @@ from sieve.calibration.collect import collect
 from sieve.calibration.text import batches, calibration_sequences
 from sieve.compression.plan import Plan
 from sieve.models.config import EMBEDDED_MODEL
-from sieve.models.linears import low_rank, prunable, replace
+from sieve.models.linears import layer_in, prunable, replace
 from sieve.models.loading import load_model
+from sieve.nn.formats.pair import Pair
 from sieve.nn.fuse import fuse_
 from sieve.tasks import load_task
 
@@ -57,7 +58,7 @@ def pruned(loaded):
     plan = Plan.uniform(matrices.values(), 0.5, 8)
     model = copy.deepcopy(dense)
     for name, rank in plan.ranks().items():
-        pair = low_rank(model.get_submodule(name), rank)
+        pair = layer_in(Pair(rank), model.get_submodule(name))
         for factor in (pair.A, pair.B):
             torch.nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
         replace(model, name, pair)

@@ -27,7 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from sieve.models.linears import low_rank, prunable, replace
+from sieve.models.linears import layer_in, prunable, replace
+from sieve.nn.formats.pivoted_pair import pair_format
 from sieve.nn.fuse import fuse_
 
 VOCABULARY = 128
@@ -109,7 +110,7 @@ def tiny_pruned(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, pi
         for i, matrix in enumerate(prunable(model)):
             if i % 3 != 1:
                 layer = model.get_submodule(matrix)
-                pair = low_rank(layer, 4 + i % 5, pivoted=pivoted)
+                pair = layer_in(pair_format(pivoted)(4 + i % 5), layer)
                 if pivoted:
                     pair.permutation.copy_(torch.randperm(pair.out_features))
                 if layer.bias is not None:

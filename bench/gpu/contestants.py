@@ -11,7 +11,8 @@ from torch import nn
 from bench.decode import Free, TwoProducts
 from bench.gpu.sizes import KEPT
 from sieve.compression.plan import Plan
-from sieve.models.linears import low_rank, prunable, replace
+from sieve.models.linears import layer_in, prunable, replace
+from sieve.nn.formats.pivoted_pair import pair_format
 from sieve.nn.fuse import fuse_
 from sieve.nn.low_rank import PAIRS
 
@@ -71,7 +72,7 @@ def _pruned(dense: nn.Module, multiple: int, pivoted: bool) -> nn.Module:
     model = _sharing(dense)
     plan = Plan.uniform(prunable(dense, pivoted).values(), KEPT, multiple)
     for name, rank in plan.ranks().items():
-        pair = low_rank(model.get_submodule(name), rank, pivoted=pivoted)
+        pair = layer_in(pair_format(pivoted)(rank), model.get_submodule(name))
         for factor in pair.children():
             nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
         if pivoted:

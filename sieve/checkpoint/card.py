@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sieve.nn.formats.base import LayerFormat, formats
 from sieve.utils.terminal import printable
 
 # The first line of the file, because transformers gives only a warning where this is forgotten.
@@ -26,31 +27,27 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 
 
 def model_card(
-    ranks: Mapping[str, int],
+    layers: Mapping[str, LayerFormat],
     report: Mapping[str, Any] | None = None,
-    pivoted: bool = False,
-    masks: Mapping[str, float] | None = None,
+    stacked: bool = False,
     own_code: bool = False,
 ) -> str:
-    """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy."""
+    """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy.
+
+    stacked: matrices that read one input are stored as one.
+    """
     report = report or {}
-    parts = [WARNING] if ranks else []
-    pruned = ranks or masks
-    parts.append("# A causal language model pruned for one task" if pruned else "# A causal language model, not pruned")
+    parts = [WARNING] if stacked or any(format.modules for format in layers.values()) else []
+    parts.append("# A causal language model pruned for one task" if layers else "# A causal language model, not pruned")
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
         name = str(report["model"])
         name = Path(name).name if Path(name).is_absolute() else name  # a card is shared: nobody else has that folder
         parts.append(f"Made by Sieve from {_code(name)} for the task {_code(report['task'])}{tolerance}.")
-    if ranks:
-        pairs = "pairs, stored pivoted" if pivoted else "pairs"
-        parts.append(f"{len(ranks)} of its weight matrices are low-rank {pairs}; `config.json` holds their ranks.")
-    if masks:
-        zeros = 1 - sum(masks.values()) / len(masks)
-        parts.append(
-            f"{len(masks)} of its weight matrices are masked: {zeros:.1%} of their weights on average are zeros, kept "
-            "like any other; `config.json` says what each matrix keeps. Training and merged adapters fill zeros."
-        )
+    for kind in formats().values():
+        own = [format for format in layers.values() if isinstance(format, kind)]
+        if own and (summary := kind.summary(own)):
+            parts.append(summary)
     parts += ["## Use", _USE.replace('folder")', 'folder", trust_remote_code=True)') if own_code else _USE]
     if size := _size(report):
         parts += ["## Size", size]

@@ -13,7 +13,9 @@ import torch
 from sieve.checkpoint.card import model_card
 from sieve.checkpoint.pair_format import in_format
 from sieve.errors import InputError
-from sieve.nn.low_rank import PAIRS, PivotedLinear
+from sieve.nn.formats.base import LayerFormat, formats_of
+from sieve.nn.formats.masked import Masked, masked_layers
+from sieve.nn.stacked import stacks
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.checksums import CHECKSUMS, write_checksums
 from sieve.utils.files import atomic_folder, write_json, write_text, write_yaml
@@ -21,6 +23,7 @@ from sieve.utils.files import atomic_folder, write_json, write_text, write_yaml
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sieve.checkpoint.hf_quantizer import SieveConfig
     from sieve.tasks import Task
 
 
@@ -57,13 +60,11 @@ def save(
 
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
-        ranks = write_quantization_config(model)
+        layers = write_quantization_config(model)
         with _stamped(model) as identity:
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        marked = getattr(model.config, "quantization_config", None)
-        pivoted, masks = (marked.pivoted, marked.masks) if marked else (False, {})
-        write_text(folder / "README.md", model_card(ranks, report, pivoted, masks, model._auto_class is not None))
+        write_text(folder / "README.md", model_card(layers, report, bool(stacks(model)), model._auto_class is not None))
         if report is not None:
             write_json(folder / "report.json", report)
         if recipe is not None:
@@ -103,61 +104,57 @@ def load(
     return model, tokenizer
 
 
-def write_quantization_config(model: PreTrainedModel) -> dict[str, int]:
-    """Write the ranks of the model's pairs into `model.config`, as `save_pretrained` needs them; returns them.
+def write_quantization_config(model: PreTrainedModel) -> dict[str, LayerFormat]:
+    """Write the formats of the model's layers into `model.config`, as `save_pretrained` needs them; returns them.
 
-    Masks that are marked already stay so, but for matrices that are pairs now. A model without pairs and masks loses
-    the mark: it is a plain transformers model.
+    Layers that are marked as masked stay so, but for those that have another format now. A model whose layers are all
+    dense loses the mark: it is a plain transformers model.
 
-    Raises: InputError where a marked matrix has more weights than its mask left it.
+    Raises: InputError where a masked matrix has more weights than its mask left it.
     """
     from sieve.checkpoint.hf_quantizer import SieveConfig
-    from sieve.nn.stacked import stacks
 
-    pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
-    ranks = {name: pair.rank for name, pair in pairs.items()}
-    pivoted = {isinstance(pair, PivotedLinear) for pair in pairs.values()}
-    if len(pivoted) > 1:
-        raise InputError("the model mixes pivoted and plain pairs: apply one plan to the dense model")
-    biased = bool(pairs) and all((p if type(p) is PivotedLinear else p.B).bias is not None for p in pairs.values())
-    present = getattr(model.config, "quantization_config", None)
-    if present is not None and not isinstance(present, SieveConfig):
-        raise InputError("the model is quantised: prune and save the original model, and quantise the result")
-    kept = {name: share for name, share in (present.masks if present else {}).items() if name not in ranks}
-    _check_masked(model, kept)
-    shared = stacks(model)
-    if ranks or kept or shared:
-        pattern = present.pattern if kept else "unstructured"
-        model.config.quantization_config = SieveConfig(
-            ranks, pivoted.pop() if pivoted else False, masks=kept, pattern=pattern, biased=biased, shared=shared
-        )
+    present = _present(model, "prune")
+    replaced, shared = formats_of(model), stacks(model)
+    masked = {name: format for name, format in masked_layers(model).items() if name not in replaced}
+    _check_masked(model, masked)
+    layers = masked | replaced
+    if layers or shared:
+        model.config.quantization_config = SieveConfig(layers, stacks=shared)
     elif present is not None:
         del model.config.quantization_config
-    return ranks
+    return layers
 
 
 def write_mask_config(model: PreTrainedModel, kept: Mapping[str, float], pattern: str) -> None:
     """Write into `model.config` which matrices are masked and what fraction of their weights they keep."""
     from sieve.checkpoint.hf_quantizer import SieveConfig
 
-    present = getattr(model.config, "quantization_config", None)
-    if present is not None and not isinstance(present, SieveConfig):
-        raise InputError("the model is quantised: mask and save the original model, and quantise the result")
-    before = present.masks if present else {}
-    if before and present.pattern != pattern:
-        pattern = "unstructured"  # that is what two patterns side by side are
-    model.config.quantization_config = SieveConfig({}, masks={**before, **kept}, pattern=pattern)
+    _present(model, "mask")
+    masked = {name: Masked(share, pattern) for name, share in kept.items()}
+    model.config.quantization_config = SieveConfig(masked_layers(model) | masked)
     write_quantization_config(model)
 
 
-def _check_masked(model: PreTrainedModel, kept: Mapping[str, float]) -> None:
+def _present(model: PreTrainedModel, wanted: str) -> SieveConfig | None:
+    """What the model's configuration says already; InputError where it is another library's."""
+    from sieve.checkpoint.hf_quantizer import SieveConfig
+
+    present = getattr(model.config, "quantization_config", None)
+    if present is not None and not isinstance(present, SieveConfig):
+        raise InputError(f"the model is quantised: {wanted} and save the original model, and quantise the result")
+    return present
+
+
+def _check_masked(model: PreTrainedModel, masked: Mapping[str, Masked]) -> None:
     """Training or a merged adapter fills zeros without a word; what is saved must be what it says it is."""
-    for name, share in kept.items():
+    for name, format in masked.items():
         weight = model.get_submodule(name).weight.detach()
-        if type(weight) is torch.Tensor and int(weight.count_nonzero()) > round(share * weight.numel()):
+        if type(weight) is torch.Tensor and int(weight.count_nonzero()) > round(format.kept * weight.numel()):
             raise InputError(
-                f"{name} was masked to {share:.1%} of its weights and now has more: training or a merged adapter has "
-                "filled the zeros. Mask it again, or `del model.config.quantization_config` to save it as a dense model"
+                f"{name} was masked to {format.kept:.1%} of its weights and now has more: training or a merged adapter "
+                "has filled the zeros. Mask it again, or `del model.config.quantization_config` to save it as a dense "
+                "model"
             )
 
 

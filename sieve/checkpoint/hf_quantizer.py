@@ -9,24 +9,26 @@ This module runs in the middle of transformers' own import (see `registration`),
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sieve.checkpoint.version_1 import layers_of_version_1
 from sieve.errors import InputError, StorageError
+from sieve.nn.formats.base import LayerFormat, format_from_config, format_of
+from sieve.nn.formats.dense import Dense
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METHOD = "sieve"
-_OF_MASKS = ("masks", "pattern")
-VERSION = 1
+VERSION = 2
 
 
 @register_quantization_config(METHOD)
@@ -34,100 +36,111 @@ class SieveConfig(QuantizationConfigMixin):
     """What `config.json` says of a pruned model.
 
     Args:
-        ranks: dotted name of each matrix that is a low-rank pair → its rank; a matrix that is absent is dense.
-        pivoted: the pairs are stored pivoted; absent where they are not.
-        biased: all pairs have a bias, also where the dense matrix had none; absent where that is not so.
-        masks: dotted name of each matrix that is masked → the fraction of its weights that are kept, the others being
-            stored as zeros; absent where there are none.
-        shared: dotted name of each stack of matrices that read one input → its members' names beside it
-            (`sieve.share_inputs_`); absent where there are none.
-        pattern: of the masks: "unstructured", "2:4" or "4:8".
-        version: of this format.
-    """
+        layers: dotted name of each layer that is not what the architecture has there → its entry: the name of its
+            format, the format's fields and, of a stack of matrices that read one input (`sieve.share_inputs_`),
+            `members`, their names beside it. Or → a `LayerFormat`.
+        stacks: dotted name of each stack → its members, where `layers` does not say it.
+        version: of this format. 1 is read, too; it had other keys.
+        more: keys of later versions of Sieve, which say nothing that a reader must know: they are ignored.
 
-    pivoted = False
-    biased = False
-    pattern = "unstructured"
-    shared: ClassVar[dict[str, list[str]]] = {}
+    Raises: InputError for another version, an unknown format, and what no layer can be.
+    """
 
     def __init__(
         self,
-        ranks: dict[str, int],
-        pivoted: bool = False,
+        layers: Mapping[str, Any] | None = None,
         version: int = VERSION,
         quant_method: str = METHOD,
-        masks: dict[str, float] | None = None,
-        pattern: str = "unstructured",
-        biased: bool = False,
-        shared: dict[str, list[str]] | None = None,
+        stacks: Mapping[str, Sequence[str]] | None = None,
+        **more: Any,
     ):
-        if version != VERSION:
+        if version == 1 and type(version) is int:
+            layers = layers_of_version_1(more)
+        elif version != VERSION or type(version) is not int:
             raise InputError(
-                f"this model was saved in Sieve's format {shorten(version)} and this Sieve reads format {VERSION}: "
-                "install the version of Sieve that saved it"
+                f"this model was saved in Sieve's format {shorten(version)} and this Sieve reads formats up to "
+                f"{VERSION}: install the version of Sieve that saved it"
             )
-        if not isinstance(ranks, dict) or any(type(rank) is not int or rank < 1 for rank in ranks.values()):
-            raise InputError("config.json is damaged: quantization_config.ranks must map matrix names to ranks of 1 up")
-        for key, value in (("pivoted", pivoted), ("biased", biased)):
-            if type(value) is not bool:
+        if not isinstance(layers, dict):
+            raise InputError(
+                f"config.json is damaged: quantization_config.layers must map names, got {shorten(layers)}"
+            )
+        self.quant_method, self.version = quant_method, VERSION
+        self.layers: dict[str, LayerFormat] = {}
+        self.stacks = {name: list(members) for name, members in (stacks or {}).items()}
+        for name, entry in layers.items():
+            try:
+                self.layers[name], members = (entry, None) if isinstance(entry, LayerFormat) else _read(entry)
+            except InputError as error:
                 raise InputError(
-                    f"config.json is damaged: quantization_config.{key} must be true or false, got {shorten(value)}"
-                )
-        for name, kept in (masks or {}).items():
-            if not isinstance(kept, float) or not 0 < kept < 1:
-                raise InputError(f"config.json is damaged: it says that {name} keeps {shorten(kept)} of its weights")
-        if not all(isinstance(members, list) and len(members) > 1 for members in (shared or {}).values()):
-            raise InputError("config.json is damaged: quantization_config.shared must list the members of each stack")
-        self.quant_method = quant_method
-        self.version = version
-        self.ranks = ranks
-        if pivoted:
-            self.pivoted = True
-        if biased:
-            self.biased = True
-        self.masks = dict(masks or {})
-        self.pattern = pattern
-        if shared:
-            self.shared = {name: list(members) for name, members in shared.items()}
+                    f"config.json is damaged, or of a later Sieve: of the layer {shorten(name, 120)}, {error}"
+                ) from None
+            if members is not None:
+                self.stacks[name] = members
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a layer is anything but dense."""
+        return any(not isinstance(format, Dense) for format in self.layers.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """For `config.json`, without what would say nothing."""
-        written = super().to_dict()
-        return written if self.masks else {key: value for key, value in written.items() if key not in _OF_MASKS}
+        """For `config.json`."""
+        layers = {name: format.to_config() for name, format in self.layers.items()}
+        for name, members in self.stacks.items():
+            layers[name] = {**layers.get(name, Dense().to_config()), "members": members}
+        return {"quant_method": self.quant_method, "version": self.version, "layers": layers}
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        yield from self.to_dict().items()
+
+
+def _read(entry: Any) -> tuple[LayerFormat, list[str] | None]:
+    """The format of a layer, and of a stack the names of its members."""
+    values = dict(entry) if isinstance(entry, Mapping) else entry
+    members = values.pop("members", None) if isinstance(values, dict) else None
+    named = isinstance(members, list) and len(members) > 1 and all(isinstance(one, str) for one in members)
+    if members is not None and not named:
+        raise InputError(f"its members must be the names of two matrices or more, got {shorten(members)}")
+    return format_from_config(values), members
 
 
 @register_quantizer(METHOD)
 class SieveQuantizer(HfQuantizer):
-    """Puts a `LowRankLinear` or `PivotedLinear` of the right rank wherever `ranks` names a matrix."""
+    """Puts a module of its format wherever the configuration names a layer."""
 
     requires_calibration = True  # only a model that `sieve.apply_` made can be loaded this way
 
     quantization_config: SieveConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        from sieve.models.linears import low_rank, replace
+        from sieve.models.linears import layer_in, replace
         from sieve.nn.stacked import stack_
         from sieve.utils.checksums import verify
 
         for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or []}:
             verify(folder)
         config = self.quantization_config
-        stack_(model, {_local(name, model): members for name, members in config.shared.items()})
-        for name, rank in config.ranks.items():
+        stack_(model, {_local(name, model): members for name, members in config.stacks.items()})
+        for name, format in config.layers.items():
             name = _local(name, model)
             try:
-                replace(model, name, low_rank(model.get_submodule(name), rank, "meta", config.pivoted, config.biased))
-                _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
-            except AttributeError:  # no such module, or one without a weight of rows and columns
+                layer = model.get_submodule(name)
+                made = layer_in(format, layer, "meta")
+                if made is not layer:
+                    replace(model, name, made)
+                    _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
+            except InputError as error:
+                raise InputError(f"config.json is damaged: of the layer {shorten(name, 120)}, {error}") from None
+            except (AttributeError, ValueError):  # no such module, or one without a weight of rows and columns
                 raise InputError(
-                    f"config.json gives a rank to {shorten(name, 120)}, no linear layer of {type(model).__name__}: "
+                    f"config.json gives a format to {shorten(name, 120)}, no linear layer of {type(model).__name__}: "
                     "this folder mixes the files of different models; save the model again"
                 ) from None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         from sieve.nn.fuse import fuse_
 
-        _check_permutations(model)
+        _check_tensors(model)
         self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
         del model.config._is_quantized
         model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
@@ -159,25 +172,23 @@ class Stamp(HfQuantizer):
 
 
 def _local(name: str, model: PreTrainedModel) -> str:
-    """`ranks` are named from the causal LM; the bare decoder (`AutoModel`) lacks the first part of the name."""
+    """Layers are named from the causal LM; the bare decoder (`AutoModel`) lacks the first part of the name."""
     prefix = f"{model.base_model_prefix}."
     is_bare = not hasattr(model, model.base_model_prefix)
     return name.removeprefix(prefix) if is_bare else name
 
 
-def _check_permutations(model: PreTrainedModel) -> None:
-    """StorageError for a pivoted pair whose outputs would go astray; parts that are not loaded (meta) are left out."""
-    from sieve.nn.low_rank import PivotedLinear
-    from sieve_kernels.lowrank.checks import is_permutation
-
+def _check_tensors(model: PreTrainedModel) -> None:
+    """StorageError for a layer that would go astray; parts that are not loaded (meta) are left out."""
     for name, layer in model.named_modules():
-        if isinstance(layer, PivotedLinear) and not layer.permutation.is_meta:
-            order = layer.permutation
-            if order.dtype != torch.int64 or order.shape != (layer.out_features,) or not is_permutation(order):
-                raise StorageError(
-                    f"the weights are damaged or lack what config.json asks for: the permutation of {name} does not "
-                    f"hold each of 0 to {layer.out_features - 1} once; copy the folder again, or save the model again"
-                )
+        format = format_of(layer)
+        if format is None or any(tensor.is_meta for tensor in layer.buffers()):
+            continue
+        if (wrong := format.check(layer, name)) is not None:
+            raise StorageError(
+                f"the weights are damaged or lack what config.json asks for: {wrong}; copy the folder again, or save "
+                "the model again"
+            )
 
 
 def _skip_initialisation(parent: nn.Module) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from sieve.errors import InputError
-from sieve.nn.low_rank import LowRankLinear, PivotedLinear
+from sieve.nn.formats.base import LowRankFormat, format_of
+from sieve.nn.formats.pair import Pair
+from sieve.nn.formats.pivoted_pair import PivotedPair
 
-FORMATS = ("pivoted", "plain")
+FORMATS: dict[str, type[LowRankFormat]] = {"pivoted": PivotedPair, "plain": Pair}
 
 
 def check_format(name: str | None) -> None:
@@ -34,14 +35,15 @@ def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
     # Importing this module must not import transformers.
     from sieve.models.linears import replace
 
-    other, convert = (PivotedLinear, _plain) if name == "plain" else (LowRankLinear, _pivoted)
-    pairs = {at: pair for at, pair in model.named_modules(remove_duplicate=False) if type(pair) is other}
+    others = tuple(kind for kind in FORMATS.values() if kind is not FORMATS[name])
+    found = dict(model.named_modules(remove_duplicate=False))
+    pairs = {at: pair for at, pair in found.items() if isinstance(format_of(pair), others)}
     present = getattr(model.config, "quantization_config", None)
     made: dict[nn.Module, nn.Module] = {}
     try:
         for at, pair in pairs.items():
             if pair not in made:
-                made[pair] = convert(pair)
+                made[pair] = _converted(pair, FORMATS[name])
             replace(model, at, made[pair])
         yield
     finally:
@@ -51,34 +53,10 @@ def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
             model.config.quantization_config = present
 
 
-@torch.no_grad()
-def _plain(pair: PivotedLinear) -> LowRankLinear:
-    """The same map with the rows of the identity among those of C."""
-    m, r, like = pair.out_features, pair.rank, pair.A.weight
-    bias = pair.bias is not None
-    made = LowRankLinear(pair.in_features, m, r, bias, device=like.device, dtype=like.dtype)
-    made.A.weight.copy_(like)
-    made.B.weight[pair.permutation] = torch.cat([torch.eye(r, device=like.device, dtype=like.dtype), pair.C.weight])
-    if bias:
-        made.B.bias.copy_(pair.bias)
-    return made.train(pair.training)
-
-
-@torch.no_grad()
-def _pivoted(pair: LowRankLinear) -> PivotedLinear:
-    """The same map in the basis of some of its outputs."""
-    from sieve.nn.pivot import pivot
-
-    like, bias = pair.A.weight, pair.B.bias
-    if pair.rank > pair.out_features:
-        raise InputError(f"a pair of rank {pair.rank} with {pair.out_features} outputs cannot be stored pivoted")
-    made = PivotedLinear(
-        pair.in_features, pair.out_features, pair.rank, bias is not None, device=like.device, dtype=like.dtype
-    )
-    A, C, permutation = pivot(like, pair.B.weight)
-    made.A.weight.copy_(A)
-    made.C.weight.copy_(C)
-    made.permutation.copy_(permutation)
-    if bias is not None:
-        made.bias.copy_(bias)
+def _converted(pair: nn.Module, kind: type[LowRankFormat]) -> nn.Module:
+    """The same map in another format."""
+    A, B, bias = format_of(pair).factors(pair)
+    format = kind(A.shape[0])
+    made = format.module(B.shape[0], A.shape[1], bias is not None, A.device, A.dtype)
+    format.fill_(made, A, B, bias)
     return made.train(pair.training)

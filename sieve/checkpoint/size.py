@@ -4,21 +4,21 @@ from pathlib import Path
 
 from torch import nn
 
-from sieve.nn.low_rank import PivotedLinear
+from sieve.nn.formats.base import format_of
+from sieve.nn.formats.masked import masked_layers
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of what is saved: parameters, tied ones counted once, and the permutations of pivoted pairs."""
-    permutations = [layer.permutation for layer in model.modules() if isinstance(layer, PivotedLinear)]
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *permutations))
+    """Bytes of what is saved: parameters, tied ones counted once, and the buffers of pruned layers."""
+    buffers = [tensor for layer in model.modules() if format_of(layer) is not None for tensor in layer.buffers()]
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *buffers))
 
 
 def model_parameters(model: nn.Module) -> int:
     """Numbers that decide what the model computes: parameters, tied ones counted once, less the zeros of its masks."""
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    weights = [model.get_submodule(name).weight for name in getattr(config, "masks", {})]
+    weights = [model.get_submodule(name).weight for name in masked_layers(model)]
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
     return sum(parameter.numel() for parameter in model.parameters()) - zeros
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from sieve.nn.formats.masked import masked_layers
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -95,8 +97,7 @@ class Masters:
 
 def _zeros(model: PreTrainedModel, parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Where the weights of masked matrices are zero."""
-    masked = getattr(getattr(model.config, "quantization_config", None), "masks", {})
-    return {f"{name}.weight": parameters[f"{name}.weight"].detach() == 0 for name in masked}
+    return {f"{name}.weight": parameters[f"{name}.weight"].detach() == 0 for name in masked_layers(model)}
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

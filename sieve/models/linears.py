@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sieve.errors import InputError, NumericsError
 from sieve.models.matrix import Matrix
-from sieve.nn.low_rank import PAIRS, LowRankLinear, PivotedLinear, holds_plain_tensors
+from sieve.nn.formats.base import LayerFormat, format_of
+from sieve.nn.low_rank import holds_plain_tensors
 from sieve.utils import progress
 from sieve.utils.messages import one_line
 
@@ -92,14 +93,15 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
-    """Name of every linear layer inside the decoder blocks, but for those of pairs → the layer, the block's index."""
+    """Name of every linear layer inside the decoder blocks, but for parts of pruned ones → the layer, the block's
+    index."""
     _require_merged(model)
     prefix, blocks = decoder_blocks(model)
     found = {}
     for index, block in enumerate(blocks):
-        pairs = tuple(f"{name}." for name, layer in block.named_modules() if isinstance(layer, PAIRS))
+        pruned = tuple(f"{name}." for name, layer in block.named_modules() if format_of(layer) is not None)
         for name, layer in block.named_modules():
-            if isinstance(layer, nn.Linear | Conv1D) and not (pairs and name.startswith(pairs)):
+            if isinstance(layer, nn.Linear | Conv1D) and not (pruned and name.startswith(pruned)):
                 found[f"{prefix}.{index}.{name}"] = layer, index
     return found
 
@@ -279,16 +281,12 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, layer)
 
 
-def low_rank(
-    layer: nn.Module,
-    rank: int,
-    device: torch.device | str | None = None,
-    pivoted: bool = False,
-    biased: bool = False,
-) -> LowRankLinear | PivotedLinear:
-    """An uninitialised pair of the shape, dtype and (unless given) device of `layer`; it has a bias if that has one,
-    or if `biased`."""
+def layer_in(format: LayerFormat, layer: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """What takes the place of a dense layer in this format: of its shape, its dtype and (unless given) its device.
+
+    Its tensors are to be filled. The layer itself where the format leaves it dense.
+    """
     weight = weight_of(layer)
     m, n = weight.shape
-    kind = PivotedLinear if pivoted else LowRankLinear
-    return kind(n, m, rank, biased or layer.bias is not None, device=device or weight.device, dtype=weight.dtype)
+    made = format.module(m, n, layer.bias is not None, device or weight.device, weight.dtype)
+    return layer if made is None else made

@@ -1,8 +1,13 @@
 """A weight matrix that can be pruned, and what a rank of it costs."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sieve.nn.formats.base import LowRankFormat
 
 DENSE: Literal["dense"] = "dense"
 
@@ -12,7 +17,7 @@ class Matrix:
     """A prunable weight W [m, n] of a model: `nn.Linear(n, m)`, or GPT-2's Conv1D.
 
     `name` is the module's dotted name, `block` the index of the decoder block that holds it. `pivoted` is how its pair
-    will be stored, and so what a rank costs: r (m + n) numbers, pivoted r (m + n - r) (DESIGN 2.6).
+    will be stored, and so what a rank costs: see `format`.
     """
 
     name: str
@@ -20,6 +25,13 @@ class Matrix:
     n: int
     block: int
     pivoted: bool = False
+
+    @property
+    def format(self) -> type[LowRankFormat]:
+        """The format of its pair."""
+        from sieve.nn.formats.pivoted_pair import pair_format  # the command line reads this file before torch
+
+        return pair_format(self.pivoted)
 
     @property
     def parameters(self) -> int:
@@ -32,22 +44,15 @@ class Matrix:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank whose pair is smaller than W: r (m + n) < m n (the break-even of DESIGN 2.1).
-
-        A pivoted pair saves (m - r) (n - r) parameters: something at every rank below full.
-        """
-        if self.pivoted:
-            return min(self.m, self.n) - 1
-        return max((self.parameters - 1) // (self.m + self.n), 0)
+        """The largest rank whose pair is smaller than W (the break-even of DESIGN 2.1)."""
+        return self.format.max_rank(self.m, self.n)
 
     def rank_at(self, kept: float, multiple: int = 1) -> int | Literal["dense"]:
         """The rank that keeps the fraction `kept` of W's parameters, rounded up to `multiple` (at least one of it).
 
         "dense" where the pair would not be smaller than W. The inverse of `size`.
         """
-        sides, wanted = self.m + self.n, kept * self.parameters
-        # Pivoted, the smaller root of r² - (m + n) r + wanted = 0, in the form that does not cancel.
-        exact = 2 * wanted / (sides + math.sqrt(max(sides**2 - 4 * wanted, 0))) if self.pivoted else wanted / sides
+        exact = self.format.rank_of(self.m, self.n, kept * self.parameters)
         rank = max(math.ceil(round(exact / multiple, 6)), 1) * multiple
         return rank if rank <= self.max_rank else DENSE
 
@@ -55,4 +60,10 @@ class Matrix:
         """Parameters stored at this rank."""
         if rank == DENSE:
             return self.parameters
-        return rank * (self.m + self.n - (rank if self.pivoted else 0))
+        return self.format.numel(self.m, self.n, rank)
+
+    def nbytes(self, rank: int | Literal["dense"], itemsize: int) -> int:
+        """Bytes stored at this rank, in a dtype of so many."""
+        if rank == DENSE:
+            return self.parameters * itemsize
+        return self.format.nbytes(self.m, self.n, rank, itemsize)

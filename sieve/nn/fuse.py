@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sieve.nn.families import ACTIVATIONS, kind_of
+from sieve.nn.formats.base import format_of
 from sieve.nn.low_rank import PAIRS, Group, holds_plain_tensors
 from sieve.nn.patching import has_hooks, is_untouched, replace_forward, replaced_by, restore_forward
 from sieve.nn.stacked import StackedOutput
@@ -48,7 +49,7 @@ def fused(model: nn.Module) -> Iterator[None]:
 
 def _fuse(model: nn.Module) -> list[nn.Module]:
     """The modules whose forward was replaced."""
-    inside_pairs = {child for pair in model.modules() if isinstance(pair, PAIRS) for child in pair.children()}
+    inside_pairs = {child for pair in model.modules() if format_of(pair) is not None for child in pair.children()}
     found = []
     for module in model.modules():
         forward = _forward_for(module, module in inside_pairs)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.sparse import to_sparse_semi_structured
 
+from sieve.nn.formats.masked import masked_layers
 from sieve.nn.low_rank import holds_plain_tensors
 from sieve.utils.messages import one_line
 
@@ -31,11 +32,10 @@ def sparse_(model: nn.Module) -> int:
 
     Returns: how many matrices were compressed; 0 without such masks or such a device.
     """
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    if getattr(config, "pattern", None) != PATTERN:
-        return 0
     count = 0
-    for name in config.masks:
+    for name, format in masked_layers(model).items():
+        if format.pattern != PATTERN:
+            continue
         layer = model.get_submodule(name)
         weight = layer.weight
         fits = weight.shape[0] % _ROWS == 0 and weight.shape[1] % _COLUMNS == 0

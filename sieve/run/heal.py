@@ -94,7 +94,7 @@ def letters_taught(task: Task, lessons: Lessons, splits: Mapping[str, Sequence[E
 
 def _require_pruned(model: PreTrainedModel, source: str | Path) -> None:
     config = getattr(model.config, "quantization_config", None)
-    if not (isinstance(config, SieveConfig) and (config.ranks or config.masks)):
+    if not (isinstance(config, SieveConfig) and config.is_pruned):
         raise InputError(f"nothing in {source} is pruned, so there is nothing to heal: name a folder of `sieve prune`")
 
 

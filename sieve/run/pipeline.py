@@ -197,7 +197,7 @@ def calibration_cache() -> Path | None:
 def _require_dense(model: PreTrainedModel, source: str) -> None:
     """A tolerance is relative to the dense model: of a pruned one it would say nothing."""
     config = getattr(model.config, "quantization_config", None)
-    if isinstance(config, SieveConfig) and (config.ranks or config.masks):
+    if isinstance(config, SieveConfig) and config.is_pruned:
         raise InputError(
             f"{source} is pruned already: prune the model that it was made from (to remove more, with a larger "
             "--tolerance), or look at it with `sieve info`"

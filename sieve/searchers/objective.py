@@ -10,7 +10,6 @@ from torch import nn
 
 from sieve.models.linears import weight_of
 from sieve.models.matrix import DENSE, Matrix
-from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"
 
@@ -34,7 +33,7 @@ def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> S
     if objective == "parameters":
         return parameters
     if objective == "bytes":
-        return lambda matrix, rank: matrix.size(rank) * dtype.itemsize + _permutation(matrix, rank)
+        return lambda matrix, rank: matrix.nbytes(rank, dtype.itemsize)
 
     def seconds(matrix: Matrix, rank: int | str) -> float:
         (_, dense), *pairs = table[_shape(matrix)]
@@ -60,11 +59,10 @@ def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
 def _times(layer: nn.Module, matrix: Matrix) -> list[tuple[int, float]]:
     weight = weight_of(layer)
     x = torch.randn(ROWS, matrix.n, device=weight.device).to(weight.dtype)
-    kind = PivotedLinear if matrix.pivoted else LowRankLinear
     layers: dict[int, nn.Module] = {0: layer}
     for rank in sorted({max(1, matrix.max_rank * step // _RANKS) for step in range(1, _RANKS + 1)}):
         if rank <= matrix.max_rank:
-            layers[rank] = kind(matrix.n, matrix.m, rank, bias=False, device=weight.device, dtype=weight.dtype)
+            layers[rank] = matrix.format(rank).module(matrix.m, matrix.n, False, weight.device, weight.dtype)
     taken: dict[int, list[float]] = {rank: [] for rank in layers}
     for _ in range(_REPEATS):
         for rank, module in layers.items():
@@ -80,11 +78,6 @@ def _times(layer: nn.Module, matrix: Matrix) -> list[tuple[int, float]]:
 def _wait(x: torch.Tensor) -> None:
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
-
-
-def _permutation(matrix: Matrix, rank: int | str) -> int:
-    """Bytes that say where a pivoted pair's outputs go."""
-    return 8 * matrix.m if matrix.pivoted and rank != DENSE else 0
 
 
 def _shape(matrix: Matrix) -> str:

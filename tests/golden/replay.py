@@ -25,6 +25,7 @@ from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.json"
+FOLDERS = ("pairs", "pivoted", "masks", "shared", "mixed")  # mixed is of version 2, the others of version 1
 FAMILIES = ("llama", "gpt2", "phi3", "gemma")
 SEARCHES = ("uniform", "budget", "ga", "pareto")
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
@@ -105,6 +106,20 @@ def searched(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def mixed() -> nn.Module:
+    """A pruned model with a layer of every format: pair, pivoted pair, mask; stacks that are pairs and one dense."""
+    model = sieve.share_inputs_(tiny_model("qwen2"))
+    statistics = sieve.calibrate(model, tiny_tokenizer(), "geography", tokens=800)
+    pivoted, plain = (sieve.project(model, statistics, pivot=pivot) for pivot in (True, False))
+    prefixes = [f"model.layers.{index}" for index in range(2)]
+    parts = ({f"{prefixes[0]}.self_attn.qkv_proj": 12, f"{prefixes[0]}.mlp.down_proj": 12}, {
+        f"{prefixes[1]}.mlp.gate_up_proj": 12, f"{prefixes[1]}.self_attn.o_proj": 8})  # fmt: skip
+    masks = sieve.mask(model, None, "magnitude").only([f"{prefixes[1]}.mlp.down_proj"])
+    sieve.apply_(model, pivoted.only(parts[0]), sieve.Plan(parts[0], pivoted=True))
+    sieve.apply_(model, plain.only(parts[1]), parts[1])
+    return sieve.apply_(model, masks, {f"{prefixes[1]}.mlp.down_proj": 36})
+
+
 def run(folder: Path) -> dict[str, Any]:
     """config.json, recipe and report of the main job, without times and versions."""
     tiny_model("llama").save_pretrained(folder / "model")
@@ -166,7 +181,7 @@ def everything() -> dict[str, Any]:
         parts["families"] = {name: family(name, Path(folder)) for name in FAMILIES}
         parts["searches"] = {name: searched(name, Path(folder)) for name in SEARCHES}
         parts["run"] = run(Path(folder))
-    parts["folders"] = {name: logits(sieve.load(HERE / name)[0]) for name in ("pairs", "pivoted", "masks", "shared")}
+    parts["folders"] = {name: logits(sieve.load(HERE / name)[0]) for name in FOLDERS}
     return json.loads(json.dumps(parts))
 
 

@@ -57,8 +57,9 @@ def test_prune_eval_info(run, world, tmp_path):
     assert report["search"]["search"] == "budget"
     kept = sum(fraction < 1 for fraction in report["kept"].values())
     config = json.loads((output / "config.json").read_text())["quantization_config"]
-    assert len(config["ranks"]) == kept > 0
-    assert config["pivoted"] is report["pivoted"] is True
+    assert len(config["layers"]) == kept > 0
+    assert {layer["format"] for layer in config["layers"].values()} == {"pivoted_pair"}
+    assert report["pivoted"] is True
     weights = load_file(output / "model.safetensors")
     assert report["bytes"]["pruned"] == sum(tensor.nbytes for tensor in weights.values())
     stored = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())
@@ -109,7 +110,7 @@ def test_pairs_without_pivoting(run, world, tmp_path, option):
     code, out, _ = run(*options(world, tmp_path / "plain"), *option, "--json")
     assert (code, json.loads(out)["pivoted"]) == (0, False)
     config = json.loads((tmp_path / "plain" / "config.json").read_text())["quantization_config"]
-    assert config.keys() == {"quant_method", "version", "ranks"}
+    assert {layer["format"] for layer in config["layers"].values()} == {"pair"}
     assert any(name.endswith("_proj.B.weight") for name in load_file(tmp_path / "plain" / "model.safetensors"))
     assert "pivoted" not in run("info", tmp_path / "plain")[1]
 
@@ -148,7 +149,7 @@ def test_shared_input(run, world, tmp_path):
     report = json.loads(out)
     assert {name.rpartition(".")[2] for name in report["kept"]} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
     config = json.loads((output / "config.json").read_text())["quantization_config"]
-    assert config["shared"]["model.layers.0.self_attn.qkv_proj"] == ["q_proj", "k_proj", "v_proj"]
+    assert config["layers"]["model.layers.0.self_attn.qkv_proj"]["members"] == ["q_proj", "k_proj", "v_proj"]
     code, out, _ = run("eval", output, "--json")
     assert json.loads(out)["accuracy"] == report["accuracy"]["pruned"]["test"]
     assert sieve.Recipe.load(output / "recipe.yaml").shared_input is True

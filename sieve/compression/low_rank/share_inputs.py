@@ -12,7 +12,7 @@ from sieve.calibration.text import Sample, batches
 from sieve.errors import InputError
 from sieve.models.linears import prunable
 from sieve.models.shared_inputs import group_layers_by_input
-from sieve.nn.low_rank import PAIRS
+from sieve.nn.formats.base import formats_of
 from sieve.nn.stacked import stack_, stack_name
 
 
@@ -30,7 +30,7 @@ def share_inputs_(model: PreTrainedModel) -> PreTrainedModel:
         >>> model, tokenizer = sieve.load_model("smollm2")
         >>> statistics = sieve.calibrate(sieve.share_inputs_(model), tokenizer, "geography")
     """
-    if any(isinstance(module, PAIRS) for module in model.modules()):
+    if formats_of(model):
         raise InputError("the model is pruned already: share the inputs of the dense model")
     matrices = {name: one for name, one in prunable(model).items() if type(model.get_submodule(name)) is nn.Linear}
     groups: dict[str, list[str]] = {}

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from sieve.compression.low_rank.pair import FactorPair
-from sieve.compression.low_rank.pivot import pivoted
-from sieve.models.linears import low_rank, replace
+from sieve.models.linears import layer_in, replace, weight_of
 from sieve.nn.elastic_linear import ElasticLinear, centred_bias
+from sieve.nn.formats.pivoted_pair import pair_format
 
 
 def put_pairs_(model: nn.Module, factors: Mapping[str, FactorPair], ranks: Mapping[str, int], pivot: bool) -> None:
@@ -38,20 +38,9 @@ def with_pairs(
 def stored_layer(layer: nn.Module, factors: FactorPair, rank: int, pivot: bool) -> nn.Module:
     """The pair that takes the place of a dense layer."""
     shift = factors.shift(rank)
-    pair = low_rank(layer, rank, pivoted=pivot, biased=shift is not None)
-    if pivot:
-        A, C, permutation = pivoted(factors, rank)
-        pair.C.weight.copy_(C)
-        pair.permutation.copy_(permutation)
-        bias = pair.bias
-    else:
-        A, B = factors.slice(rank)
-        pair.B.weight.copy_(B)
-        bias = pair.B.bias
-    pair.A.weight.copy_(A)
-    if shift is not None:
-        bias.copy_(centred_bias(layer.bias, shift, bias.dtype))
-    elif bias is not None:
-        bias.copy_(layer.bias)
+    bias = layer.bias if shift is None else centred_bias(layer.bias, shift, weight_of(layer).dtype)
+    format = pair_format(pivot)(rank, bias=True if shift is not None else None)
+    pair = layer_in(format, layer)
+    format.fill_(pair, *factors.slice(rank), bias, factors.gram, factors.energy)
     pair.train(layer.training)
     return pair.requires_grad_(layer.weight.requires_grad)

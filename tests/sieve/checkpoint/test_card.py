@@ -1,6 +1,9 @@
 """The model card says how to load the model, and what the report measured."""
 
 from sieve.checkpoint.card import model_card
+from sieve.nn.formats.masked import Masked
+from sieve.nn.formats.pair import Pair
+from sieve.nn.formats.pivoted_pair import PivotedPair
 
 
 def interval(value, n=200):
@@ -18,17 +21,17 @@ REPORT = {
         "pruned": {"validation": interval(0.77), "test": interval(0.755, 1500)},
     },
 }
-RANKS = {"model.layers.0.mlp.up_proj": 8, "model.layers.0.mlp.down_proj": 16}
+LAYERS = {"model.layers.0.mlp.up_proj": Pair(8), "model.layers.0.mlp.down_proj": Pair(16)}
 
 
 def test_first_line_warns():
-    first = model_card(RANKS).splitlines()[0]
+    first = model_card(LAYERS).splitlines()[0]
     assert "`import sieve`" in first
     assert "random weights" in first
 
 
 def test_numbers_of_the_report():
-    card = model_card(RANKS, REPORT)
+    card = model_card(LAYERS, REPORT)
     assert "from `smollm2` for the task `geography`, tolerance 5.0%" in card
     assert "2 of its weight matrices" in card
     assert "prunable matrices: 31.0%" in card
@@ -37,9 +40,18 @@ def test_numbers_of_the_report():
     assert "| test | 0.801 [0.751, 0.851] | 0.755 [0.705, 0.805] | 1,500 |" in card
 
 
+def test_each_format_has_its_sentence():
+    card = model_card({"a": Pair(8), "b": PivotedPair(4), "c": PivotedPair(5), "d": Masked(0.25), "e": Masked(0.75)})
+    assert "1 of its weight matrices are low-rank pairs;" in card
+    assert "2 of its weight matrices are low-rank pairs, stored pivoted;" in card
+    assert "2 of its weight matrices are masked: 50.0% of their weights" in card
+    assert "random weights" not in model_card({"d": Masked(0.25)})
+    assert "random weights" in model_card({}, stacked=True)
+
+
 def test_a_partial_report_gives_a_shorter_card():
-    assert "## Size" not in model_card(RANKS, {"task": "mine"})
-    assert "## Accuracy" not in model_card(RANKS, {"accuracy": {"pruned": {"test": interval(0.5)}}})
+    assert "## Size" not in model_card(LAYERS, {"task": "mine"})
+    assert "## Accuracy" not in model_card(LAYERS, {"accuracy": {"pruned": {"test": interval(0.5)}}})
 
 
 def test_names_are_text_in_markdown():
@@ -50,7 +62,7 @@ def test_names_are_text_in_markdown():
         "task": "`<script>",
         "accuracy": {which: {"a|b [x](y)\x1b": interval(0.5)} for which in ("dense", "pruned")},
     }
-    card = model_card(RANKS, report)
+    card = model_card(LAYERS, report)
     assert "from ```a`b``c\\n# Heading``` for the task `` `<script> ``," in card
     assert "| a\\|b \\[x\\](y)\\\\x1b | 0.500" in card
     assert "\x1b" not in card

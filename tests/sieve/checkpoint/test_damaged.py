@@ -85,9 +85,15 @@ def test_quantization_config(copy, run, value):
     """Every field, and the whole, of every wrong kind."""
     config = json.loads((copy / "config.json").read_text())
     fields = config["quantization_config"]
-    keys = {*fields, "masks", "pattern", "shared", "biased", "pivoted", "version", "quant_method", "unknown"}
-    for key in (None, *sorted(keys)):
-        new = value if key is None else fields | {key: value}
+    first = {"quant_method": "sieve", "version": 1, "ranks": {}}
+    of_version_1 = ("ranks", "masks", "pattern", "shared", "biased", "pivoted")
+    name, layer = next(iter(fields["layers"].items()))
+    changed = {None: value}
+    changed |= {key: fields | {key: value} for key in ("layers", "stacks", "version", "quant_method", "unknown")}
+    changed |= {f"1 {key}": first | {key: value} for key in of_version_1}
+    changed |= {f"layer {key}": fields | {"layers": {name: layer | {key: value}}} for key in (*layer, "members", "x")}
+    changed["layer"] = fields | {"layers": {name: value}}
+    for key, new in changed.items():
         if new == fields:
             continue
         (copy / "config.json").write_text(json.dumps(config | {"quantization_config": new}))

@@ -20,6 +20,8 @@ from sieve.nn.low_rank import LowRankLinear, PivotedLinear
 from tests.tiny_models import TINY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 REPOSITORY = Path(__file__).parents[3]
+MLP = "model.layers.0.mlp"
+UP = f"{MLP}.up_proj"
 
 
 def logits(model):
@@ -66,8 +68,12 @@ def test_round_trip(name, pivoted, tmp_path):
 
 def test_config_holds_the_documented_format(folder):
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    ranks = {key: layer.rank for key, layer in tiny_pruned("llama").named_modules() if isinstance(layer, LowRankLinear)}
-    assert config == {"quant_method": "sieve", "version": 1, "ranks": ranks}
+    layers = {
+        key: {"format": "pair", "rank": layer.rank}
+        for key, layer in tiny_pruned("llama").named_modules()
+        if isinstance(layer, LowRankLinear)
+    }
+    assert config == {"quant_method": "sieve", "version": 2, "layers": layers}
     names = load_file(folder / "model.safetensors").keys()
     assert {"model.layers.0.self_attn.q_proj.A.weight", "model.layers.0.self_attn.q_proj.B.weight"} <= names
 
@@ -75,8 +81,7 @@ def test_config_holds_the_documented_format(folder):
 def test_config_says_where_pairs_are_pivoted(tmp_path):
     save(tiny_pruned("llama", pivoted=True), tiny_tokenizer(), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
-    assert config["pivoted"] is True
-    assert config["ranks"]
+    assert {layer["format"] for layer in config["layers"].values()} == {"pivoted_pair"}
     prefix = "model.layers.0.self_attn.q_proj"
     weights = load_file(tmp_path / "m" / "model.safetensors")
     assert {f"{prefix}.A.weight", f"{prefix}.C.weight", f"{prefix}.permutation"} <= weights.keys()
@@ -85,14 +90,6 @@ def test_config_says_where_pairs_are_pivoted(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
     assert loaded.get_submodule(prefix).permutation.dtype == torch.int64
     assert torch.equal(logits(loaded), logits(tiny_pruned("llama", dtype=torch.bfloat16, pivoted=True)))
-
-
-def test_mixed_pairs_are_refused(tmp_path):
-    model = tiny_pruned("llama")
-    model.model.layers[1] = tiny_pruned("llama", pivoted=True).model.layers[1]
-    with pytest.raises(InputError, match="mixes pivoted"):
-        save(model, tiny_tokenizer(), tmp_path / "m")
-    assert not (tmp_path / "m").exists()
 
 
 def test_a_new_process_needs_only_import_sieve(folder, tmp_path):
@@ -148,8 +145,8 @@ def test_a_model_without_pairs_is_saved_as_plain(tmp_path):
 
 def test_mark_follows_the_model():
     model = tiny_pruned("llama")
-    ranks = write_quantization_config(model)
-    assert model.config.quantization_config.ranks == ranks
+    layers = write_quantization_config(model)
+    assert model.config.quantization_config.layers == layers
     model.model = tiny_model("llama").model
     assert write_quantization_config(model) == {}
     assert not hasattr(model.config, "quantization_config")
@@ -178,13 +175,25 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"ranks": {"model.layers.0.mlp.no_such_proj": 4}}, "no_such_proj.* no linear layer of LlamaForCausalLM"),
-            ({"ranks": {"model.layers.0.mlp": 4}}, "no linear layer"),
-            ({"ranks": {"model.layers.0.mlp.up_proj": 0}}, "ranks of 1 up"),
-            ({"ranks": {"model.layers.0.mlp.up_proj": "4"}}, "ranks of 1 up"),
-            ({"ranks": None}, "ranks of 1 up"),
-            ({"pivoted": 1}, "true or false"),
-            ({"version": 2}, "format 2 and this Sieve reads format 1"),
+            ({"layers": {f"{MLP}.no_such_proj": {"format": "pair", "rank": 4}}}, "no_such_proj.* no linear layer of L"),
+            ({"layers": {MLP: {"format": "pair", "rank": 4}}}, "no linear layer"),
+            ({"layers": {"model.norm": {"format": "pair", "rank": 4}}}, "no linear layer"),
+            ({"layers": {"model.embed_tokens": {"format": "mask", "kept": 0.5}}}, "no linear layer"),
+            ({"layers": {UP: {"format": "pair", "rank": 0}}}, "up_proj', its rank must be a whole number from 1 up"),
+            ({"layers": {UP: {"format": "pair", "rank": "4"}}}, "up_proj', its rank must be a whole number from 1 up"),
+            ({"layers": {UP: {"format": "pair"}}}, "up_proj', it lacks rank"),
+            ({"layers": {UP: {"format": "pair", "rank": 4, "bias": 1}}}, "its bias must be true or false"),
+            ({"layers": {UP: {"format": "pair", "rank": 4, "turned": 1}}}, "knows nothing of its 'turned'"),
+            (
+                {"layers": {UP: {"format": "pivoted_pair", "rank": 73}}},
+                "up_proj', a pair of rank 73 with 72 outputs",
+            ),
+            ({"layers": {UP: {"format": "spline"}}}, "its format is 'spline'; this Sieve reads dense, mask, pair"),
+            ({"layers": {UP: {"rank": 4}}}, "its format is None"),
+            ({"layers": {UP: 4}}, "up_proj', it must be a format and its fields, got 4"),
+            ({"layers": None}, "layers must map names"),
+            ({"version": 3}, "format 3 and this Sieve reads formats up to 2"),
+            ({"version": "2"}, "format '2' and this Sieve"),
         ],
     )
     def test_damaged_config(self, copy, values, message):
@@ -194,21 +203,27 @@ class TestBadInput:
         with pytest.raises(InputError, match=message):
             AutoModelForCausalLM.from_pretrained(copy)
 
+    def test_what_a_later_sieve_may_add(self, copy):
+        """Keys beside `layers` are ignored; of a layer they are refused: it could not be read right."""
+        edit_config(copy, weights="model.safetensors", checksums={"model.safetensors": "0"})
+        assert torch.equal(logits(load(copy)[0]), logits(tiny_pruned("llama")))
+
     def test_ranks_that_lack_a_matrix(self, copy):
         """Transformers would warn, and go on with random weights."""
-        ranks = json.loads((copy / "config.json").read_text())["quantization_config"]["ranks"]
-        del ranks["model.layers.0.self_attn.q_proj"]
-        edit_config(copy, ranks=ranks)
+        layers = json.loads((copy / "config.json").read_text())["quantization_config"]["layers"]
+        del layers["model.layers.0.self_attn.q_proj"]
+        edit_config(copy, layers=layers)
         with pytest.raises(InputError, match=r"lacks the weights model\.layers\.0\.self_attn\.q_proj\.weight"):
             load(copy)
 
     def test_pairs_taken_for_pivoted(self, copy):
-        edit_config(copy, pivoted=True)
+        layers = json.loads((copy / "config.json").read_text())["quantization_config"]["layers"]
+        edit_config(copy, layers={name: layer | {"format": "pivoted_pair"} for name, layer in layers.items()})
         with pytest.raises(StorageError, match=r"lack what config\.json asks for: the permutation of"):
             load(copy)
 
     def test_rank_that_differs_from_the_weights(self, copy):
-        edit_config(copy, ranks={"model.layers.0.self_attn.q_proj": 31})
+        edit_config(copy, layers={"model.layers.0.self_attn.q_proj": {"format": "pair", "rank": 31}})
         with pytest.raises(InputError):
             load(copy)
 

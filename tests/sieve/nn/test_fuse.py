@@ -7,7 +7,9 @@ import torch
 
 import sieve.nn.fuse
 import sieve.nn.low_rank
-from sieve.models.linears import low_rank, prunable, replace
+from sieve.models.linears import layer_in, prunable, replace
+from sieve.nn.formats.pair import Pair
+from sieve.nn.formats.pivoted_pair import PivotedPair
 from sieve.nn.fuse import fuse_, fused
 from sieve.nn.low_rank import Group, LowRankLinear
 from tests.all_architectures import tiny_random
@@ -28,7 +30,7 @@ def pruned(name, dense=()):
     model = tiny_model(name)
     for matrix in prunable(model):
         if not matrix.endswith(tuple(dense)):
-            replace(model, matrix, low_rank(model.get_submodule(matrix), 5))
+            replace(model, matrix, layer_in(Pair(5), model.get_submodule(matrix)))
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -110,7 +112,7 @@ def pivoted(name, **options):
     """A tiny model whose matrices are random pivoted pairs."""
     model = tiny_model(name, **options)
     for matrix in prunable(model):
-        pair = low_rank(model.get_submodule(matrix), 5, pivoted=True)
+        pair = layer_in(PivotedPair(5), model.get_submodule(matrix))
         pair.permutation.copy_(torch.randperm(pair.out_features))
         replace(model, matrix, pair)
     torch.manual_seed(0)
@@ -225,7 +227,7 @@ def test_fused_for_a_while():
         assert "forward" in model.model.norm.__dict__
         torch.testing.assert_close(logits(model), before)
         layer = model.model.layers[0].mlp.up_proj
-        replace(model, "model.layers.0.mlp.up_proj", low_rank(layer, 3))
+        replace(model, "model.layers.0.mlp.up_proj", layer_in(Pair(3), layer))
     replace(model, "model.layers.0.mlp.up_proj", layer)
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert torch.equal(logits(model), before)
@@ -268,7 +270,7 @@ def test_a_patched_dense_layer_is_called(calls):
 def test_pivoted_pairs_are_fused(calls):
     model = tiny_model("llama")
     for name in prunable(model):
-        pair = low_rank(model.get_submodule(name), 5, pivoted=True)
+        pair = layer_in(PivotedPair(5), model.get_submodule(name))
         torch.nn.init.normal_(pair.A.weight, std=0.3)
         torch.nn.init.normal_(pair.C.weight, std=0.3)
         pair.permutation.copy_(torch.randperm(pair.out_features))

@@ -5,8 +5,7 @@ import torch
 
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.pair import FactorPair
-from sieve.compression.low_rank.pivot import pivoted
-from sieve.nn.pivot import pivot
+from sieve.nn.pivot import pivot, rounded_pivot
 from sieve_kernels.lowrank import reference
 
 
@@ -68,6 +67,11 @@ def fitted(dtype: torch.dtype, side: str = "input") -> tuple[torch.Tensor, Facto
     W = torch.randn(96, 48, generator=generator, dtype=torch.float64)
     A, B, energy = output_aligned(W, X @ X.T, "input", 600)
     return X, FactorPair(A.to(dtype), B.to(dtype), energy, (X @ X.T).float() if side == "input" else None)
+
+
+def pivoted(pair: FactorPair, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As a plan that gives the matrix this rank stores it."""
+    return rounded_pivot(*pair.slice(rank), pair.A.dtype, pair.gram, pair.energy)
 
 
 def error(pair: FactorPair, X: torch.Tensor, based: torch.Tensor, C: torch.Tensor, permutation: torch.Tensor) -> float:

@@ -40,7 +40,8 @@ def test_task_aware_masks_end_to_end(run, world, tmp_path, general, method):  # 
     weights = load_file(output / "model.safetensors")
     config = json.loads((output / "config.json").read_text())["quantization_config"]
     zeros = 0
-    for name, kept in config["masks"].items():
+    for name, layer in config["layers"].items():
+        kept = layer["kept"]
         weight = weights[f"{name}.weight"]
         assert report["kept"][name] == kept
         assert (weight != 0).float().mean().item() == pytest.approx(kept)
@@ -69,7 +70,8 @@ def test_a_pattern_has_one_level(run, world, tmp_path):  # noqa: F811
     assert set(report["kept"].values()) == {0.5}
     assert report["search"]["search"] == "uniform"
     assert report["search"]["candidates"] == 1  # the one level there is
-    assert json.loads((output / "config.json").read_text())["quantization_config"]["pattern"] == "2:4"
+    layers = json.loads((output / "config.json").read_text())["quantization_config"]["layers"]
+    assert all(layer == {"format": "mask", "kept": 0.5, "pattern": "2:4"} for layer in layers.values())
 
 
 def test_genetic_search_gives_every_matrix_its_own_sparsity(run, world, tmp_path):  # noqa: F811

@@ -20,6 +20,8 @@ from sieve.compression.masks.nesting import nested_thresholds
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
+from sieve.nn.formats.masked import Masked, masked_layers
+from sieve.nn.formats.pair import Pair
 from sieve.nn.semi_structured import runs_sparse, sparse_
 from tests.sieve.compression.masks.test_mask import logits, masks_of
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -41,9 +43,11 @@ def test_round_trip(name, pattern, tmp_path):
     expected, folder = logits(model), tmp_path / "first"
     save(model, tiny_tokenizer(), folder)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["pattern"] == pattern
-    assert config["masks"] == {key: rank / prunable(model)[key].n for key, rank in plan.items()}
-    assert (config["quant_method"], config["ranks"]) == ("sieve", {})
+    named = {} if pattern == "unstructured" else {"pattern": pattern}
+    assert config["layers"] == {
+        key: {"format": "mask", "kept": rank / prunable(model)[key].n, **named} for key, rank in plan.items()
+    }
+    assert config["quant_method"] == "sieve"
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(logits(loaded), expected)
     for key, rank in plan.items():
@@ -54,7 +58,7 @@ def test_round_trip(name, pattern, tmp_path):
     assert again == config
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "second")), expected)
     assert torch.equal(logits(load(folder)[0]), expected)
-    assert AutoModel.from_pretrained(folder).config.quantization_config.masks == config["masks"]
+    assert AutoModel.from_pretrained(folder).config.quantization_config.to_dict() == config
 
 
 def test_sizes_count_zeros_as_removed_and_bytes_as_they_are(tmp_path):
@@ -124,16 +128,15 @@ def test_masks_can_be_followed_by_others_and_by_pairs(tmp_path):
     model, plan = masked_model(kept=0.75)
     masks = mask(model, None, "magnitude")
     apply_(model, masks, {NAME: 8})
-    kept = model.config.quantization_config.masks
-    assert kept[NAME] == 8 / 72
+    kept = masked_layers(model)
+    assert kept[NAME] == Masked(8 / 72)
     assert len(kept) == len(plan)
     W = model.get_submodule(NAME).weight.detach()
     U, S, V = torch.linalg.svd(W, full_matrices=False)
     factors = Factors({NAME: FactorPair(S[:16, None] * V[:16], U[:, :16], S.double() ** 2)}, "svd")
     apply_(model, factors, {NAME: 4})
-    config = model.config.quantization_config
-    assert NAME not in config.masks
-    assert config.ranks == {NAME: 4}
+    assert model.config.quantization_config.layers[NAME] == Pair(4)
+    assert len(masked_layers(model)) == len(plan) - 1
     expected = logits(model)
     save(model, tiny_tokenizer(), tmp_path / "both")
     assert torch.equal(logits(load(tmp_path / "both")[0]), expected)
@@ -145,10 +148,18 @@ def test_damaged_marks_are_refused(tmp_path):
     file = tmp_path / "m" / "config.json"
     config = json.loads(file.read_text())
     for kept in (0, 1.5, "half"):
-        config["quantization_config"]["masks"][NAME] = kept
+        config["quantization_config"]["layers"][NAME]["kept"] = kept
         file.write_text(json.dumps(config))
         with pytest.raises(InputError, match="damaged"):
             load(tmp_path / "m")
+
+
+def test_patterns_can_differ_from_layer_to_layer(tmp_path):
+    model, plan = masked_model(pattern="2:4")
+    apply_(model, mask(model, None, "magnitude"), {NAME: 8})
+    save(model, tiny_tokenizer(), tmp_path / "m")
+    patterns = {name: one.pattern for name, one in masked_layers(load(tmp_path / "m")[0]).items()}
+    assert patterns == dict.fromkeys(plan, "2:4") | {NAME: "unstructured"}
 
 
 def test_nothing_runs_sparse_on_a_cpu(monkeypatch):
