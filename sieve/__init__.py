@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sieve.compression.masks.mask import mask
     from sieve.compression.masks.masks import Masks
     from sieve.compression.plan import Plan
+    from sieve.compression.vocabulary.trim import TrimmedVocabulary, match_vocabulary_, trim_vocabulary_
     from sieve.evaluation.predict import Prediction, predict
     from sieve.evaluation.scoring import evaluate
     from sieve.healing.heal import Healing, heal
@@ -47,6 +48,7 @@ _HOME = {
     "Recipe": "run.recipe",
     "Statistics": "calibration.statistics",
     "Task": "tasks",
+    "TrimmedVocabulary": "compression.vocabulary.trim",
     "apply_": "compression.apply",
     "calibrate": "calibration.collect",
     "evaluate": "evaluation.scoring",
@@ -56,12 +58,14 @@ _HOME = {
     "load_task": "tasks",
     "mask": "compression.masks.mask",
     "predict": "evaluation.predict",
+    "match_vocabulary_": "compression.vocabulary.trim",
     "project": "compression.low_rank.project",
     "prune": "run.pipeline",
     "refit": "compression.low_rank.refit",
     "save": "checkpoint.folder",
     "search": "searchers.run",
     "share_inputs_": "compression.low_rank.share_inputs",
+    "trim_vocabulary_": "compression.vocabulary.trim",
 }
 
 __all__ = [
@@ -76,6 +80,7 @@ __all__ = [
     "Recipe",
     "Statistics",
     "Task",
+    "TrimmedVocabulary",
     "apply_",
     "calibrate",
     "evaluate",
@@ -84,6 +89,7 @@ __all__ = [
     "load_model",
     "load_task",
     "mask",
+    "match_vocabulary_",
     "predict",
     "progress",
     "project",
@@ -92,6 +98,7 @@ __all__ = [
     "save",
     "search",
     "share_inputs_",
+    "trim_vocabulary_",
 ]
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sieve.compression.vocabulary.trim import match_vocabulary_
 from sieve.errors import InputError
 from sieve.healing.forward import packs
 from sieve.healing.loop import Course, Healer, Setting, held_back_distance, state_of
@@ -30,7 +31,7 @@ STEPS = 50
 ROWS = 32  # lessons of a step
 _EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
 LOOKS = 5  # at the held-back rows, on the way
-MARGIN = 1.1  # times the nearest setting's distance, beyond which another is given up: the end of a cosine moves ranks
+MARGIN = 0.1  # of the nearest setting's distance, by which another is given up: the end of a cosine moves ranks
 OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 1e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
 
@@ -95,7 +96,7 @@ def heal(
     Args:
         model: pruned (`sieve.apply_`, `sieve.load`), in any dtype; it is changed in place, zeros of masks stay.
         tokenizer: of both models.
-        teacher: the dense model, or what `sieve.load_model` finds it by.
+        teacher: the dense model, with the tokens that the model has, or what `sieve.load_model` finds it by.
         steps: None: 50, or so many that each calibration row is seen at most twice.
         seed: of the task's splits and of the order of rows.
 
@@ -110,7 +111,8 @@ def heal(
     check_steps(steps)
     examples = task.splits(seed)["calibration"]
     if isinstance(teacher, str):
-        teacher, _ = load_model(teacher, device=model.device)
+        teacher, own = load_model(teacher, device=model.device)
+        match_vocabulary_(teacher, own, tokenizer)
     require_vocabulary(model, teacher)
     return heal_(model, lessons_of(teacher, tokenizer, task, examples, steps), steps, seed)
 
@@ -119,7 +121,8 @@ def require_vocabulary(model: PreTrainedModel, teacher: PreTrainedModel) -> None
     """InputError unless both predict the same tokens."""
     if len({one.get_output_embeddings().weight.shape[0] for one in (model, teacher)}) > 1:
         raise InputError(
-            "the teacher has another vocabulary than the model: name the dense model that it was made from"
+            "the teacher has another vocabulary than the model: name the dense model that it was made from (of a "
+            "trimmed model, leave it the same tokens: `sieve.match_vocabulary_`)"
         )
 
 
@@ -159,7 +162,7 @@ def heal_(model: PreTrainedModel, lessons: Lessons, steps: int | None = None, se
                 found = healer.course.curve[-1][1]
                 progress.say(f"  {healer.course.setting}: {before:.4f} → {found:.4f} nats after {healer.steps} steps")
             nearest = min(one.course.curve[-1][1] for one in healers)
-            going_on = [one for one in healers if one.course.curve[-1][1] <= MARGIN * nearest]
+            going_on = [one for one in healers if one.course.curve[-1][1] <= nearest + MARGIN * abs(nearest)]
             advance((len(healers) - len(going_on)) * (steps - look))
             healers = going_on
     healer = min(healers, key=lambda one: one.course.after)

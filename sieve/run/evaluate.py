@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from sieve.compression.vocabulary.trim import has_fewer_tokens, match_vocabulary_
 from sieve.errors import InputError
 from sieve.evaluation.chance import Chance, control_levels
 from sieve.evaluation.check import check_splits
@@ -41,7 +43,8 @@ def evaluate_source(
     task's. Returns plain numbers, ready for JSON; `same_data` says whether the examples are those of the folder's
     report, and is None where there is nothing to compare. "chance",
     "majority" and "ngrams" are what is scored without a model on the split (None where the task has none); "notes" says
-    where the model is no better.
+    where the model is no better. Where one of the two models has a trimmed vocabulary of the other's, likelihoods are
+    compared over the tokens that both have.
     """
     check_split(split)
     for name in (source, against):
@@ -54,12 +57,16 @@ def evaluate_source(
     if same is False:
         progress.note(f"the {split} data is not what {source} was made with: its report is of other data")
 
-    def score(source: str) -> Scores:
+    def score(source: str, like: PreTrainedTokenizerBase | None = None) -> tuple[Scores, PreTrainedTokenizerBase]:
+        """Scores of the model, and the tokenizer it is read by: its own, or `like`, whose tokens alone it then has."""
         model, tokenizer = load_model(source, dtype, device, trust_remote_code)
+        if like is not None:
+            match_vocabulary_(model, tokenizer, like)
+            tokenizer = like
         check_splits(model, tokenizer, loaded, {split: splits[split]})
-        return evaluate(model, tokenizer, loaded, splits[split])
+        return evaluate(model, tokenizer, loaded, splits[split]), tokenizer
 
-    scores = score(source)
+    scores, tokenizer = score(source)
     level = control_levels(loaded, {split: splits[split]}, splits["calibration"])[split]
     note = signal_note(split, scores, level, "the model")
     result = {
@@ -74,14 +81,26 @@ def evaluate_source(
         "tokens": scores.tokens,
     }
     if against is not None:
-        other = score(against)
-        mine, theirs = _in_common(scores, other)
+        other, others = score(against)
+        pairs = {"accuracy": (scores, other), "loglik": (scores, other)}
+        if has_fewer_tokens(tokenizer, others):
+            pairs["loglik"] = scores, score(against, tokenizer)[0]
+        elif has_fewer_tokens(others, tokenizer):
+            pairs["loglik"] = score(source, others)[0], other
+        if has_fewer_tokens(tokenizer, others) or has_fewer_tokens(others, tokenizer):
+            few = min(len(tokenizer), len(others))
+            result["notes"].append(f"likelihoods are compared over the {few:,} tokens that both models have")
         result |= {
             "against": against,
-            "accuracy_difference": vars(paired(scores.score[mine], other.score[theirs])),
-            "loglik_difference": vars(paired(scores.loglik[mine], other.loglik[theirs])),
+            "accuracy_difference": _difference(*pairs["accuracy"], "score"),
+            "loglik_difference": _difference(*pairs["loglik"], "loglik"),
         }
     return result
+
+
+def _difference(scores: Scores, other: Scores, measure: str) -> dict[str, float]:
+    mine, theirs = _in_common(scores, other)
+    return vars(paired(getattr(scores, measure)[mine], getattr(other, measure)[theirs]))
 
 
 def _in_common(scores: Scores, other: Scores) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes
+from sieve.compression.vocabulary.trim import has_fewer_tokens, match_vocabulary_
 from sieve.errors import InputError
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.ngrams import ngram_accuracies
@@ -57,17 +58,21 @@ def heal_folder(
     require_rows(task, splits["calibration"])
     model, tokenizer = load_model(str(source), device=device, trust_remote_code=trust_remote_code)
     _require_pruned(model, source)
-    dense, _ = load_model(teacher or report["model"], model.dtype, device, trust_remote_code)
-    require_vocabulary(model, dense)
-    check_splits(dense, tokenizer, task, splits)
+    dense, own = load_model(teacher or report["model"], model.dtype, device, trust_remote_code)
+    if not has_fewer_tokens(tokenizer, own):
+        require_vocabulary(model, dense)
+    check_splits(model, tokenizer, task, splits)
     require_space(output, model_bytes(model))
+    scores = {split: evaluate(dense, own, task, splits[split]) for split in MEASURED}
+    same_tokens = scores
+    if match_vocabulary_(dense, own, tokenizer) is not None:
+        require_vocabulary(model, dense)
+        same_tokens = {split: evaluate(dense, tokenizer, task, splits[split]) for split in MEASURED}
     lessons = lessons_of(dense, tokenizer, task, splits["calibration"], steps)
-    scores = {split: evaluate(dense, tokenizer, task, splits[split]) for split in MEASURED}
     del dense
     healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, steps, recipe.get("seed", 0))
-    made = healed_report(
-        report, healing, scores, healed, letters_taught(task, lessons, splits), time.perf_counter() - started
-    )
+    letters = letters_taught(task, lessons, splits)
+    made = healed_report(report, healing, scores, same_tokens, healed, letters, time.perf_counter() - started)
     save(model, tokenizer, output, report=made, recipe={**recipe, "heal": True, "heal_steps": steps}, task=task)
     return made
 

@@ -184,7 +184,9 @@ def _pruned(
         with stages("heal"):
             healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, recipe.heal_steps, recipe.seed)
             letters = letters_taught(task, lessons, splits)
-        report = healed_report(report, healing, scores["dense"], healed, letters, stages.seconds["heal"])
+        report = healed_report(
+            report, healing, scores["dense"], scores["dense"], healed, letters, stages.seconds["heal"]
+        )
     save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
     return report
 

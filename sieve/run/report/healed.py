@@ -13,6 +13,7 @@ def healed_report(
     report: Mapping[str, Any],
     healing: Healing,
     dense: Mapping[str, Scores],
+    same_tokens: Mapping[str, Scores],
     healed: Mapping[str, Scores],
     letters: Mapping[str, float],
     seconds: float,
@@ -22,11 +23,13 @@ def healed_report(
     Args:
         report: of the model before.
         dense, healed: split → scores, on the same examples.
+        same_tokens: as `dense`, over the tokens that the healed model has: likelihoods are compared with those.
         letters: split → what an n-gram classifier scores that was trained on the dense model's answers, no label read.
         seconds: of the whole stage, teaching and evaluation included.
     """
     splits = list(healed)
     fields = {"accuracy": "score", "loglik": "loglik"}
+    references = {"accuracy": dense, "loglik": same_tokens}
     made = dict(report)
     before = {measure: report[measure]["pruned"] for measure in fields}
     for measure, field in fields.items():
@@ -34,7 +37,7 @@ def healed_report(
         made[measure] = report[measure] | {
             "pruned": {split: interval_values(bootstrap(values[split])) for split in splits}
         }
-        differences = {split: paired(values[split], getattr(dense[split], field)) for split in splits}
+        differences = {split: paired(values[split], getattr(references[measure][split], field)) for split in splits}
         made["difference"] = made["difference"] | {
             measure: {split: interval_values(differences[split]) for split in splits}
         }
