@@ -13,8 +13,10 @@ from sieve import __version__
 from sieve.commands.calibrate import calibrate
 from sieve.commands.demo import demo
 from sieve.commands.evaluate import evaluate
+from sieve.commands.generate import generate
 from sieve.commands.heal import heal
 from sieve.commands.info import info
+from sieve.commands.predict import predict
 from sieve.commands.prune import prune
 from sieve.commands.tasks import tasks
 from sieve.errors import SieveError, StorageError
@@ -65,6 +67,8 @@ COMMANDS = {
     "demo": demo,
     "heal": heal,
     "eval": evaluate,
+    "predict": predict,
+    "generate": generate,
     "calibrate": calibrate,
     "info": info,
     "tasks": tasks,

@@ -13,6 +13,7 @@ import pytest
 from sieve.errors import InputError
 from sieve.run import predict
 from tests.sieve.conftest import ROWS, write_task
+from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 
 UNANSWERED = [{"id": f"row {row['number']}", "number": row["number"], "animal": row["animal"]} for row in ROWS[:30]]
 WRITTEN = """\
@@ -162,3 +163,21 @@ def test_an_error_leaves_no_file(world, rows, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="too late"):
         predict.predict_file(world.model, str(rows), tmp_path / "out.jsonl", world.task)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_the_commands(run, world, rows, writing, tmp_path):  # noqa: F811
+    """What they print is the result alone; a pruned folder knows its task."""
+    output = tmp_path / "out.csv"
+    code, out, err = run("predict", world.model, rows, "--task", world.task, "--output", output)
+    assert (code, out) == (0, f"30 rows with answers are in {output}\n"), err
+    code, out, _ = run("predict", world.model, rows, "--task", world.task, "--quiet")
+    assert [json.loads(line)["prediction"] for line in out.splitlines()] == [
+        row["prediction"] for row in csv.DictReader(output.open(newline=""))
+    ]
+    code, out, err = run("generate", world.model, "7", "--task", writing, "--against", world.model, "--quiet")
+    assert (code, err) == (0, "")
+    code, out, err = run("generate", world.model, "7", "--task", writing, "--json", "--quiet")
+    assert json.loads(out).keys() == {world.model}
+    code, out, err = run("predict", world.model, rows)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "use --task" in err
