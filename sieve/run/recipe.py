@@ -16,7 +16,8 @@ from sieve.errors import InputError
 from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
 from sieve.registry import SEARCHABLE, Traits, method_named
 from sieve.searchers.algorithms.base import searcher_named
-from sieve.searchers.config import MEMORY, Options, check_tolerance
+from sieve.searchers.config import Options, check_tolerance
+from sieve.searchers.engine.config import MEMORY
 from sieve.tasks.splits import check_seed
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.messages import shorten

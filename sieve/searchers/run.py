@@ -194,7 +194,7 @@ def run_search(
         elastic = stack.enter_context(factors.elastic(model))
         engine = Engine(
             model, elastic, chosen, list(map(ready, parts)),
-            layers=choices.layers and searcher.per_matrix, memory=choices.memory, journal=book, workers=choices.workers,
+            replace(choices, layers=choices.layers and searcher.per_matrix), journal=book,
             candidate_batch_size=1 if model.device.type == "cpu" else CANDIDATE_BATCH_SIZE,
             recorder=CudaRecorder if model.device.type == "cuda" else None,
         )  # fmt: skip

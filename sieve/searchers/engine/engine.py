@@ -19,7 +19,7 @@ import numpy as np
 from sieve.errors import InputError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.matrix import DENSE, Matrix
-from sieve.searchers.config import MEMORY
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.cost import Cost, Spent
 from sieve.searchers.engine.local import Evaluator, Ranks, Rehearsal
 from sieve.searchers.engine.ray_workers import Workers
@@ -52,10 +52,8 @@ class Engine:
         elastic: what turns the model to a plan, or to several.
         matrices: of the model; the plan decides nothing else.
         parts: the rungs of the examples, made ready.
-        layers: reuse the states of blocks that candidates have in common.
-        memory: bytes that such states may take, of all workers together.
+        config: the engine's switches; `memory` is that of all workers together.
         journal: open, or None.
-        workers: number of local ones, address of a Ray cluster, or None for this process.
         candidate_batch_size: how many candidates go through one forward pass.
         recorder: makes what records such passes; see `Evaluator`.
     """
@@ -66,17 +64,15 @@ class Engine:
         elastic: ElasticModel,
         matrices: Mapping[str, Matrix],
         parts: Sequence[Prepared],
+        config: EngineConfig,
         *,
-        layers: bool = True,
-        memory: int = MEMORY,
         journal: Journal | None = None,
-        workers: int | str | None = None,
         candidate_batch_size: int = 1,
         recorder: Callable[[torch.device], Recorder] | None = None,
     ):
-        self._evaluator = Evaluator(model, elastic, matrices, parts, layers, memory, candidate_batch_size, recorder)
+        self._evaluator = Evaluator(model, elastic, matrices, parts, config, candidate_batch_size, recorder)
         self._runner, self._rehearsal = self._evaluator, None
-        self._names, self._workers = self._evaluator.names, workers
+        self._names, self._workers = self._evaluator.names, config.workers
         self._journal = journal
         self._records: dict[str, tuple[Scores, Spent]] = {}  # what is known, from this process or an earlier one
         self._charged: set[str] = set()  # what this process asked for

@@ -23,7 +23,7 @@ from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.blockwise import BlockWise, Run, States
 from sieve.models.loading import evaluating
 from sieve.models.matrix import Matrix
-from sieve.searchers.config import MEMORY
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.cost import Spent
 from sieve.searchers.engine.cuda_graphs import WORK, Graphs, Recorder
 from sieve.searchers.engine.prefix_cache import StateStore, size_of
@@ -48,8 +48,7 @@ class Evaluator:
         elastic: what turns the model to a plan, or to several; from `CompressionSpace.elastic`.
         matrices: of the model; what ranks are of, in the order of `names`.
         parts: the rungs of the examples, made ready.
-        layers: reuse the states of blocks that candidates have in common.
-        memory: bytes that such states may take.
+        config: the engine's switches, of which it uses `layers` and `memory`.
         candidate_batch_size: how many candidates are one batch, where several are asked for and the parts can do it.
         recorder: makes, for the model's device, what records the passes of teams; None: they are not.
     """
@@ -60,12 +59,12 @@ class Evaluator:
         elastic: ElasticModel,
         matrices: Mapping[str, Matrix],
         parts: Sequence[Prepared],
-        layers: bool = True,
-        memory: int = MEMORY,
+        config: EngineConfig,
         candidate_batch_size: int = 1,
         recorder: Callable[[torch.device], Recorder] | None = None,
     ):
-        self.model, self.elastic, self.matrices, self.memory = model, elastic, matrices, memory
+        self.model, self.elastic, self.matrices = model, elastic, matrices
+        self.config, self.memory = config, config.memory
         able = hasattr(elastic, "set_batch") and all(part.run_copies for part in parts)
         self.candidate_batch_size = candidate_batch_size if able else 1
         self.recorder = recorder if self.candidate_batch_size > 1 else None
@@ -73,11 +72,11 @@ class Evaluator:
         ordered = sorted(matrices.values(), key=lambda matrix: matrix.block)
         self.names = [matrix.name for matrix in ordered]
         self.blocks = BlockWise(model)
-        self.layers = layers and all(part.fixed_passes for part in parts)
+        self.layers = config.layers and all(part.fixed_passes for part in parts)
         self.cells: dict[int, int] = {}  # per slice, cells of one block, once they are known
         self.peak_bytes = 0  # of stored states
         self._block_of = [matrix.block for matrix in ordered]
-        self._store = StateStore(len(self.blocks), memory // 2)
+        self._store = StateStore(len(self.blocks), config.memory // 2)
         self._part, self._teams, self._steps, self._alone = 0, [], [], True
         self._stored: dict[int, States] = {}  # of the walk that is under way
         self._graphs: Graphs | None = None  # while running

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 import torch
 
 from sieve.errors import InputError, WorkerError
-from sieve.searchers.config import check_workers
+from sieve.searchers.engine.config import check_workers
 from sieve.searchers.engine.ray_cluster import alone_on_this_machine, own_signals
 from sieve.searchers.engine.shared_memory import Packed, pack, unpack
 from sieve.searchers.engine.work_stealing import Shares
@@ -148,8 +149,9 @@ class Workers:
             self._connect()
             number = self._workers if isinstance(self._workers, int) else self._room()
             given = self._evaluator
-            what = given.model, given.elastic, given.matrices, given.parts, given.layers
-            self._packed = ray.put(pack((*what, given.memory // number, given.candidate_batch_size, given.recorder)))
+            config = replace(given.config, layers=given.layers, memory=given.memory // number)
+            what = given.model, given.elastic, given.matrices, given.parts, config
+            self._packed = ray.put(pack((*what, given.candidate_batch_size, given.recorder)))
             self._kind = ray.remote(
                 num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0, concurrency_groups={_BEAT: 1}
             )(_beating())

@@ -15,6 +15,7 @@ from sieve.models.linears import decoder_blocks, prunable
 from sieve.models.loading import evaluating
 from sieve.nn.elastic_linear import ElasticLinear
 from sieve.searchers.engine import local
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.cuda_graphs import CudaRecorder, Graphs
 from sieve.searchers.engine.engine import rungs
 from tests.sieve.searchers.engine.test_engine import (
@@ -305,7 +306,7 @@ def test_graphs_are_for_teams():
     model = tiny_model("llama")
     parts = [prepare(model, TOKENIZER, TASK, part, 256) for part in rungs(EXAMPLES, 1)]
     with svd_factors(model).elastic(model) as elastic:
-        given = model, elastic, prunable(model), parts
+        given = model, elastic, prunable(model), parts, EngineConfig()
         assert local.Evaluator(*given, candidate_batch_size=1, recorder=CudaRecorder).recorder is None
         assert local.Evaluator(*given, candidate_batch_size=2, recorder=CudaRecorder).recorder is CudaRecorder
         assert local.Evaluator(*given, candidate_batch_size=2).recorder is None

@@ -1,6 +1,7 @@
 """The engine against the plain evaluation of the same candidates, and its book-keeping."""
 
 from contextlib import contextmanager
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.evaluation.scoring import evaluate, prepare
 from sieve.models.linears import prunable, weight_of
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.engine import Engine, rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.genome import Genome
@@ -49,10 +51,10 @@ def drawn_plans(model, number=12, seed=0):
 @contextmanager
 def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
     parts = [prepare(model, TOKENIZER, task, part, 256) for part in rungs(examples, number)]
-    matrices = prunable(model)
+    switches = {field.name: options.pop(field.name) for field in fields(EngineConfig) if field.name in options}
     with (
         svd_factors(model).elastic(model) as elastic,
-        Engine(model, elastic, matrices, parts, **options).running() as engine,
+        Engine(model, elastic, prunable(model), parts, EngineConfig(**switches), **options).running() as engine,
     ):
         yield engine
 

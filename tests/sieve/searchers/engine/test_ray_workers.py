@@ -22,6 +22,7 @@ from sieve.registry import LOW_RANK
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.config import Options
 from sieve.searchers.engine import ray_workers
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.engine import Engine
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import Workers, require_workers
@@ -183,7 +184,8 @@ def acting(model, act, workers):
 
     parts = [Prepared(evaluate, 4, 4, fixed_passes=False)] * 2
     stack, matrices = ExitStack(), prunable(model)
-    engine = Engine(model, stack.enter_context(svd_factors(model).elastic(model)), matrices, parts, workers=workers)
+    elastic = stack.enter_context(svd_factors(model).elastic(model))
+    engine = Engine(model, elastic, matrices, parts, EngineConfig(workers=workers))
     stack.enter_context(engine.running())
     return stack, engine
 
@@ -228,7 +230,7 @@ def test_nobody_is_idle_while_candidates_wait(tmp_path):
 def test_bad_numbers_and_addresses():
     for workers in (0, -1, 1.5, "two", "http://here", ""):
         with pytest.raises(InputError, match="--workers must be"):
-            Options(workers=workers).check()
+            EngineConfig(workers=workers).check()
     with pytest.raises(InputError, match="one candidate after the other"):
         searcher_named("uniform").check(Options(workers=2), LOW_RANK)
 
