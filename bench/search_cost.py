@@ -15,7 +15,7 @@ import torch
 import sieve
 from sieve.evaluation.likelihood import Sharing
 from sieve.evaluation.scoring import prepare
-from sieve.models.linears import decoder_blocks
+from sieve.models.decoder import decoder_blocks
 from sieve.models.loading import evaluating
 from sieve.searchers.run import run_search
 from sieve.searchers.surrogate import rank_correlation

@@ -17,6 +17,7 @@ from sieve.calibration.text import Batch, batches, calibration_sequences, finger
 from sieve.errors import InputError, NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation
 from sieve.evaluation.shortcuts import verified
+from sieve.models.decoder import run_decoder
 from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.models.matrix import Matrix
@@ -107,7 +108,6 @@ def collect(
     With `gradients`, each batch also goes backward from its answers' loss.
     """
     matrices = prunable(model)
-    decoder = model.base_model  # the blocks without the output head, whose logits nobody asks for
     groups = group_layers_by_input(model, matrices, data[0])
     sources = _choose_sides(groups, matrices, needs)
     tokens = sum(int(batch.mask.sum()) for batch in data)
@@ -135,7 +135,7 @@ def collect(
             if gradients:
                 backward(model, batch)
             else:
-                decoder(input_ids=batch.ids.to(model.device), attention_mask=mask.mask, use_cache=False)
+                run_decoder(model, batch.ids, mask.mask)
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
     if gradients and not any(bool(grams[source.gradient].diagonal().any()) for source in sources.values()):

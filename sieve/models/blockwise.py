@@ -1,10 +1,13 @@
-"""Starting a model in the middle: blocks that would compute what is known already are passed over.
+"""The block-by-block runner: a model's forward passes of which only some decoder blocks run.
 
-Two candidates that agree on blocks 0 … k-1 have the same hidden states entering block k. An evaluation is a fixed
-sequence of forward passes, so its state at block k is one tensor per pass; a second candidate takes them and runs
-blocks k … L-1 alone. The decoder's own `forward` still calls every block, with its own masks and positions: only the
-blocks' `forward` is exchanged, and nothing needs to be known of the architecture but the list of its blocks. Whether a
-model really behaves so (no block looks behind its predecessor's output) is measured once, by `works`.
+Two candidates of a search that agree on blocks 0 … k-1 have the same hidden states entering block k: the second one
+takes them and runs blocks k … L-1 alone. A refit goes through a model one block after the other. Both are the same
+mechanism: an evaluation is a fixed sequence of forward passes, its state at block k is one tensor per pass, and blocks
+outside [start, stop) pass on what they are given.
+
+The decoder's own `forward` still calls every block, with its own masks and positions. Only the blocks' `forward` is
+replaced, so nothing needs to be known of the architecture but the list of its blocks. Whether a model really behaves so
+(no block looks behind its predecessor's output) is measured once, by `can_start_midway`.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,18 +19,18 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from sieve.models.linears import decoder_blocks
+from sieve.models.decoder import decoder_blocks
 from sieve.nn.patching import forwarding
 
-Through = Callable[[int, Callable, tuple, dict], Any]  # (block, its forward, arguments) → its output
+CallBlock = Callable[[int, Callable, tuple, dict], Any]  # (block, its forward, arguments) → its output
 States = list[torch.Tensor]  # hidden states entering one block, per forward pass [rows, tokens, hidden]
 
 
 @dataclass
-class Run:
+class RunTrace:
     """What one evaluation did.
 
-    states: block → hidden states entering it, for the blocks that were asked for.
+    states: block → hidden states entering it, for the blocks that were asked for; L stands for the last one's output.
     cells: rows × padded length, summed over the passes: what one whole block had to read.
     layer_tokens: the same, summed over the blocks that ran.
     head_rows: rows of logits that were computed.
@@ -39,8 +42,11 @@ class Run:
     head_rows: int = 0
 
 
-class BlockWise:
-    """A model whose evaluations can begin at any decoder block. A context manager: outside it the model is as it was.
+class BlockwiseRunner:
+    """Runs evaluations of a model from any decoder block to any other. A context manager: outside it the model is as
+    it was.
+
+    A block must have run once before it is passed over: only then it is known what it returns.
 
     Raises: InputError where the model has no list of decoder blocks.
     """
@@ -48,17 +54,16 @@ class BlockWise:
     def __init__(self, model: nn.Module):
         _, self.blocks = decoder_blocks(model)
         self._head = model.get_output_embeddings()
-        self._start, self._given, self._keep, self._through = 0, [], frozenset(), _plainly
-        self._pass, self._run = -1, Run()
         self.parameters = sum(parameter.numel() for parameter in self.blocks.parameters()) // max(len(self), 1)
-        self.checked = 0  # layer-tokens that `works` spent
-        self.cell_bytes = 0  # of the hidden state of one token, once `works` has seen one
+        self.checked = 0  # layer-tokens that `can_start_midway` spent
+        self.cell_bytes = 0  # of the hidden state of one token, once `can_start_midway` has seen one
         self._tuples: dict[int, int] = {}  # block → length of the tuple it returns; absent: a tensor
+        self._reset()
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def __enter__(self) -> "BlockWise":
+    def __enter__(self) -> "BlockwiseRunner":
         self._changes = ExitStack()
         for index, block in enumerate(self.blocks):
             self._changes.enter_context(forwarding(block, self._wrapped(index, block.forward)))
@@ -75,25 +80,32 @@ class BlockWise:
         start: int = 0,
         states: States = (),
         keep: Iterable[int] = (),
-        through: Through | None = None,
-    ) -> tuple[object, Run]:
-        """The result of `evaluation`, with blocks before `start` replaced by their known result.
+        call_block: CallBlock | None = None,
+        stop: int | None = None,
+    ) -> tuple[object, RunTrace]:
+        """The result of `evaluation` with blocks `start` … `stop` - 1 alone, and what it did.
 
         Args:
             evaluation: runs the model; always by the same passes over the same tokens.
-            start, states: first block that runs, and the hidden states entering it. 0 runs everything.
-            keep: blocks whose entering states are wanted.
-            through: what calls the blocks that run, if it is not done plainly.
+            start, states: first block that runs, and the hidden states entering it. 0 without states: the embeddings.
+            keep: blocks whose entering states are wanted; L for what leaves the last one.
+            call_block: calls the blocks that run, in the place of a plain call.
+            stop: the first block that does not run any more: it and all later ones pass on what they are given, so
+                that the result of `evaluation` means nothing. None: all run.
         """
-        self._start, self._given, self._keep, self._through = start, states, frozenset(keep), through or _plainly
-        self._pass, self._run = -1, Run({block: [] for block in self._keep})
+        self._start, self._stop, self._given = start, len(self) if stop is None else stop, states
+        self._keep, self._call_block = frozenset(keep), call_block or _plainly
+        trace = self._trace = RunTrace({block: [] for block in self._keep})
         try:
-            result = evaluation()
+            return evaluation(), trace
         finally:
-            run, self._start, self._given, self._keep, self._through = self._run, 0, [], frozenset(), _plainly
-        return result, run
+            self._reset()
 
-    def works(self, evaluation: Callable[[], object], same: Callable[[object, object], bool]) -> bool:
+    def passed_over(self, index: int, hidden: torch.Tensor) -> Any:
+        """What block `index` returns where it changes nothing: in the form of its own output."""
+        return (hidden, *[None] * (self._tuples[index] - 1)) if index in self._tuples else hidden
+
+    def can_start_midway(self, evaluation: Callable[[], object], same: Callable[[object, object], bool]) -> bool:
         """Whether an evaluation begun in the middle gives the `same` result as a whole one, on this model."""
         middle = len(self) // 2
         if middle < 1:
@@ -110,35 +122,46 @@ class BlockWise:
         self.checked += second.layer_tokens
         return same(whole, part)
 
+    def _reset(self) -> None:
+        """Between evaluations every block runs, and nothing is kept."""
+        self._start, self._stop, self._given, self._keep, self._call_block = 0, len(self), (), frozenset(), _plainly
+        self._pass, self._trace = -1, RunTrace()
+
     def _wrapped(self, index: int, forward: Callable) -> Callable:
+        last = len(self) - 1
+
         def block(*args, **kwargs):
-            if index == 0:
-                self._pass += 1
             hidden = args[0] if args else kwargs["hidden_states"]
             size = hidden.shape[:-1].numel()
             if index == 0:
-                self._run.cells += size
-            if index < self._start:
-                _fill_cache(args, kwargs, index, hidden)
-                return (hidden, *[None] * (self._tuples[index] - 1)) if index in self._tuples else hidden
-            if index == self._start and index:
+                self._pass += 1
+                self._trace.cells += size
+
+            # At the first block that runs, what is known takes the place of what was passed on.
+            if index == self._start and self._given:
                 hidden = self._given[self._pass]
                 if args:
                     args = (hidden, *args[1:])
                 else:
                     kwargs["hidden_states"] = hidden
             if index in self._keep:
-                self._run.states[index].append(hidden)
-            self._run.layer_tokens += size
-            output = self._through(index, forward, args, kwargs)
+                self._trace.states[index].append(hidden)
+            if not self._start <= index < self._stop:
+                _fill_cache(args, kwargs, index, hidden)
+                return self.passed_over(index, hidden)
+
+            self._trace.layer_tokens += size
+            output = self._call_block(index, forward, args, kwargs)
             if isinstance(output, tuple):
                 self._tuples[index] = len(output)
+            if index == last and index + 1 in self._keep:
+                self._trace.states[index + 1].append(output[0] if isinstance(output, tuple) else output)
             return output
 
         return block
 
     def _count_head(self, module: nn.Module, args: tuple) -> None:
-        self._run.head_rows += args[0].shape[:-1].numel()
+        self._trace.head_rows += args[0].shape[:-1].numel()
 
 
 def _plainly(index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sieve.errors import InputError, NumericsError
+from sieve.models.decoder import decoder_blocks, run_decoder
 from sieve.models.matrix import Matrix
 from sieve.nn.formats.base import LayerFormat, format_of
 from sieve.nn.low_rank import holds_plain_tensors
@@ -70,26 +71,6 @@ def left_dense(model: nn.Module) -> dict[str, str]:
         for line in summary(left, layers):
             progress.note(line)
     return left
-
-
-def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The ModuleList of decoder blocks and its dotted name: the outermost one of the configured length.
-
-    One in the part that reads text goes before those beside it, such as an image encoder's.
-    """
-    config = model.config.get_text_config(decoder=True) if getattr(model, "config", None) is not None else None
-    # Where both are there, a block holds several layers.
-    counts = [getattr(config, key, None) for key in ("num_hidden_layers", "num_layers")]
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    inside = set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
-    for name, module in sorted(lists, key=lambda pair: pair[1] not in inside):
-        if len(module) in counts:
-            return name, module
-    raise InputError(
-        f"{type(model).__name__} has nothing to prune: found no list of {counts[0]} decoder blocks; "
-        "Sieve prunes transformers' AutoModelForCausalLM models"
-    )
 
 
 def _linear_layers(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
@@ -173,7 +154,7 @@ def _run(model: nn.Module) -> None:
     model.eval()
     try:
         ids = ids.reshape(_ROWS, _TOKENS)
-        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        run_decoder(model, ids, torch.ones_like(ids))
     except Exception as error:  # whatever an unknown architecture asks for beside text
         raise InputError(
             f"{type(model).__name__} does not run over plain text ({one_line(error)}): Sieve cannot prune it"

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.errors import InputError
+from sieve.models.decoder import run_decoder
 from sieve.models.loading import evaluating
 from sieve.models.matrix import Matrix
 
@@ -31,11 +32,7 @@ def group_layers_by_input(model: PreTrainedModel, matrices: dict[str, Matrix], b
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in matrices]
     try:
         with evaluating(model):
-            model.base_model(
-                input_ids=batch.ids[:1, :8].to(model.device),
-                attention_mask=batch.mask[:1, :8].to(model.device),
-                use_cache=False,
-            )
+            run_decoder(model, batch.ids[:1, :8], batch.mask[:1, :8])
     finally:
         for handle in handles:
             handle.remove()

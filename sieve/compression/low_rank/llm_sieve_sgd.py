@@ -19,6 +19,7 @@ from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.errors import InputError, NumericsError
+from sieve.models.decoder import run_decoder
 from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating
 from sieve.utils import progress
@@ -72,7 +73,7 @@ def train(
                     batch = data[index]
                     attended = batch.mask.to(model.device)
                     mask = attended.flatten().bool()
-                    model.base_model(input_ids=batch.ids.to(model.device), attention_mask=attended, use_cache=False)
+                    run_decoder(model, batch.ids, attended)
                     advance(1)
     finally:
         for handle in handles:

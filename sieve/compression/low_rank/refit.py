@@ -11,7 +11,7 @@ occurs is to take no rank. x' depends on all ranks upstream, so this is no datab
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import replace as replace_fields
 from functools import partial
@@ -28,11 +28,11 @@ from sieve.compression.low_rank.elastic import elastic_linear
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.loss_aware import loss_aware
 from sieve.compression.low_rank.pair import FactorPair
+from sieve.compression.low_rank.paired_states import PairedStates
 from sieve.compression.low_rank.problem import Solution, balance, double
-from sieve.compression.low_rank.walk import Turn, Walk
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
-from sieve.models.linears import decoder_blocks, prunable, replace, weight_of
+from sieve.models.linears import prunable, replace, weight_of
 from sieve.models.loading import evaluating
 from sieve.models.shared_inputs import group_layers_by_input
 from sieve.nn.stacked import member_out_features
@@ -93,39 +93,62 @@ def refit(
     ranks = plan.ranks()
     groups = group_layers_by_input(model, matrices, data[0])
     heights = member_out_features(model) if math.isinf(factors.ridge) else {}
+
+    def fit(name: str, layer: nn.Module, seen: tuple[_Seen, _Seen]) -> FactorPair:
+        pair = _pair(name, layer, ranks[name], seen, factors, statistics, ridge, heights.get(name))
+        advance(1)
+        return pair
+
     pairs: dict[str, FactorPair] = {}
-    with evaluating(model), progress.bar("refit", len(ranks), "matrices") as advance:
-        walk = Walk(model, data)
-        for index in range(len(decoder_blocks(model)[1])):
+    with (
+        evaluating(model),
+        progress.bar("refit", len(ranks), "matrices") as advance,
+        PairedStates(model, data) as states,
+    ):
+        for index in range(len(states)):
             inside = {name: rank for name, rank in ranks.items() if matrices[name].block == index}
-            layers = {name: model.get_submodule(name) for name in inside}
-            elastic = {name: elastic_linear(layer, factors[name]) for name, layer in layers.items()}
-
-            def turn(pruned: bool, elastic: dict[str, nn.Module] = elastic, inside: dict[str, int] = inside) -> None:
-                for name, layer in elastic.items():
-                    layer.rank = inside[name] if pruned else None
-
-            try:
-                for name, layer in elastic.items():
-                    replace(model, name, layer)
-                asked = [group for group in groups if any(name in inside for name in group)]
-                walk.enter(index, [model.get_submodule(group[0]) for group in asked], turn)
-                for group in asked:
-                    members = [name for name in group if name in inside]
-                    centred = any(factors[name].mean is not None for name in members)
-                    seen = _look(walk, index, model.get_submodule(group[0]), turn, first_held, centred)
-                    for name in members:
-                        pairs[name] = _pair(
-                            name, layers[name], inside[name], seen, factors, statistics, ridge, heights.get(name)
-                        )
-                        elastic[name] = elastic_linear(layers[name], pairs[name])
-                        replace(model, name, elastic[name])
-                        advance(1)
-                walk.leave(index, turn)
-            finally:
-                for name, layer in layers.items():
-                    replace(model, name, layer)
+            pairs |= _refit_block(model, index, inside, groups, factors, states, first_held, fit)
     return Factors(pairs, factors.method, factors.pivoted, factors.ridge, factors.shrinkage)
+
+
+def _refit_block(
+    model: PreTrainedModel,
+    index: int,
+    ranks: Mapping[str, int],
+    groups: list[list[str]],
+    factors: Factors,
+    states: PairedStates,
+    first_held: int,
+    fit: Callable[[str, nn.Module, "tuple[_Seen, _Seen]"], FactorPair],
+) -> dict[str, FactorPair]:
+    """New pairs of the matrices that `ranks` names, all in block `index`, fitted in the order of execution."""
+    layers = {name: model.get_submodule(name) for name in ranks}
+    elastic = {name: elastic_linear(layer, factors[name]) for name, layer in layers.items()}
+    pairs: dict[str, FactorPair] = {}
+
+    def set_pruned(pruned: bool) -> None:
+        for name, layer in elastic.items():
+            layer.rank = ranks[name] if pruned else None
+
+    try:
+        for name, layer in elastic.items():
+            replace(model, name, layer)
+        asked = [group for group in groups if any(name in ranks for name in group)]
+        states.enter_block(index, [model.get_submodule(group[0]) for group in asked], set_pruned)
+        for group in asked:
+            members = [name for name in group if name in ranks]
+            centred = any(factors[name].mean is not None for name in members)
+            seen = _look(states, model.get_submodule(group[0]), first_held, centred)
+            # Each new pair takes its place at once: the matrices behind it are fitted to what it makes of the inputs.
+            for name in members:
+                pairs[name] = fit(name, layers[name], seen)
+                elastic[name] = elastic_linear(layers[name], pairs[name])
+                replace(model, name, elastic[name])
+        states.leave_block()
+    finally:
+        for name, layer in layers.items():
+            replace(model, name, layer)
+    return pairs
 
 
 def _parts(statistics: Statistics, choose: bool) -> tuple[list[Sample], list[Sample]]:
@@ -176,10 +199,10 @@ class _Seen:
         return gram - self.tokens * torch.outer(pruned, pruned), cross - torch.outer(dense, pruned)
 
 
-def _look(walk: Walk, index: int, layer: nn.Module, turn: Turn, first_held: int, centred: bool) -> tuple[_Seen, _Seen]:
-    """At the inputs of `layer` in block `index`: on the examples to fit by, and on those held back."""
+def _look(states: PairedStates, layer: nn.Module, first_held: int, centred: bool) -> tuple[_Seen, _Seen]:
+    """At the inputs of `layer`: on the examples to fit by, and on those held back."""
     seen: tuple[_Seen, ...] = ()
-    for number, (dense, pruned, weight) in enumerate(walk.inputs(index, layer, turn)):
+    for number, (dense, pruned, weight) in enumerate(states.inputs(layer)):
         if not seen:
             n = dense.shape[-1]
             zeros = partial(torch.zeros, dtype=torch.float32, device=dense.device)

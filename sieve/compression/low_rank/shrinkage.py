@@ -17,6 +17,7 @@ from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
+from sieve.models.decoder import run_decoder
 from sieve.models.linears import prunable
 from sieve.models.loading import evaluating
 from sieve.utils import progress
@@ -105,7 +106,7 @@ def output_errors(
             for batch in batches(texts, _BATCH_TOKENS):
                 attended = batch.mask.to(model.device)
                 mask = attended.flatten().bool()
-                model.base_model(input_ids=batch.ids.to(model.device), attention_mask=attended, use_cache=False)
+                run_decoder(model, batch.ids, attended)
     finally:
         for handle in handles:
             handle.remove()

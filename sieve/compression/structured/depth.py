@@ -5,9 +5,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
-from sieve.calibration.text import batches
+from sieve.calibration.text import Batch, batches
 from sieve.errors import InputError
-from sieve.models.linears import decoder_blocks, replace
+from sieve.models.blockwise import BlockwiseRunner
+from sieve.models.decoder import decoder_blocks, run_decoder
+from sieve.models.linears import replace
 from sieve.models.loading import evaluating
 from sieve.utils.messages import shorten
 
@@ -67,7 +69,7 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
     step = 1 if measure == "influence" else count
     total = torch.zeros(len(starts), dtype=torch.float64)
     for batch in batches(statistics.texts, _BATCH_TOKENS):
-        states = _states(model, blocks, batch.ids.to(model.device), batch.mask.to(model.device))
+        states = _states(model, batch)
         for start in starts:
             if measure == "influence":
                 rows = batch.mask.bool()
@@ -83,22 +85,9 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
     return list(range(first, first + count))
 
 
-def _states(model: PreTrainedModel, blocks: nn.ModuleList, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+def _states(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     """Hidden states [B, T, d] entering block 0 and leaving every block."""
-    states: list[torch.Tensor] = []
-
-    def entering(block: nn.Module, args: tuple, kwargs: dict) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
-
-    def leaving(block: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
-    handles += [block.register_forward_hook(leaving) for block in blocks]
-    try:
-        with evaluating(model):
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return states
+    with evaluating(model), BlockwiseRunner(model) as runner:
+        every = range(len(runner) + 1)
+        _, trace = runner.run(lambda: run_decoder(model, batch.ids, batch.mask), keep=every)
+    return [trace.states[block][0] for block in every]

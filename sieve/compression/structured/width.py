@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
-from sieve.models.linears import decoder_blocks, prunable
+from sieve.models.decoder import decoder_blocks
+from sieve.models.linears import prunable
 
 _MLPS = {  # what reads a channel → what writes it, and in how many parts (gate and up in one matrix are two)
     "down_proj": (("gate_proj", "up_proj", "gate_up_proj"), {"gate_up_proj": 2}),

@@ -67,7 +67,7 @@ class _Call:
 
 
 class Graphs:
-    """Calls blocks; `BlockWise.run` takes it as `through`. What it recorded goes when it goes.
+    """Calls blocks; `BlockwiseRunner.run` takes it as `call_block`. What it recorded goes when it goes.
 
     Args:
         recorder: records and replays.

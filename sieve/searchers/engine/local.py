@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from sieve.evaluation.scoring import Prepared, Scores
-from sieve.models.blockwise import BlockWise, Run, States
+from sieve.models.blockwise import BlockwiseRunner, RunTrace, States
 from sieve.models.loading import evaluating
 from sieve.models.matrix import Matrix
 from sieve.searchers.engine.config import EngineConfig
@@ -71,7 +71,7 @@ class Evaluator:
         self.parts = list(parts)
         ordered = sorted(matrices.values(), key=lambda matrix: matrix.block)
         self.names = [matrix.name for matrix in ordered]
-        self.blocks = BlockWise(model)
+        self.blocks = BlockwiseRunner(model)
         self.layers = config.layers and all(part.fixed_passes for part in parts)
         self.cells: dict[int, int] = {}  # per slice, cells of one block, once they are known
         self.peak_bytes = 0  # of stored states
@@ -102,7 +102,7 @@ class Evaluator:
             return 0
         self.elastic.set({})
         with progress.shown(False):
-            self.layers = self.blocks.works(lambda: self.parts[0].run(self.model), _same)
+            self.layers = self.blocks.can_start_midway(lambda: self.parts[0].run(self.model), _same)
         return self.blocks.checked
 
     def evaluate(self, candidates: Sequence[Ranks], part: int, alone: bool = True) -> Iterator[Result]:
@@ -191,8 +191,8 @@ class Evaluator:
 
     def _passes(
         self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]
-    ) -> tuple[list[Scores], Run]:
-        """The forward passes of a candidate alone, or of candidate_batch_size; see `BlockWise.run`."""
+    ) -> tuple[list[Scores], RunTrace]:
+        """The forward passes of a candidate alone, or of candidate_batch_size; see `BlockwiseRunner.run`."""
         part, number = self.parts[self._part], len(team)
         with progress.shown(False):
             if number == 1:
@@ -234,12 +234,14 @@ class Rehearsal(Evaluator):
         results = {index: spent for index, _, spent in self.evaluate(candidates, part, alone)}
         return [results[index] for index in range(len(candidates))]
 
-    def _passes(self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]) -> tuple[list[None], Run]:
+    def _passes(
+        self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]
+    ) -> tuple[list[None], RunTrace]:
         number, known = len(team), self._known[self._part]
         cells, bytes_each = known.cells * number, self.blocks.cell_bytes
         kept = {block: [torch.empty(cells, bytes_each, dtype=torch.uint8, device="meta")] for block in keep}
         ran = cells * (len(self.blocks) - start)
-        return [None] * number, Run(kept, cells, ran, known.head_rows * number)
+        return [None] * number, RunTrace(kept, cells, ran, known.head_rows * number)
 
 
 def _same(one: Scores, two: Scores) -> bool:

@@ -11,11 +11,12 @@ from sieve.calibration.collect import collect
 from sieve.calibration.gradients import column_basis
 from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.output_aligned import output_aligned
+from sieve.compression.low_rank.paired_states import PairedStates
 from sieve.compression.low_rank.refit import held_back_error, refitted
-from sieve.compression.low_rank.walk import Walk
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
-from sieve.models.linears import decoder_blocks, prunable, weight_of
+from sieve.models.decoder import decoder_blocks
+from sieve.models.linears import prunable, weight_of
 from tests.sieve.compression.low_rank.test_loss_aware import root
 from tests.sieve.compression.low_rank.test_output_aligned import SHAPES, data
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
@@ -118,7 +119,7 @@ def inputs_of(model, names) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_walk_sees_what_the_models_see(name):
+def test_paired_states_are_what_the_models_see(name):
     """The inputs of every matrix in both models, against whole runs without padding; as sets of rows."""
     model = tiny_model(name)
     _, factors, plan = state(model)
@@ -126,25 +127,21 @@ def test_walk_sees_what_the_models_see(name):
     with factors.elastic(model) as elastic, torch.no_grad():
         elastic.set(plan)
         pruned = inputs_of(model, plan)
-        walk = Walk(model, batches(SEQUENCES, 100))
-        for index in range(len(decoder_blocks(model)[1])):
-
-            def turn(on):
-                elastic.set(plan if on else {})
-
-            inside = [matrix for matrix in prunable(tiny_model(name)).values() if matrix.block == index]
-            walk.enter(index, [model.get_submodule(matrix.name) for matrix in inside], turn)
-            for matrix in inside:
-                layer = model.get_submodule(matrix.name)
-                rows = [(x[w], y[w]) for x, y, w in (
-                    (x, y, torch.ones(len(x), dtype=torch.bool) if w is None else w)
-                    for x, y, w in walk.inputs(index, layer, turn)
-                )]  # fmt: skip
-                for which, expected in enumerate((dense, pruned)):
-                    found, wanted = torch.cat([pair[which] for pair in rows]), expected[matrix.name]
-                    assert found.shape == wanted.shape
-                    assert torch.allclose(found.T @ found, wanted.T @ wanted, rtol=1e-3, atol=1e-2), matrix
-            walk.leave(index, turn)
+        with PairedStates(model, batches(SEQUENCES, 100)) as states:
+            for index in range(len(states)):
+                inside = [matrix for matrix in prunable(tiny_model(name)).values() if matrix.block == index]
+                layers = [model.get_submodule(matrix.name) for matrix in inside]
+                states.enter_block(index, layers, lambda on: elastic.set(plan if on else {}))
+                for matrix, layer in zip(inside, layers, strict=True):
+                    rows = [(x[w], y[w]) for x, y, w in (
+                        (x, y, torch.ones(len(x), dtype=torch.bool) if w is None else w)
+                        for x, y, w in states.inputs(layer)
+                    )]  # fmt: skip
+                    for which, expected in enumerate((dense, pruned)):
+                        found, wanted = torch.cat([pair[which] for pair in rows]), expected[matrix.name]
+                        assert found.shape == wanted.shape
+                        assert torch.allclose(found.T @ found, wanted.T @ wanted, rtol=1e-3, atol=1e-2), matrix
+                states.leave_block()
     assert not any("forward" in block.__dict__ for block in decoder_blocks(model)[1])
 
 

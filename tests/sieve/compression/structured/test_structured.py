@@ -10,7 +10,8 @@ from sieve.calibration.text import Sample, batches
 from sieve.compression.structured.depth import choose_blocks, drop_blocks_
 from sieve.compression.structured.width import drop_channels_
 from sieve.errors import InputError
-from sieve.models.linears import decoder_blocks, prunable
+from sieve.models.decoder import decoder_blocks
+from sieve.models.linears import prunable
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 SEQUENCES = [

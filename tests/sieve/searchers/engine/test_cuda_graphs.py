@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from sieve.evaluation.scoring import prepare
-from sieve.models.blockwise import BlockWise
-from sieve.models.linears import decoder_blocks, prunable
+from sieve.models.blockwise import BlockwiseRunner
+from sieve.models.decoder import decoder_blocks
+from sieve.models.linears import prunable
 from sieve.models.loading import evaluating
 from sieve.nn.elastic_linear import ElasticLinear
 from sieve.searchers.engine import local
@@ -134,7 +135,7 @@ def test_scores_are_the_same_bits(name):
 
 def test_from_stored_states_too(monkeypatch):
     """Where teams begin at different blocks."""
-    model, run = deep_model(4), BlockWise.run
+    model, run = deep_model(4), BlockwiseRunner.run
     parents, names = mixed_plans(model, 8), list(prunable(model))
     children = [[{n: r for n, r in plan.items() if f".{last}." not in n} for plan in parents[:-2]] for last in (3, 2)]
     scores, starts, recorder = [], set(), Recorder()
@@ -143,7 +144,7 @@ def test_from_stored_states_too(monkeypatch):
         starts.add(start)
         return run(blocks, evaluation, start, *others, **options)
 
-    monkeypatch.setattr(BlockWise, "run", noted)
+    monkeypatch.setattr(BlockwiseRunner, "run", noted)
     for options in ({}, {"recorder": lambda device: recorder}):
         with engine_of(model, examples=EXAMPLES[:8], number=1, candidate_batch_size=P, **options) as engine:
             scores.append([one for plans in (parents, *children) for one in engine.scores(plans, 0)])
