@@ -27,7 +27,7 @@ from bench.quality_shown import plot, table
 from sieve.errors import ToleranceError
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.models.linears import prunable
-from sieve.searchers import run
+from sieve.searchers import recorded
 from sieve.searchers.run import SearchResult, run_search
 from sieve.searchers.sensitivity import sensitivity
 from sieve.tasks import load_task
@@ -83,7 +83,7 @@ class Bench:
             options |= {"budget": int(self.share * BUDGETS[kind]), "offspring": OFFSPRING, "generations": 100}
         started = time.perf_counter()
         try:
-            with patch.object(run, "sensitivity", self._remembered(cell["task"], seed)):
+            with patch.object(recorded, "sensitivity", self._remembered(cell["task"], seed)):
                 result = run_search(
                     self.model, self.tokenizer, factors, task, TOLERANCE, cell["search"],
                     seed=seed, bottlenecks=0, **options,

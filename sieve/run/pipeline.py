@@ -34,9 +34,10 @@ from sieve.run.resume import ResumableRun
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
+from sieve.searchers.identity import task_identity
 from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import best_refitted, smallest_refitted
-from sieve.searchers.run import asked_of, run_search
+from sieve.searchers.run import run_search
 from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.tasks import load_task
 from sieve.tasks.general import GENERAL, general_text
@@ -105,7 +106,7 @@ def _pruned(
             general_text(recipe.general).splits(recipe.seed)
         require_space(output, model_bytes(model) + _JOURNAL_BYTES)  # masked or not, no model grows
     unfinished.begin(recipe, task, found)
-    identity = identity_of(model, tokenizer) | {"task": repr(asked_of(task))}
+    identity = identity_of(model, tokenizer) | {"task": repr(task_identity(task))}
     with stages("dense"), unfinished.dense(identity) as kept:
 
         def score(split: str) -> Scores:

@@ -21,6 +21,7 @@ from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.cost import Cost, Spent
+from sieve.searchers.engine.cuda_graphs import CudaRecorder
 from sieve.searchers.engine.local import Evaluator, Ranks, Rehearsal
 from sieve.searchers.engine.ray_workers import Workers
 from sieve.utils import progress
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sieve.searchers.engine.cuda_graphs import Recorder
     from sieve.searchers.engine.journal import Journal
 
+CANDIDATE_BATCH_SIZE = 8  # candidates of one forward pass on a GPU
+
 
 def rungs(examples: Sequence, number: int = 4, least: int = 16) -> list[Sequence]:
     """Cut examples so that each slice is as long as all before it: 1/8, 1/8, 1/4, 1/2 for `number` 4.
@@ -43,6 +46,17 @@ def rungs(examples: Sequence, number: int = 4, least: int = 16) -> list[Sequence
         number -= 1
     borders = [0, *(len(examples) >> (number - 1 - part) for part in range(number))]
     return [examples[first:end] for first, end in pairwise(borders)]
+
+
+def batching(device: torch.device) -> dict[str, Any]:
+    """How many candidates go through one forward pass on this device, and what records such passes.
+
+    A CPU has its processors busy with one candidate.
+    """
+    return {
+        "candidate_batch_size": 1 if device.type == "cpu" else CANDIDATE_BATCH_SIZE,
+        "recorder": CudaRecorder if device.type == "cuda" else None,
+    }
 
 
 class Engine:

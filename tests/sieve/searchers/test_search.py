@@ -257,7 +257,7 @@ def test_objectives(small, objective, tmp_path, monkeypatch):
             for name, one in matrices.items()
         }
 
-    monkeypatch.setattr("sieve.searchers.run.measure", measure)
+    monkeypatch.setattr("sieve.searchers.recorded.measure", measure)
     result = searched(small, "budget", objective=objective, kept=0.97, journal=tmp_path / "journal")
     again = searched(small, "budget", objective=objective, kept=0.97, journal=tmp_path / "journal")
     assert result.plan == again.plan

@@ -1,0 +1,40 @@
+"""What the scores of a search depend on: a journal of anything else is refused."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sieve.compression.space import CompressionSpace
+from sieve.tasks import Example, Task
+from sieve.utils.identity import identity_of
+
+_NAMES_OF_TASK = ("name", "description", "data", "file")
+
+
+def search_identity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    factors: CompressionSpace,
+    task: Task,
+    splits: Mapping[str, Sequence[Example]],
+    recipe: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that an evaluation depends on, by the names that a refusal gives. The test split decides nothing."""
+    data = [task_identity(task), *(splits[split] for split in ("calibration", "fitness", "validation"))]
+    return identity_of(model, tokenizer) | {
+        "data": hashlib.sha256(repr(data).encode()).hexdigest(),
+        "factors": factors.fingerprint(),
+        "recipe": dict(recipe),
+    }
+
+
+def task_identity(task: Task) -> dict[str, Any]:
+    """What of a task its scores depend on, beside its examples."""
+    # Where the data lie does not matter; a function has no name that lasts but its own.
+    asked = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NAMES_OF_TASK}
+    if callable(task.metric):
+        asked["metric"] = f"{task.metric.__module__}:{task.metric.__qualname__}"
+    return asked
