@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     with evaluating(model), torch.inference_mode(), factors.elastic(model) as elastic:
         for candidate in replayed:
             started = time.perf_counter()
-            elastic.set(candidate.plan)
+            elastic.set_plan(candidate.plan)
             plain.append(prepared.run(model))
             taken.append(time.perf_counter() - started)
             print(

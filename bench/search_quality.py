@@ -134,7 +134,7 @@ class Bench:
         points = []
         with factors.elastic(self.model) as elastic:
             for one in front[::step]:
-                elastic.set(one.plan)
+                elastic.set_plan(one.plan)
                 scores = self._test(self.model, task, seed)
                 removed = one.plan.prunable_removed(matrices)
                 points.append({"removed": removed, "accuracy": scores.accuracy, "loglik": scores.mean_loglik})

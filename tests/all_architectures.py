@@ -157,7 +157,7 @@ def outcome(name: str, folder: Path) -> Outcome:
     plan = Plan.uniform(matrices.values(), 0.6)
     dense = _logits(model)
     with factors.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         expected = _logits(model)
     _same(_logits(model), dense, 0)
     apply_(model, factors, plan)

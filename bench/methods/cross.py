@@ -42,7 +42,7 @@ class Cross:
             return self._scored(cell)
         factors, plan, found = self.pruned(cell["source"], cell["seed"])
         with factors.elastic(self.model) as elastic:
-            elastic.set(plan)
+            elastic.set_plan(plan)
             return self._scored(cell) | found
 
     def _scored(self, cell: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Grid:
         reference = setting.reference  # collected, if need be, while the model is dense
         with made.elastic(self.model) as elastic:
             with metered() as turning:  # where masks make good for what they drop, this is where the work is
-                elastic.set(plan)
+                elastic.set_plan(plan)
             row["build"] = total(build, turning)
             row["output_error"] = output_error(self.model, reference, made, plan)
             row |= self._scored(self.model, setting)

@@ -41,7 +41,7 @@ def measure(shared: bool, options: argparse.Namespace) -> dict[float, tuple[dict
                 ranks = {name: rank for name, rank in plan.items() if name.rpartition(".")[2] in names}
                 lost = [0.0 if rank == DENSE else factors[name].lost(rank) for name, rank in ranks.items()]
                 errors[group] = float(np.mean(lost))
-            elastic.set(plan)
+            elastic.set_plan(plan)
             found[kept] = errors, evaluate(model, tokenizer, task, test)
             print(f"{'shared' if shared else 'separate'}, {1 - plan.prunable_removed(matrices):.3f} kept", flush=True)
     return found

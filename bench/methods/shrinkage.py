@@ -65,7 +65,7 @@ def main() -> None:
                     output_errors(model, texts, [factors], compared)[0] for texts in (statistics.texts, new)
                 )
                 with factors.elastic(model) as elastic:
-                    elastic.set(plan)
+                    elastic.set_plan(plan)
                     loglik = evaluate(model, tokenizer, task, splits["test"][: options.examples]).loglik
                 plain = loglik if plain is None else plain
                 gain = loglik - plain

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Elastic(Protocol):
     """A dense model that runs any plan."""
 
-    def set(self, plan: Mapping[str, int | str]) -> None:
+    def set_plan(self, plan: Mapping[str, int | str]) -> None:
         """Run this plan from now on."""
 
     def set_batch(self, plans: Sequence[Mapping[str, int | str]]) -> None:

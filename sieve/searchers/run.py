@@ -256,7 +256,7 @@ class _StoredScores:
 
     def __call__(self, plan: Plan, split: str) -> Scores:
         def measure() -> Scores:
-            self.elastic.set({})
+            self.elastic.set_plan({})
             with self.factors.stored(self.model, plan):
                 return self.prepared[split].run(self.model)
 
@@ -278,7 +278,7 @@ def _reported(engine: Engine, matrices: dict[str, Matrix], dense: Scores) -> Cal
 
 
 def _require_attainable(dense: Mapping[str, Scores], tolerance: float, confident: bool, choices: Options) -> Resolution:
-    """What the fitness split can tell of the tolerance; a note where that is too little. Of a given size nothing is asked.
+    """What the fitness split can tell of the tolerance; a note where that is too little. None where a size is given.
 
     Raises: InputError where even the dense model misses the tolerance.
     """

@@ -117,7 +117,7 @@ def test_output_error_is_that_of_the_outputs(world):
         A, B = (factor.double() for factor in factors[name].slice(rank))
         errors.append(float((x @ (W - B @ A).T).square().sum() / (x @ W.T).square().sum()))
     with factors.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         found = grid.output_error(model, statistics, factors, plan)
     assert found == pytest.approx(np.mean(errors), rel=1e-3)
 

@@ -32,11 +32,11 @@ def test_pruned_for_geography_it_still_knows_geography(smollm2):
     assert sum(matrix.parameters for matrix in matrices.values()) == 106_168_320
     plan = Plan.uniform(matrices.values(), 0.6, 8)
     with factors.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         ours = evaluate(model, tokenizer, task, examples)
     blind = sieve.project(model, _without_task(statistics))
     with blind.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         svd = evaluate(model, tokenizer, task, examples)
     assert ours.accuracy > dense.accuracy - 0.2
     assert ours.mean_loglik > svd.mean_loglik + 1

@@ -21,7 +21,7 @@ class ElasticModel:
         # Ranks and who is dense [layers, P], by the number of candidates. Always the same memory: graphs read it.
         self._many: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def set(self, plan: Mapping[str, int | str]) -> None:
+    def set_plan(self, plan: Mapping[str, int | str]) -> None:
         for name, layer in self._layers.items():
             rank = plan.get(name, DENSE)
             layer.rank = None if rank == DENSE else rank

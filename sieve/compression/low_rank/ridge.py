@@ -53,6 +53,6 @@ def choose_ridge(
 def _loss(model: PreTrainedModel, statistics: Statistics, factors: Factors, plan: Plan) -> float:
     """Mean loss per held-back example, in nats."""
     with evaluating(model), elastic_pairs(model, factors) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         losses = [answer_loss(model, batch) for batch in batches(statistics.held_back, _BATCH_TOKENS)]
     return float(torch.stack(losses).sum()) / len(statistics.held_back)

@@ -35,7 +35,7 @@ class ElasticWeights:
         self._dense = {name: layer.weight.data for name, layer in self._layers.items()}
         self._masks, self._now = masks, dict.fromkeys(masks, DENSE)
 
-    def set(self, plan: Mapping[str, int | str]) -> None:
+    def set_plan(self, plan: Mapping[str, int | str]) -> None:
         for name, layer in self._layers.items():
             rank = plan.get(name, DENSE)
             if rank == self._now[name]:
@@ -55,7 +55,7 @@ def masked(model: nn.Module, masks: "Masks") -> Iterator[ElasticWeights]:
     try:
         yield elastic
     finally:
-        elastic.set({})
+        elastic.set_plan({})
 
 
 def _set(layer: nn.Module, W: torch.Tensor) -> None:

@@ -98,7 +98,7 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
     def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> Iterator[None]:
         """Within the block the model has the weights that `apply_` would give it, bit for bit."""
         with self.elastic(model) as elastic:
-            elastic.set(plan)
+            elastic.set_plan(plan)
             yield
 
     def apply_(self, model: PreTrainedModel, plan: Plan) -> None:

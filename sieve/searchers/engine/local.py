@@ -94,13 +94,13 @@ class Evaluator:
                 yield self
             finally:
                 self._graphs = None
-                self.elastic.set({})
+                self.elastic.set_plan({})
 
     def check(self) -> int:
         """Find out whether this model's blocks can be begun in the middle; returns the layer-tokens that it took."""
         if not self.layers:
             return 0
-        self.elastic.set({})
+        self.elastic.set_plan({})
         with progress.shown(False):
             self.layers = self.blocks.can_start_midway(lambda: self.parts[0].run(self.model), _same)
         return self.blocks.checked
@@ -196,7 +196,7 @@ class Evaluator:
         part, number = self.parts[self._part], len(team)
         with progress.shown(False):
             if number == 1:
-                self.elastic.set(self._plan(team[0]))
+                self.elastic.set_plan(self._plan(team[0]))
                 scores, run = self.blocks.run(lambda: part.run(self.model), start, states, keep)
                 return [scores], run
             self.elastic.set_batch([self._plan(ranks) for ranks in team])

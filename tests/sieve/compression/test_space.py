@@ -35,9 +35,9 @@ def test_a_plan_runs_alike_for_a_while_and_for_good(kind):
     assert space.traits is kind is ALL[space.method].makes
     plan = Plan.uniform(space.matrices(model).values(), 0.5, 1)
     with space.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         elastically = logits(model)
-        elastic.set({})
+        elastic.set_plan({})
         with space.stored(model, plan):
             stored = logits(model)
     assert torch.equal(logits(model), dense)

@@ -53,7 +53,7 @@ def test_validation_chooses(world, monkeypatch):
     values = []
     for plan in offered:
         with factors.elastic(model) as elastic:
-            elastic.set(plan)
+            elastic.set_plan(plan)
             scores = evaluate(model, tokenizer, task, task.splits()["validation"])
             values.append((scores.accuracy, scores.ranking_score.mean()))
     best = values.index(max(values))

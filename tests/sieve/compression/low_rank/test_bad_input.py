@@ -33,7 +33,7 @@ def check(model, factors) -> None:
     for pair in factors.values():
         assert all(tensor.isfinite().all() for tensor in (pair.A, pair.B, pair.energy))
     with torch.no_grad(), factors.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         assert model(input_ids=tiny_tokens()).logits.isfinite().all()
     assert sieve.apply_(model, factors, plan)(input_ids=tiny_tokens()).logits.isfinite().all()
 

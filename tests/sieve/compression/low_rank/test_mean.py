@@ -77,7 +77,7 @@ def test_slices_applied_and_loaded_models_agree(name, pivot, tmp_path):
         if matrix.endswith(("c_attn", "c_fc", "c_proj")):
             layer.forward = lambda x, layer=layer: x @ layer.weight + layer.bias
     with torch.no_grad(), factors.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         assert torch.allclose(model(input_ids=ids).logits, multiplied(input_ids=ids).logits, atol=1e-3)
     sieve.apply_(model, factors, plan)
     sieve.save(model, tiny_tokenizer(), tmp_path / "saved")
@@ -116,7 +116,7 @@ def test_several_candidates_at_a_time():
         ids = tiny_tokens(2, 12, seed=5)
         alone = []
         for plan in plans:
-            elastic.set(plan)
+            elastic.set_plan(plan)
             alone.append(model(input_ids=ids).logits)
         elastic.set_batch(plans)
         together = model(input_ids=ids.repeat(3, 1)).logits.reshape(3, 2, 12, -1)
@@ -136,7 +136,7 @@ def test_refit_centres_too():
         errors = []
         for candidate in (factors, again):
             with candidate.elastic(model) as elastic:
-                elastic.set(plan)
+                elastic.set_plan(plan)
                 errors.append(float((model.base_model(ids).last_hidden_state - dense).square().sum()))
     assert errors[1] < errors[0]
     name = "model.decoder.layers.1.fc2"

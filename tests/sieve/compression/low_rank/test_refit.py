@@ -125,13 +125,13 @@ def test_paired_states_are_what_the_models_see(name):
     _, factors, plan = state(model)
     dense = inputs_of(model, plan)
     with factors.elastic(model) as elastic, torch.no_grad():
-        elastic.set(plan)
+        elastic.set_plan(plan)
         pruned = inputs_of(model, plan)
         with PairedStates(model, batches(SEQUENCES, 100)) as states:
             for index in range(len(states)):
                 inside = [matrix for matrix in prunable(tiny_model(name)).values() if matrix.block == index]
                 layers = [model.get_submodule(matrix.name) for matrix in inside]
-                states.enter_block(index, layers, lambda on: elastic.set(plan if on else {}))
+                states.enter_block(index, layers, lambda on: elastic.set_plan(plan if on else {}))
                 for matrix, layer in zip(inside, layers, strict=True):
                     rows = [(x[w], y[w]) for x, y, w in (
                         (x, y, torch.ones(len(x), dtype=torch.bool) if w is None else w)
@@ -169,10 +169,10 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one(name):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
     with factors.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         old = final_error(model, dense)
     with again.elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         new = final_error(model, dense)
     assert new < old
     expected = sieve.apply_(tiny_model(name), again, plan)

@@ -50,11 +50,11 @@ def test_applied_and_sliced_agree(name, method):
     plan[left_alone] = DENSE
     with masks.elastic(model) as elastic, torch.inference_mode():
         assert torch.equal(logits(model), dense)
-        elastic.set(plan)
+        elastic.set_plan(plan)
         in_slices = logits(model)
-        elastic.set({})
+        elastic.set_plan({})
         assert torch.equal(logits(model), dense)
-        elastic.set(plan)
+        elastic.set_plan(plan)
     assert torch.equal(logits(model), dense)
     assert apply_(model, masks, plan) is model
     assert torch.allclose(logits(model), in_slices, atol=1e-5)

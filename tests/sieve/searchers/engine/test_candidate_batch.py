@@ -35,11 +35,11 @@ def test_each_part_of_the_rows_runs_its_own_candidate(name):
     with svd_factors(model).elastic(model) as elastic, torch.inference_mode():
         want = []
         for plan in plans:
-            elastic.set(plan)
+            elastic.set_plan(plan)
             want.append(model(ids).logits)
         elastic.set_batch(plans)
         got = model(ids.repeat(len(plans), 1)).logits
-        elastic.set(plans[0])
+        elastic.set_plan(plans[0])
         assert torch.equal(model(ids).logits, want[0])  # one candidate again
     assert torch.allclose(got, torch.cat(want), rtol=0, atol=1e-4)
     assert not torch.allclose(want[0], want[-1], atol=1e-2)

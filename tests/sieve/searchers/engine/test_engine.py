@@ -61,7 +61,7 @@ def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
 
 def plain(model, plan, examples, task=TASK):
     with svd_factors(model).elastic(model) as elastic:
-        elastic.set(plan)
+        elastic.set_plan(plan)
         return evaluate(model, TOKENIZER, task, examples, 256)
 
 
