@@ -34,7 +34,7 @@ def test_a_model_that_turns(name):
     model = tiny_model(name)
     plan, ids = drawn_plans(model, 1)[0], tiny_tokens()
     with svd_factors(model).elastic(model) as elastic, torch.inference_mode():
-        frame, arrays, code = pack((model, elastic.set))
+        frame, arrays, code = pack((model, elastic.set_plan))
         elastic.set_plan(plan)
         want = model(ids).logits
     copy, set_plan = unpack((frame, arrays, code))
