@@ -52,9 +52,10 @@ def drawn_plans(model, number=12, seed=0):
 def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
     parts = [prepare(model, TOKENIZER, task, part, 256) for part in rungs(examples, number)]
     switches = {field.name: options.pop(field.name) for field in fields(EngineConfig) if field.name in options}
+    matrices, config = prunable(model), EngineConfig(**switches)
     with (
         svd_factors(model).elastic(model) as elastic,
-        Engine(model, elastic, prunable(model), parts, EngineConfig(**switches), **options).running() as engine,
+        Engine(model, elastic, matrices, parts, config, **options).running() as engine,
     ):
         yield engine
 
