@@ -93,6 +93,7 @@ class BlockwiseRunner:
             stop: the first block that does not run any more: it and all later ones pass on what they are given, so
                 that the result of `evaluation` means nothing. None: all run.
         """
+        self._reset()  # passes outside of `run` count, too
         self._start, self._stop, self._given = start, len(self) if stop is None else stop, states
         self._keep, self._call_block = frozenset(keep), call_block or _plainly
         trace = self._trace = RunTrace({block: [] for block in self._keep})
