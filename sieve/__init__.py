@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sieve.calibration.collect import calibrate
     from sieve.calibration.statistics import Statistics
+    from sieve.checkpoint.export import export
     from sieve.checkpoint.folder import load, save
     from sieve.compression.apply import apply_
     from sieve.compression.low_rank.factors import Factors
@@ -52,6 +53,7 @@ _HOME = {
     "apply_": "compression.apply",
     "calibrate": "calibration.collect",
     "evaluate": "evaluation.scoring",
+    "export": "checkpoint.export",
     "heal": "healing.heal",
     "load": "checkpoint.folder",
     "load_model": "models.loading",
@@ -84,6 +86,7 @@ __all__ = [
     "apply_",
     "calibrate",
     "evaluate",
+    "export",
     "heal",
     "load",
     "load_model",

@@ -13,6 +13,7 @@ from sieve import __version__
 from sieve.commands.calibrate import calibrate
 from sieve.commands.demo import demo
 from sieve.commands.evaluate import evaluate
+from sieve.commands.export import export
 from sieve.commands.generate import generate
 from sieve.commands.heal import heal
 from sieve.commands.info import info
@@ -66,6 +67,7 @@ COMMANDS = {
     "prune": prune,
     "demo": demo,
     "heal": heal,
+    "export": export,
     "eval": evaluate,
     "predict": predict,
     "generate": generate,

@@ -1,0 +1,31 @@
+"""What a file of this room holds: an `Exporter` named EXPORTER."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def _holds_all(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format that other tools read.
+
+    summary: what it is, for a list of formats: a few words.
+    export: writes the model, which it may change, and the tokenizer to `output`, a new folder or (`writes_file`) file,
+        which appears only if it comes to its end. `source` is the folder that they were loaded from.
+    lacks: what the format cannot hold of the model, in words that end "cannot be exported to …: "; None: nothing.
+    """
+
+    summary: str
+    export: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path, Path], None]
+    lacks: Callable[[PreTrainedModel, PreTrainedTokenizerBase], str | None] = _holds_all
+    writes_file: bool = False

@@ -1,0 +1,88 @@
+"""A pruned model as the dense one of its architecture: every pair multiplied out, every stack taken apart."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sieve.errors import InputError
+from sieve.nn.formats.base import format_of, formats_of
+from sieve.nn.stacked import member_out_features, stacks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def why_not_dense(model: PreTrainedModel) -> str | None:
+    """What the architecture has no place for; None: nothing."""
+    plain = _architecture(model)
+    for name, (_, bias) in _matrices(model).items():
+        if bias is not None and plain.get_submodule(name).bias is None and bias.any():
+            return f"{name} has a bias, for which {type(model).__name__} has no place"
+    return None
+
+
+def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
+    """Put W = B A in the place of every low-rank pair, and a matrix in that of every member of a stack; in place.
+
+    Products are made in float32 (float64 for such factors) and rounded once, to the dtype that the layer has. What is
+    left is a plain transformers model, as large as the dense one. Masked matrices stay: they are dense ones with zeros.
+
+    Raises: InputError where the architecture has no place for a bias.
+    """
+    from sieve.models.linears import replace
+
+    if (lack := why_not_dense(model)) is not None:
+        raise InputError(f"the model cannot be multiplied out: {lack}")
+    plain, joined = _architecture(model), stacks(model)
+    for name, (weight, bias) in _matrices(model).items():
+        layer = plain.get_submodule(name)
+        stored = weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T  # GPT-2's Conv1D
+        layer.weight = nn.Parameter(stored.contiguous())
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        replace(model, name, layer.train(model.training))
+    for name in joined:
+        parent, _, child = name.rpartition(".")
+        delattr(model.get_submodule(parent), child)
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+    return model
+
+
+@torch.no_grad()
+def _matrices(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Name of each matrix of the architecture that is not as the architecture has it → W [m, n] and bias [m]."""
+    found, members, heights = {}, stacks(model), member_out_features(model)
+    for name in {**formats_of(model), **members}:
+        layer = model.get_submodule(name)
+        format = format_of(layer)
+        if format is None:
+            weight, bias = layer.weight, layer.bias
+        else:
+            A, B, bias = format.factors(layer)
+            wide = torch.promote_types(A.dtype, torch.float32)
+            weight = (B.to(wide) @ A.to(wide)).to(A.dtype)
+        if name not in members:
+            found[name] = weight, bias
+            continue
+        parent = name.rpartition(".")[0]
+        rows = weight.split(heights[name])
+        parts = [None] * len(rows) if bias is None else bias.split(heights[name])
+        found |= {
+            f"{parent}.{member}": (own.clone(), part)
+            for member, own, part in zip(members[name], rows, parts, strict=True)
+        }
+    return found
+
+
+def _architecture(model: PreTrainedModel) -> PreTrainedModel:
+    """The same architecture without weights, as it is where nothing is pruned."""
+    config = deepcopy(model.config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    with torch.device("meta"):
+        return type(model)(config)

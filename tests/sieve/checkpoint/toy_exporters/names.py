@@ -1,0 +1,10 @@
+"""A toy exporter, the one file that a new export format is: the names of the parameters."""
+
+from sieve.checkpoint.exporters.base import Exporter
+
+
+def export(model, tokenizer, source, output):
+    output.write_text("".join(f"{name}\n" for name, _ in model.named_parameters()))
+
+
+EXPORTER = Exporter("names of parameters", export, writes_file=True)
