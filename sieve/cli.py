@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from sieve import __version__
 from sieve.commands.calibrate import calibrate
+from sieve.commands.compare import compare
 from sieve.commands.demo import demo
 from sieve.commands.evaluate import evaluate
 from sieve.commands.export import export
@@ -73,6 +74,7 @@ COMMANDS = {
     "generate": generate,
     "calibrate": calibrate,
     "info": info,
+    "compare": compare,
     "tasks": tasks,
 }
 """By name, as `sieve --help` lists them. A new command is a file in `sieve/commands/` and a line here."""

@@ -35,6 +35,7 @@ def save(
     recipe: Mapping[str, Any] | None = None,
     task: Task | None = None,
     format: str | None = None,
+    pages: Mapping[str, str] | None = None,
 ) -> None:
     """Write the model to a new folder that transformers loads after `import sieve`; complete or not at all.
 
@@ -48,6 +49,7 @@ def save(
             data.
         format: how pairs are stored, whatever they are in the model: "pivoted", in the fewest numbers, or "plain", two
             products (the same map in r² more numbers each); None: as they are.
+        pages: file name → text of what else is to lie in the folder, such as `report.html`.
 
     Raises:
         InputError: the folder exists, the model has adapters or quantised weights, or the format is unknown.
@@ -71,6 +73,8 @@ def save(
             write_yaml(folder / "recipe.yaml", dict(recipe))
         if task is not None:
             write_yaml(folder / TASK_FILE, task.to_dict())
+        for name, text in (pages or {}).items():
+            write_text(folder / name, text)
         write_checksums(folder, identity)
 
 

@@ -20,6 +20,7 @@ from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.loading import load_model
 from sieve.run.evaluate import own_recipe, own_task
 from sieve.run.report.healed import healed_report
+from sieve.run.report.html.run_page import run_pages
 from sieve.run.report.read import read_report
 from sieve.tasks import Example, Task, load_task
 from sieve.tasks.stored import describe_data
@@ -73,7 +74,8 @@ def heal_folder(
     healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, steps, recipe.get("seed", 0))
     letters = letters_taught(task, lessons, splits)
     made = healed_report(report, healing, scores, same_tokens, healed, letters, time.perf_counter() - started)
-    save(model, tokenizer, output, report=made, recipe={**recipe, "heal": True, "heal_steps": steps}, task=task)
+    recipe = {**recipe, "heal": True, "heal_steps": steps}
+    save(model, tokenizer, output, report=made, recipe=recipe, task=task, pages=run_pages(made, recipe))
     return made
 
 

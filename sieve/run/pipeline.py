@@ -30,6 +30,7 @@ from sieve.run.heal import MEASURED, heal_and_score, letters_taught
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
 from sieve.run.report.healed import healed_report
+from sieve.run.report.html.run_page import run_pages
 from sieve.run.resume import ResumableRun
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
@@ -188,7 +189,8 @@ def _pruned(
         report = healed_report(
             report, healing, scores["dense"], scores["dense"], healed, letters, stages.seconds["heal"]
         )
-    save(model, tokenizer, output, report=report, recipe=recipe.beside_task(), task=task)
+    kept = recipe.beside_task()
+    save(model, tokenizer, output, report=report, recipe=kept, task=task, pages=run_pages(report, kept))
     return report
 
 

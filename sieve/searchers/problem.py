@@ -18,10 +18,16 @@ from sieve.searchers.reach import require_reachable
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan and its scores on the fitness split."""
+    """A plan and its scores on the fitness split.
+
+    layer_tokens: what the search had spent when they were known.
+    uniform: whether the plan keeps one fraction of all matrices.
+    """
 
     plan: Plan
     scores: Scores
+    layer_tokens: int = field(default=0, compare=False)
+    uniform: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -64,8 +70,13 @@ class Problem:
 
     def add(self, plan: Plan, scores: Scores) -> Candidate:
         """Take in a plan that was scored elsewhere, on all of the fitness split."""
-        self.evaluated.append(Candidate(plan, scores))
+        spent = 0 if self.engine is None else self.engine.cost.spent
+        self.evaluated.append(Candidate(plan, scores, spent, self._is_uniform(plan)))
         return self.evaluated[-1]
+
+    def _is_uniform(self, plan: Plan) -> bool:
+        levels = (Plan.uniform(self.matrices.values(), share, self.rank_multiple) for share in LEVELS)
+        return any(all(plan.get(name, DENSE) == one.get(name, DENSE) for name in self.matrices) for one in levels)
 
     def accepts(self, candidate: Candidate) -> bool:
         """Whether the candidate is within the tolerance; where a size is asked for, whether it is that small."""

@@ -134,12 +134,14 @@ def build_report(
     }
 
 
-def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[dict[str, float]]:
+def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[dict[str, float | bool]]:
     return [
         {
             "prunable_removed": candidate.plan.prunable_removed(result.matrices),
             "accuracy": candidate.scores.accuracy,
             "loglik": candidate.scores.mean_loglik,
+            "layer_tokens": candidate.layer_tokens,
+            "uniform": candidate.uniform,
         }
         for candidate in candidates
     ]

@@ -1,0 +1,72 @@
+"""What was kept of each matrix: blocks from left to right, a row for each kind of matrix."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sieve.run.report.html.chart import WIDTH, drawing, figure, label, rectangle
+from sieve.run.report.html.markup import Html, number, percent, tag
+
+_BLOCK = re.compile(r"(?P<before>.*?\.)?(?P<block>\d+)\.(?P<kind>.+)")
+_HIGH = 26  # of a cell
+_LARGEST = 40  # its width, at most
+
+
+def kept_figure(report: Mapping[str, Any]) -> Html | None:
+    """A cell for each matrix, filled to the height of what is kept; a triangle above marks a bottleneck."""
+    kept = {name: share for name, value in report.get("kept", {}).items() if (share := number(value)) is not None}
+    if not kept:
+        return None
+    grid, single = _grid(kept)
+    breaking = _bottlenecks(report)
+    blocks = max((block for row in grid.values() for block in row), default=0) + 1
+    wide = min(WIDTH / blocks, _LARGEST)
+    parts, top = [], 0.0
+    for kind, row in grid.items():
+        parts.append(label(0, top + 14, kind, "soft"))
+        for block, name in row.items():
+            parts += _cell(block * wide, top + 26, wide, kept[name], name, name in breaking)
+        top += 26 + _HIGH + 8
+    for place in range(0, blocks, max(1, -(-blocks // 10))):
+        parts.append(label(place * wide + wide / 2, top + 10, place, "middle soft"))
+    parts.append(label(WIDTH, top + 26, "block", "end soft"))
+    for name in single:
+        parts.append(label(0, top + 44, f"{name}: {percent(kept[name])}", "soft"))
+        top += 20
+    marks = " A triangle marks a bottleneck: one level less there breaks the tolerance." if breaking else ""
+    caption = f"Kept parameters of each matrix, from none (empty) to all (full).{marks}"
+    return figure(drawing("What was kept of each matrix", top + 34, *parts), caption)
+
+
+def _cell(x: float, y: float, wide: float, share: float, name: str, breaks: bool) -> list[Html]:
+    gap = min(1.0, wide / 8)
+    high = _HIGH * min(max(share, 0), 1)
+    hint = tag("title", f"{name}: {percent(share)} kept{', a bottleneck' if breaks else ''}")
+    cell = [
+        rectangle(x + gap, y, wide - 2 * gap, _HIGH, "cell"),
+        rectangle(x + gap, y + _HIGH - high, wide - 2 * gap, high, "fill"),
+        # On top of both, so that either shows it under the pointer.
+        tag("rect", hint, x=round(x, 2), y=y, width=round(wide, 2), height=_HIGH, fill="transparent"),
+    ]
+    if breaks:
+        middle = x + wide / 2
+        cell.append(tag("path", d=f"M{middle - 5:g} {y - 9:g}h10l-5 7z", class_="mark"))
+    return cell
+
+
+def _grid(names: Mapping[str, float]) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """Kind of matrix → block → name; and the names of matrices that are in no block."""
+    grid: dict[str, dict[int, str]] = {}
+    single = []
+    for name in names:
+        found = _BLOCK.fullmatch(name)
+        if found is None or int(found["block"]) > 10_000:
+            single.append(name)
+        else:
+            grid.setdefault(found["kind"], {})[int(found["block"])] = name
+    return grid, single
+
+
+def _bottlenecks(report: Mapping[str, Any]) -> set[str]:
+    tested = report.get("bottlenecks") or []
+    return {name for one in tested if one.get("breaks") is True for name in one["names"]}
