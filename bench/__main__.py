@@ -17,7 +17,7 @@ from bench import devices
 from bench.operators import MATRICES, OPERATORS, WITHOUT_RANK, Contender
 from bench.plot import plot
 from bench.shapes import KEPT, MODELS, ROWS, Cell
-from sieve_kernels.autotune.__main__ import medians
+from sieve_kernels.autotune.measure import medians
 
 COLUMNS = (
     *("operator", "model", "matrix", "n", "m", "rank", "rows", "kept", "dtype", "contender", "mode"),

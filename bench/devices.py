@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sieve_kernels.autotune.__main__ import cpu_clock
+from sieve_kernels.autotune.measure import cpu_clock
 from sieve_kernels.core import tuning_cache
 
 PEAKS = {

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from bench import devices
-from sieve_kernels.autotune.__main__ import cpu_clock
+from sieve_kernels.autotune.measure import cpu_clock
 
 Work = Callable[[], object]
 LEAST = 2e-3

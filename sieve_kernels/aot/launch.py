@@ -22,8 +22,7 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import JITFunction, driver
 
 from sieve_kernels.aot.targets import TARGETS, Target
-from sieve_kernels.common import tiles
-from sieve_kernels.core import dispatch
+from sieve_kernels.core import device
 from sieve_kernels.core.cases import CASES, DTYPES, PROBLEMS, Case, Problem
 from sieve_kernels.core.plans import Plans
 
@@ -68,31 +67,22 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         found.append(LaunchRecord(fn.jit_function, compile["signature"], compile["constants"], attributes, options))
         return True  # handled: nothing is compiled or launched
 
-    properties = SimpleNamespace(
-        name=target.name,
-        major=target.capability[0],
-        minor=target.capability[1],
-        multi_processor_count=target.num_sms,
-        shared_memory_per_block_optin=target.shared_block,
-    )
+    has_descriptors = target.backend == "cuda" and target.arch >= 90
+    properties = device.Properties(target.name, target.num_sms, target.shared_block, has_descriptors)
     # Triton keeps compiled kernels by device: a target is a device of its own.
     active = SimpleNamespace(
         get_current_target=lambda: gpu_target(target),
         get_current_device=lambda: target.name,
         get_current_stream=lambda device: 0,
     )
-    dispatch.num_sms.cache_clear()
     with ExitStack() as stack:
-        stack.enter_context(patch.object(torch.cuda, "get_device_properties", lambda *_: properties))
-        stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: target.capability))
-        stack.enter_context(patch.object(tiles, "has_tma", lambda _: target.backend == "cuda" and target.arch >= 90))
+        stack.enter_context(patch.object(device, "properties", lambda _: properties))
         stack.enter_context(patch.object(torch.version, "hip", "6" if target.backend == "hip" else None))
         stack.enter_context(patch.object(Plans, "__call__", unplanned))
         stack.enter_context(patch.object(knobs.runtime, "jit_cache_hook", note))
         stack.enter_context(patch.object(driver, "_active", active))
         # What is prepared for one target is not for another.
         stack.enter_context(patch.object(Plans, "_remember", lambda plans, kind, run: run))
-        stack.callback(dispatch.num_sms.cache_clear)
         yield found
 
 

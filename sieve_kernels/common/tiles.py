@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels.core.dispatch import INTERPRETED
+from sieve_kernels.core.device import INTERPRETED, has_tma, is_amd
 
 TRITON_DTYPES = {
     torch.float64: tl.float64,
@@ -64,7 +64,7 @@ def rounded(v, DTYPE: tl.constexpr, UPCAST: tl.constexpr):
 def precision() -> str:
     """How fp32 products are formed: three TF32 tensor-core products where they exist (Triton's default is a single,
     10-bit one), else plain fp32."""
-    return "ieee" if INTERPRETED or torch.version.hip else "tf32x3"
+    return "ieee" if INTERPRETED or is_amd() else "tf32x3"
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -85,11 +85,6 @@ def arithmetic(dtype: torch.dtype) -> dict[str, object]:
         "UPCAST": INTERPRETED,
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
     }
-
-
-def has_tma(device: torch.device) -> bool:
-    """Whether the GPU copies whole tiles by itself, as NVIDIA's do from Hopper on."""
-    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def has_descriptor(t: Tensor) -> bool:

@@ -9,21 +9,20 @@ take, and from where.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from sieve_kernels.autotune.config import ChosenConfig, recorded
 from sieve_kernels.core import library, tuning_cache
+from sieve_kernels.core.decisions import remembers
+from sieve_kernels.core.device import INTERPRETED, has_tma
 from sieve_kernels.errors import SettingError
 
 VARIABLE = "SIEVE_KERNELS"
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton kernels run in Triton's interpreter, on CPU tensors. Triton looks when it decorates a kernel, so the
-variable must be set before this package is imported."""
 
 GEMV_ROWS = 8
 """Most rows of the compiled CPU kernels that need no AMX."""
@@ -87,12 +86,6 @@ RENAMED = {"native": "cpp"}
 """Names that earlier versions gave implementations, in settings and in files of measured choices."""
 
 
-@lru_cache
-def num_sms(device: torch.device) -> int:
-    """Multiprocessors of a GPU; in the interpreter a number that lets small tests take every path."""
-    return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def anywhere(call: Call) -> bool:
     return True
 
@@ -128,8 +121,7 @@ def on_triton_gemv(call: Call) -> bool:
 
 
 def _copies_tiles(call: Call) -> bool:
-    narrow = on_triton(call) and call.dtype.itemsize == 2
-    return narrow and (INTERPRETED or (not torch.version.hip and torch.cuda.get_device_capability(call.device)[0] >= 9))
+    return on_triton(call) and call.dtype.itemsize == 2 and (INTERPRETED or has_tma(call.device))
 
 
 def some_rows(call: Call) -> bool:
@@ -183,15 +175,41 @@ def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
     return _load(operator, x.device, x.dtype, _rows(x), rank, _override())
 
 
-def explain(operator: str, x: Tensor, rank: int = 0) -> str:
-    """One line: which implementation `operator` takes for an input x [..., n] of the given rank, and why."""
+def explain(operator: str, x: Tensor, rank: int = 0, arguments: Sequence | None = None) -> str:
+    """One line: which implementation `operator` takes for an input x [..., n] of the given rank, and why.
+
+    Args:
+        arguments: the operator's, as its implementations take them. With them it is called once, on copies, and the
+            line names the config of every launch of a product, and where it comes from.
+    """
     call = Call(x.device, x.dtype, _rows(x), rank)
     chosen, why = _choose(operator, call, _override())
     rank_text = f", rank {rank}" if rank else ""
     dtype = str(x.dtype).removeprefix("torch.")
-    return f"{operator} on {x.device}, {dtype}, {call.rows} rows{rank_text}: {chosen.name} ({why})"
+    line = f"{operator} on {x.device}, {dtype}, {call.rows} rows{rank_text}: {chosen.name} ({why})"
+    return line if arguments is None else "; ".join([line, *map(str, configs(chosen, arguments))])
 
 
+def configs(implementation: Implementation, arguments: Sequence) -> list[ChosenConfig]:
+    """The configs that an implementation launches with for such arguments, in order. It runs once, on copies."""
+    with recorded() as launches:
+        implementation.load()(*_copies(arguments))
+    return list(dict.fromkeys(launches))
+
+
+def _copies(arguments: Sequence) -> list:
+    """The arguments, with copies of the tensors among them: some operators write to theirs."""
+    return [
+        argument.clone()
+        if isinstance(argument, Tensor)
+        else type(argument)(_copies(argument))
+        if isinstance(argument, (list, tuple))
+        else argument
+        for argument in arguments
+    ]
+
+
+@remembers
 @lru_cache(maxsize=1024)
 def _load(
     operator: str, device: torch.device, dtype: torch.dtype, rows: int, rank: int, override: str | None

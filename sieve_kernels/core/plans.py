@@ -2,28 +2,19 @@
 
 import os
 from collections.abc import Callable, Sequence
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from sieve_kernels.core import dispatch
+from sieve_kernels.core import decisions, dispatch
 
 MOST_PLANS = 4096
 """Kinds of arguments that an operator remembers; a long search through many ranks begins anew beyond it."""
 
 _ENVIRONMENT, _VARIABLE = os.environ._data, os.environ.encodekey(dispatch.VARIABLE)
 """What `os.environ` reads: it takes a tenth of a call's time to find that a variable is not there."""
-
-_every: WeakSet["Plans"] = WeakSet()
-
-
-def forget() -> None:
-    """Every plan, so that calls are decided anew: for tests that change what decides."""
-    for plans in _every:
-        plans._known.clear()
 
 
 class Plans:
@@ -36,7 +27,7 @@ class Plans:
     def __init__(self, prepare: Callable[..., Callable]):
         self.prepare = prepare
         self._known: dict[tuple, Callable] = {}
-        _every.add(self)
+        decisions.register(self)
 
     def __call__(self, *arguments):
         kind = kind_of(arguments)
@@ -46,6 +37,10 @@ class Plans:
         if run is None:
             run = self._remember(kind, self.prepare(*arguments))
         return run(*arguments)
+
+    def clear(self) -> None:
+        """Forget every plan, so that calls are decided anew."""
+        self._known.clear()
 
     def _remember(self, kind: tuple, run: Callable) -> Callable:
         if len(self._known) >= MOST_PLANS:

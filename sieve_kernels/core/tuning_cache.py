@@ -1,16 +1,21 @@
-"""Measured choices: which implementation was fastest on a device, as `python -m sieve_kernels.autotune` wrote them.
+"""Measured choices: what was fastest on a device, as `python -m sieve_kernels.autotune` wrote it: implementations of
+operators, and configs (`GemmConfig`) of their launches.
 
 One JSON file per device name, in $SIEVE_KERNELS_TUNING (a file, a folder, or `off`), else in the user's cache:
 
-    {"version": 1, "device": "NVIDIA H100", "architecture": "sm_90", "processors": 132, "versions": {"torch": …},
+    {"version": 1, "device": "NVIDIA H100", "architecture": "sm_90", "num_sms": 132, "versions": {"torch": …},
      "choices": [
       {"operator": "lowrank_linear", "dtype": "bfloat16", "rows": 64, "rank": 128, "implementation": "triton",
-       "seconds": {"triton": …, "torch": …}}]}
+       "seconds": {"triton": …, "torch": …}}],
+     "configs": [
+      {"kernel": "gemv", "dtype": "bfloat16", "bits": 16, "M": 16, "N": 1280, "K": 4096, "traits": "",
+       "config": {"block_m": 16, "block_n": 8, …}, "seconds": {"16×8×256, …": …}}]}
 
-Rows and rank stand for all numbers up to them and above the half of them. Where that file says nothing, the files that
-the package ships (`configs/`) are asked: this GPU's, else that of the GPU of its architecture which has most nearly as
-many processors. Where none says anything, the rules of `dispatch.TABLE` hold, which come from the cost models. A file
-that cannot be read is left alone, with a warning. It is read once per process.
+Rows, rank and M stand for all numbers up to them and above the half of them; N and K for those above the next lower of
+four steps from one power of two to the next. Where that file says nothing, the files that the package ships
+(`configs/`) are asked: this GPU's, else that of the GPU of its architecture which has most nearly as many
+multiprocessors. Where none says anything, the cost models decide. A file that cannot be read is left alone, with a
+warning. It is read once per process.
 """
 
 import json
@@ -18,11 +23,15 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from sieve_kernels.core.decisions import remembers
+from sieve_kernels.core.device import architecture, num_sms
 
 VARIABLE = "SIEVE_KERNELS_TUNING"
 VERSION = 1
@@ -37,24 +46,52 @@ class Choice:
     source: str
 
 
+@dataclass(frozen=True)
+class MeasuredConfig:
+    """The fields of a `GemmConfig`, and who says so."""
+
+    value: dict[str, int]
+    source: str
+
+
 def choice(operator: str, dtype: torch.dtype, rows: int, rank: int, device: torch.device) -> Choice | None:
     """The implementation that was fastest for this class of shapes, None if none was measured."""
+    key = operator, str(dtype).removeprefix("torch."), shape_class(rows), shape_class(rank)
+    for content, source in _measured(device):
+        if key in content.implementations:
+            return Choice(content.implementations[key], source)
+    return None
+
+
+def config(kernel: str, key: tuple, device: torch.device) -> MeasuredConfig | None:
+    """The config that was fastest for this kernel and class of shapes (`GemmShape.key`), None if none was measured."""
+    for content, source in _measured(device):
+        found = content.configs.get((kernel, *key))
+        if found is not None:
+            return MeasuredConfig(found, source)
+    return None
+
+
+def _measured(device: torch.device) -> Iterator[tuple["_Content", str]]:
+    """What was measured, the file that is above the others first, and words for where it comes from."""
     file = path(device)
     if file is None:
-        return None
-    key = operator, str(dtype).removeprefix("torch."), shape_class(rows), shape_class(rank)
+        return
     name = device_name(device)
     for place, measured_on in ((file, name), *_shipped(device)):
-        found = _read(place, measured_on).get(key)
-        if found is not None:
-            elsewhere = "" if measured_on == name else f" on {measured_on}"
-            return Choice(found, f"measured fastest{elsewhere}, {place}")
-    return None
+        elsewhere = "" if measured_on == name else f" on {measured_on}"
+        yield _read(place, measured_on), f"measured fastest{elsewhere}, {place}"
 
 
 def shape_class(size: int) -> int:
     """The next power of two, which stands for the numbers above the one before; 0 for 0."""
     return 1 << (size - 1).bit_length() if size > 0 else 0
+
+
+def fine_class(size: int) -> int:
+    """The next of the numbers that are four even steps from one power of two to the next: 1024, 1280, 1536, 1792, …"""
+    step = max(1, shape_class(size) // 8)
+    return -(-size // step) * step
 
 
 def path(device: torch.device) -> Path | None:
@@ -74,6 +111,7 @@ def file_name(device: str) -> str:
     return re.sub(r"\W+", "-", device).strip("-") + ".json"
 
 
+@remembers
 @lru_cache
 def device_name(device: torch.device) -> str | None:
     """What a device calls itself; a CPU with its number of threads, on which its choices depend."""
@@ -89,14 +127,10 @@ def hardware(device: torch.device) -> dict[str, object]:
     """What makes GPUs of other names alike; nothing for a CPU."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return {}
-    properties = torch.cuda.get_device_properties(device)
-    arch = getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
-    return {
-        "architecture": arch or f"sm_{properties.major}{properties.minor}",
-        "processors": properties.multi_processor_count,
-    }
+    return {"architecture": architecture(device), "num_sms": num_sms(device)}
 
 
+@remembers
 @lru_cache
 def _shipped(device: torch.device) -> tuple[tuple[Path, str], ...]:
     """The file that the package ships for a device or the nearest to it, if any, and what it was measured on."""
@@ -105,18 +139,27 @@ def _shipped(device: torch.device) -> tuple[tuple[Path, str], ...]:
         content = json.loads(file.read_text())
         if content["architecture"] == mine["architecture"]:
             other = content["device"] != device_name(device)
-            found.append((other, abs(content["processors"] - mine["processors"]), file, content["device"]))
+            found.append((other, abs(content["num_sms"] - mine["num_sms"]), file, content["device"]))
     return tuple((file, name) for _, _, file, name in sorted(found)[:1])
 
 
-def write(file: Path, device: str, choices: list[dict], hardware: dict[str, object] | None = None) -> None:
+def write(
+    file: Path,
+    device: str,
+    choices: list[dict],
+    hardware: dict[str, object] | None = None,
+    configs: list[dict] | None = None,
+) -> None:
     """Store choices, keeping those of an earlier run for the same device; the file is whole at every moment."""
-    kept = {_key(entry): entry for entry in (_entries(file, device) if file.exists() else [])}
-    kept |= {_key(entry): entry for entry in choices}
+    before = _entries(file, device) if file.exists() else {}
+    lists = {}
+    for kind, made, key in (("choices", choices, _choice_key), ("configs", configs or [], _config_key)):
+        kept = {key(entry): entry for entry in [*before.get(kind, []), *made]}
+        lists[kind] = [kept[name] for name in sorted(kept)]
     content = {"version": VERSION, "device": device, **(hardware or {}), "versions": {"torch": torch.__version__}}
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
-        json.dump(content | {"choices": [kept[key] for key in sorted(kept)]}, temporary, indent=1)
+        json.dump(content | lists, temporary, indent=1)
     Path(temporary.name).replace(file)
 
 
@@ -128,28 +171,48 @@ def may_write(file: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a file says."""
+
+    implementations: dict[tuple, str]
+    configs: dict[tuple, dict[str, int]]
+
+
+@remembers
 @lru_cache
-def _read(file: Path, device: str) -> dict[tuple, str]:
-    return {_key(entry): entry["implementation"] for entry in _entries(file, device)} if file.exists() else {}
+def _read(file: Path, device: str) -> _Content:
+    found = _entries(file, device) if file.exists() else {}
+    return _Content(
+        {_choice_key(entry): entry["implementation"] for entry in found.get("choices", [])},
+        {_config_key(entry): entry["config"] for entry in found.get("configs", [])},
+    )
 
 
-def _key(entry: dict) -> tuple:
+def _choice_key(entry: dict) -> tuple:
     return entry["operator"], entry["dtype"], entry["rows"], entry["rank"]
 
 
-def _entries(file: Path, device: str) -> list[dict]:
-    """The choices in a file, none and a warning if they are not to be used."""
+def _config_key(entry: dict) -> tuple:
+    return tuple(entry[name] for name in ("kernel", "dtype", "bits", "M", "N", "K", "traits"))
+
+
+def _entries(file: Path, device: str) -> dict[str, list[dict]]:
+    """The lists of a file, none and a warning if they are not to be used. Files of earlier versions have no configs."""
     try:
         content = json.loads(file.read_text())
         if content["version"] != VERSION:
             raise ValueError(f"it has version {content['version']}, this package reads {VERSION}")
         if content["device"] != device:
             raise ValueError(f"it was measured on {content['device']}, this is {device}")
-        for entry in content["choices"]:
-            _key(entry), entry["implementation"]
-        return content["choices"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = {"choices": content["choices"], "configs": content.get("configs", [])}
+        for entry in found["choices"]:
+            _choice_key(entry), entry["implementation"]
+        for entry in found["configs"]:
+            _config_key(entry), entry["config"].keys()
+        return found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         message = f"{file} is not used: {why}; `python -m sieve_kernels.autotune` makes a new one"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return []
+        return {}

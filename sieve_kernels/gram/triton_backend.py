@@ -2,8 +2,8 @@
 
 One program per tile of `out` and per share of the tokens. A Gram matrix visits only the tiles on and above the
 diagonal and writes each twice, in place and mirrored; a cross-Gram matrix visits all. Where tiles alone would leave
-most of the GPU idle, the tokens are split: shares go to a workspace and a second launch adds them in a fixed order,
-so that the same input gives the same bits.
+most of the GPU idle, the sum over tokens is split (split-K): parts go to a workspace and a second launch adds them in a
+fixed order, so that the same input gives the same bits.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import (
+    ANY,
+    UNALIGNED,
+    GemmConfig,
+    GemmShape,
+    TunedKernel,
+    fits_shared_memory,
+)
 from sieve_kernels.common import tiles
-from sieve_kernels.core import dispatch
+from sieve_kernels.core.device import INTERPRETED, num_sms
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram import triton_tma
+from sieve_kernels.gram.tiling import SYMMETRIC
 
 
 @triton.jit
@@ -54,11 +63,11 @@ def gram_kernel(
     y_ptr,  # [T, m]; x again if SYMMETRIC
     weight_ptr,  # [T]; uint8 if MASKED
     out_ptr,  # [n, m]
-    shares_ptr,  # [shares, tiles, BLOCK, BLOCK] in out's dtype if SPLIT
+    parts_ptr,  # [split_k, tiles, BLOCK, BLOCK] in out's dtype if SPLIT_K
     T,
     n,
     m,
-    share,  # tokens per share, a multiple of BLOCK_T
+    split_size,  # tokens of a part of the sum, a multiple of BLOCK_T
     stride_xt,
     stride_xn,
     stride_yt,
@@ -69,7 +78,7 @@ def gram_kernel(
     SYMMETRIC: tl.constexpr,
     WEIGHTED: tl.constexpr,
     MASKED: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,  # whether the sum is split
     EVEN_T: tl.constexpr,  # T is a multiple of BLOCK_T, and n of BLOCK, …: no masks
     EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr,
@@ -78,13 +87,14 @@ def gram_kernel(
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """out += xᵀ diag(w) y, or this share of it. Grid: (tiles, shares)."""
+    """out += xᵀ diag(w) y, or this part of it. Grid: (tiles, split_k)."""
+    # The tile of the result, and the tokens of this program's part of the sum.
     pid = tl.program_id(0)
     i, j = _tile(pid, tl.cdiv(n, BLOCK), tl.cdiv(m, BLOCK), SYMMETRIC)
     rows = i * BLOCK + tl.arange(0, BLOCK)
     cols = j * BLOCK + tl.arange(0, BLOCK)
-    begin = tl.program_id(1).to(tl.int64) * share
-    end = tl.minimum(begin + share, T)
+    begin = tl.program_id(1).to(tl.int64) * split_size
+    end = tl.minimum(begin + split_size, T)
     acc = tl.zeros((BLOCK, BLOCK), dtype=out_ptr.dtype.element_ty)
     for start in range(begin, end, BLOCK_T):
         tokens = start + tl.arange(0, BLOCK_T)
@@ -100,37 +110,38 @@ def gram_kernel(
                 a = a.to(acc.dtype) * w
                 b = b.to(acc.dtype)
         acc = tiles.multiply(tl.trans(a), b, acc, PRECISION, UPCAST)
-    if SPLIT:
+    # To the workspace, or to the result and its mirror image.
+    if SPLIT_K:
         slot = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + pid
         within = tl.arange(0, BLOCK)
-        tl.store(shares_ptr + slot * BLOCK * BLOCK + within[:, None] * BLOCK + within[None, :], acc)
+        tl.store(parts_ptr + slot * BLOCK * BLOCK + within[:, None] * BLOCK + within[None, :], acc)
     else:
         _accumulate(out_ptr, acc, rows, cols, n, m, stride_on, stride_om, SYMMETRIC)
 
 
 @triton.jit
 def split_k_reduce_kernel(
-    shares_ptr,  # [shares, tiles, BLOCK, BLOCK]
+    parts_ptr,  # [split_k, tiles, BLOCK, BLOCK]
     out_ptr,  # [n, m]
-    shares,
+    split_k,
     n,
     m,
     stride_on,
     stride_om,
     SYMMETRIC: tl.constexpr,
     BLOCK: tl.constexpr,
-    STRIP: tl.constexpr,
+    PANEL: tl.constexpr,
 ):
-    """out += the shares of each tile, in order. Grid: (tiles, BLOCK / STRIP)."""
+    """out += the parts of each tile, in order, a panel of its rows each. Grid: (tiles, BLOCK / PANEL)."""
     pid = tl.program_id(0)
     i, j = _tile(pid, tl.cdiv(n, BLOCK), tl.cdiv(m, BLOCK), SYMMETRIC)
-    strip = tl.program_id(1) * STRIP + tl.arange(0, STRIP)
+    panel = tl.program_id(1) * PANEL + tl.arange(0, PANEL)
     within = tl.arange(0, BLOCK)
-    acc = tl.zeros((STRIP, BLOCK), dtype=out_ptr.dtype.element_ty)
-    for s in range(0, shares):
+    acc = tl.zeros((PANEL, BLOCK), dtype=out_ptr.dtype.element_ty)
+    for s in range(0, split_k):
         slot = tl.cast(s, tl.int64) * tl.num_programs(0) + pid
-        acc += tl.load(shares_ptr + slot * BLOCK * BLOCK + strip[:, None] * BLOCK + within[None, :])
-    _accumulate(out_ptr, acc, i * BLOCK + strip, j * BLOCK + within, n, m, stride_on, stride_om, SYMMETRIC)
+        acc += tl.load(parts_ptr + slot * BLOCK * BLOCK + panel[:, None] * BLOCK + within[None, :])
+    _accumulate(out_ptr, acc, i * BLOCK + panel, j * BLOCK + within, n, m, stride_on, stride_om, SYMMETRIC)
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:
@@ -161,7 +172,9 @@ def _prepare(
 _accumulate_ = Plans(_prepare)
 
 
-def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric: bool) -> None:
+def _launch(
+    out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric: bool, config: GemmConfig | None = None
+) -> None:
     (T, n), m = x.shape, y.shape[1]
     if weight is not None and weight.dtype == torch.bool and out.dtype == torch.float64:
         weight = weight.to(out.dtype)  # Triton 3.6 compiles no float64 product of operands masked by bytes
@@ -169,14 +182,20 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
         x, y = x.float(), y.float()  # … nor of numbers that were loaded as 16 bits
     masked = weight is not None and weight.dtype == torch.bool
     weighted = weight is not None and not masked
-    aligned = all(stride == 1 or stride % 16 == 0 for t in (x, y, out) for stride in t.stride())
-    block, block_t = _blocks(x.dtype, out.dtype, weighted, masked, aligned)
-    side = triton.cdiv(n, block)
-    count = side * (side + 1) // 2 if symmetric else side * triton.cdiv(m, block)
-    shares, share = split(T, count, block_t, dispatch.num_sms(x.device))
-    workspace = out.new_empty((shares, count, block, block)) if shares > 1 else out
+    if config is None:
+        aligned = all(stride == 1 or stride % 16 == 0 for t in (x, y, out) for stride in t.stride())
+        traits = [SYMMETRIC] * symmetric + [WEIGHTED] * weighted + [MASKED] * masked + [UNALIGNED] * (not aligned)
+        traits += [FLOAT64] * (out.dtype == torch.float64)
+        shape = GemmShape(n, (m,), (T,), x.dtype, x.device, 8 * x.dtype.itemsize, frozenset(traits))
+        config = GRAM.choose(shape)
+    # Tiles of the result, the tokens of each part of the sum, and a workspace for parts.
+    block, block_t = config.block_m, config.block_k
+    count = num_tiles(n, m, block, symmetric)
+    split_size = triton.cdiv(triton.cdiv(T, block_t), config.split_k) * block_t
+    split_k = triton.cdiv(T, split_size)
+    workspace = out.new_empty((split_k, count, block, block)) if split_k > 1 else out
     with tiles.on_device(x):
-        gram_kernel[(count, shares)](
+        gram_kernel[(count, split_k)](
             x,
             y,
             weight.view(torch.uint8) if masked else weight,
@@ -185,7 +204,7 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             T,
             n,
             m,
-            share,
+            split_size,
             *x.stride(),
             *y.stride(),
             0 if weight is None else weight.stride(0),
@@ -193,28 +212,70 @@ def _launch(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric:
             SYMMETRIC=symmetric,
             WEIGHTED=weighted,
             MASKED=masked,
-            SPLIT=shares > 1,
+            SPLIT_K=split_k > 1,
             EVEN_T=T % block_t == 0,
             EVEN_N=n % block == 0,
             EVEN_M=m % block == 0,
             PRECISION="ieee" if out.dtype == torch.float64 else tiles.precision(),
-            UPCAST=tiles.INTERPRETED or out.dtype == torch.float64,
+            UPCAST=INTERPRETED or out.dtype == torch.float64,
             BLOCK=block,
             BLOCK_T=block_t,
-            num_warps=8 if block == 128 else 4,
-            num_stages=3,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
         )
-        if shares > 1:
-            strip = 16
-            split_k_reduce_kernel[(count, block // strip)](
-                workspace, out, shares, n, m, *out.stride(), SYMMETRIC=symmetric, BLOCK=block, STRIP=strip
+        if split_k > 1:
+            panel = 16
+            split_k_reduce_kernel[(count, block // panel)](
+                workspace, out, split_k, n, m, *out.stride(), SYMMETRIC=symmetric, BLOCK=block, PANEL=panel
             )
+
+
+def num_tiles(n: int, m: int, block: int, symmetric: bool) -> int:
+    """Tiles of a result [n, m], on and above the diagonal if it is symmetric."""
+    side = triton.cdiv(n, block)
+    return side * (side + 1) // 2 if symmetric else side * triton.cdiv(m, block)
+
+
+WEIGHTED, MASKED, FLOAT64 = "weighted", "masked", "float64 sums"
+"""Traits of a product, beside those of `tiling`."""
+
+
+def gram_config(shape: GemmShape) -> GemmConfig:
+    """Square tiles as large as registers and shared memory allow, and tokens split where these are few."""
+    sums = torch.float64 if FLOAT64 in shape.traits else torch.float32
+    weighted, masked, unaligned = (trait in shape.traits for trait in (WEIGHTED, MASKED, UNALIGNED))
+    block, block_t = _blocks(shape.dtype, sums, weighted, masked, not unaligned)
+    count = num_tiles(shape.M, shape.N, block, SYMMETRIC in shape.traits)
+    split_k, _ = split(shape.K, count, block_t, num_sms(shape.device))
+    return GemmConfig(block, block, block_t, split_k, 8 if block == 128 else 4)
+
+
+CONFIGS = {
+    ANY: (
+        GemmConfig(64, 64, 64),
+        GemmConfig(64, 64, 64, split_k=2),
+        GemmConfig(128, 128, 32, num_warps=8, num_stages=4),
+        GemmConfig(128, 128, 64, split_k=2, num_warps=8),
+        GemmConfig(128, 128, 64, split_k=4, num_warps=8),
+    )
+}
+"""What is measured beside the cost model's config."""
+
+
+def _supports(config: GemmConfig, shape: GemmShape) -> bool:
+    """Whether tiles are square and not larger than registers hold where operands pass through them."""
+    in_registers = shape.traits & {WEIGHTED, UNALIGNED, FLOAT64}
+    fits = INTERPRETED or fits_shared_memory(config, shape)
+    return fits and config.block_m == config.block_n and not (in_registers and config.block_m > 64)
+
+
+GRAM = TunedKernel("gram", gram_config, CONFIGS, _supports)
 
 
 def _blocks(
     dtype: torch.dtype, accumulator: torch.dtype, weighted: bool, masked: bool, aligned: bool
 ) -> tuple[int, int]:
-    """Side of a tile of out, and tokens per step: as large as registers and 64 KiB of shared memory allow.
+    """Side of a tile of out, and tokens per step.
 
     Operands that are converted to the accumulator's dtype or masked in registers leave room for less, and so do rows
     that are not aligned, whose numbers are loaded and addressed one by one.
@@ -227,12 +288,12 @@ def _blocks(
 
 
 def split(T: int, count: int, block_t: int, num_sms: int) -> tuple[int, int]:
-    """Into how many shares T tokens go, and the tokens of each, for `count` tiles on so many multiprocessors.
+    """Into how many parts T tokens go, and the tokens of each, for `count` tiles on so many multiprocessors.
 
-    Enough for every processor to have a tile; but a share costs a tile written and read, so it has at least 16 steps
-    of block_t tokens to its name.
+    Enough for every multiprocessor to have a tile; but a part costs a tile written and read, so it has at least 16
+    steps of block_t tokens to its name.
     """
     steps = triton.cdiv(T, block_t)
-    shares = max(1, min(num_sms // count, steps // 16))
-    share = triton.cdiv(steps, shares) * block_t
-    return triton.cdiv(T, share), share
+    split_k = max(1, min(num_sms // count, steps // 16))
+    split_size = triton.cdiv(steps, split_k) * block_t
+    return triton.cdiv(T, split_size), split_size

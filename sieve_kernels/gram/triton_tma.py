@@ -1,10 +1,10 @@
 """Gram matrices of 16-bit tokens on GPUs that copy tiles by themselves (TMA): Hopper and later.
 
-The triangle is cut into rectangles of [BLOCK_N, BLOCK_M] strictly above the diagonal of superblocks of side BLOCK_M,
-and into squares of side BLOCK_N on it, so that hardly more than the triangle is multiplied. A program turns its tile in
-registers and writes it twice, in place and mirrored, whole rows each. Where the tiles alone would leave processors idle
-the tokens are split: each share of the product goes to a workspace, and a second launch adds the shares in a fixed
-order, so that the same input gives the same bits.
+The triangle is cut into rectangles of [BLOCK_M, BLOCK_N] strictly above the diagonal of superblocks of side BLOCK_N,
+and into squares of side BLOCK_M on it, so that hardly more than the triangle is multiplied. A program turns its tile in
+registers and writes it twice, in place and mirrored, whole rows each. Where the tiles alone would leave multiprocessors
+idle the sum over tokens is split (split-K): each part goes to a workspace, and a second launch adds the parts in a
+fixed order, so that the same input gives the same bits.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sieve_kernels.autotune.config import GemmConfig, GemmShape
 from sieve_kernels.common import tiles
-from sieve_kernels.core import dispatch
+from sieve_kernels.core.device import INTERPRETED, has_tma, shared_memory
 from sieve_kernels.core.launch import Launch, TileLaunch
 from sieve_kernels.core.plans import Plans
-from sieve_kernels.gram.tiling import BLOCK_T, choose_tiling
+from sieve_kernels.gram.tiling import BLOCK_T, GRAM_TMA, SPLIT_TERMS, SYMMETRIC, num_programs
 from sieve_kernels.gram.triton_terms import TERMS, split_terms
 
 
@@ -49,23 +50,23 @@ def _pair(q, side, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr):
-    """x[begin:end, row:row + BLOCK_N]ᵀ y[begin:end, col:col + BLOCK_M]; what is beyond the edges counts as zero."""
-    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+def _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_M, BLOCK_N, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr):
+    """x[begin:end, row:row + BLOCK_M]ᵀ y[begin:end, col:col + BLOCK_N]; what is beyond the edges counts as zero."""
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(begin, end, BLOCK_T):
-        a = x_desc.load([start, row])  # [BLOCK_T, BLOCK_N]
-        b = y_desc.load([start, col])  # [BLOCK_T, BLOCK_M]
+        a = x_desc.load([start, row])  # [BLOCK_T, BLOCK_M]
+        b = y_desc.load([start, col])  # [BLOCK_T, BLOCK_N]
         acc = tiles.multiply(tl.trans(a), b, acc, "ieee", UPCAST)
     return acc
 
 
 @triton.jit
 def _multiply_terms(
-    x_desc, y_desc, row, col, begin, end, rows, BLOCK_N, BLOCK_M, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr
+    x_desc, y_desc, row, col, begin, end, rows, BLOCK_M, BLOCK_N, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr
 ):
     """`_multiply` of float32 numbers, x [3 · rows, n] and y [3 · rows, m] in terms: six products, small ones first."""
     steps = tl.cdiv(end - begin, BLOCK_T)
-    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(0, 5 * steps):
         # Terms 0, 2, 1, 0, 1 of x and 2, 0, 1, 1, 0 of y, two bits each.
         shift = step // steps * 2
@@ -94,9 +95,9 @@ def _halves(tile):
 
 @triton.jit
 def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr, ON_DIAGONAL: tl.constexpr):
-    """out[row:, col:] += tile [BLOCK_N, BLOCK_N], and its mirror image if SYMMETRIC; if SPLIT_K out = tile."""
+    """out[row:, col:] += tile [BLOCK_M, BLOCK_M], and its mirror image if SYMMETRIC; if SPLIT_K out = tile."""
     if SPLIT_K:
-        # In halves: then the shared memory of the operands serves again, and two programs fit on a processor.
+        # In halves: then the shared memory of the operands serves again, and two programs fit on a multiprocessor.
         left, right = _halves(tile)
         out_desc.store([row, col], left)
         out_desc.store([row, col + left.shape[1]], right)
@@ -116,7 +117,7 @@ def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.conste
 
 @triton.jit
 def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr):
-    """`_write` of a tile [BLOCK_N, 2 BLOCK_N] above the diagonal."""
+    """`_write` of a tile [BLOCK_M, 2 BLOCK_M] above the diagonal."""
     left, right = _halves(tile)
     _write(out_desc, left, row, col, SYMMETRIC, SPLIT_K, False)
     _write(out_desc, right, row, col + left.shape[1], SYMMETRIC, SPLIT_K, False)
@@ -124,13 +125,13 @@ def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl
 
 @triton.jit
 def gram_tma_kernel(
-    x_desc,  # [T, n], or terms [TERMS · term_rows, n]; boxes of [BLOCK_T, BLOCK_N]
-    y_desc,  # [T, m], or terms; boxes of [BLOCK_T, BLOCK_M]; x's if SYMMETRIC
-    out_desc,  # [n, m], boxes of [BLOCK_N, BLOCK_N]; if SPLIT_K the workspace [split_k · share_rows, m], half as wide
+    x_desc,  # [T, n], or terms [TERMS · term_rows, n]; boxes of [BLOCK_T, BLOCK_M]
+    y_desc,  # [T, m], or terms; boxes of [BLOCK_T, BLOCK_N]; x's if SYMMETRIC
+    out_desc,  # [n, m], boxes of [BLOCK_M, BLOCK_M]; if SPLIT_K the workspace [split_k · share_rows, m], half as wide
     T,
     n,
     m,
-    share,  # tokens of a share, a multiple of BLOCK_T
+    split_size,  # tokens of a part of the sum, a multiple of BLOCK_T
     split_rows,
     term_rows,
     SYMMETRIC: tl.constexpr,
@@ -139,58 +140,61 @@ def gram_tma_kernel(
     DEPENDENT: tl.constexpr,  # the next launch waits for this one by itself
     UPCAST: tl.constexpr,
     GROUP_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,  # BLOCK_N, or twice it; BLOCK_N of terms
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # BLOCK_M, or twice it; BLOCK_M of terms
     BLOCK_T: tl.constexpr,
 ):
-    """out += xᵀ y, or this share of xᵀ y to the workspace. Grid: (tiles, shares)."""
+    """out += xᵀ y, or this part of xᵀ y to the workspace. Grid: (tiles, split_k)."""
     if DEPENDENT:
         gdc_launch_dependents()
+    # The tokens of this program's part of the sum, and where the workspace has it.
     pid = tl.program_id(0)
-    begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, T)
+    begin = tl.program_id(1) * split_size
+    end = tl.minimum(begin + split_size, T)
     base = tl.program_id(1) * split_rows
-    HALVES: tl.constexpr = BLOCK_M // BLOCK_N
+    # Which tile: of a symmetric result those above the diagonal first, and then those on it.
+    HALVES: tl.constexpr = BLOCK_N // BLOCK_M
     if SYMMETRIC:
-        side = tl.cdiv(n, BLOCK_M)  # in superblocks [BLOCK_M, BLOCK_M]
+        side = tl.cdiv(n, BLOCK_N)  # in superblocks [BLOCK_N, BLOCK_N]
         above = side * (side - 1) // 2 * HALVES  # tiles
         i, j = _pair(tl.minimum(pid, above) // HALVES, side, GROUP_M)
-        row = i * BLOCK_M + pid % HALVES * BLOCK_N
-        col = j * BLOCK_M
+        row = i * BLOCK_N + pid % HALVES * BLOCK_M
+        col = j * BLOCK_N
         if HALVES == 1:
             # One path for both kinds of tiles: of two that end alike ptxas makes one by waiting after every product.
-            row = tl.where(pid < above, row, (pid - above) * BLOCK_N)
+            row = tl.where(pid < above, row, (pid - above) * BLOCK_M)
             col = tl.where(pid < above, col, row)
     else:
-        down = tl.cdiv(n, BLOCK_N)
+        down = tl.cdiv(n, BLOCK_M)
         group = pid // (GROUP_M * down) * GROUP_M
-        width = tl.minimum(tl.cdiv(m, BLOCK_M) - group, GROUP_M)
-        row = pid % (GROUP_M * down) // width * BLOCK_N
-        col = (group + pid % (GROUP_M * down) % width) * BLOCK_M
+        width = tl.minimum(tl.cdiv(m, BLOCK_N) - group, GROUP_M)
+        row = pid % (GROUP_M * down) // width * BLOCK_M
+        col = (group + pid % (GROUP_M * down) % width) * BLOCK_N
         above = tl.num_programs(0)
+    # The product, by the number of terms and the kind of tile.
     if TERMS == 3:
-        acc = _multiply_terms(x_desc, y_desc, row, col, begin, end, term_rows, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
+        acc = _multiply_terms(x_desc, y_desc, row, col, begin, end, term_rows, BLOCK_M, BLOCK_N, BLOCK_T, UPCAST)
         _write(out_desc, acc, base + row, col, SYMMETRIC, SPLIT_K, True)
     elif HALVES == 1:
-        acc = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
+        acc = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_M, BLOCK_N, BLOCK_T, UPCAST)
         _write(out_desc, acc, base + row, col, SYMMETRIC, SPLIT_K, True)
     elif pid < above:
-        tile = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_N, BLOCK_M, BLOCK_T, UPCAST)
+        tile = _multiply(x_desc, y_desc, row, col, begin, end, BLOCK_M, BLOCK_N, BLOCK_T, UPCAST)
         _write_halves(out_desc, tile, base + row, col, SYMMETRIC, SPLIT_K)
     elif SYMMETRIC:
         # The superblocks on the diagonal hold three squares each: two on it and one beside them.
         which = (pid - above) % 3
-        corner = (pid - above) // 3 * BLOCK_M
-        row = corner + which // 2 * BLOCK_N
-        col = corner + (which + 1) // 2 * BLOCK_N
-        square = _multiply(x_desc, x_desc, row, col, begin, end, BLOCK_N, BLOCK_N, BLOCK_T, UPCAST)
+        corner = (pid - above) // 3 * BLOCK_N
+        row = corner + which // 2 * BLOCK_M
+        col = corner + (which + 1) // 2 * BLOCK_M
+        square = _multiply(x_desc, x_desc, row, col, begin, end, BLOCK_M, BLOCK_M, BLOCK_T, UPCAST)
         _write(out_desc, square, base + row, col, SYMMETRIC, SPLIT_K, True)
 
 
 @triton.jit
 def split_k_reduce_kernel(
-    shares_ptr,  # [split_k, rows, m], rows of contiguous numbers
-    out_ptr,  # [n, m], rows of contiguous numbers
+    parts_ptr,  # [split_k, rows, m], rows of contiguous elements
+    out_ptr,  # [n, m], rows of contiguous elements
     n,
     m,
     rows,
@@ -201,7 +205,8 @@ def split_k_reduce_kernel(
     SPLIT_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out += the shares, in order, and their mirror image if SYMMETRIC. Grid: (blocks of [BLOCK, BLOCK],)."""
+    """out += the parts, in order, and their mirror image if SYMMETRIC. Grid: (blocks of [BLOCK, BLOCK],)."""
+    # Which block of the result.
     pid = tl.program_id(0)
     if SYMMETRIC:
         i, j = _pair(pid, tl.cdiv(m, BLOCK) + 1, 1)
@@ -212,14 +217,17 @@ def split_k_reduce_kernel(
     r = (i * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
     c = (j * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
     inside = (r < n) & (c < m)
+    # The parts, added in order to what is there.
     at = out_ptr + r * stride_on + c
     tile = tl.load(at, mask=inside, other=0.0)
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     if DEPENDENT:
-        gdc_wait()  # `out` is no business of the launch before, the workspace is
+        # The launch before writes the workspace, and not `out`.
+        gdc_wait()
     for s in tl.static_range(SPLIT_K):
-        acc += tl.load(shares_ptr + (tl.cast(s, tl.int64) * rows + r) * stride_s + c, mask=inside, other=0.0)
+        acc += tl.load(parts_ptr + (tl.cast(s, tl.int64) * rows + r) * stride_s + c, mask=inside, other=0.0)
     tile += acc
+    # In place, and mirrored.
     if SYMMETRIC:
         mirrored = tl.trans(tile)
         if i == j:
@@ -240,13 +248,13 @@ SHARED = 200 * 1024
 
 def can_serve(out: Tensor, x: Tensor, weight: Tensor | None) -> bool:
     """Whether TMA can write out [n, m], the GPU has room for the tiles, and tokens such as x are or become 16-bit."""
-    if not (weight is None or weight.dtype == torch.bool) or x.dtype == torch.float64 or not tiles.has_tma(x.device):
+    if not (weight is None or weight.dtype == torch.bool) or x.dtype == torch.float64 or not has_tma(x.device):
         return False
     rows_fit = out.stride(1) == 1 and out.stride(0) >= out.shape[1]
     aligned = rows_fit and out.stride(0) % 4 == 0 and out.data_ptr() % 16 == 0
     if out.dtype != torch.float32 or not aligned or min(out.shape) < 64:
         return False
-    return dispatch.INTERPRETED or torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= SHARED
+    return INTERPRETED or shared_memory(x.device) >= SHARED
 
 
 MOST_COPIED = 1 << 29
@@ -278,38 +286,47 @@ def prepare(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: b
     return run
 
 
-def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmetric: bool) -> Callable[..., None]:
+def _prepare_terms(
+    out: Tensor,
+    x: Tensor,
+    y: Tensor,
+    T: int,
+    terms: int,
+    symmetric: bool,
+    config: GemmConfig | None = None,
+) -> Callable[..., None]:
     """`prepare` for T tokens in so many terms, x [terms · rows, n] and y [terms · rows, m], that TMA can read."""
     n, m = out.shape
-    t = choose_tiling(T, n, m, symmetric, terms, dispatch.num_sms(x.device))
-    share = triton.cdiv(triton.cdiv(T, t.split_k), t.block_t) * t.block_t
-    split_k = triton.cdiv(T, share)
-    # Each share begins at a tile of its own: a tile that reaches beyond the last row must not reach into the next.
-    split_rows, width = triton.cdiv(n, t.block_m) * t.block_m, triton.cdiv(m, 4) * 4
-    dependent = split_k > 1 and not dispatch.INTERPRETED
+    if config is None:
+        traits = [SYMMETRIC] * symmetric + [SPLIT_TERMS] * (terms > 1)
+        config = GRAM_TMA.choose(GemmShape(n, (m,), (T,), x.dtype, x.device, traits=frozenset(traits)))
+    block_m, block_n, block_t = config.block_m, config.block_n, config.block_k
+    # The sum, in as many parts as there are after rounding to whole steps. Each begins at a tile of its own: a tile
+    # that reaches beyond the last row must not reach into the next.
+    split_size = triton.cdiv(triton.cdiv(T, config.split_k), block_t) * block_t
+    split_k = triton.cdiv(T, split_size)
+    split_rows, width = triton.cdiv(n, block_n) * block_n, triton.cdiv(m, 4) * 4
+    dependent = split_k > 1 and not INTERPRETED
     multiply = TileLaunch(
         gram_tma_kernel,
-        (t.programs(n, m, symmetric), split_k),
-        (
-            (t.block_t, t.block_n),
-            (t.block_t, t.block_m),
-            (t.block_n, t.block_n // 2 if split_k > 1 else t.block_n),
-        ),
-        (T, n, m, share, split_rows, x.shape[0] // terms),
+        (num_programs(config, n, m, symmetric), split_k),
+        ((block_t, block_m), (block_t, block_n), (block_m, block_m // 2 if split_k > 1 else block_m)),
+        (T, n, m, split_size, split_rows, x.shape[0] // terms),
         SYMMETRIC=symmetric,
         TERMS=terms,
         SPLIT_K=split_k > 1,
         DEPENDENT=dependent,
-        UPCAST=dispatch.INTERPRETED,
-        GROUP_M=t.group,
-        BLOCK_N=t.block_n,
-        BLOCK_M=t.block_m,
-        BLOCK_T=t.block_t,
-        num_warps=t.num_warps,
-        num_stages=t.num_stages,
+        UPCAST=INTERPRETED,
+        GROUP_M=config.group_m,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_T=block_t,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
     if split_k == 1:
         return lambda out, x, y, *_: multiply(x, y, out)
+    # The launch that adds the parts.
     block = 16 if n * m <= 1 << 20 else 32
     num_tiles_n = triton.cdiv(m, block)
     reduce = Launch(
@@ -325,9 +342,9 @@ def _prepare_terms(out: Tensor, x: Tensor, y: Tensor, T: int, terms: int, symmet
     )
 
     def run(out, x, y, *_):
-        shares = out.new_empty((split_k * split_rows, width))
-        multiply(x, y, shares)
-        reduce(shares, out)
+        parts = out.new_empty((split_k * split_rows, width))
+        multiply(x, y, parts)
+        reduce(parts, out)
 
     return run
 

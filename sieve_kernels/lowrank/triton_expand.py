@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels.common import tiles
+from sieve_kernels.core.device import INTERPRETED, has_tma
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.pointwise.launches import begin
@@ -86,7 +86,7 @@ def _prepare(Cs: Sequence[Tensor], indices: Sequence[Tensor]) -> Callable[..., l
         return lambda Cs, indices: rows([C.contiguous() for C in Cs], indices)
     ms, rs = [len(index) for index in indices], [C.shape[1] for C in Cs]
     shapes, missing = list(zip(ms, rs, strict=True)), [0] * (MOST_MEMBERS - count)
-    overlapping = tiles.has_tma(device) and not tiles.INTERPRETED
+    overlapping = has_tma(device) and not INTERPRETED
     launch = Launch(
         expand_kernel,
         (sum(triton.cdiv(m, ROWS) for m in ms),),

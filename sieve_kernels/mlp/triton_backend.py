@@ -7,8 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import ANY, UNALIGNED, GemmConfig, GemmShape, TunedKernel, fits_shared_memory
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import fits, gemm_mainloop, is_vectorizable, launch, swizzle_tile
+from sieve_kernels.common.gemm import constants, is_vectorizable, warps_of
+from sieve_kernels.common.gemm_kernel import gemm_mainloop, swizzle_tile
 from sieve_kernels.core.checks import as_rows
 from sieve_kernels.lowrank.triton.group import group_backward, intermediates
 from sieve_kernels.pointwise.activations import activate, slope
@@ -129,8 +131,14 @@ def swiglu_backward(
     return group_backward(gradients, x, As, Bs, needed)
 
 
-def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, activation: str) -> list[Tensor]:
-    """y [T, m], or the gradients of gate and up given y's, from z [T, r] or its shares [shares, T, r]."""
+def _launch(
+    zs: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    grad: Tensor | None,
+    activation: str,
+    config: GemmConfig | None = None,
+) -> list[Tensor]:
+    """y [T, m], or the gradients of gate and up given y's, from z [T, r] or its parts [split_k, T, r]."""
     dtype, T, m = Bs[0].dtype, zs[0].shape[-2], Bs[0].shape[0]
     out = [
         torch.empty((T, m), dtype=tiles.compute_dtype(dtype), device=Bs[0].device)
@@ -138,9 +146,10 @@ def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, act
     ]
     if out[0].numel() > 0:
         ranks = tuple(B.shape[1] for B in Bs)
-        block_m, block_n, block_k = _blocks(T, dtype, is_vectorizable(*zs, *Bs))
+        traits = frozenset() if is_vectorizable(*zs, *Bs) else frozenset((UNALIGNED,))
+        config = config or SWIGLU.choose(GemmShape(T, (m, m), ranks, dtype, Bs[0].device, 8 * dtype.itemsize, traits))
         with tiles.on_device(out[0]):
-            swiglu_kernel[(triton.cdiv(T, block_m) * triton.cdiv(m, block_n),)](
+            swiglu_kernel[(triton.cdiv(T, config.block_m) * triton.cdiv(m, config.block_n),)](
                 tuple(zs),
                 tuple(Bs),
                 grad,
@@ -155,14 +164,18 @@ def _launch(zs: Sequence[Tensor], Bs: Sequence[Tensor], grad: Tensor | None, act
                 ACTIVATION=activation,
                 BACKWARD=grad is not None,
                 PARTS=zs[0].shape[0] if zs[0].dim() == 3 else 1,
-                **fits(T, (m,), ranks, (block_m, block_n, block_k)),
-                **launch(dtype, block_m, 2 * block_n),
+                **constants(config, T, (m,), ranks, dtype),
             )
     return [t.to(dtype) for t in out]
 
 
+def _swiglu_config(shape: GemmShape) -> GemmConfig:
+    """Tiles half as large as those of one product, for there are two accumulators."""
+    block_m, block_n, block_k = _blocks(shape.M, shape.dtype, UNALIGNED not in shape.traits)
+    return GemmConfig(block_m, block_n, block_k, num_warps=warps_of(block_m, 2 * block_n))
+
+
 def _blocks(T: int, dtype: torch.dtype, is_vectorizable: bool) -> tuple[int, int, int]:
-    """Tile of out and step along the rank: half as large as that of one product, for there are two accumulators."""
     if dtype == torch.float64:
         return 32, 32, 16
     block_m = 64 if T > 16 else 16
@@ -171,3 +184,15 @@ def _blocks(T: int, dtype: torch.dtype, is_vectorizable: bool) -> tuple[int, int
     if not is_vectorizable:
         return block_m, 32, 32
     return 128 if T > 64 else block_m, 64, 64
+
+
+CONFIGS = {
+    ANY: (
+        GemmConfig(64, 64, 64, num_stages=4),
+        GemmConfig(128, 64, 64, num_warps=8, num_stages=4),
+        GemmConfig(128, 128, 64, num_warps=8),
+    )
+}
+"""What is measured beside the cost model's config."""
+
+SWIGLU = TunedKernel("swiglu", _swiglu_config, CONFIGS, fits_shared_memory)

@@ -4,26 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import GemmConfig, GemmShape, TunedKernel
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.permutation import inverse, places
-from sieve_kernels.lowrank.triton import gemv
-from sieve_kernels.lowrank.triton.gemv import (
-    ALIGNED,
-    Places,
-    Product,
-    allocation,
-    columns,
-    rounded,
-    row_stride,
-    rows_of,
-)
+from sieve_kernels.lowrank.triton import gemv, gemv_launch
+from sieve_kernels.lowrank.triton.gemv import allocation, columns, rounded, row_stride, rows_of
 from sieve_kernels.lowrank.triton.gemv_kernel import product_tile
+from sieve_kernels.lowrank.triton.gemv_launch import ALIGNED, SECOND, Places, Product, make_launch
 from sieve_kernels.mlp import reference, torch_backend_gpu
 from sieve_kernels.mlp.triton_backend import activate
 
@@ -152,7 +144,7 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str, out_at: 
         else Product(m, layer[1].shape[1], layer[1].stride(0), m, x_at=next(at))
         for layer in layers
     ]
-    second = _launch(T, products, layers, row_stride(x), width, activation, out_at, x.device, early=first is not None)
+    second = _launch(T, products, layers, row_stride(x), width, activation, out_at, x, early=first is not None)
 
     def run(x, layers, z, out):
         # Before the first launch, which waits for them: the second reads them without waiting.
@@ -181,18 +173,19 @@ def _launch(
     stride_z: int,
     activation: str,
     out_at: int,
-    device: torch.device,
+    x: Tensor,
     early: bool,
+    config: GemmConfig | None = None,
 ) -> Launch:
     """The launch of act(gate) · up; it takes their inputs, weights, indices, and the output."""
     gate, up = products[0], products[-1]
-    tile = gemv.config(T, 2 * gate.N, max(gate.K, up.K), 16, device)
-    if T == 1:  # two weights at a time
-        tile = replace(tile, block_n=max(1, tile.block_n // 2))
+    if config is None:
+        traits = frozenset((SECOND,)) if early else frozenset()
+        config = GEMV_GLU.choose(GemmShape(T, (gate.N, gate.N), (gate.K, up.K), x.dtype, x.device, traits=traits))
     strides = [stride_x if len(layer) == 1 else stride_z for layer in layers]
     return Launch(
         gemv_glu_kernel,
-        (triton.cdiv(gate.N, tile.block_n),),
+        (triton.cdiv(gate.N, config.block_n),),
         (
             T,
             gate.N,
@@ -208,8 +201,17 @@ def _launch(
         GATHER_G=len(layers[0]) == 3,
         GATHER_U=len(layers[-1]) == 3,
         EARLY=early,
-        **gemv.constants(T, [p.K for p in products], tile, 16, device, early),
+        **gemv_launch.constants(T, [p.K for p in products], config, 16, x.device, early),
     )
+
+
+def _glu_config(shape: GemmShape) -> GemmConfig:
+    """That of a single product; one row reads two weights at a time."""
+    config = gemv_launch.gemv_config(shape)
+    return replace(config, block_n=max(1, config.block_n // 2)) if shape.M == 1 else config
+
+
+GEMV_GLU = TunedKernel("gemv_glu", _glu_config, gemv_launch.CONFIGS, gemv_launch.supports)
 
 
 def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Callable:
@@ -243,12 +245,12 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
     into = {"stride_out": width, "out_at": z_at, "stride_copy": k} if paired else {"stride_out": k}
     products = [Product(r, m, down[0].stride(0), x_at=h_at, **into)]
     options = {"into": Places.BOTH} if pivoted else {}
-    first = gemv.make_launch(T, m, products, x.device, early=True, **options)
+    first = make_launch(T, m, products, x.device, dtype, early=True, **options)
     second = None
     if paired:
         products = [Product(down[1].shape[0], r, down[1].stride(0), k, x_at=z_at)]
         options = {"into": Places.INDEXED} if pivoted else {}
-        second = gemv.make_launch(T, width, products, x.device, early=True, **options)
+        second = make_launch(T, width, products, x.device, dtype, early=True, **options)
     make_scratch = allocation((z_at + T * width,), dtype, x.device)
     make_y = allocation((*x.shape[:-1], k), dtype, x.device)
 

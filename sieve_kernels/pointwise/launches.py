@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sieve_kernels.common import tiles
 from sieve_kernels.core.checks import as_rows
-from sieve_kernels.core.dispatch import num_sms
+from sieve_kernels.core.device import INTERPRETED, has_tma, num_sms
 
 MOST_COLUMNS = 1024
 """Of a row, in a program."""
@@ -30,7 +30,7 @@ def begin(PDL: tl.constexpr):
 
 def common_constants(x: Tensor) -> dict[str, object]:
     """What every kernel is told, for an input x."""
-    overlapping = tiles.has_tma(x.device) and not tiles.INTERPRETED
+    overlapping = has_tma(x.device) and not INTERPRETED
     return {
         "WIDE": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
         "PDL": overlapping,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from sieve_kernels.common import tiles
-from sieve_kernels.core.dispatch import INTERPRETED, num_sms
+from sieve_kernels.core.device import INTERPRETED, num_sms
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.pointwise.launches import MOST_COLUMNS, begin, common_constants, fresh_output, rows_in_place

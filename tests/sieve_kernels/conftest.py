@@ -1,12 +1,13 @@
 """Where the kernels run, which implementation a test exercises, and memory that shows when it was never written."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from sieve_kernels.core import dispatch, plans
+from sieve_kernels.core import decisions, dispatch
+from sieve_kernels.core import device as devices
 from sieve_kernels.lowrank import training
 
 
@@ -49,14 +50,22 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param in AS_ON_GPU and dispatch.INTERPRETED:
         for operator, listed in dispatch.TABLE.items():
             monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, listed)))
-    decide_anew()
+    decisions.forget()
     yield request.param
-    decide_anew()
+    decisions.forget()
 
 
-def decide_anew() -> None:
-    dispatch._load.cache_clear()
-    plans.forget()
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Make kernels see devices with other properties: pretend(num_sms=132)."""
+    real = devices.properties
+
+    def change(**changes: object) -> None:
+        monkeypatch.setattr(devices, "properties", lambda device: replace(real(device), **changes))
+        decisions.forget()
+
+    yield change
+    decisions.forget()
 
 
 def _as_on_gpu(one: dispatch.Implementation) -> dispatch.Implementation:

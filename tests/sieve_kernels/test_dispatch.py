@@ -82,31 +82,28 @@ def test_a_gpu_takes_triton_between_products(operator):
         assert choose(operator, dispatch.Call(GPU, torch.bfloat16, rows)) == "triton"
 
 
-def of_capability(monkeypatch, *capability):
-    monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-
-
-def test_groups_of_some_rows_share_launches_where_tiles_are_copied(monkeypatch):
+def test_groups_of_some_rows_share_launches_where_tiles_are_copied(monkeypatch, pretend):
     """On GPUs as from Hopper on."""
-    for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
-        of_capability(monkeypatch, *capability)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    for has_descriptors, name in ((True, "triton_grouped"), (False, "torch")):
+        pretend(has_descriptors=has_descriptors)
         for rows in dispatch.SOME_ROWS_GPU[::100]:
             assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == name
-    of_capability(monkeypatch, 9, 0)
+    pretend(has_descriptors=True)
     for rows in (128, 513):
         assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.bfloat16, rows, 4)) == "torch"
     assert choose("lowrank_linear_group", dispatch.Call(GPU, torch.float32, 256, 4)) == "torch"
 
 
-def test_pairs_of_half_a_tile_share_launches_only_if_asked_for(monkeypatch):
-    for capability, name in (((9, 0), "triton_grouped"), ((8, 0), "torch")):
-        of_capability(monkeypatch, *capability)
+def test_pairs_of_half_a_tile_share_launches_only_if_asked_for(monkeypatch, pretend):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    for has_descriptors, name in ((True, "triton_grouped"), (False, "torch")):
+        pretend(has_descriptors=has_descriptors)
         for rows in dispatch.HALF_TILE_ROWS[::10]:
             call = dispatch.Call(GPU, torch.bfloat16, rows, 1024)
             assert choose("lowrank_linear", call) == "torch"
             assert choose("lowrank_linear", call, "triton_grouped") == name
-    of_capability(monkeypatch, 9, 0)
+    pretend(has_descriptors=True)
     for rows, rank in ((32, 1024), (65, 1024), (64, 1025)):
         call = dispatch.Call(GPU, torch.bfloat16, rows, rank)
         assert choose("lowrank_linear", call, "triton_grouped") != "triton_grouped"

@@ -1,12 +1,12 @@
-"""The product under every operator: sums split into shares, several products side by side, tiles copied by TMA."""
+"""The product under every operator: sums split, several products side by side, tiles copied by TMA."""
 
 import pytest
 import torch
 from accuracy import assert_accurate
 
 from sieve_kernels import lowrank_linear
+from sieve_kernels.autotune.config import SPLITTABLE, GemmConfig, GemmShape, recorded
 from sieve_kernels.common import gemm as module
-from sieve_kernels.common import tiles
 from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor, split_k_reduce, summed_matmul
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
@@ -25,47 +25,44 @@ def check(ours, a, b, bias=None):
 
 
 @dtypes
-def test_shares_add_up(dtype):
+def test_parts_of_split_sums_add_up(dtype):
     a, b = operands(3, 70, 300, dtype)
     bias = torch.randn(70).to(dtype)
-    for shares in (2, 4, 8):
-        (parts,) = grouped_gemm([a], [b], shares=shares)
-        assert parts.shape == (shares, 3, 70)
+    for split_k in (2, 4, 8):
+        (parts,) = grouped_gemm([a], [b], config=GemmConfig(16, 32, 16, split_k))
+        assert parts.shape == (split_k, 3, 70)
         check(split_k_reduce(parts, bias, dtype), a, b, bias)
 
 
 @dtypes
-def test_shares_are_added_by_the_next_product(dtype):
+def test_parts_are_added_by_the_next_product(dtype):
     x, A = operands(5, 40, 300, dtype)
     B = torch.randn(33, 40).to(dtype)
-    (y,) = grouped_gemm(grouped_gemm([x], [A], shares=4), [B])
+    (y,) = grouped_gemm(grouped_gemm([x], [A], config=GemmConfig(16, 64, 32, 4)), [B])
     exact, torchs = ((f(x) @ f(A).T) @ f(B).T for f in (torch.Tensor.double, torch.clone))
     assert_accurate(y, exact, torchs)
 
 
-def test_share_count(monkeypatch):
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
+def test_split_k_factor(pretend):
+    pretend(num_sms=132)
     count = {
-        (M, N, K): split_k_factor(M, (N,), K, torch.bfloat16, torch.device("cpu"))
+        (M, N, K): split_k_factor(GemmShape(M, (N,), (K,), torch.bfloat16, torch.device("cpu")))
         for M, N, K in ((1, 1024, 4096), (1, 4096, 4096), (64, 64, 4096), (1, 64, 128), (65, 64, 4096), (0, 64, 4096))
     }
     assert list(count.values()) == [4, 2, 4, 1, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_few_rows_take_shares(dtype, monkeypatch):
+def test_few_rows_take_shares(dtype, monkeypatch, pretend):
     """The operator splits on a GPU with processors to spare, gives the same bits each time, and lets NaN through."""
-    shares = []
     monkeypatch.setenv("SIEVE_KERNELS", "triton")
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
-    monkeypatch.setattr(
-        "sieve_kernels.lowrank.triton.linear.split_k_factor",
-        lambda *a: shares.append(split_k_factor(*a)) or shares[-1],
-    )
+    pretend(num_sms=132)
     (x, A), bias = operands(2, 20, 600, dtype), torch.randn(9).to(dtype)
     B = torch.randn(9, 20).to(dtype)
-    y = lowrank_linear(x, A, B, bias)
-    assert shares == [2 if dtype == torch.bfloat16 else 4]
+    with recorded() as launches:
+        y = lowrank_linear(x, A, B, bias)
+    assert [launch.config.split_k for launch in launches] == [2 if dtype == torch.bfloat16 else 4, 1]
+    assert [SPLITTABLE in launch.shape.traits for launch in launches] == [True, False]
     exact, torchs = (reference.linear(*(f(t) for t in (x, A, B, bias))) for f in (torch.Tensor.double, torch.clone))
     assert_accurate(y, exact, torchs)
     assert torch.equal(y, lowrank_linear(x, A, B, bias))
@@ -94,10 +91,10 @@ def test_sum_of_products():
 
 
 @pytest.fixture
-def launches(monkeypatch):
+def launches(monkeypatch, pretend):
     """Pretend to be a GPU that copies tiles by TMA, and note which launches make use of it."""
     taken = []
-    monkeypatch.setattr(tiles, "has_tma", lambda device: True)
+    pretend(has_descriptors=True)
     original = module.TensorDescriptor.from_tensor
     monkeypatch.setattr(
         module.TensorDescriptor, "from_tensor", lambda t, block: taken.append(tuple(block)) or original(t, block)

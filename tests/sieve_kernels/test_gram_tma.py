@@ -1,17 +1,18 @@
 """Gram matrices of tiles that the GPU copies by itself: values for every shape and tiling, and who goes this way."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accuracy import assert_accurate
 
 from sieve_kernels import cross_gram_, gram_
-from sieve_kernels.common import tiles
-from sieve_kernels.core import dispatch
+from sieve_kernels.autotune.config import GemmConfig
+from sieve_kernels.core.device import has_tma, num_sms
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram import reference, tiling, triton_tma
-from sieve_kernels.gram.tiling import Tiling, choose_tiling
+from sieve_kernels.gram.tiling import choose_tiling, num_programs
 
 pytestmark = [
     pytest.mark.parametrize("implementation", ["triton"], indirect=True),
@@ -19,21 +20,21 @@ pytestmark = [
 ]
 
 SMALL = [
-    Tiling(16, 16, 16, num_warps=4, num_stages=2, group=2),
-    Tiling(16, 32, 16, num_warps=4, num_stages=2, group=3),
-    Tiling(16, 16, 16, num_warps=4, num_stages=2, split_k=3, group=2),
-    Tiling(16, 32, 16, num_warps=4, num_stages=2, split_k=2, group=2),
+    GemmConfig(16, 16, 16, num_stages=2, group_m=2),
+    GemmConfig(16, 32, 16, num_stages=2, group_m=3),
+    GemmConfig(16, 16, 16, split_k=3, num_stages=2, group_m=2),
+    GemmConfig(16, 32, 16, split_k=2, num_stages=2, group_m=2),
 ]
 """Tilings that cut small matrices into many tiles."""
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch, device):
+def calls(monkeypatch, device, pretend):
     """Pretend to be a GPU that copies tiles by TMA where there is none, and note which calls make use of it."""
     taken = []
     if device.type == "cpu":
-        monkeypatch.setattr(tiles, "has_tma", lambda device: True)
-    elif not tiles.has_tma(device):
+        pretend(has_descriptors=True)
+    elif not has_tma(device):
         pytest.skip("this GPU does not copy tiles by itself")
     original = triton_tma.prepare
 
@@ -93,16 +94,16 @@ def test_values(calls, dtype, masked, tokens, n, m, device):
 )
 def test_every_tile_once(monkeypatch, small, dtype, tokens, n, m):
     if dtype == torch.float32:
-        small = replace(small, block_m=small.block_n)
-    monkeypatch.setattr(triton_tma, "choose_tiling", lambda *_: small)
-    monkeypatch.setattr(triton_tma, "BLOCK_T", small.block_t)
+        small = replace(small, block_n=small.block_m)
+    monkeypatch.setattr(triton_tma, "GRAM_TMA", SimpleNamespace(choose=lambda shape: small))
+    monkeypatch.setattr(triton_tma, "BLOCK_T", small.block_k)
     check(torch.randn(tokens, n).to(dtype), torch.randn(tokens, m).to(dtype))
 
 
 def test_split_over_tokens(device):
     """Few tiles and many tokens: the shares are summed in order, so the same input gives the same bits."""
     tokens = 2 * 256 + 24
-    assert choose_tiling(tokens, 64, 64, True, 1, dispatch.num_sms(device)).split_k > 1
+    assert choose_tiling(tokens, 64, 64, True, 1, num_sms(device)).split_k > 1
     x, y = (torch.randn(tokens, n, device=device).bfloat16() for n in (64, 72))
     check(x, y)
     first, second = (gram_(torch.zeros(64, 64, device=device), x) for _ in range(2))
@@ -121,7 +122,7 @@ def test_row_of_a_wider_matrix_and_of_a_wider_accumulator(calls, device):
 def test_odd_sides_in_an_aligned_accumulator(calls, device):
     """Neither the tokens' rows nor those of the workspace for shares are aligned by themselves."""
     tokens = 2 * 256 + 24
-    assert choose_tiling(tokens, 69, 69, True, 1, dispatch.num_sms(device)).split_k > 1
+    assert choose_tiling(tokens, 69, 69, True, 1, num_sms(device)).split_k > 1
     x, out = torch.randn(tokens, 69, device=device).bfloat16(), torch.zeros(69, 72, device=device)[:, :69]
     gram_(out, x)
     assert_accurate(out, reference.gram(torch.zeros(69, 69, device=device).double(), x), x.T.float() @ x.float())
@@ -180,17 +181,17 @@ def test_tilings(num_sms, n, symmetric, terms):
     """All tiles are counted, and the workspace of a split stays within its limit."""
     for tokens in (1, 100, 8192):
         chosen = choose_tiling(tokens, n, n, symmetric, terms, num_sms)
-        side, halves = -(-n // chosen.block_m), chosen.block_m // chosen.block_n
+        side, halves = -(-n // chosen.block_n), chosen.block_n // chosen.block_m
         if symmetric:
             count = side * (side - 1) // 2 * halves + side * halves * (halves + 1) // 2
         else:
-            count = -(-n // chosen.block_n) * side
-        assert chosen.programs(n, n, symmetric) == count
+            count = -(-n // chosen.block_m) * side
+        assert num_programs(chosen, n, n, symmetric) == count
         assert chosen.split_k == 1 or 4 * n * n * chosen.split_k <= tiling.MAX_WORKSPACE
 
 
 @pytest.mark.parametrize(
-    ("tokens", "n", "terms", "block_m", "num_stages", "split_k"),
+    ("tokens", "n", "terms", "block_n", "num_stages", "split_k"),
     [
         (8192, 576, 1, 128, 4, 8),
         (8192, 1536, 1, 128, 3, 3),
@@ -199,6 +200,6 @@ def test_tilings(num_sms, n, symmetric, terms):
         (8192, 4096, 3, 128, 4, 1),
     ],
 )
-def test_tilings_that_an_h100_found_fastest(tokens, n, terms, block_m, num_stages, split_k):
+def test_tilings_that_an_h100_found_fastest(tokens, n, terms, block_n, num_stages, split_k):
     chosen = choose_tiling(tokens, n, n, True, terms, 132)
-    assert (chosen.block_m, chosen.num_stages, chosen.split_k) == (block_m, num_stages, split_k)
+    assert (chosen.block_n, chosen.num_stages, chosen.split_k) == (block_n, num_stages, split_k)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from memory import peak_bytes
 
 from sieve_kernels import lowrank_linear_group
-from sieve_kernels.common import tiles
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference, torch_backend
 
@@ -97,8 +96,8 @@ def test_blocks_of_tokens_join(monkeypatch):
 
 
 @both
-def test_few_rows_take_shares(implementation, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
+def test_few_rows_take_shares(implementation, pretend, device):
+    pretend(num_sms=132)
     check(make((2,), 600, dtype=torch.bfloat16, device=device))
 
 
@@ -145,11 +144,10 @@ def test_some_biases(implementation, device):
     ],
 )
 @torch.no_grad()
-def test_some_rows_by_tiles_of_all_layers(implementation, dtype, pivoted, rows, n, sizes, device, monkeypatch):
+def test_some_rows_by_tiles_of_all_layers(implementation, dtype, pivoted, rows, n, sizes, device, pretend):
     """Sums split, several tiles each way, edges; and layers that tiles cannot be copied of."""
     if dispatch.INTERPRETED:
-        monkeypatch.setattr(tiles, "has_tma", lambda device: True)
-        monkeypatch.setattr(dispatch, "num_sms", lambda device: 20)
+        pretend(has_descriptors=True, num_sms=20)
     x, *rest = make(rows, n, sizes, dtype, device)
     count = len(sizes)
     As, Bs = rest[:count], rest[count : 2 * count]

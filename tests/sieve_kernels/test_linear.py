@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import linear
-from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 
 both = pytest.mark.parametrize(
@@ -40,8 +39,8 @@ def test_values_and_gradients_in_every_dtype(implementation, dtype, biased, devi
 @both
 @dtypes
 @pytest.mark.parametrize("rows", [1, 8, 33])
-def test_few_rows_take_shares(implementation, dtype, rows, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
+def test_few_rows_take_shares(implementation, dtype, rows, pretend, device):
+    pretend(num_sms=132)
     check(make((rows,), 600, 70, dtype, device))
 
 
@@ -103,8 +102,8 @@ def test_nan_and_infinity_propagate(implementation, device):
 
 @both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_same_input_same_bits(implementation, dtype, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
+def test_same_input_same_bits(implementation, dtype, pretend, device):
+    pretend(num_sms=132)
     tensors = make((7,), 600, 40, dtype, device)
     upstream = torch.ones(7, 40, device=device)
     for one, other in zip(*(values_and_gradients(linear, tensors, [upstream]) for _ in range(2)), strict=True):

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import lowrank_linear
-from sieve_kernels.common import tiles
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 
@@ -76,10 +75,10 @@ def test_more_tiles_than_a_group(implementation, device):
     ("rows", "n", "m", "rank"), [((64,), 2120, 136, 72), ((3, 11), 2048, 40, 8), ((50,), 80, 9, 3)]
 )
 @torch.no_grad()
-def test_half_a_tile_of_rows(implementation, dtype, rows, n, m, rank, device, monkeypatch):
+def test_half_a_tile_of_rows(implementation, dtype, rows, n, m, rank, device, pretend):
     """Sums split, edges; and a pair that tiles cannot be copied of."""
     if dispatch.INTERPRETED:
-        monkeypatch.setattr(tiles, "has_tma", lambda device: True)
+        pretend(has_descriptors=True)
     x, A, B, bias = make(rows, n, m, rank, dtype, device)
     for b in (None, bias):
         y = dispatch.implementation("lowrank_linear", x, rank)(x, A, B, b)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sieve_kernels import lowrank_linear_quantized, quantize_rows
-from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
 from sieve_kernels.lowrank.triton import quantized as quantized_kernels
@@ -64,8 +63,8 @@ def test_shapes(implementation, bits, rows, n, m, rank, device):
 @both
 @widths
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_few_rows_take_shares(implementation, bits, dtype, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
+def test_few_rows_take_shares(implementation, bits, dtype, pretend, device):
+    pretend(num_sms=132)
     tensors = make((2,), 600, 40, 20, bits, dtype, device)
     check(tensors)
     check([*tensors[:-1], None])

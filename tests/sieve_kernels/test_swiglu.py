@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from memory import peak_bytes
 
 from sieve_kernels import lowrank_swiglu
-from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import torch_backend
 from sieve_kernels.mlp import reference
 from sieve_kernels.mlp import torch_backend as glu
@@ -109,8 +108,8 @@ def test_blocks_of_tokens_join(monkeypatch):
 
 
 @both
-def test_few_rows_take_shares(implementation, monkeypatch, device):
-    monkeypatch.setattr(dispatch, "num_sms", lambda device: 132)
+def test_few_rows_take_shares(implementation, pretend, device):
+    pretend(num_sms=132)
     check(make((2,), 600, 40, (20, 7), torch.bfloat16, device))
 
 

@@ -2,13 +2,13 @@
 
 import json
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sieve_kernels.autotune import __main__ as tune
-from sieve_kernels.core import dispatch, library, tuning_cache
+from sieve_kernels.autotune import measure
+from sieve_kernels.core import decisions, dispatch, library, tuning_cache
 from sieve_kernels.lowrank import torch_backend
 
 CPU = torch.device("cpu")
@@ -20,11 +20,9 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     monkeypatch.setenv(tuning_cache.VARIABLE, str(tmp_path))
     monkeypatch.setattr(library, "library", lambda: "a library")
-    for cached in (tuning_cache._read, tuning_cache.device_name, dispatch._load):
-        cached.cache_clear()
+    decisions.forget()
     yield
-    for cached in (tuning_cache._read, tuning_cache.device_name, dispatch._load):
-        cached.cache_clear()
+    decisions.forget()
 
 
 def entry(**changes) -> dict:
@@ -49,7 +47,7 @@ def test_shape_class(size, expected):
 def test_the_measured_choice_holds_for_its_class_only():
     assert choose() == "cpp"
     store(entry())
-    tuning_cache._read.cache_clear()
+    decisions.forget()
     assert choose() == choose(rows=5, rank=3) == "torch"
     assert choose(rows=4) == choose(rank=5) == choose(dtype=torch.float32) == "cpp"
 
@@ -58,26 +56,21 @@ GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def shipped(monkeypatch, tmp_path):
-    """A GPU of 132 processors, and files of three others in the package."""
-    card = SimpleNamespace(name="Card", major=9, minor=0, multi_processor_count=132, gcnArchName="gfx900")
+def shipped(monkeypatch, tmp_path, pretend):
+    """A GPU of 132 multiprocessors, and files of three others in the package."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card.name)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     monkeypatch.setattr(tuning_cache, "SHIPPED", tmp_path / "configs")
-    tuning_cache._shipped.cache_clear()
+    pretend(architecture="sm_90", num_sms=132)
     for name, architecture, num_sms, implementation in (
         ("Far", "sm_90", 78, "torch"),
         ("Near", "sm_90", 130, "triton"),
         ("Other", "sm_80", 132, "torch"),
     ):
-        hardware = {"architecture": architecture, "processors": num_sms}
+        hardware = {"architecture": architecture, "num_sms": num_sms}
         tuning_cache.write(
             tuning_cache.SHIPPED / f"{name}.json", name, [entry(implementation=implementation)], hardware
         )
-    yield
-    tuning_cache._shipped.cache_clear()
 
 
 def choice_of_the_gpu(**changes):
@@ -92,13 +85,13 @@ def test_the_nearest_gpu_of_its_architecture_serves(shipped):
 
 
 def test_its_own_files_are_above(shipped):
-    hardware = {"architecture": "sm_90", "processors": 1}
+    hardware = {"architecture": "sm_90", "num_sms": 1}
     tuning_cache.write(tuning_cache.SHIPPED / "Card.json", "Card", [entry(implementation="torch")], hardware)
     assert choice_of_the_gpu() == tuning_cache.Choice(
         "torch", f"measured fastest, {tuning_cache.SHIPPED / 'Card.json'}"
     )
     tuning_cache.write(tuning_cache.path(GPU), "Card", [entry(implementation="triton_fused")])
-    tuning_cache._read.cache_clear()
+    decisions.forget()
     assert choice_of_the_gpu() == tuning_cache.Choice("triton_fused", f"measured fastest, {tuning_cache.path(GPU)}")
 
 
@@ -113,7 +106,7 @@ def test_shipped_files_can_be_read():
         content = json.loads(file.read_text())
         assert content["version"] == tuning_cache.VERSION
         assert content["architecture"]
-        assert content["processors"] > 0
+        assert content["num_sms"] > 0
         for made in content["choices"]:
             assert made["implementation"] in {rule.name for rule in dispatch.TABLE[made["operator"]]}
 
@@ -187,12 +180,14 @@ def test_without_a_gpu_nothing_is_measured(capsys):
 
 def test_the_slower_default_is_replaced(monkeypatch):
     """Only beyond the margin, so that noise changes nothing."""
-    functions = {"cpp": lambda: None, "torch": lambda: None}
-    monkeypatch.setattr(tune, "candidates", lambda operator, call: {n: lambda *_: None for n in functions})
+    implementations = [
+        dispatch.Implementation(name, lambda: lambda *_: None, "", lambda call: True) for name in ("cpp", "torch")
+    ]
+    monkeypatch.setattr(measure, "candidates", lambda operator, call: implementations)
     for native_time, torch_time, fastest in ((1.0, 0.9, "torch"), (1.0, 0.98, "cpp"), (1.0, 2.0, "cpp")):
-        monkeypatch.setattr(tune, "medians", lambda *_, a=native_time, b=torch_time: {"cpp": a, "torch": b})
+        monkeypatch.setattr(measure, "medians", lambda *_, a=native_time, b=torch_time: {"cpp": a, "torch": b})
         case = tune.CASES_BY_OPERATOR["lowrank_linear"]
-        made = tune.measure(case, tune.Problem(3, 8, 8, 4), CPU, 1)
+        (made,) = measure.Measured(CPU, 1).add(case, tune.Problem(3, 8, 8, 4))
         assert (made["implementation"], made["rows"], made["rank"]) == (fastest, 4, 4)
 
 
@@ -220,7 +215,7 @@ def test_tuning_a_cpu(capsys, monkeypatch):
 
 @pytest.mark.parametrize("content", ["{}", '{"name": "my package"}', "[1]", "not JSON"])
 def test_a_file_of_another_kind_is_not_replaced(capsys, monkeypatch, tmp_path, content):
-    monkeypatch.setattr(tune, "measure", lambda *_: pytest.fail("measured first"))
+    monkeypatch.setattr(tune, "Measured", lambda *_: pytest.fail("measured first"))
     file = tmp_path / "package.json"
     file.write_text(content)
     assert tune.main(["--device", "cpu", "--output", str(file)]) == 2

@@ -1,22 +1,22 @@
-"""`linear` on the GPU: one product, whose sums are split into shares where few rows would leave processors idle."""
+"""`linear` on the GPU: one product, whose sums are split where few rows would leave multiprocessors idle."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor, split_k_reduce
+from sieve_kernels.autotune.config import SPLITTABLE
+from sieve_kernels.common.gemm import MATMUL, matmul, shape_of, split_k_reduce
 from sieve_kernels.core.checks import as_rows
 
 
 def linear(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = x Wᵀ + bias; x [..., n], W [m, n], bias [m]. Two launches if the sums are split, else one."""
-    rows, (m, n) = as_rows(x), W.shape
-    shares = split_k_factor(rows.shape[0], (m,), n, x.dtype, x.device)
-    if shares > 1:
-        y = split_k_reduce(grouped_gemm([rows], [W], shares=shares)[0], bias, x.dtype)
+    rows, config = as_rows(x), MATMUL.choose(shape_of([as_rows(x)], [W], SPLITTABLE))
+    if config.split_k > 1:
+        y = split_k_reduce(matmul(rows, W, config=config), bias, x.dtype)
     else:
-        y = matmul(rows, W, bias)
-    return y.reshape(*x.shape[:-1], m)
+        y = matmul(rows, W, bias, config)
+    return y.reshape(*x.shape[:-1], W.shape[0])
 
 
 def linear_backward(grad: Tensor, x: Tensor, W: Tensor, needed: Sequence[bool]) -> list[Tensor]:

@@ -2,13 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import partial
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from sieve_kernels.common import tiles
@@ -17,180 +14,16 @@ from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank import torch_backend, torch_backend_gpu
 from sieve_kernels.lowrank.permutation import places
-from sieve_kernels.lowrank.triton.gemv_kernel import gemv_kernel
+from sieve_kernels.lowrank.triton.gemv_launch import MOST_MEMBERS, Places, Product, make_launch
 
 MOST_ROWS = dispatch.GEMV_ROWS_GPU
 """More rows take other kernels."""
-
-MOST_MEMBERS = 3
-"""Products in one launch: query, key and value."""
-
-ALIGNED = 8
-"""Rows must begin at multiples of so many elements of 16 bits, 16 bytes."""
 
 ANY_SIZE = 16
 """Most rows whatever the size of the weights: more, up to `MOST_ROWS`, are served where these are small."""
 
 SMALL_BYTES = 32 << 20
 """Measured on an H100 at 32 rows: .83 of the time of two library products for 17 MB, 1.05 for 59 MB."""
-
-RESIDENT = 3
-"""Programs of tensor cores that a processor holds at once, as far as its shared memory goes."""
-
-OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
-"""How launches overlap on GPUs that can, as `gemv_kernel.begin` has it."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Tile of a program: BLOCK_N rows of the weight, SPLIT_K · BLOCK_K of their elements a step."""
-
-    block_n: int
-    block_k: int
-    split_k: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class Product:
-    """One of the products of a launch: out[:, out_at:][:, :N] = x[:, x_at:][:, :K] wᵀ, w [N, K], or as `Places` has
-    it."""
-
-    N: int
-    K: int
-    stride_w: int
-    stride_out: int
-    x_at: int = 0
-    out_at: int = 0
-    stride_copy: int = 0
-
-
-class Places(IntEnum):
-    """Where a launch puts the columns of its products, as the kernel's SCATTER."""
-
-    IN_ORDER = 0
-    INDEXED = 1
-    BOTH = 2
-    """In order in `out`, without a bias; indexed, and with it, in a second tensor."""
-
-
-def config(T: int, N: int, K: int, bits: int, device: torch.device) -> Config:
-    """The tile for T rows, and N rows of K elements of the weights in all products of a launch together.
-
-    What was fastest on an H100 over the shapes of an 8B model. One row: as much of a row of the weight as possible at
-    once, or several short rows whole. More rows: tiles of 8 where they are too few for all processors, else of 16.
-    Elsewhere as much of it as fits.
-    """
-    whole = max(256, triton.next_power_of_2(K))
-    if T == 1:
-        if whole > 4096 or (bits == 8 and whole > 2048):
-            return Config(1, 2048, 1, 4, 1)
-        if whole > 2048:
-            return Config(1, 4096, 1, 4, 1)
-        return Config(4 * 16 // bits, whole, 1, min(4, whole // 256), 1)
-    amd = torch.version.hip is not None  # whose instructions have no tile of 8
-    few = 16 * dispatch.num_sms(device)
-    if amd or few < N:
-        tile = Config(16, 128, 4, 4, 4) if K > 2048 else Config(16, 128, 2, 2, 4)
-    elif whole <= 512 and T <= 16:
-        return Config(8, 256, whole // 256, whole // 256, 1)
-    else:
-        tile = Config(8, 256, 2, 2, 4)
-    # Stages of both operands lie in shared memory.
-    step = tile.split_k * tile.block_k * (tile.block_n * bits // 8 + rows_of_tile(T) * 2)
-    stages = min(tile.num_stages, 2 if amd else tile.num_stages, shared_memory(device) // step)
-    if stages < 2:
-        return replace(tile, block_k=tile.block_k // 2, num_stages=2)
-    return replace(tile, num_stages=stages)
-
-
-def rows_of_tile(T: int) -> int:
-    """Rows of x in a tile: one for CUDA cores, else what tensor cores take."""
-    return 1 if T == 1 else max(16, triton.next_power_of_2(T))
-
-
-def shared_memory(device: torch.device) -> int:
-    """Bytes that a program can have; in the interpreter as many as on a small GPU."""
-    if tiles.INTERPRETED:
-        return 64 << 10
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
-def make_launch(
-    T: int,
-    stride_x: int,
-    products: Sequence[Product],
-    device: torch.device,
-    early: bool,
-    bits: int = 16,
-    into: Places = Places.IN_ORDER,
-    scaled: bool = False,
-    biased: bool = False,
-    tile: Config | None = None,
-) -> Launch:
-    """The launch of these products. It takes x, then of all products the weights, the scales, the indices, the biases,
-    those that there are, the outputs, and the second outputs. `early`: the launch before is one of ours, and writes no
-    weight."""
-    tile = tile or config(T, sum(p.N for p in products), max(p.K for p in products), bits, device)
-    padded = [*products, *[Product(1, 1, 1, 1)] * (MOST_MEMBERS - len(products))]
-    kinds = {"w": True, "scale": scaled, "index": into != Places.IN_ORDER, "bias": biased, "out": True}
-    kinds["copy"] = into == Places.BOTH
-    names = [f"{kind}{i}_ptr" for kind, given in kinds.items() if given for i in range(len(products))]
-    programs = sum(triton.cdiv(p.N, tile.block_n) for p in products)
-    options = constants(T, [p.K for p in products], tile, bits, device, early)
-    # Programs of the next launch would take the place of those of this one that wait for their turn.
-    if T > 1 and early and programs > RESIDENT * dispatch.num_sms(device):
-        options["OVERLAP"] &= ~4
-    return Launch(
-        gemv_kernel,
-        (programs,),
-        (
-            T,
-            stride_x // ALIGNED,
-            *(p.K for p in padded),
-            *(p.N for p in padded),
-            *(p.x_at for p in padded),
-            *(p.out_at for p in padded),
-            *(p.stride_w * bits // 128 for p in padded),
-            *(p.stride_out for p in padded),
-            *(p.stride_copy for p in padded),
-        ),
-        tensors=["x_ptr", *names],
-        COUNT=len(products),
-        SCATTER=int(into),
-        SCALED=scaled,
-        BIASED=biased,
-        EARLY=early,
-        **options,
-    )
-
-
-def constants(
-    T: int, Ks: Sequence[int], tile: Config, bits: int, device: torch.device, early: bool
-) -> dict[str, object]:
-    """What kernels are told of rows, sums, tile, bits of an element of the weights, and overlapping launches."""
-    step, vector = tile.block_k * tile.split_k, 128 // bits
-    # A second phase that asks for its weights early takes memory's time from the first: 9 % of a pair of 16 rows.
-    overlap = (OVERLAP_GEMV if T == 1 or early else OVERLAP_DOT) if tiles.has_tma(device) else 0
-    return {
-        "OVERLAP": overlap,
-        "EVEN_K": all(K % step == 0 for K in Ks),
-        "WHOLE_VECTORS": all(K % vector == 0 for K in Ks),
-        "ONE_STEP": max(Ks) <= step,
-        "UPCAST": tiles.INTERPRETED,
-        "ACC": tl.float32,
-        "BLOCK_T": rows_of_tile(T),
-        "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k,
-        "SPLIT_K": tile.split_k,
-        "VECTOR": vector,
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-        **({"launch_pdl": True} if overlap else {}),
-        # The assembler would rather spill than hold one block less; AMD's knows no such limit.
-        **({"maxnreg": 255} if T > 1 and not torch.version.hip else {}),
-    }
 
 
 def serves(x: Tensor, *weights: Tensor) -> bool:
@@ -282,6 +115,7 @@ def _pairs(
         width,
         [Product(B.shape[0], r, B.stride(0), m, x_at=here) for m, r, B, here in parts],
         x.device,
+        x.dtype,
         early=True,
         into=Places.INDEXED if pivoted else Places.IN_ORDER,
         biased=biased,
@@ -301,7 +135,7 @@ def intermediates(
         for A, here, height in zip(As, at, heights or [0] * len(As), strict=True)
     ]
     options = {} if heights is None else {"into": Places.BOTH, "biased": biased}
-    return make_launch(T, row_stride(x), products, x.device, early=False, **options)
+    return make_launch(T, row_stride(x), products, x.device, x.dtype, early=False, **options)
 
 
 def rows_of(x: Tensor) -> tuple[int, int]:
@@ -359,7 +193,7 @@ def _prepare_dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Callable:
         return torch_backend.dense
     (T, n), m, dtype = rows_of(x), W.shape[0], x.dtype
     products = [Product(m, n, W.stride(0), m)]
-    launch = make_launch(T, row_stride(x), products, x.device, early=False, biased=bias is not None)
+    launch = make_launch(T, row_stride(x), products, x.device, dtype, early=False, biased=bias is not None)
     make_y = allocation((*x.shape[:-1], m), dtype, x.device)
 
     def run(x, W, bias):

@@ -7,23 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sieve_kernels.common import tiles
-from sieve_kernels.core import dispatch
+from sieve_kernels.autotune.config import ANY, GemmConfig, GemmShape, TunedKernel
+from sieve_kernels.core.device import has_tma, num_sms
 from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.quantize import GROUP
-from sieve_kernels.lowrank.triton.gemv import (
-    OVERLAP_GEMV,
-    Product,
-    allocation,
-    columns,
-    make_launch,
-    rounded,
-    row_stride,
-    rows_of,
-    serves,
-)
+from sieve_kernels.lowrank.triton.gemv import allocation, columns, rounded, row_stride, rows_of, serves
 from sieve_kernels.lowrank.triton.gemv_kernel import begin
+from sieve_kernels.lowrank.triton.gemv_launch import OVERLAP_GEMV, SECOND, Product, make_launch
 from sieve_kernels.lowrank.triton.quantized import quantized as of_any_bits
 
 
@@ -191,8 +182,8 @@ def _prepare_quantized(
     _, width = columns([r])
     if not serves(x, A_q, B_q):
         return of_any_bits
-    first = _product(T, n, row_stride(x), width, A_q, A_scale, biased=False, early=False)
-    second = _product(T, r, width, m, B_q, B_scale, biased=bias is not None, early=True)
+    first = _product(T, n, row_stride(x), width, A_q, A_scale, dtype, biased=False, early=False)
+    second = _product(T, r, width, m, B_q, B_scale, dtype, biased=bias is not None, early=True)
     if first is None or second is None:
         return of_any_bits
     make_z, make_y = allocation((T, width), dtype, x.device), allocation((*x.shape[:-1], m), dtype, x.device)
@@ -207,7 +198,15 @@ def _prepare_quantized(
 
 
 def _product(
-    T: int, K: int, stride_x: int, stride_out: int, q: Tensor, scale: Tensor, biased: bool, early: bool
+    T: int,
+    K: int,
+    stride_x: int,
+    stride_out: int,
+    q: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    biased: bool,
+    early: bool,
 ) -> Launch | None:
     """The launch of T rows of K numbers and a factor, None if no kernel here takes them.
 
@@ -216,13 +215,14 @@ def _product(
     (N, size), bits = q.shape, 8 if q.dtype == torch.int8 else 4
     aligned = size % 16 == 0 and size * 8 == K * bits and (T == 1 or stride_x % 8 == 0)
     if MOST_ROWS[bits] >= T and aligned:
-        tile = gemv_tile(N, size // 4, q.device)
-        if T == 1 or size // 4 <= tile[1]:
-            return _gemv(T, stride_x, stride_out, q, scale, biased, early, tile)
+        traits = frozenset((SECOND,)) if early else frozenset()
+        config = INTEGERS_GEMV.choose(GemmShape(T, (N,), (K,), dtype, q.device, bits, traits))
+        if T == 1 or config.block_k >= K:
+            return _gemv(T, stride_x, stride_out, q, scale, biased, early, config)
     if bits == 4:
         return None
     product = Product(N, K, q.stride(0), stride_out)
-    return make_launch(T, stride_x, [product], q.device, early, bits=8, scaled=True, biased=biased)
+    return make_launch(T, stride_x, [product], q.device, dtype, early, bits=8, scaled=True, biased=biased)
 
 
 def _gemv(
@@ -233,42 +233,69 @@ def _gemv(
     scale: Tensor,
     biased: bool,
     early: bool,
-    tile: tuple[int, int, int],
+    config: GemmConfig,
 ) -> Launch:
-    (N, size), (block_n, block_w, num_warps) = q.shape, tile
-    overlap = OVERLAP_GEMV if tiles.has_tma(q.device) else 0
+    (N, size), bits = q.shape, 8 if q.dtype == torch.int8 else 4
+    block_w = config.block_k * bits // 32
+    overlap = OVERLAP_GEMV if has_tma(q.device) else 0
     return Launch(
         integers_gemv_kernel,
-        (triton.cdiv(N, block_n),),
+        (triton.cdiv(N, config.block_n),),
         (N, size // 16, q.stride(0) // 16, scale.stride(0), stride_x // 8, stride_out, 0x4B000000),
         tensors=["x_ptr", "w_ptr", "scale_ptr", *(["bias_ptr"] if biased else []), "out_ptr"],
-        BITS=8 if q.dtype == torch.int8 else 4,
+        BITS=bits,
         COLUMNS=GROUP,
         BIASED=biased,
         EARLY=early,
         OVERLAP=overlap,
         ONE_STEP=size // 4 <= block_w,
         ROWS=T,
-        BLOCK_N=block_n,
+        BLOCK_N=config.block_n,
         BLOCK_W=block_w,
-        num_warps=num_warps,
+        num_warps=config.num_warps,
         **({"launch_pdl": True} if overlap else {}),
     )
 
 
-def gemv_tile(N: int, words: int, device: torch.device) -> tuple[int, int, int]:
-    """Rows and words of a program's step, and its warps, for N rows of so many words.
+def integers_config(shape: GemmShape) -> GemmConfig:
+    """Rows of a factor that a program reads, and integers of each in a step.
 
-    Rows are read whole, and so many of them that a thread asks for 64 bytes at once, but not so many that processors
-    have no program. Measured on an H100 at one row of x.
+    Rows are read whole, and so many of them that a thread asks for 64 bytes at once, but not so many that
+    multiprocessors have no program. Measured on an H100 at one row of x.
     """
-    block_w = min(4096, max(64, triton.next_power_of_2(words)))
+    block_w = min(4096, max(64, triton.next_power_of_2(shape.K * shape.bits // 32)))
     num_warps = 8 if block_w > 1024 else 4
     block_n = min(16, max(1, num_warps * 512 // block_w))
-    while block_n > 1 and triton.cdiv(N, block_n) < dispatch.num_sms(device):
+    while block_n > 1 and triton.cdiv(shape.N, block_n) < num_sms(shape.device):
         block_n //= 2
-    return block_n, block_w, num_warps
+    return GemmConfig(1, block_n, block_w * 32 // shape.bits, num_warps=num_warps)
 
+
+CONFIGS = {
+    ANY: (
+        GemmConfig(1, 1, 4096),
+        GemmConfig(1, 2, 4096),
+        GemmConfig(1, 4, 4096),
+        GemmConfig(1, 1, 4096, num_warps=2),
+        GemmConfig(1, 2, 4096, num_warps=2),
+        GemmConfig(1, 4, 1024),
+        GemmConfig(1, 8, 1024),
+        GemmConfig(1, 4, 2048),
+        GemmConfig(1, 8, 2048),
+        GemmConfig(1, 1, 16384, num_warps=8),
+    )
+}
+"""What is measured beside the cost model's config."""
+
+
+def _supports(config: GemmConfig, shape: GemmShape) -> bool:
+    """Whether a thread holds 64 words at most, a step is of whole groups, and of many rows there is one step."""
+    words = config.block_k * shape.bits // 32
+    fits = config.block_n * words <= config.num_warps * 32 * 64 and words >= 64
+    return fits and (shape.M == 1 or config.block_k >= shape.K or shape.K * shape.bits // 32 > 4096)
+
+
+INTEGERS_GEMV = TunedKernel("integers_gemv", integers_config, CONFIGS, _supports)
 
 quantized = Plans(_prepare_quantized)
 """y [..., m] of x [..., n], factors of [r, n] and [m, r] with scales as `quantize_rows` makes them, and bias [m] or

@@ -5,24 +5,22 @@ from itertools import compress
 
 from torch import Tensor
 
-from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor, summed_matmul
+from sieve_kernels.common.gemm import grouped_gemm, matmul, split_gemm, summed_matmul
 from sieve_kernels.core.checks import as_rows
 
 
 def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
     """y_i [..., m_i] = (x A_iᵀ) B_iᵀ + bias_i in two launches; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i].
 
-    Tiles of all products stand side by side, so that a strip of x is read once for all of them.
+    Tiles of all products stand side by side, so that a panel of x is read once for all of them.
     """
     ys = grouped_gemm(intermediates(x, As), Bs, biases)
     return [y.reshape(*x.shape[:-1], y.shape[1]) for y in ys]
 
 
 def intermediates(x: Tensor, As: Sequence[Tensor]) -> list[Tensor]:
-    """z_i [T, r_i] = x A_iᵀ in one launch; for few rows in shares [shares, T, r_i], for the next product to add."""
-    rows = as_rows(x)
-    shares = split_k_factor(rows.shape[0], [A.shape[0] for A in As], rows.shape[1], x.dtype, x.device)
-    return grouped_gemm([rows] * len(As), As, shares=shares)
+    """z_i [T, r_i] = x A_iᵀ in one launch; for few rows in parts [split_k, T, r_i], for the next product to add."""
+    return split_gemm(as_rows(x), As)
 
 
 def group_backward(

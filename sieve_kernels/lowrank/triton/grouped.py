@@ -1,19 +1,29 @@
 """Pairs of one input in three launches, for rows that are too many to be few and too few for a library product of each
-pair to fill a GPU: all intermediates, their sums, all outputs. Tiles are copied by TMA.
+pair to fill a GPU: all intermediates, the sums of their parts, all outputs. Tiles are copied by TMA.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import (
+    ANY,
+    SPLITTABLE,
+    GemmConfig,
+    GemmShape,
+    TunedKernel,
+    fits_shared_memory,
+)
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import split_k_reduce, swizzle_tile
+from sieve_kernels.common.gemm import split_k_reduce
+from sieve_kernels.common.gemm_kernel import swizzle_tile
 from sieve_kernels.core import dispatch
 from sieve_kernels.core.checks import as_rows
+from sieve_kernels.core.device import INTERPRETED, num_sms
 from sieve_kernels.core.launch import TileLaunch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.permutation import inverse
@@ -25,37 +35,54 @@ from sieve_kernels.pointwise.triton_columns import join_columns
 MOST_MEMBERS = 3
 
 MIN_SUMMED = 512
-"""Elements along K that a share of the sums must have."""
+"""Elements along K that a part of a split sum must have."""
 
 PAIR_RANK, PAIR_INPUTS, PAIR_OUTPUTS = 1024, 2048, 4096
 """Up to this rank and so many outputs, and from so many inputs on, a pair of `dispatch.HALF_TILE_ROWS` rows is read in
 less time than the library's products take to begin and end."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """Tile of a program and how it is computed."""
+def grouped_config(shape: GemmShape) -> GemmConfig:
+    """Tiles of as many rows as there are where these are few, and then small, so that every multiprocessor has one."""
+    few = shape.M <= 64
+    tile = GemmConfig(64, 64, 128, num_stages=4) if few else GemmConfig(128, 128, 64, num_warps=8, num_stages=4)
+    if SPLITTABLE not in shape.traits:
+        return tile
+    count = triton.cdiv(shape.M, tile.block_m) * sum(triton.cdiv(N, tile.block_n) for N in shape.Ns)
+    return replace(tile, split_k=max(1, min(num_sms(shape.device) // count, shape.K // MIN_SUMMED)))
 
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
+
+CONFIGS = {
+    ANY: (
+        GemmConfig(64, 64, 64, num_stages=4),
+        GemmConfig(64, 64, 128, split_k=2, num_stages=4),
+        GemmConfig(64, 128, 64, num_stages=4),
+        GemmConfig(128, 64, 64, num_stages=4),
+        GemmConfig(128, 64, 64, split_k=2, num_stages=4),
+        GemmConfig(128, 64, 128, num_warps=8),
+        GemmConfig(128, 128, 64, split_k=2, num_warps=8, num_stages=4),
+    )
+}
+"""What is measured beside the cost model's config."""
 
 
-def config(T: int) -> Config:
-    """The tile for T rows: of as many where these are few, and then small, so that there is one for every processor."""
-    return Config(64, 64, 128, 4) if T <= 64 else Config(128, 128, 64, 8)
+def _supports(config: GemmConfig, shape: GemmShape) -> bool:
+    splits = config.split_k == 1 or (SPLITTABLE in shape.traits and config.split_k * config.block_k <= shape.K)
+    return splits and config.block_m >= 64 and fits_shared_memory(config, shape)
+
+
+GROUPED = TunedKernel("grouped", grouped_config, CONFIGS, _supports)
 
 
 @triton.jit
 def member_tile(
     a,  # descriptor of [M, K]
     b,  # descriptor of [N, K]
-    out,  # descriptor of [M, N], or of the shares below one another
+    out,  # descriptor of [M, N], or of its parts below one another
     row,
     col,
     K,
-    split_rows,  # rows of a share of out
+    split_rows,  # rows of a part of out
     SPLIT_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -65,16 +92,17 @@ def member_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The tile at [row, col], in tiles, of a bᵀ or of this program's share of it."""
-    share = tl.program_id(1)
+    """The tile at [row, col], in tiles, of a bᵀ or of this program's part of the sum."""
+    part = tl.program_id(1)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
-    begin = share * steps * BLOCK_K
+    begin = part * steps * BLOCK_K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
-    for k in range(begin, tl.minimum(begin + steps * BLOCK_K, K), BLOCK_K):  # zero beyond the edges
+    # Descriptors give zero beyond the edges.
+    for k in range(begin, tl.minimum(begin + steps * BLOCK_K, K), BLOCK_K):
         left = a.load([row * BLOCK_M, k])
         right = b.load([col * BLOCK_N, k])
         acc = tiles.multiply(left, tl.trans(right), acc, PRECISION, UPCAST)
-    out.store([share * split_rows + row * BLOCK_M, col * BLOCK_N], acc.to(OUT))
+    out.store([part * split_rows + row * BLOCK_M, col * BLOCK_N], acc.to(OUT))
 
 
 @triton.jit
@@ -107,12 +135,13 @@ def grouped_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """out_i = a_i b_iᵀ for up to three members, their tiles side by side. Grid: (tiles, shares of the sums)."""
+    """out_i = a_i b_iᵀ for up to three members, their tiles side by side. Grid: (tiles, split_k)."""
     begin(PDL)
+    # The tile's place among those of all members, row by row of tiles.
     first = tl.cdiv(N0, BLOCK_N)
     second = first + tl.cdiv(N1, BLOCK_N)
     row, col = swizzle_tile(tl.program_id(0), M, second + tl.cdiv(N2, BLOCK_N), BLOCK_M, GROUP_M)
-    # One loop for all members: loops of their own would each take shared memory of their own.
+    # Which member it is of. One loop for all of them: loops of their own would each take shared memory of their own.
     K = K0
     a = a0
     b = b0
@@ -151,20 +180,23 @@ def prepare(
     rows = as_rows(x)
     (T, n), dtype, device, compute = rows.shape, x.dtype, x.device, tiles.compute_dtype(x.dtype)
     ranks, widths, above = [A.shape[0] for A in As], [B.shape[0] for B in Bs], x.shape[:-1]
-    tile = config(T)
-    T_padded = triton.cdiv(T, tile.block_m) * tile.block_m
+    # Tiles of both launches, and how many parts the sums of the first are split into.
+    config = GROUPED.choose(GemmShape(T, tuple(ranks), (n,), dtype, device, traits=frozenset((SPLITTABLE,))))
+    T_padded, split_k = triton.cdiv(T, config.block_m) * config.block_m, config.split_k
     starts, width = columns(ranks)
-    count = T_padded // tile.block_m * sum(triton.cdiv(r, tile.block_n) for r in ranks)
-    shares = max(1, min(dispatch.num_sms(device) // count, n // MIN_SUMMED))
-    sums = tiles.accumulator(dtype) if shares > 1 else compute
-    first = _launch(T, ranks, [n] * len(As), shares, sums, dtype, tile)
-    second = _launch(T, widths, ranks, 1, compute, dtype, tile)
+    sums = tiles.accumulator(dtype) if split_k > 1 else compute
+    first = _launch(T, ranks, [n] * len(As), sums, dtype, config)
+    second = _launch(
+        T, widths, ranks, compute, dtype, GROUPED.choose(GemmShape(T, tuple(widths), tuple(ranks), dtype, device))
+    )
 
     def run(x, As, Bs, biases, permutations=None):
-        z = torch.empty((shares * T_padded, width), dtype=sums, device=device)
+        # All intermediates, side by side; the parts of a split sum below one another.
+        z = torch.empty((split_k * T_padded, width), dtype=sums, device=device)
         parts = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
         first(*three([as_rows(x)] * len(As)), *three(As), *three(parts))
-        z = split_k_reduce(z.view(shares, T_padded, width), None, dtype) if shares > 1 else z.to(dtype)
+        z = split_k_reduce(z.view(split_k, T_padded, width), None, dtype) if split_k > 1 else z.to(dtype)
+        # All outputs.
         zs = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
         ys = [torch.empty((T, m), dtype=compute, device=device) for m in widths]
         second(*three(zs), *three(Bs), *three(ys))
@@ -220,26 +252,26 @@ def three(members: Sequence) -> list:
 
 
 def _launch(
-    T: int, Ns: Sequence[int], Ks: Sequence[int], shares: int, out: torch.dtype, dtype: torch.dtype, tile: Config
+    T: int, Ns: Sequence[int], Ks: Sequence[int], out: torch.dtype, dtype: torch.dtype, config: GemmConfig
 ) -> TileLaunch:
     """The launch of products a_i [T, K_i] · b_i [N_i, K_i] transposed; it takes three a, three b and three outputs."""
     missing = [0] * (MOST_MEMBERS - len(Ns))
-    m, n, k = tile.block_m, tile.block_n, tile.block_k
+    m, n, k = config.block_m, config.block_n, config.block_k
     height = triton.cdiv(T, m)
     return TileLaunch(
         grouped_kernel,
-        (height * sum(triton.cdiv(N, n) for N in Ns), shares),
+        (height * sum(triton.cdiv(N, n) for N in Ns), config.split_k),
         [(m, k)] * 3 + [(n, k)] * 3 + [(m, n)] * 3,
         (T, *Ns, *missing, *Ks, *missing, height * m),
-        SPLIT_K=shares,
+        SPLIT_K=config.split_k,
         OUT=tiles.TRITON_DTYPES[out],
-        PDL=not tiles.INTERPRETED,
-        launch_pdl=not tiles.INTERPRETED,
+        PDL=not INTERPRETED,
+        launch_pdl=not INTERPRETED,
         BLOCK_M=m,
         BLOCK_N=n,
         BLOCK_K=k,
-        GROUP_M=8,
-        num_warps=tile.num_warps,
-        num_stages=4,
+        GROUP_M=config.group_m,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
         **tiles.arithmetic(dtype),
     )

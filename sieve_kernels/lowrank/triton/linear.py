@@ -1,12 +1,15 @@
 """`lowrank_linear` on the GPU: two products; for small ranks one kernel that keeps the r-wide intermediate on chip."""
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import ANY, GemmConfig, GemmShape, TunedKernel, fits_shared_memory
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import grouped_gemm, matmul, split_k_factor
+from sieve_kernels.common.gemm import grouped_gemm, matmul, split_gemm
 from sieve_kernels.core.checks import as_rows
 
 
@@ -66,15 +69,28 @@ def fused_kernel(
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias in two launches; x [..., n], A [r, n], B [m, r], bias [m].
 
-    For few rows the first may leave z = x Aᵀ in shares, which the second adds as it reads them.
+    For few rows the first may leave the sums of z = x Aᵀ split, whose parts the second adds as it reads them.
     """
-    rows, (r, n) = as_rows(x), A.shape
-    z = grouped_gemm([rows], [A], shares=split_k_factor(rows.shape[0], (r,), n, x.dtype, x.device))
+    z = split_gemm(as_rows(x), [A])
     (y,) = grouped_gemm(z, [B], None if bias is None else [bias])
     return y.reshape(*x.shape[:-1], B.shape[0])
 
 
-def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+def _fused_config(shape: GemmShape) -> GemmConfig:
+    block = 64 if shape.dtype.itemsize == 2 else 32
+    return GemmConfig(64, block, block)
+
+
+FUSED = TunedKernel(
+    "lowrank_fused",
+    _fused_config,
+    {ANY: (GemmConfig(64, 64, 64, num_warps=8), GemmConfig(128, 64, 64, num_warps=8), GemmConfig(64, 32, 32))},
+    # Its widest step: x [BLOCK_T, BLOCK_N] and A [BLOCK_R, BLOCK_N], of which `dispatch.fits_on_chip` bounds the rank.
+    lambda config, shape: fits_shared_memory(replace(config, block_n=128), shape),
+)
+
+
+def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, config: GemmConfig | None = None) -> Tensor:
     """`linear` in one launch, for a rank that `dispatch` finds small enough."""
     shape, x = x.shape, as_rows(x)
     (T, n), (m, r) = x.shape, B.shape
@@ -82,9 +98,9 @@ def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor
     if out.numel() == 0:
         return out.to(x.dtype).reshape(*shape[:-1], m)
     block_r = max(16, triton.next_power_of_2(r))
-    block = 64 if x.dtype.itemsize == 2 else 32
+    config = config or FUSED.choose(GemmShape(T, (m,), (n,), x.dtype, x.device, 8 * x.dtype.itemsize))
     with tiles.on_device(x):
-        fused_kernel[(triton.cdiv(T, 64),)](
+        fused_kernel[(triton.cdiv(T, config.block_m),)](
             x,
             A,
             B,
@@ -100,16 +116,16 @@ def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor
             0 if bias is None else bias.stride(0),
             *out.stride(),
             BIASED=bias is not None,
-            EVEN_T=T % 64 == 0,
-            EVEN_N=n % block == 0,
-            EVEN_M=m % block == 0,
+            EVEN_T=T % config.block_m == 0,
+            EVEN_N=n % config.block_k == 0,
+            EVEN_M=m % config.block_n == 0,
             EVEN_R=r == block_r,
-            BLOCK_T=64,
-            BLOCK_M=block,
-            BLOCK_N=block,
+            BLOCK_T=config.block_m,
+            BLOCK_M=config.block_n,
+            BLOCK_N=config.block_k,
             BLOCK_R=block_r,
-            num_warps=4,
-            num_stages=3,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
             **tiles.arithmetic(x.dtype),
         )
     return out.to(x.dtype).reshape(*shape[:-1], m)

@@ -1,12 +1,16 @@
 """Triton kernel and launchers of the pivoted pair: two products whose results go to the columns that a list names."""
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import GemmConfig, GemmShape, TunedKernel, fits_shared_memory
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import blocks, fits, is_vectorizable, launch, matmul, swizzle_tile
+from sieve_kernels.common.gemm import CONFIGS, constants, gemm_config, is_vectorizable, matmul, shape_of
+from sieve_kernels.common.gemm_kernel import swizzle_tile
 from sieve_kernels.core.checks import as_rows
 
 
@@ -82,18 +86,38 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
     return out.to(x.dtype).reshape(*x.shape[:-1], len(permutation))
 
 
-def _scatter(a: Tensor, b: Tensor, columns: Tensor, bias: Tensor | None, out: Tensor, kept: Tensor | None) -> None:
+SCATTERED = "scattered one by one"
+"""Trait of a product whose results are stored one by one, twice: fewer at a time."""
+
+
+def _scatter_config(shape: GemmShape) -> GemmConfig:
+    config = gemm_config(shape)
+    if SCATTERED in shape.traits:
+        block_m = min(config.block_m, 64)
+        config = replace(config, block_m=block_m, block_n=64, block_k=min(config.block_k, 32), num_warps=4)
+    return config
+
+
+SCATTER_MATMUL = TunedKernel("scatter_matmul", _scatter_config, CONFIGS, fits_shared_memory)
+
+
+def _scatter(
+    a: Tensor,
+    b: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    kept: Tensor | None,
+    config: GemmConfig | None = None,
+) -> None:
     """out[:, columns] = a bᵀ + bias[columns], and kept = a bᵀ; a [M, K], b [N, K], columns [N]."""
     (M, K), N = a.shape, b.shape[0]
     if M * N == 0:
         return
-    block = blocks(M, N, a.dtype, is_vectorizable(a, b))
-    if not is_vectorizable(
-        a, b, out, *([] if kept is None else [kept])
-    ):  # numbers are stored one by one, twice: fewer at a time
-        block = min(block[0], 64), 64, min(block[2], 32)
+    traits = () if is_vectorizable(a, b, out, *([] if kept is None else [kept])) else (SCATTERED,)
+    config = config or SCATTER_MATMUL.choose(shape_of([a], [b], *traits))
     with tiles.on_device(a):
-        scatter_matmul_kernel[(triton.cdiv(M, block[0]) * triton.cdiv(N, block[1]),)](
+        scatter_matmul_kernel[(triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n),)](
             a,
             b,
             columns,
@@ -112,8 +136,7 @@ def _scatter(a: Tensor, b: Tensor, columns: Tensor, bias: Tensor | None, out: Te
             *((0, 0) if kept is None else kept.stride()),
             BIASED=bias is not None,
             KEEP=kept is not None,
-            **fits(M, (N,), (K,), block),
-            **launch(a.dtype, *block[:2]),
+            **constants(config, M, (N,), (K,), a.dtype),
         )
 
 

@@ -7,8 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sieve_kernels.autotune.config import UNALIGNED, GemmConfig, GemmShape, TunedKernel, fits_shared_memory
 from sieve_kernels.common import tiles
-from sieve_kernels.common.gemm import blocks, fits, gemm_mainloop, is_vectorizable, launch, matmul, swizzle_tile
+from sieve_kernels.common.gemm import CONFIGS, constants, gemm_config, is_vectorizable, matmul
+from sieve_kernels.common.gemm_kernel import gemm_mainloop, swizzle_tile
 from sieve_kernels.core.checks import as_rows
 
 
@@ -43,6 +45,7 @@ def population_kernel(
     row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
+    # The ranks of the tile's rows, and where the sum may end.
     ranks = tl.load(ranks_ptr + rows // T * stride_ranks, mask=rows < M, other=1).to(tl.int32)
     ranks = tl.maximum(ranks, 1)
     most = tl.max(ranks, 0)
@@ -82,7 +85,7 @@ def population_kernel(
 def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
     """y [P, T, m] in two launches; x [P, T, n], A [R, n], B [m, R], ranks [P].
 
-    Tiles of rows are taken in groups, of all candidates alike, so that a strip of a factor is read for many of them.
+    Tiles of rows are taken in groups, of all candidates alike, so that a panel of a factor is read for many of them.
     """
     z = _product(as_rows(x), A, ranks, x.shape[1], narrow=True)
     return _product(z, B, ranks, x.shape[1], narrow=False).reshape(*x.shape[:-1], B.shape[0])
@@ -103,14 +106,18 @@ def population_backward(
     return gradients
 
 
-def _product(a: Tensor, b: Tensor, ranks: Tensor, T: int, narrow: bool) -> Tensor:
+POPULATION = TunedKernel("population", gemm_config, CONFIGS, fits_shared_memory)
+
+
+def _product(a: Tensor, b: Tensor, ranks: Tensor, T: int, narrow: bool, config: GemmConfig | None = None) -> Tensor:
     """a [M, K] · b [N, K] transposed up to the rank of each row's candidate; the rank is N if narrow, else K."""
     (M, K), N, dtype = a.shape, b.shape[0], a.dtype
     out = torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=a.device)
     if out.numel() > 0:
-        block = blocks(M, N, dtype, is_vectorizable(a, b))
+        traits = frozenset() if is_vectorizable(a, b) else frozenset((UNALIGNED,))
+        config = config or POPULATION.choose(GemmShape(M, (N,), (K,), dtype, a.device, 8 * dtype.itemsize, traits))
         with tiles.on_device(a):
-            population_kernel[(triton.cdiv(M, block[0]) * triton.cdiv(N, block[1]),)](
+            population_kernel[(triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n),)](
                 a,
                 b,
                 ranks,
@@ -124,7 +131,6 @@ def _product(a: Tensor, b: Tensor, ranks: Tensor, T: int, narrow: bool) -> Tenso
                 ranks.stride(0),
                 out.stride(),
                 NARROW=narrow,
-                **fits(M, (N,), (K,), block),
-                **launch(dtype, *block[:2]),
+                **constants(config, M, (N,), (K,), dtype),
             )
     return out.to(dtype)

@@ -1,0 +1,176 @@
+"""What is fastest: implementations of a call, and configs of the launches that each makes. All of it takes turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+
+from sieve_kernels.autotune.config import ChosenConfig, GemmConfig
+from sieve_kernels.core import dispatch, tuning_cache
+from sieve_kernels.core.cases import Case, Problem
+
+GAIN = 0.97
+"""What replaces the cost models' choice takes at most this share of its time, so that noise changes nothing."""
+
+FLUSH = 256 << 20
+"""Bytes that are written between measurements on a GPU, so that no operand is still in its cache."""
+
+Work = Callable[[], object]
+
+
+def medians(works: dict[str, Work], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each of `works`, which take turns, after two rounds to warm up; each round another begins."""
+    clock = _gpu_clock if device.type == "cuda" else cpu_clock
+    names, times = list(works), {name: [] for name in works}
+    for turn in range(rounds + 2):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            taken = clock(works[name])
+            if turn >= 2:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def cpu_clock(work: Work) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _gpu_clock(work: Work) -> float:
+    """Seconds that the GPU is busy with a call, its operands not in the cache."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.empty(FLUSH, dtype=torch.int8, device="cuda").zero_()
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return 1e-3 * begin.elapsed_time(end)
+
+
+def fastest(taken: dict[str, float]) -> str:
+    """The name that takes least, or the first one where none gains enough over it."""
+    preferred, best = next(iter(taken)), min(taken, key=taken.get)
+    return best if taken[best] <= GAIN * taken[preferred] else preferred
+
+
+def candidates(operator: str, call: dispatch.Call) -> list[dispatch.Implementation]:
+    """What can serve a call, the one that the cost model prefers first."""
+    able = [one for one in dispatch.TABLE[operator] if one.supports(call)]
+    if dispatch.INTERPRETED:
+        able = [one for one in able if not one.name.startswith("triton")]
+    return sorted(able, key=lambda one: not one.prefers(call))
+
+
+def is_ranked(case: Case) -> bool:
+    """Whether what is fastest for an operator depends on a rank."""
+    return case.name.startswith("lowrank_")
+
+
+def arguments_of(case: Case, problem: Problem, device: torch.device) -> tuple:
+    """Arguments for a case: random floats, whole numbers that are permutations, ones."""
+
+    def make(*sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        dtype = dtype or problem.dtype
+        if dtype.is_floating_point:
+            return torch.randn(sizes, device=device).to(dtype)
+        if len(sizes) == 1 and dtype == torch.int64:
+            return torch.arange(*sizes, device=device)
+        return torch.ones(sizes, dtype=dtype, device=device)
+
+    return case.arguments(make, problem)
+
+
+class Measured:
+    """Entries of the file, as they are found; a launch is measured once for its class of shapes."""
+
+    def __init__(self, device: torch.device, rounds: int, with_configs: bool = True):
+        self.device, self.rounds, self.with_configs = device, rounds, with_configs
+        self.choices: list[dict] = []
+        self.configs: dict[tuple, dict] = {}
+
+    def add(self, case: Case, problem: Problem) -> list[dict]:
+        """Measure an operator for a problem; the entries that are new. None where there is nothing to choose."""
+        call = dispatch.Call(self.device, problem.dtype, problem.T, problem.r if is_ranked(case) else 0)
+        able, arguments = candidates(case.name, call), arguments_of(case, problem, self.device)
+        before, works = len(self.configs), {}
+        # Every implementation with the configs that are fastest for it.
+        for one in able:
+            with ExitStack() as held:
+                for config in self._configs(one, arguments) if self.with_configs else ():
+                    held.enter_context(config.kernel.trying(config.shape, config.config))
+                works[one.name] = prepared(one.load(), arguments, self.device)
+        made = list(self.configs.values())[before:]
+        # Then the implementations.
+        if len(works) > 1:
+            taken = medians(works, self.device, self.rounds)
+            made.append(
+                {
+                    "operator": case.name,
+                    "dtype": str(problem.dtype).removeprefix("torch."),
+                    "rows": tuning_cache.shape_class(call.rows),
+                    "rank": tuning_cache.shape_class(call.rank),
+                    "implementation": fastest(taken),
+                    "seconds": taken,
+                }
+            )
+            self.choices.append(made[-1])
+        return made
+
+    def _configs(self, one: dispatch.Implementation, arguments: Sequence) -> list[ChosenConfig]:
+        """The fastest config of every launch of an implementation, one launch after the other."""
+        found: list[ChosenConfig] = []
+        for launch in dispatch.configs(one, arguments):
+            key = (launch.kernel.name, *launch.shape.key)
+            if key not in self.configs:
+                entry = config_entry(launch, self._times(one, arguments, launch, found))
+                if entry is None:
+                    continue
+                self.configs[key] = entry
+            config = GemmConfig.read(self.configs[key]["config"])
+            if launch.kernel.supports(config, launch.shape):
+                found.append(ChosenConfig(launch.kernel, launch.shape, config, "measured"))
+        return found
+
+    def _times(
+        self, one: dispatch.Implementation, arguments: Sequence, launch: ChosenConfig, held: Sequence[ChosenConfig]
+    ) -> dict[GemmConfig, float]:
+        """Seconds of a call by config of one of its launches, with those of launches before it as they are."""
+        works: dict[GemmConfig, Work] = {}
+        for config in launch.kernel.candidates(launch.shape):
+            with ExitStack() as stack:
+                for other in held:
+                    stack.enter_context(other.kernel.trying(other.shape, other.config))
+                stack.enter_context(launch.kernel.trying(launch.shape, config))
+                try:
+                    works[config] = prepared(one.load(), arguments, self.device)
+                except Exception as error:
+                    # A candidate that this GPU or Triton cannot compile is no candidate.
+                    print(f"{launch.kernel.name} {launch.shape}: {config} left out: {str(error)[:100]}", flush=True)
+        return medians(works, self.device, self.rounds) if len(works) > 1 else {}
+
+
+def prepared(function: Callable, arguments: Sequence, device: torch.device) -> Work:
+    """A call as it is decided now, whatever is decided later; on a GPU a graph, free of the host's time."""
+    run = getattr(function, "prepare", lambda *_: function)(*arguments)
+    run(*arguments)
+    if device.type != "cuda":
+        return lambda: run(*arguments)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(*arguments)
+    return graph.replay
+
+
+def config_entry(launch: ChosenConfig, taken: dict[GemmConfig, float]) -> dict | None:
+    """The entry of the file for a launch whose configs took so long; None where there was nothing to choose."""
+    if not taken:
+        return None
+    dtype, bits, M, N, K, traits = launch.shape.key
+    where = {"kernel": launch.kernel.name, "dtype": dtype, "bits": bits, "M": M, "N": N, "K": K, "traits": traits}
+    names = {str(config): config for config in taken}
+    seconds = {str(config): value for config, value in taken.items()}
+    return where | {"config": vars(names[fastest(seconds)]), "seconds": seconds}
