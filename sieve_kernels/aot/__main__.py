@@ -17,7 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from sieve_kernels.aot.targets import TARGETS, faults
-from sieve_kernels.core.cases import CASES, DTYPES, PROBLEMS
+from sieve_kernels.core.cases import CASES
+from sieve_kernels.core.problems import DTYPES, PROBLEMS
 
 TABLE = Path(__file__).with_name("table.json")
 """The stored result: {"versions": …, "programs": [row, …], "traffic": [row, …]}."""

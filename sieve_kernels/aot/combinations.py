@@ -1,4 +1,4 @@
-"""Combinations of dtypes beside those of `core.cases`: whether each compiles, and multiplies every number once.
+"""Combinations of dtypes beside those of `core.cases`: whether each compiles, and multiplies every element once.
 
 python -m sieve_kernels.aot.combinations prints, as JSON, how many programs were compiled and what is wrong with them.
 Versions of Triton differ in this more than in anything else: run it with each that is to be supported.
@@ -18,21 +18,22 @@ from triton.compiler import ASTSource
 
 from sieve_kernels.aot.launch import LaunchRecord, gpu_target, launches, pretended
 from sieve_kernels.aot.targets import TARGETS, Target
-from sieve_kernels.core.cases import Case, Make, Problem
+from sieve_kernels.core.cases import Case, Make
+from sieve_kernels.core.problems import Problem
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def combinations() -> Iterator[tuple[Case, Problem]]:
     """Launchers with arguments of every combination of dtypes that they take; small sizes, aligned and not."""
-    for tokens, sums in product(FLOATS, (torch.float32, torch.float64)):
-        if tokens == torch.float64 and sums == torch.float32:
+    for tokens, acc_dtype in product(FLOATS, (torch.float32, torch.float64)):
+        if tokens == torch.float64 and acc_dtype == torch.float32:
             continue
-        for weight in (None, torch.bool, sums):
-            name = f"gram_ {tokens} in {sums}, weight {weight}"
-            yield _case(name, "gram.triton_backend:gram_", _gram(sums, weight)), Problem(50, 20, 0, 0, tokens)
+        for weight in (None, torch.bool, acc_dtype):
+            name = f"gram_ {tokens} in {acc_dtype}, weight {weight}"
+            yield _case(name, "gram.triton_backend:gram_", _gram(acc_dtype, weight)), Problem(50, 20, 0, 0, tokens)
             if weight is None:
-                yield _case(name, "gram.triton_backend:gram_", _gram(sums, weight)), Problem(64, 128, 0, 0, tokens)
+                yield _case(name, "gram.triton_backend:gram_", _gram(acc_dtype, weight)), Problem(64, 128, 0, 0, tokens)
     for dtype, bits, rows in product(FLOATS[:3], ((8, 8), (4, 4), (8, 4), (4, 8)), (2, 34)):
         case = _case(f"{bits} bits {rows} rows {dtype}", "lowrank.triton.quantized:quantized", _quantized(bits))
         yield case, Problem(rows, 600, 40, 20, dtype)
@@ -51,8 +52,8 @@ def _case(name: str, launcher: str, arguments: Callable[[Make, Problem], tuple])
     return Case(name, launcher, arguments, lambda _: 0)
 
 
-def _gram(sums: torch.dtype, weight: torch.dtype | None) -> Callable[[Make, Problem], tuple]:
-    return lambda t, p: (t(p.n, p.n, dtype=sums), t(p.T, p.n), None if weight is None else t(p.T, dtype=weight))
+def _gram(acc_dtype: torch.dtype, weight: torch.dtype | None) -> Callable[[Make, Problem], tuple]:
+    return lambda t, p: (t(p.n, p.n, dtype=acc_dtype), t(p.T, p.n), None if weight is None else t(p.T, dtype=weight))
 
 
 def _quantized(bits: tuple[int, int]) -> Callable[[Make, Problem], tuple]:
@@ -69,7 +70,7 @@ def _factor(t: Make, rows: int, columns: int, bits: int) -> tuple[Tensor, Tensor
 
 
 def _rotary(t: Make, p: Problem) -> tuple:
-    """Queries, keys and angles as attention has them, of p.n numbers a head."""
+    """Queries, keys and angles as attention has them, of p.n elements a head."""
     return *(t(1, p.T, heads, p.n).transpose(1, 2) for heads in (4, 2)), *(t(1, p.T, p.n) for _ in range(2))
 
 
@@ -84,15 +85,15 @@ def fault(launch: LaunchRecord, target: Target) -> str | None:
 
 
 def counted_twice(ttgir: str) -> str | None:
-    """Of the first product by a warp's tensor cores that is not as long as four of its threads' numbers side by side.
+    """Of the first product by a warp's tensor cores that is not as long as four of its threads' elements side by side.
 
-    Triton 3.6 has several threads hold the same numbers then, and adds their products for each.
+    Triton 3.6 has several threads hold the same elements then, and adds their products for each.
     """
     warps = set(re.findall(r"^(#mma\d*) = #ttg\.nvidia_mma<\{versionMajor = 2\b", ttgir, re.M))
     operand = r"tensor<\d+x(\d+)x\w+, #ttg\.dot_op<\{opIdx = 0, parent = (#mma\d*), kWidth = (\d+)\}>>"
     for length, layout, width in re.findall(operand, ttgir):
         if layout in warps and int(length) < 4 * int(width):
-            return f"a product of {length} numbers, of which each of four threads holds {width}"
+            return f"a product of {length} elements, of which each of four threads holds {width}"
     return None
 
 

@@ -17,7 +17,8 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from sieve_kernels.aot.launch import gpu_target, launches, pretended
 from sieve_kernels.aot.targets import KIB, PARTITIONS, TARGETS, Target
-from sieve_kernels.core.cases import CASES, DTYPES, PROBLEMS, Case, Problem
+from sieve_kernels.core.cases import CASES, Case
+from sieve_kernels.core.problems import DTYPES, PROBLEMS, Problem
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Program:
     spills: int  # bytes of stack per thread and spilled registers
     shared: int  # bytes per block
     tensor_memory: int  # columns per block
-    occupancy: float  # share of the warps that a processor could hold
+    occupancy: float  # share of the warps that a multiprocessor could hold
     instructions: dict[str, int]
 
 

@@ -23,8 +23,9 @@ from triton.runtime import JITFunction, driver
 
 from sieve_kernels.aot.targets import TARGETS, Target
 from sieve_kernels.core import device
-from sieve_kernels.core.cases import CASES, DTYPES, PROBLEMS, Case, Problem
+from sieve_kernels.core.cases import CASES, Case
 from sieve_kernels.core.plans import Plans
+from sieve_kernels.core.problems import DTYPES, PROBLEMS, Problem
 
 Signature = dict[str, object]
 """Type of every argument by its name, as Triton writes it: "*bf16", "i32", "constexpr", tuples of them, …"""

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU's limits, from NVIDIA's occupancy tables and AMD's CDNA 3 manual. A "processor" is an SM or a CU."""
+    """A GPU's limits, from NVIDIA's occupancy tables and AMD's CDNA 3 manual. A multiprocessor is an SM or a CU."""
 
     name: str
     backend: str
     arch: int | str
     num_sms: int
     shared_block: int  # bytes of shared memory a block may have
-    shared: int  # and a processor has
-    warps: int  # a processor holds
+    shared: int  # and a multiprocessor has
+    warps: int  # a multiprocessor holds
     warp_size: int = 32
     tensor_memory: int = 0  # columns
 
@@ -23,7 +23,7 @@ class Target:
 
 
 PARTITIONS = 4
-"""Into which every processor here is divided, each with 512 registers per lane that are handed out by eights."""
+"""Into which every multiprocessor here is divided, each with 512 registers per lane that are handed out by eights."""
 
 KIB = 1024
 TARGETS = {

@@ -16,8 +16,9 @@ from triton.runtime import interpreter
 from sieve_kernels.aot.launch import unplanned
 from sieve_kernels.common import tiles
 from sieve_kernels.core import dispatch
-from sieve_kernels.core.cases import CASES, COUNTED, Case, Problem
+from sieve_kernels.core.cases import CASES, Case
 from sieve_kernels.core.plans import Plans
+from sieve_kernels.core.problems import COUNTED, Problem
 
 DTYPES = (torch.bfloat16, torch.float32)
 

@@ -14,7 +14,8 @@ import torch
 
 from sieve_kernels.autotune.measure import Measured, is_ranked
 from sieve_kernels.core import dispatch, tuning_cache
-from sieve_kernels.core.cases import CASES, Problem
+from sieve_kernels.core.cases import CASES
+from sieve_kernels.core.problems import Problem
 from sieve_kernels.errors import SettingError
 
 CASES_BY_OPERATOR = {case.name: case for case in CASES if case.name in dispatch.TABLE}

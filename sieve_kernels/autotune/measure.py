@@ -9,7 +9,8 @@ import torch
 
 from sieve_kernels.autotune.config import ChosenConfig, GemmConfig
 from sieve_kernels.core import dispatch, tuning_cache
-from sieve_kernels.core.cases import Case, Problem
+from sieve_kernels.core.cases import Case
+from sieve_kernels.core.problems import Problem
 
 GAIN = 0.97
 """What replaces the cost models' choice takes at most this share of its time, so that noise changes nothing."""

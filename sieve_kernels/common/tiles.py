@@ -23,7 +23,7 @@ def load_tile(
     ptr, rows, cols, row_stride, col_stride, n_rows, n_cols, EVEN_ROWS: tl.constexpr, EVEN_COLS: tl.constexpr
 ):
     """Tile [rows, cols] of a strided matrix, 0 outside; no mask along a side that is a multiple of the tile."""
-    # 64-bit offsets: a matrix of 2³¹ numbers or more is ordinary for the activations of a long calibration pass.
+    # 64-bit offsets: a matrix of 2³¹ elements or more is ordinary for the activations of a long calibration pass.
     at = ptr + rows[:, None].to(tl.int64) * row_stride + cols[None, :].to(tl.int64) * col_stride
     if EVEN_ROWS and EVEN_COLS:
         return tl.load(at)
@@ -79,7 +79,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def arithmetic(dtype: torch.dtype) -> dict[str, object]:
-    """How a kernel multiplies and sums numbers of `dtype`: the constants that `multiply` takes."""
+    """How a kernel multiplies and sums elements of `dtype`: the constants that `multiply` takes."""
     return {
         "PRECISION": "ieee" if dtype == torch.float64 else precision(),
         "UPCAST": INTERPRETED,
@@ -88,7 +88,7 @@ def arithmetic(dtype: torch.dtype) -> dict[str, object]:
 
 
 def has_descriptor(t: Tensor) -> bool:
-    """Whether tiles of a 16-bit matrix can be copied by TMA: rows of contiguous numbers, all aligned to 16 bytes."""
+    """Whether tiles of a 16-bit matrix can be copied by TMA: rows of contiguous elements, all aligned to 16 bytes."""
     aligned = t.dim() == 2 and t.stride(1) == 1 and t.stride(0) >= t.shape[1] and t.stride(0) * t.itemsize % 16 == 0
     return aligned and t.itemsize == 2 and t.data_ptr() % 16 == 0 and t.numel() > 0 and has_tma(t.device)
 

@@ -13,52 +13,7 @@ from torch import Tensor
 
 from sieve_kernels.aot.targets import TARGETS
 from sieve_kernels.core.plans import Plans
-
-
-@dataclass(frozen=True)
-class Problem:
-    """T rows of n numbers to m outputs at rank r, in a dtype."""
-
-    T: int
-    n: int
-    m: int
-    r: int
-    dtype: torch.dtype = torch.bfloat16
-
-    @property
-    def size(self) -> int:
-        """Bytes of a number."""
-        return self.dtype.itemsize
-
-    @property
-    def sums(self) -> torch.dtype:
-        """What statistics accumulate in."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-
-PROBLEMS = {
-    "aligned": Problem(4096, 4096, 14336, 1024),
-    "ragged": Problem(4093, 4093, 14331, 1021),  # odd strides: no wide loads, a mask on every side
-    "small": Problem(8191, 576, 1536, 200),  # SmolLM2: few tiles, long sums; r and T are no multiples of 16
-    "few": Problem(8, 4096, 14336, 1024),
-    "one": Problem(1, 4096, 14336, 1024),
-}
-"""Shape classes that are compiled."""
-
-COUNTED = {
-    "aligned": Problem(256, 384, 512, 128),
-    "ragged": Problem(201, 331, 453, 93),
-    "few": Problem(8, 384, 512, 128),
-}
-"""Shapes whose traffic is counted: several tiles each way, and small enough for the interpreter."""
-
-DTYPES = {
-    torch.bfloat16: tuple(PROBLEMS),
-    torch.float32: ("aligned", "ragged", "few"),
-    torch.float16: ("aligned",),
-    torch.float64: ("aligned",),
-}
-"""Shape classes compiled per dtype: float16 is compiled as bfloat16 is, float64 serves tests."""
+from sieve_kernels.core.problems import DTYPES, PROBLEMS, Problem
 
 Make = Callable[..., Tensor]
 """make(*sizes, dtype=None): a tensor in the problem's dtype or the one given."""
@@ -109,17 +64,17 @@ COMMON = (torch.bfloat16, torch.float32)
 
 
 def _products(*sizes: tuple[int, int, int]) -> int:
-    """Numbers that products [M, K] · [K, N] read and write."""
+    """Elements that products [M, K] · [K, N] read and write."""
     return sum(M * K + K * N + M * N for M, K, N in sizes)
 
 
 def _shared(p: Problem, count: int) -> int:
-    """Numbers moved for `count` intermediates z = x Aᵀ of one x."""
+    """Elements moved for `count` intermediates z = x Aᵀ of one x."""
     return count * _products((p.T, p.n, p.r)) - (count - 1) * p.T * p.n
 
 
 def _backward(p: Problem, ms: tuple[int, ...]) -> int:
-    """Numbers moved for dz = g B, dA = dzᵀ x, dB = gᵀ z of every output, for all z at once, and for one dx = Σ dz A."""
+    """Elements moved for dz = g B, dA = dzᵀ x, dB = gᵀ z of every output, all z at once, and one dx = Σ dz A."""
     each = sum(_products((p.T, m, p.r), (p.r, p.T, p.n), (m, p.T, p.r), (p.T, p.r, p.n)) for m in ms)
     return each - (len(ms) - 1) * p.T * p.n + _shared(p, len(ms))
 
@@ -130,7 +85,7 @@ def _qkv(p: Problem) -> tuple[int, int, int]:
 
 
 def _head(p: Problem) -> int:
-    """Numbers of each of 32 heads."""
+    """Elements of each of 32 heads."""
     return p.n // 64 * 2
 
 
@@ -147,31 +102,31 @@ CASES = (
     Case(
         "gram_",
         "gram.triton_backend:gram_",
-        lambda t, p: (t(p.n, p.n, dtype=p.sums), t(p.T, p.n), None),
-        lambda p: p.size * p.T * p.n + p.sums.itemsize * (p.n * (p.n + 1) // 2 + p.n**2),
+        lambda t, p: (t(p.n, p.n, dtype=p.acc_dtype), t(p.T, p.n), None),
+        lambda p: p.size * p.T * p.n + p.acc_dtype.itemsize * (p.n * (p.n + 1) // 2 + p.n**2),
         GRAM,
     ),
     Case(
         "gram_ masked",
         "gram.triton_backend:gram_",
-        lambda t, p: (t(p.n, p.n, dtype=p.sums), t(p.T, p.n), t(p.T, dtype=torch.bool)),
-        lambda p: p.size * p.T * p.n + p.T + p.sums.itemsize * (p.n * (p.n + 1) // 2 + p.n**2),
+        lambda t, p: (t(p.n, p.n, dtype=p.acc_dtype), t(p.T, p.n), t(p.T, dtype=torch.bool)),
+        lambda p: p.size * p.T * p.n + p.T + p.acc_dtype.itemsize * (p.n * (p.n + 1) // 2 + p.n**2),
         GRAM,
         dtypes=COMMON,
     ),
     Case(
         "gram_ weighted",
         "gram.triton_backend:gram_",
-        lambda t, p: (t(p.n, p.n, dtype=p.sums), t(p.T, p.n), t(p.T, dtype=p.sums)),
-        lambda p: p.size * p.T * p.n + p.sums.itemsize * (p.T + p.n * (p.n + 1) // 2 + p.n**2),
+        lambda t, p: (t(p.n, p.n, dtype=p.acc_dtype), t(p.T, p.n), t(p.T, dtype=p.acc_dtype)),
+        lambda p: p.size * p.T * p.n + p.acc_dtype.itemsize * (p.T + p.n * (p.n + 1) // 2 + p.n**2),
         GRAM,
         dtypes=COMMON,
     ),
     Case(
         "cross_gram_",
         "gram.triton_backend:cross_gram_",
-        lambda t, p: (t(p.n, p.m, dtype=p.sums), t(p.T, p.n), t(p.T, p.m), None),
-        lambda p: p.size * p.T * (p.n + p.m) + p.sums.itemsize * 2 * p.n * p.m,
+        lambda t, p: (t(p.n, p.m, dtype=p.acc_dtype), t(p.T, p.n), t(p.T, p.m), None),
+        lambda p: p.size * p.T * (p.n + p.m) + p.acc_dtype.itemsize * 2 * p.n * p.m,
         GRAM,
         dtypes=COMMON,
     ),

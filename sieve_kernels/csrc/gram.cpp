@@ -24,7 +24,7 @@ enum Type { BF16 = 0, FLOAT32 = 1 };
 
 struct Tokens {
   const char* data;  // [T, n]
-  int64_t stride;    // numbers from one token to the next
+  int64_t stride;    // elements from one token to the next
   int64_t n;
   const int64_t* index;  // which tokens; nullptr: the first ones
   Type type;

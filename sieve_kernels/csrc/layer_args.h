@@ -45,7 +45,7 @@ struct Problem {
   int64_t hidden() const { return stacked ? layers[0].m / 2 : layers[0].m; }          // elements of a row of h
 };
 
-// Numbers that each row of layer i's input has, and its factors.
+// Elements that each row of layer i's input has, and its factors.
 inline int64_t width_in(const Problem& problem, int64_t i) {
   return i < problem.before_hidden() ? problem.n : problem.hidden();
 }

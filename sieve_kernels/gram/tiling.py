@@ -38,8 +38,8 @@ class Kind:
 
     block_n: int
     num_stages: int
-    together: int  # programs on a multiprocessor
-    step: float  # of 64 tokens, of as many programs as there are together
+    programs_per_sm: int  # programs on a multiprocessor
+    step: float  # of 64 tokens, of as many programs as fit
     alone: float  # a step of a program that has the multiprocessor to itself
     around: float  # before the first step and after the last
 
@@ -75,7 +75,7 @@ def microseconds(kind: Kind, split_k: int, T: int, n: int, m: int, symmetric: bo
     programs *= split_k
     step = kind.alone if programs <= num_sms else kind.step
     steps = cdiv(cdiv(T, split_k), BLOCK_T) * (6 if terms > 1 else 1)
-    product = cdiv(programs, num_sms * kind.together) * (steps * step + kind.around)
+    product = cdiv(programs, num_sms * kind.programs_per_sm) * (steps * step + kind.around)
     # Of the traffic of the result and of parts (megabytes, TB/s) some hides behind products.
     area = 4e-6 * n * m
     result = area * 1.5 / 2.2 if symmetric else area * 2 / 2.2

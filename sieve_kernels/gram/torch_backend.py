@@ -14,11 +14,11 @@ PANEL = 320
 """Rows of `out` per product. Narrower panels waste less below the diagonal, n(n + PANEL)/2 products instead of n²/2,
 but the library's GEMM loses speed under about 256 rows."""
 
-STRIP = 64
+MIRROR_PANEL = 64
 """Columns that `mirror_` writes at a time: few enough that the cache lines of its transposed reads survive."""
 
 BLOCK = 1 << 24
-"""Numbers of a converted, selected or weighted copy of x that exist at a time (64 MiB in float32)."""
+"""Elements of a converted, selected or weighted copy of x that exist at a time (64 MiB in float32)."""
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:
@@ -39,8 +39,8 @@ def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> Non
 def mirror_(out: Tensor) -> None:
     """Copy the upper triangle of out [n, n] to the lower."""
     n = out.shape[0]
-    for start in range(0, n, STRIP):
-        end = min(start + STRIP, n)
+    for start in range(0, n, MIRROR_PANEL):
+        end = min(start + MIRROR_PANEL, n)
         if end < n:
             out[end:, start:end] = out[start:end, end:].T
         corner = out[start:end, start:end]

@@ -1,6 +1,6 @@
 """Triton kernels of the Gram family and their launchers.
 
-One program per tile of `out` and per share of the tokens. A Gram matrix visits only the tiles on and above the
+One program per tile of `out` and per part of the tokens. A Gram matrix visits only the tiles on and above the
 diagonal and writes each twice, in place and mirrored; a cross-Gram matrix visits all. Where tiles alone would leave
 most of the GPU idle, the sum over tokens is split (split-K): parts go to a workspace and a second launch adds them in a
 fixed order, so that the same input gives the same bits.
@@ -106,7 +106,7 @@ def gram_kernel(
             a = tl.where(w != 0, a, 0.0)
             b = tl.where(w != 0, b, 0.0)
             if WEIGHTED:
-                # A weighted token is no longer a 16-bit number: multiply in full.
+                # A weighted token is no longer of 16 bits: multiply in full.
                 a = a.to(acc.dtype) * w
                 b = b.to(acc.dtype)
         acc = tiles.multiply(tl.trans(a), b, acc, PRECISION, UPCAST)
@@ -179,7 +179,7 @@ def _launch(
     if weight is not None and weight.dtype == torch.bool and out.dtype == torch.float64:
         weight = weight.to(out.dtype)  # Triton 3.6 compiles no float64 product of operands masked by bytes
     if x.dtype.itemsize == 2 and out.dtype == torch.float64:
-        x, y = x.float(), y.float()  # … nor of numbers that were loaded as 16 bits
+        x, y = x.float(), y.float()  # … nor of elements that were loaded as 16 bits
     masked = weight is not None and weight.dtype == torch.bool
     weighted = weight is not None and not masked
     if config is None:
@@ -242,9 +242,9 @@ WEIGHTED, MASKED, FLOAT64 = "weighted", "masked", "float64 sums"
 
 def gram_config(shape: GemmShape) -> GemmConfig:
     """Square tiles as large as registers and shared memory allow, and tokens split where these are few."""
-    sums = torch.float64 if FLOAT64 in shape.traits else torch.float32
+    acc_dtype = torch.float64 if FLOAT64 in shape.traits else torch.float32
     weighted, masked, unaligned = (trait in shape.traits for trait in (WEIGHTED, MASKED, UNALIGNED))
-    block, block_t = _blocks(shape.dtype, sums, weighted, masked, not unaligned)
+    block, block_t = _blocks(shape.dtype, acc_dtype, weighted, masked, not unaligned)
     count = num_tiles(shape.M, shape.N, block, SYMMETRIC in shape.traits)
     split_k, _ = split(shape.K, count, block_t, num_sms(shape.device))
     return GemmConfig(block, block, block_t, split_k, 8 if block == 128 else 4)
@@ -278,7 +278,7 @@ def _blocks(
     """Side of a tile of out, and tokens per step.
 
     Operands that are converted to the accumulator's dtype or masked in registers leave room for less, and so do rows
-    that are not aligned, whose numbers are loaded and addressed one by one.
+    that are not aligned, whose elements are loaded and addressed one by one.
     """
     if accumulator == torch.float64:
         return 64, 16

@@ -127,7 +127,7 @@ def _write_halves(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl
 def gram_tma_kernel(
     x_desc,  # [T, n], or terms [TERMS · term_rows, n]; boxes of [BLOCK_T, BLOCK_M]
     y_desc,  # [T, m], or terms; boxes of [BLOCK_T, BLOCK_N]; x's if SYMMETRIC
-    out_desc,  # [n, m], boxes of [BLOCK_M, BLOCK_M]; if SPLIT_K the workspace [split_k · share_rows, m], half as wide
+    out_desc,  # [n, m], boxes of [BLOCK_M, BLOCK_M]; if SPLIT_K the workspace [split_k · split_rows, m], half as wide
     T,
     n,
     m,
@@ -234,10 +234,10 @@ def split_k_reduce_kernel(
             tl.store(at, tl.where(r <= c, tile, mirrored), mask=inside)
         else:
             tl.store(at, tile, mask=inside)
-            turned_r = (j * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
-            turned_c = (i * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
-            inside = (turned_r < n) & (turned_c < m)
-            tl.store(out_ptr + turned_r * stride_on + turned_c, mirrored, mask=inside)
+            mirrored_r = (j * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
+            mirrored_c = (i * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
+            inside = (mirrored_r < n) & (mirrored_c < m)
+            tl.store(out_ptr + mirrored_r * stride_on + mirrored_c, mirrored, mask=inside)
     else:
         tl.store(at, tile, mask=inside)
 

@@ -22,7 +22,7 @@ from sieve_kernels.lowrank.checks import check_permutation
 def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None = None) -> Tensor:
     """z = x Aᵀ, y[..., permutation] = [z, z Cᵀ], plus bias: a rank-r layer of which r outputs are z itself.
 
-    Every pair (A, B) can be re-based to this form, in r² fewer numbers. Differentiable in x, A, C and bias, twice if
+    Every pair (A, B) can be re-based to this form, in r² fewer elements. Differentiable in x, A, C and bias, twice if
     need be; z is recomputed, not stored (but kept for many rows on a GPU). Under autocast it computes in autocast's
     dtype, as `F.linear` does.
 
@@ -60,7 +60,7 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
 
 
 def check_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> None:
-    """ValueError or TypeError unless the arguments fit, whatever the permutation's numbers are."""
+    """ValueError or TypeError unless the arguments fit, whatever the permutation's entries are."""
     fits = A.dim() == 2 and C.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == C.shape[1]
     m = (A.shape[0] + C.shape[0],) if fits else ()
     if not fits or A.shape[0] == 0 or permutation.shape != m or (bias is not None and bias.shape != m):

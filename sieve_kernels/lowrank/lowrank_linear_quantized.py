@@ -29,7 +29,7 @@ def lowrank_linear_quantized(
 
     Args:
         x: inputs [..., n].
-        A_q, A_scale: first factor, of A [R, n]. int8 [R, n] with float scales [R], or two 4-bit numbers to a byte,
+        A_q, A_scale: first factor, of A [R, n]. int8 [R, n] with float scales [R], or two 4-bit integers to a byte,
             the even column in the low bits: uint8 [R, ⌈n/2⌉] with scales [R, ⌈n/64⌉].
         B_q, B_scale: second factor, of B [m, R], likewise.
         bias: [m] or None, in x's dtype.

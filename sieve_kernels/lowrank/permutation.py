@@ -19,7 +19,7 @@ def inverse(permutation: Tensor) -> Tensor:
 
 
 def places(permutation: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The permutation's first r numbers and the others, int32: where each column of [z, z Cᵀ] goes in y.
+    """The permutation's first r entries and the others, int32: where each column of [z, z Cᵀ] goes in y.
 
     What is no permutation gives places that are others, but each of 0 … m - 1 once.
     """

@@ -6,7 +6,7 @@ from torch import Tensor
 from sieve_kernels.core.checks import describe, require_float
 
 GROUP = 64
-"""Numbers along a row that share a scale in 4 bits."""
+"""Elements along a row that share a scale in 4 bits."""
 
 
 def quantize_rows(W: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def quantize_rows(W: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         q: int8 [rows, columns], or uint8 [rows, ⌈columns / 2⌉] for 4 bits.
-        scale: float32 [rows], or [rows, ⌈columns / 64⌉] for 4 bits. 1 where all numbers are zero.
+        scale: float32 [rows], or [rows, ⌈columns / 64⌉] for 4 bits. 1 where all elements are zero.
 
     Raises:
         ValueError: W is no matrix, or bits is neither 8 nor 4.

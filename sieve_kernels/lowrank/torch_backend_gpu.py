@@ -38,7 +38,7 @@ OPERATIONS_A_BYTE = 290
 def expands(T: int, m: int, r: int, dtype: torch.dtype) -> bool:
     """Whether a pivoted pair of T rows is to be multiplied by its whole second factor [m, r], made for the call.
 
-    That multiplies r² numbers a row more, and moves B once where else T rows of y are moved.
+    That multiplies r² elements a row more, and moves B once where else T rows of y are moved.
     """
     saved = 4 * m - 2 * r * r / OPERATIONS_A_BYTE  # bytes, and operations as bytes, of a row
     return dtype.itemsize == 2 and T * saved > 2 * r * (2 * m - r)
@@ -134,7 +134,7 @@ permutation [m] int64, bias [m] or None."""
 
 def outputs(x: Tensor, width: int) -> Tensor:
     """[T, width], to be written; x [T, n]."""
-    # A CPU's library reads a number beyond rows of odd length in 16 bits, to multiply it by zero: it must not be NaN.
+    # A CPU's library reads an element beyond rows of odd length in 16 bits, to multiply it by zero: it must not be NaN.
     return (x.new_empty if x.is_cuda else x.new_zeros)((x.shape[0], width))
 
 

@@ -17,7 +17,7 @@ from sieve_kernels.core import dispatch
 from sieve_kernels.pointwise import reference
 from sieve_kernels.pointwise.joints import act_mul, join_columns
 
-FEW_NUMBERS = 1 << 22
+FEW_ELEMENTS = 1 << 22
 """Up to so many outputs of a gate the host, and not the GPU, is what a step waits for: three operators of torch take it
 less time than one pass of ours and its gradients, and what they keep is little."""
 
@@ -56,7 +56,7 @@ def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """act(gate) · up; gate and up [..., m]."""
-    few = gate.numel() <= FEW_NUMBERS
+    few = gate.numel() <= FEW_ELEMENTS
     return (reference.act_mul if few else act_mul)(gate, up, activation)
 
 

@@ -37,10 +37,10 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
 
     Args:
         x: inputs [..., n].
-        gate, up: layers from n to m numbers: dense `(W,)`, low-rank `(A, B)`, or pivoted `(A, C, permutation)` as
+        gate, up: layers from n to m elements: dense `(W,)`, low-rank `(A, B)`, or pivoted `(A, C, permutation)` as
             `lowrank_linear_pivoted` has it. Kinds and ranks may differ. With `up` None, `gate` is both of them stacked,
-            from n to 2m numbers: all gates, then all ups.
-        down: such a layer from m to k numbers.
+            from n to 2m elements: all gates, then all ups.
+        down: such a layer from m to k elements.
         activation: "silu", "gelu", "gelu_tanh" (the tanh approximation) or "relu".
 
     Returns:

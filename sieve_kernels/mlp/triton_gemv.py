@@ -14,8 +14,8 @@ from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.permutation import inverse, places
 from sieve_kernels.lowrank.triton import gemv, gemv_launch
 from sieve_kernels.lowrank.triton.gemv import allocation, columns, rounded, row_stride, rows_of
-from sieve_kernels.lowrank.triton.gemv_kernel import product_tile
 from sieve_kernels.lowrank.triton.gemv_launch import ALIGNED, SECOND, Places, Product, make_launch
+from sieve_kernels.lowrank.triton.gemv_product import product_tile
 from sieve_kernels.mlp import reference, torch_backend_gpu
 from sieve_kernels.mlp.triton_backend import activate
 

@@ -50,11 +50,11 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     batches, _, tokens, size = q.shape
     numbers = [_TYPES[q.dtype], batches, tokens, size, cos.data_ptr(), sin.data_ptr()]
     numbers += [0 if cos.shape[0] == 1 else cos.stride(0), cos.stride(1)]
-    turned = torch.empty_like(q), torch.empty_like(k)
-    for x, y in zip((q, k), turned, strict=True):
+    rotated = torch.empty_like(q), torch.empty_like(k)
+    for x, y in zip((q, k), rotated, strict=True):
         numbers += [x.data_ptr(), *x.stride()[:3], y.data_ptr(), *y.stride()[:3], x.shape[1]]
     _function("sieve_rotary")(struct.pack(f"{len(numbers)}q", *numbers))
-    return turned
+    return rotated
 
 
 def channel_sums(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -32,7 +32,7 @@ def common_constants(x: Tensor) -> dict[str, object]:
     """What every kernel is told, for an input x."""
     overlapping = has_tma(x.device) and not INTERPRETED
     return {
-        "WIDE": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
+        "ACC": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
         "PDL": overlapping,
         **({"launch_pdl": True} if overlapping else {}),
     }
@@ -48,13 +48,13 @@ def fresh_output(x: Tensor, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor
 
 
 def rows_in_place(x: Tensor) -> Tensor | None:
-    """x [..., n] as a matrix [T, n] of rows of contiguous numbers; None if that takes a copy."""
+    """x [..., n] as a matrix [T, n] of rows of contiguous elements; None if that takes a copy."""
     rows = as_rows(x)
     return rows if rows.data_ptr() == x.data_ptr() and are_in_one_piece(rows) else None
 
 
 def in_one_piece(t: Tensor | None) -> Tensor | None:
-    """With rows of contiguous numbers."""
+    """With rows of contiguous elements."""
     return t if are_in_one_piece(t) else t.contiguous()
 
 
@@ -65,7 +65,7 @@ def are_in_one_piece(*tensors: Tensor | None) -> bool:
 def column_blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, int, int]:
     """Rows, columns and warps of a program that makes [T, n].
 
-    A thread makes 16 bytes of a row where it loads as many at once; two numbers where it gathers them one by one, so
+    A thread makes 16 bytes of a row where it loads as many at once; two elements where it gathers them one by one, so
     that a warp's loads are of neighbours.
     """
     each = 2 if gathered else 8

@@ -47,7 +47,7 @@ def _check_rms_norm(x, weight, epsilon=None):
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary positions (arXiv 2104.09864) on queries and keys, number i of a head paired with number i + d/2.
+    """Rotary positions (arXiv 2104.09864) on queries and keys, element i of a head paired with element i + d/2.
 
     Differentiable in all four tensors, twice if need be, by torch's own operators.
 
@@ -57,7 +57,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         cos, sin: of the angles, [b, t, d], or [1, t, d] for all of a batch.
 
     Returns:
-        q and k turned, with the shapes, strides and dtype (float16, bfloat16, float32 or float64) that they came with.
+        q and k rotated, with the shapes, strides and dtype (float16, bfloat16, float32 or float64) that they came with.
 
     Raises:
         ValueError: shapes or devices do not fit.
@@ -69,9 +69,9 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         torch.Size([2, 1, 7, 8])
     """
     if not torch.compiler.is_compiling():
-        turned = _rotary.direct(q, k, cos, sin)
-        if turned is not None:
-            return turned
+        rotated = _rotary.direct(q, k, cos, sin)
+        if rotated is not None:
+            return rotated
     _check_rotary(q, k, cos, sin)
     return _rotary.op(q, k, cos, sin)
 

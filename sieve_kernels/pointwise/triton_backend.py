@@ -26,7 +26,7 @@ def rms_norm_kernel(
     n,
     stride_x,
     epsilon,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
     ROWS: tl.constexpr,
@@ -37,8 +37,8 @@ def rms_norm_kernel(
     cols = tl.arange(0, BLOCK)
     inside = (rows < T)[:, None] & (cols < n)[None, :]
     begin(PDL)
-    x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + cols[None, :], mask=inside, other=0.0).to(WIDE)
-    weight = tl.load(weight_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
+    x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + cols[None, :], mask=inside, other=0.0).to(ACC)
+    weight = tl.load(weight_ptr + cols, mask=cols < n, other=0.0).to(ACC)
     scale = tl.rsqrt(tl.sum(x * x, 1) / n + epsilon)
     # Rounded twice, as transformers does it: what is normalised, then its product with the weight.
     normalised = tiles.rounded(x * scale[:, None], x_ptr.dtype.element_ty, UPCAST)
@@ -47,7 +47,7 @@ def rms_norm_kernel(
 
 
 @triton.jit
-def turn(
+def rotate(
     x_ptr,
     out_ptr,
     cos_first,
@@ -71,12 +71,12 @@ def turn(
     second = tl.load(at + half * stride_xd, mask=inside, other=0.0).to(cos_first.dtype)
     # Each product and the sum are rounded, as transformers does it.
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    turned_first = tiles.rounded(first * cos_first, DTYPE, UPCAST) - tiles.rounded(second * sin_first, DTYPE, UPCAST)
-    turned_second = tiles.rounded(second * cos_second, DTYPE, UPCAST) + tiles.rounded(first * sin_second, DTYPE, UPCAST)
+    left = tiles.rounded(first * cos_first, DTYPE, UPCAST) - tiles.rounded(second * sin_first, DTYPE, UPCAST)
+    right = tiles.rounded(second * cos_second, DTYPE, UPCAST) + tiles.rounded(first * sin_second, DTYPE, UPCAST)
     at = out_ptr + heads[:, None].to(tl.int64) * stride_oh + cols * stride_od
-    tl.store(at, tiles.rounded(turned_first, DTYPE, UPCAST).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(at, tiles.rounded(left, DTYPE, UPCAST).to(out_ptr.dtype.element_ty), mask=inside)
     at += half * stride_od
-    tl.store(at, tiles.rounded(turned_second, DTYPE, UPCAST).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(at, tiles.rounded(right, DTYPE, UPCAST).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -113,13 +113,13 @@ def rotary_kernel(
     stride_koh,
     stride_kot,
     stride_kod,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     UPCAST: tl.constexpr,
     PDL: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,  # ≥ half
 ):
-    """Queries and keys of one token turned. Grid: (groups of query heads, then of key heads · b · t,)."""
+    """Queries and keys of one token rotated. Grid: (groups of query heads, then of key heads · b · t,)."""
     q_groups = tl.cdiv(h, HEADS)
     groups = q_groups + tl.cdiv(g, HEADS)
     group = tl.program_id(0) % groups
@@ -131,13 +131,13 @@ def rotary_kernel(
     begin(PDL)
     cos = cos_ptr + batch * stride_cb + place * stride_ct + cols * stride_cd
     sin = sin_ptr + batch * stride_sb + place * stride_st + cols * stride_sd
-    cos_first = tl.load(cos, mask=known, other=0.0).to(WIDE)
-    cos_second = tl.load(cos + half * stride_cd, mask=known, other=0.0).to(WIDE)
-    sin_first = tl.load(sin, mask=known, other=0.0).to(WIDE)
-    sin_second = tl.load(sin + half * stride_sd, mask=known, other=0.0).to(WIDE)
+    cos_first = tl.load(cos, mask=known, other=0.0).to(ACC)
+    cos_second = tl.load(cos + half * stride_cd, mask=known, other=0.0).to(ACC)
+    sin_first = tl.load(sin, mask=known, other=0.0).to(ACC)
+    sin_second = tl.load(sin + half * stride_sd, mask=known, other=0.0).to(ACC)
     if group < q_groups:
         heads = group * HEADS + tl.arange(0, HEADS)
-        turn(
+        rotate(
             q_ptr + batch * stride_qb + place * stride_qt,
             q_out_ptr + batch * stride_qob + place * stride_qot,
             cos_first,
@@ -156,7 +156,7 @@ def rotary_kernel(
         )
     else:
         heads = (group - q_groups) * HEADS + tl.arange(0, HEADS)
-        turn(
+        rotate(
             k_ptr + batch * stride_kb + place * stride_kt,
             k_out_ptr + batch * stride_kob + place * stride_kot,
             cos_first,
@@ -213,11 +213,11 @@ def _prepare_rotary(q, k, cos, sin):
     if b * t * triton.cdiv(h + g, heads) < num_sms(q.device):
         heads = max(1, heads // 4)
     angles = [(0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:]) for x in (cos, sin)]
-    turned = [torch.empty_like(x, device="meta").stride() for x in (q, k)]
+    rotated = [torch.empty_like(x, device="meta").stride() for x in (q, k)]
     launch = Launch(
         rotary_kernel,
         (b * t * (triton.cdiv(h, heads) + triton.cdiv(g, heads)),),
-        (t, d // 2, h, g, *q.stride(), *k.stride(), *angles[0], *angles[1], *turned[0], *turned[1]),
+        (t, d // 2, h, g, *q.stride(), *k.stride(), *angles[0], *angles[1], *rotated[0], *rotated[1]),
         HEADS=heads,
         BLOCK=block,
         num_warps=max(1, heads * block // 256),
@@ -228,9 +228,9 @@ def _prepare_rotary(q, k, cos, sin):
     )
 
     def run(q, k, cos, sin):
-        turned = torch.empty_like(q, dtype=compute), torch.empty_like(k, dtype=compute)
-        launch(q, k, cos, sin, *turned)
-        return turned if compute is dtype else tuple(x.to(dtype) for x in turned)
+        rotated = torch.empty_like(q, dtype=compute), torch.empty_like(k, dtype=compute)
+        launch(q, k, cos, sin, *rotated)
+        return rotated if compute is dtype else tuple(x.to(dtype) for x in rotated)
 
     return run
 
@@ -239,4 +239,4 @@ rms_norm = Plans(_prepare_rms_norm)
 """weight · x / √(mean x² + ε) of x [..., n], weight [n] and ε."""
 
 rotary = Plans(_prepare_rotary)
-"""q [b, h, t, d], k [b, g, t, d], cos and sin [b or 1, t, d] → q and k turned, with the strides of `empty_like`."""
+"""q [b, h, t, d], k [b, g, t, d], cos and sin [b or 1, t, d] → q and k rotated, with the strides of `empty_like`."""

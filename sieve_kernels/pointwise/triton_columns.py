@@ -50,7 +50,7 @@ def act_mul_kernel(
     ACTIVATION: tl.constexpr,
     GATE_INDEXED: tl.constexpr,
     UP_INDEXED: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -78,7 +78,7 @@ def act_mul_kernel(
         up_at = tl.max_contiguous(up_at, [1, 2])
     gate = tl.load(gate_at, mask=there & gates_inside[None, :], other=0.0)
     up = tl.load(up_at, mask=there & ups_inside[None, :], other=0.0)
-    h = activate(gate.to(WIDE), ACTIVATION) * up.to(WIDE)
+    h = activate(gate.to(ACC), ACTIVATION) * up.to(ACC)
     out = out_ptr + at * stride_out + cols[None, :]
     tl.store(out, h.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
 
@@ -94,7 +94,7 @@ def gather_columns_kernel(
     width,
     stride_x,
     BIASED: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -108,13 +108,13 @@ def gather_columns_kernel(
     begin(PDL)
     named, inside = named_columns(index_ptr, cols, n, width, True)
     if BIASED:
-        bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
+        bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(ACC)
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     there = rows < T
     # Said of the addresses, too: Triton 3.6 gives a warp 8 columns of 4 rows.
     source = tl.max_contiguous(x_ptr + at * stride_x + named[None, :], [1, 2])
-    y = tl.load(source, mask=there & inside[None, :], other=0.0).to(WIDE)
+    y = tl.load(source, mask=there & inside[None, :], other=0.0).to(ACC)
     if BIASED:
         y += bias[None, :]
     tl.store(out_ptr + at * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=there & (cols < n)[None, :])
@@ -134,7 +134,7 @@ def join_columns_kernel(
     stride_c,
     stride_out,
     BIASED: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -151,7 +151,7 @@ def join_columns_kernel(
     of_z = (named >= 0) & (named < r)
     of_c = (named >= r) & (named < n)
     if BIASED:
-        bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(WIDE)
+        bias = tl.load(bias_ptr + cols, mask=cols < n, other=0.0).to(ACC)
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     there = rows < T
@@ -161,7 +161,7 @@ def join_columns_kernel(
     )
     # Said of the addresses, too: Triton 3.6 gives a warp 8 columns of 4 rows.
     source = tl.max_contiguous(source, [1, 2])
-    y = tl.load(source, mask=there & (of_z | of_c)[None, :], other=0.0).to(WIDE)
+    y = tl.load(source, mask=there & (of_z | of_c)[None, :], other=0.0).to(ACC)
     if BIASED:
         y += bias[None, :]
     out = out_ptr + at * stride_out + cols[None, :]
@@ -182,7 +182,7 @@ def act_mul_backward_kernel(
     stride_up,
     stride_out,  # common to both
     ACTIVATION: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     PDL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -194,9 +194,9 @@ def act_mul_backward_kernel(
     rows = first + tl.arange(0, ROWS)[:, None]
     at = rows.to(tl.int64)
     inside = (rows < T) & (cols < n)[None, :]
-    grad = tl.load(grad_ptr + at * stride_grad + cols[None, :], mask=inside, other=0.0).to(WIDE)
-    gate = tl.load(gate_ptr + at * stride_gate + cols[None, :], mask=inside, other=0.0).to(WIDE)
-    up = tl.load(up_ptr + at * stride_up + cols[None, :], mask=inside, other=0.0).to(WIDE)
+    grad = tl.load(grad_ptr + at * stride_grad + cols[None, :], mask=inside, other=0.0).to(ACC)
+    gate = tl.load(gate_ptr + at * stride_gate + cols[None, :], mask=inside, other=0.0).to(ACC)
+    up = tl.load(up_ptr + at * stride_up + cols[None, :], mask=inside, other=0.0).to(ACC)
     d_gate = grad * up * slope(gate, ACTIVATION)
     d_up = grad * activate(gate, ACTIVATION)
     out = at * stride_out + cols[None, :]

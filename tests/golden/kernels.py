@@ -153,7 +153,8 @@ def programs() -> dict[str, list[str]]:
 
     from sieve_kernels.aot.launch import gpu_target, launches, pretended
     from sieve_kernels.aot.targets import TARGETS
-    from sieve_kernels.core.cases import CASES, PROBLEMS
+    from sieve_kernels.core.cases import CASES
+    from sieve_kernels.core.problems import PROBLEMS
 
     made: dict[str, list[str]] = {}
     for target in map(TARGETS.get, PROGRAMS["targets"]):

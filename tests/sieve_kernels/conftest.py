@@ -46,7 +46,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SIEVE_KERNELS", "torch" if request.param in AS_ON_GPU else request.param)
     if request.param == "torch_training":
         monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
-        monkeypatch.setattr(training, "FEW_NUMBERS", 0)
+        monkeypatch.setattr(training, "FEW_ELEMENTS", 0)
     if request.param in AS_ON_GPU and dispatch.INTERPRETED:
         for operator, listed in dispatch.TABLE.items():
             monkeypatch.setitem(dispatch.TABLE, operator, tuple(map(_as_on_gpu, listed)))

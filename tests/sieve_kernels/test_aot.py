@@ -12,7 +12,8 @@ import torch
 
 from sieve_kernels.aot import __main__ as aot
 from sieve_kernels.aot.targets import EXPECTED, TARGETS, faults
-from sieve_kernels.core.cases import CASES, COUNTED, DTYPES, PROBLEMS
+from sieve_kernels.core.cases import CASES
+from sieve_kernels.core.problems import COUNTED, DTYPES, PROBLEMS
 
 PACKAGE = Path(aot.__file__).parents[1]
 GOOD = {

@@ -12,7 +12,8 @@ from sieve_kernels.autotune import config as module
 from sieve_kernels.autotune.config import ANY, SPLITTABLE, GemmConfig, GemmShape, recorded
 from sieve_kernels.autotune.measure import Measured
 from sieve_kernels.core import decisions, dispatch, tuning_cache
-from sieve_kernels.core.cases import CASES, Problem
+from sieve_kernels.core.cases import CASES
+from sieve_kernels.core.problems import Problem
 
 pytest.importorskip("triton")
 from sieve_kernels.common import gemm

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sieve_kernels import linear, lowrank_linear, lowrank_linear_group, lowrank_linear_pivoted, lowrank_mlp
-from sieve_kernels.core import library, plans
+from sieve_kernels.core import decisions, library
 from sieve_kernels.lowrank import linear as dense
 
 N, M, R = 48, 32, 8
@@ -20,7 +20,7 @@ N, M, R = 48, 32, 8
 @pytest.fixture
 def seen(monkeypatch):
     """Names of the registered operators that are called."""
-    plans.forget()
+    decisions.forget()
     found, operator = [], dense._linear
     heard = replace(operator, op=lambda *tensors: (found.append("linear"), operator.op(*tensors))[1])
     monkeypatch.setattr(dense, "_linear", heard)

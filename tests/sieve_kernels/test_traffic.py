@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sieve_kernels.aot import __main__ as aot
-from sieve_kernels.core.cases import CASES, COUNTED, Case, Problem
+from sieve_kernels.core.cases import CASES, Case
+from sieve_kernels.core.problems import COUNTED, Problem
 
 traffic = pytest.importorskip("sieve_kernels.aot.traffic")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter")

@@ -29,7 +29,7 @@ def trained(monkeypatch):
     """As if tensors were of many rows on a GPU, nothing asked for, and so many that kernels of ours serve."""
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     monkeypatch.setattr(training, "_many_on_gpu", lambda x: True)
-    monkeypatch.setattr(training, "FEW_NUMBERS", 0)
+    monkeypatch.setattr(training, "FEW_ELEMENTS", 0)
 
 
 def make(*shapes, dtype=torch.float32, device="cpu"):
@@ -139,7 +139,7 @@ def test_few_numbers_are_left_to_torch(trained, monkeypatch):
     """Which the host enqueues sooner; where they are many, gate and up alone are kept."""
     gate, up = (t.requires_grad_() for t in make((2, 4), (2, 4)))
     assert "ActMul" in training.gated(gate, up, "silu").grad_fn.name()
-    monkeypatch.setattr(training, "FEW_NUMBERS", 8)
+    monkeypatch.setattr(training, "FEW_ELEMENTS", 8)
     assert training.gated(gate, up, "silu").grad_fn.name() == "MulBackward0"
 
 

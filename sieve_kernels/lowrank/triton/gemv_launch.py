@@ -23,7 +23,7 @@ RESIDENT = 3
 """Programs of tensor cores that a multiprocessor holds at once, as far as its shared memory goes."""
 
 OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
-"""How launches overlap on GPUs that can, as `gemv_kernel.begin` has it."""
+"""How launches overlap on GPUs that can, as `gemv_product.begin` has it."""
 
 
 @dataclass(frozen=True)

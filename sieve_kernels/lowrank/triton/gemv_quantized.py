@@ -13,8 +13,8 @@ from sieve_kernels.core.launch import Launch
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.lowrank.quantize import GROUP
 from sieve_kernels.lowrank.triton.gemv import allocation, columns, rounded, row_stride, rows_of, serves
-from sieve_kernels.lowrank.triton.gemv_kernel import begin
 from sieve_kernels.lowrank.triton.gemv_launch import OVERLAP_GEMV, SECOND, Product, make_launch
+from sieve_kernels.lowrank.triton.gemv_product import begin
 from sieve_kernels.lowrank.triton.quantized import quantized as of_any_bits
 
 
@@ -115,7 +115,7 @@ def integers_times(
 ):
     """Scaled products [BLOCK_N] of what `integers` read with x.
 
-    Four numbers of x are loaded as 64 bits, and so each thread has those that its words meet.
+    Four elements of x are loaded as 64 bits, and so each thread has those that its words meet.
     """
     words = at + tl.arange(0, BLOCK_W)
     fours = x_ptr.to(tl.pointer_type(tl.int64), bitcast=True)
@@ -126,9 +126,9 @@ def integers_times(
     else:
         first = beside(w, tl.load(fours + 2 * words, mask=words < WORDS, other=0))
         second = beside(w, tl.load(fours + 2 * words + 1, mask=words < WORDS, other=0))
-        sums = four_products(w, first, EXPONENT, x_ptr.dtype.element_ty, 4)
-        sums += four_products(w >> 16, second, EXPONENT, x_ptr.dtype.element_ty, 4)
-        of_groups = tl.sum(tl.reshape(sums, (BLOCK_N, BLOCK_W * 8 // COLUMNS, COLUMNS // 8)), 2)
+        acc = four_products(w, first, EXPONENT, x_ptr.dtype.element_ty, 4)
+        acc += four_products(w >> 16, second, EXPONENT, x_ptr.dtype.element_ty, 4)
+        of_groups = tl.sum(tl.reshape(acc, (BLOCK_N, BLOCK_W * 8 // COLUMNS, COLUMNS // 8)), 2)
         y = tl.sum(of_groups * scale, 1)
     return y
 
@@ -138,7 +138,7 @@ def beside(w, x):
     """x [BLOCK_W] for every row of w [BLOCK_N, BLOCK_W].
 
     The zero, which only the assembler sees through, makes Triton hand x to the threads that hold w here, as whole
-    words, and not later, number by number.
+    words, and not later, element by element.
     """
     return x[None, :] | ((w & 1) >> 1).to(tl.int64)
 
@@ -146,10 +146,10 @@ def beside(w, x):
 @triton.jit
 def four_products(w, x, EXPONENT, DTYPE: tl.constexpr, BITS: tl.constexpr):
     """Sums of the products of the four lowest integers of each word [BLOCK_N, BLOCK_W] with the four of x."""
-    sums = one_product(w, x, EXPONENT, DTYPE, BITS, 0)
+    acc = one_product(w, x, EXPONENT, DTYPE, BITS, 0)
     for i in tl.static_range(1, 4):
-        sums += one_product(w, x, EXPONENT, DTYPE, BITS, i)
-    return sums
+        acc += one_product(w, x, EXPONENT, DTYPE, BITS, i)
+    return acc
 
 
 @triton.jit
@@ -208,7 +208,7 @@ def _product(
     biased: bool,
     early: bool,
 ) -> Launch | None:
-    """The launch of T rows of K numbers and a factor, None if no kernel here takes them.
+    """The launch of T rows of K elements and a factor, None if no kernel here takes them.
 
     It takes x, integers, scales, the bias if there is one, and the output.
     """

@@ -184,15 +184,15 @@ def prepare(
     config = GROUPED.choose(GemmShape(T, tuple(ranks), (n,), dtype, device, traits=frozenset((SPLITTABLE,))))
     T_padded, split_k = triton.cdiv(T, config.block_m) * config.block_m, config.split_k
     starts, width = columns(ranks)
-    sums = tiles.accumulator(dtype) if split_k > 1 else compute
-    first = _launch(T, ranks, [n] * len(As), sums, dtype, config)
+    acc_dtype = tiles.accumulator(dtype) if split_k > 1 else compute
+    first = _launch(T, ranks, [n] * len(As), acc_dtype, dtype, config)
     second = _launch(
         T, widths, ranks, compute, dtype, GROUPED.choose(GemmShape(T, tuple(widths), tuple(ranks), dtype, device))
     )
 
     def run(x, As, Bs, biases, permutations=None):
         # All intermediates, side by side; the parts of a split sum below one another.
-        z = torch.empty((split_k * T_padded, width), dtype=sums, device=device)
+        z = torch.empty((split_k * T_padded, width), dtype=acc_dtype, device=device)
         parts = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
         first(*three([as_rows(x)] * len(As)), *three(As), *three(parts))
         z = split_k_reduce(z.view(split_k, T_padded, width), None, dtype) if split_k > 1 else z.to(dtype)

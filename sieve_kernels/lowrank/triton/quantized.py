@@ -66,7 +66,7 @@ def quantized_kernel(
     if SPLIT_K:
         begin = tl.program_id(1) * split_size
         end = tl.minimum(begin + split_size, K)
-    WIDE: tl.constexpr = ACC if UPCAST else DTYPE
+    OPERAND: tl.constexpr = ACC if UPCAST else DTYPE
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for start in range(begin, end, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -75,20 +75,20 @@ def quantized_kernel(
             at = a_ptr + tl.cast(part, tl.int64) * stride_a[0]
             a += tiles.load_tile(at, rows, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)
         if PARTS > 1 and not UPCAST:
-            a = a.to(WIDE)
+            a = a.to(OPERAND)
         if PACKED:
             # Two integers of 4 bits to a byte; the scale of this step's columns multiplies its product.
             pair = start // 2 + tl.arange(0, BLOCK_K // 2)
             pairs = tiles.load_tile(b_ptr, cols, pair, stride_b[0], stride_b[1], N, (K + 1) // 2, EVEN_N, EVEN_K)
             low = (pairs & 15).to(tl.int8) - 8  # [BLOCK_N, BLOCK_K / 2]
             high = (pairs >> 4).to(tl.int8) - 8
-            b = tl.interleave(low, high).to(WIDE)  # [BLOCK_N, BLOCK_K]
+            b = tl.interleave(low, high).to(OPERAND)  # [BLOCK_N, BLOCK_K]
             at = scale_ptr + cols.to(tl.int64) * stride_scale[0] + start // COLUMNS * stride_scale[1]
             scale = tl.load(at, mask=cols < N, other=0.0).to(ACC)
             zero = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
             acc += tiles.multiply(a, tl.trans(b), zero, PRECISION, UPCAST) * scale[None, :]
         else:
-            b = tiles.load_tile(b_ptr, cols, k, stride_b[0], stride_b[1], N, K, EVEN_N, EVEN_K).to(WIDE)
+            b = tiles.load_tile(b_ptr, cols, k, stride_b[0], stride_b[1], N, K, EVEN_N, EVEN_K).to(OPERAND)
             acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
     # Scales of 8 bits multiply the finished sum; then the bias, and where the tile goes.
     if not PACKED:
