@@ -17,7 +17,9 @@ from sieve.commands.evaluate import evaluate
 from sieve.commands.export import export
 from sieve.commands.generate import generate
 from sieve.commands.heal import heal
+from sieve.commands.help import WIDEST, GroupedCommand
 from sieve.commands.info import info
+from sieve.commands.methods import methods
 from sieve.commands.predict import predict
 from sieve.commands.prune import prune
 from sieve.commands.tasks import tasks
@@ -46,7 +48,8 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -76,11 +79,12 @@ COMMANDS = {
     "info": info,
     "compare": compare,
     "tasks": tasks,
+    "methods": methods,
 }
 """By name, as `sieve --help` lists them. A new command is a file in `sieve/commands/` and a line here."""
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=GroupedCommand)(_command)
 
 
 def main() -> None:

@@ -15,9 +15,10 @@ from sieve.compression.low_rank.refit import refit
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask
 from sieve.compression.masks.masks import Masks
+from sieve.compression.masks.methods import MASKING, WANDA
 from sieve.compression.structured.depth import MEASURES, drop_blocks_
 from sieve.compression.structured.width import drop_channels_
-from sieve.registry import MASKS
+from sieve.registry import methods
 
 KEPT = (0.5, 0.9, 0.8, 0.7, 0.6, 0.4)
 BOTH = ("task", "general")
@@ -45,7 +46,7 @@ class Contender:
 
 
 def projection(method: str, **options: Any) -> Contender:
-    """A nested one by its name in `sieve.registry.METHODS`; options are those of `sieve.project`."""
+    """A nested one by its name (`sieve methods`); options are those of `sieve.project`."""
 
     def make(setting: Setting, kept: float, base: Any) -> Factors:
         return sieve.project(setting.model, setting.statistics(method), method, **options)
@@ -92,7 +93,7 @@ def shared_refitted(base: str, method: str) -> Contender:
 
 
 def masking(method: str, *data: str, **options: Any) -> Contender:
-    """By its name in `sieve.registry.MASKS`. With both "task" and "general" data the options say how they are fused."""
+    """By its name (`sieve methods`). With both "task" and "general" data the options say how they are fused."""
 
     def make(setting: Setting, kept: float, base: Any) -> Masks:
         found = {one: setting.statistics(method, general=one == "general") for one in data}
@@ -135,7 +136,8 @@ STRUCTURED = {f"depth, {measure}": structured(drop_blocks_, measure=measure) for
 STRUCTURED["width"] = structured(drop_channels_)
 PROJECTIONS = LOW_RANK | STRUCTURED | SLOW
 
-BASES = ("wanda", *(name for name in MASKS if name not in ("magnitude", "wanda")))
+MASKS = [method for method in methods().values() if method.makes is MASKING and method.side != "none"]
+BASES = ("wanda", *(method.name for method in MASKS if method is not WANDA))
 MASKED = {"magnitude": masking("magnitude")}
 for _base in BASES:
     MASKED |= {

@@ -15,7 +15,7 @@ import sieve
 from sieve.calibration.statistics import Statistics
 from sieve.compression.plan import Plan
 from sieve.models.linears import prunable
-from sieve.registry import MASKS, METHODS
+from sieve.registry import method_named
 from sieve.tasks import Example, Task, load_task
 from sieve.tasks.general import general_text
 
@@ -103,7 +103,7 @@ class Setting:
 
     def _path(self, method: str, general: bool) -> Path:
         data = "general" if general else f"{self.task.name}-{self.seed}"
-        return self.cache / f"{data}-{(METHODS | MASKS)[method].kind}.safetensors"
+        return self.cache / f"{data}-{method_named(method).kind}.safetensors"
 
     def plan(self, kept: float) -> Plan:
         """Uniform ranks."""

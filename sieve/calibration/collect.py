@@ -22,7 +22,7 @@ from sieve.models.linears import prunable, weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.models.matrix import Matrix
 from sieve.models.shared_inputs import group_layers_by_input
-from sieve.registry import ALL, method_named
+from sieve.registry import method_named
 from sieve.tasks import Task, load_task
 from sieve.utils import progress
 from sieve.utils.identity import identity_of
@@ -46,7 +46,7 @@ def calibrate(
     Args:
         model: any `AutoModelForCausalLM`; left as it was.
         task: a built-in task's name, a YAML file, or a `Task`.
-        method: a name in `sieve.registry.METHODS`; what it asks for is collected, and serves every method that asks for
+        method: a name that `sieve methods` lists; what it asks for is collected, and serves every method that asks for
             no more. "output_aligned" asks for the least.
         tokens: the budget; padding does not count, the right answers' tokens do.
         seed: of the task's splits.
@@ -65,7 +65,7 @@ def calibrate(
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
     """
-    wanted = method_named(method, ALL)
+    wanted = method_named(method)
     if path is not None:
         require_place(path)
     task = load_task(task)

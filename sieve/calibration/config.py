@@ -1,15 +1,19 @@
-"""What a user can choose about the calibration: how many tokens, and how far their sums are trusted."""
+"""What a user can choose about the calibration. Imports no torch."""
 
-from sieve.errors import InputError
-from sieve.utils.messages import shorten
+from dataclasses import dataclass
+
+from sieve.utils.options import option
 
 MINIMUM_TOKENS = 256
 ENOUGH_TOKENS = 16_000
 
 
-def check_shrinkage(shrinkage: float | str | None) -> None:
-    """InputError unless `sieve.project` can use it."""
-    if shrinkage is None or shrinkage == "auto":
-        return
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shorten(shrinkage)}")
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """calibration_tokens: budget of the calibration pass, padding excluded."""
+
+    GROUP = "Task"
+
+    calibration_tokens: int = option(
+        32_768, "Tokens that calibration reads, padding excluded", within=f"[{MINIMUM_TOKENS}, ∞)"
+    )

@@ -1,55 +1,52 @@
 """`sieve calibrate`: the calibration pass alone."""
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import Shown, Trust
 from sieve.commands.output import print_json, say_saved
 from sieve.models.config import find_model
 from sieve.run.recipe import Recipe
 from sieve.tasks import load_task
 from sieve.utils import progress
 from sieve.utils.files import require_new
+from sieve.utils.options import option
 from sieve.utils.terminal import console
 
 
-def calibrate(
-    model: given.Model,
-    output: Annotated[Path, typer.Option(help="File for the statistics (.safetensors).")],
-    task: given.TaskOption = None,
-    calibration_tokens: given.Tokens = None,
-    method: given.Method = None,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    trust_remote_code: given.Trust = False,
-    seed: given.Seed = None,
-    as_json: given.Json = False,
-    quiet: given.Quiet = False,
-) -> None:
-    """Run the calibration pass alone; `sieve prune --statistics FILE` uses its result."""
-    recipe = Recipe.from_dict(
-        {}, model=model, task=task, calibration_tokens=calibration_tokens, method=method, dtype=dtype, device=device,
-        seed=seed,
-    )  # fmt: skip
-    require_new(output)
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(Trust, Shown):
+    """Where the result goes."""
+
+    output: Path = option(MISSING, "File to make for the statistics (.safetensors)", group="Output")
+
+
+@command(CalibrateConfig, "model", "task", "seed", "calibration_tokens", "method", "dtype", "device")
+def calibrate(run: CalibrateConfig, given: dict[str, Any]) -> None:
+    """Run the calibration pass alone.
+
+    `sieve prune --statistics FILE` uses its result.
+    """
+    recipe = Recipe.from_dict(given)
+    require_new(run.output)
     load_task(recipe.task)
     find_model(recipe.model)
     from sieve.calibration import collect
     from sieve.calibration.keep import require_place
     from sieve.models.loading import load_model
 
-    require_place(output)
-    with progress.shown(not quiet):
-        loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
+    require_place(run.output)
+    with progress.shown(not run.quiet):
+        loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, run.trust_remote_code)
         statistics = collect.calibrate(
-            loaded, tokenizer, recipe.task, recipe.calibration_tokens, recipe.method, recipe.seed, path=output
+            loaded, tokenizer, recipe.task, recipe.calibration_tokens, recipe.method, recipe.seed, path=run.output
         )
     summary = {"tokens": statistics.tokens, "grams": len(statistics.grams), "identity": statistics.identity}
-    if as_json:
+    if run.as_json:
         print_json(summary)
     else:
-        text = f"{summary['grams']} Gram matrices over {summary['tokens']:,} tokens are in {output}"
+        text = f"{summary['grams']} Gram matrices over {summary['tokens']:,} tokens are in {run.output}"
         console().print(text, soft_wrap=True)
-    say_saved(f"the calibration is in {output}")
+    say_saved(f"the calibration is in {run.output}")

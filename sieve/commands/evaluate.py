@@ -1,59 +1,63 @@
 """`sieve eval`: a model's score on a task."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Any
 
-import typer
 from rich.table import Table
 
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import Scored, Shown
 from sieve.commands.output import print_json
-from sieve.models.config import check_device, check_dtype, find_model
+from sieve.models.config import find_model
+from sieve.run.recipe import require_options
 from sieve.tasks import load_task
-from sieve.tasks.splits import check_seed, check_split
+from sieve.tasks.splits import SPLITS
 from sieve.utils import progress
+from sieve.utils.options import option, require_values
 from sieve.utils.terminal import console
 
+MEASURES = ("accuracy", "loglik", "accuracy_difference", "loglik_difference")
 
-def evaluate(
-    model: given.Model,
-    task: given.TaskOption = None,
-    data: given.Data = None,
-    split: Annotated[str, typer.Option(help="calibration, fitness, validation or test.")] = "test",
-    against: Annotated[str | None, typer.Option(help="Another model to compare with, example by example.")] = None,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    trust_remote_code: given.Trust = False,
-    seed: given.Seed = None,
-    as_json: given.Json = False,
-    quiet: given.Quiet = False,
-) -> None:
-    """Score MODEL on a task. For a pruned folder the task and seed default to those of its recipe."""
-    check_split(split)
-    check_dtype(dtype or "auto")
-    check_device(device or "auto")
-    if seed is not None:
-        check_seed(seed)
-    if task is not None:
-        load_task(task, data)
-    for source in (model, against):
-        if source is not None:
-            find_model(source)
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Scored, Shown):
+    """What is scored, on what."""
+
+    split: str = option("test", "Split to score", choices=SPLITS, group="Task")
+    against: str | None = option(None, "Another model to compare with, example by example", group="Task")
+
+
+@command(EvalConfig, "task", "seed", "dtype", "device")
+def evaluate(run: EvalConfig, given: dict[str, Any]) -> None:
+    """Score MODEL on a task. A pruned folder brings its own task and seed."""
+    require_values(run)
+    require_options(given)
+    if "task" in given:
+        load_task(given["task"], run.data)
+    for source in filter(None, (run.model, run.against)):
+        find_model(source)
     from sieve.run.evaluate import evaluate_source
+
+    with progress.shown(not run.quiet):
+        result = evaluate_source(
+            run.model, split=run.split, against=run.against, trust_remote_code=run.trust_remote_code, data=run.data,
+            **given,
+        )  # fmt: skip
+    if run.as_json:
+        print_json(result)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
     from sieve.run.report.show import chance_line
 
-    with progress.shown(not quiet):
-        result = evaluate_source(
-            model, task, split, against, dtype or "auto", device or "auto", seed, trust_remote_code, data
-        )
-    if as_json:
-        print_json(result)
-        return
-    title = f"{result['task']}, {split} split, {result['accuracy']['n']} examples (95 % interval)"
+    title = f"{result['task']}, {result['split']} split, {result['accuracy']['n']} examples (95 % interval)"
     table = Table(title=title, min_width=len(title))
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("interval", justify="right")
-    for measure in ("accuracy", "loglik", "accuracy_difference", "loglik_difference"):
+    for measure in MEASURES:
         if measure in result:
             value = result[measure]
             table.add_row(

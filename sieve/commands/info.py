@@ -1,31 +1,38 @@
 """`sieve info`: the report of a pruned model."""
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich.table import Table
 
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import AsJson
 from sieve.commands.output import print_json
+from sieve.utils.options import option
 from sieve.utils.terminal import console
 
 
-def info(
-    path: Annotated[Path, typer.Argument(help="Folder of a pruned model.")],
-    matrices: Annotated[bool, typer.Option("--matrices", help="Also the kept fraction of every matrix.")] = False,
-    as_json: given.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(AsJson):
+    """Which report, and how much of it."""
+
+    path: Path = option(MISSING, "Folder of a pruned model", argument=True, group="Task")
+    matrices: bool = option(False, "Show the kept fraction of every matrix, too", group="Output")
+
+
+@command(InfoConfig)
+def info(run: InfoConfig, given: dict[str, Any]) -> None:
     """Show the report of a pruned model."""
     from sieve.run.report.read import read_report
     from sieve.run.report.show import show_report
 
-    report = read_report(path)
-    if as_json:
+    report = read_report(run.path)
+    if run.as_json:
         print_json(report)
         return
     show_report(report, console())
-    if matrices:
+    if run.matrices:
         table = Table(title="kept fraction")
         table.add_column("matrix")
         table.add_column("kept", justify="right")

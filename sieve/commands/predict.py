@@ -1,52 +1,50 @@
 """`sieve predict`: a model's answers to the rows of a file."""
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import Quiet, Scored
 from sieve.commands.output import say_saved
-from sieve.models.config import check_device, check_dtype
+from sieve.run.recipe import require_options
 from sieve.tasks import load_task
-from sieve.tasks.splits import check_seed
 from sieve.utils import progress
+from sieve.utils.options import option
 from sieve.utils.terminal import console
 
 
-def predict(
-    model: given.Model,
-    file: Annotated[
-        str, typer.Argument(help="Rows: .jsonl, .csv or .parquet; - reads JSON lines from standard input.")
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="File to make, .jsonl or .csv. \\[default: JSON lines on standard output]")
-    ] = None,
-    task: given.TaskOption = None,
-    data: given.Data = None,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    trust_remote_code: given.Trust = False,
-    seed: given.Seed = None,
-    quiet: given.Quiet = False,
-) -> None:
-    """Answer the task's question of each row of FILE: choices with probabilities, or written answers.
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Scored, Quiet):
+    """Which rows are answered, and where the answers go."""
 
-    Rows keep their order and all of their fields, and need no right answer. For a pruned folder the task and seed
-    default to those of its recipe; the task's own data are read for its few-shot examples alone.
+    file: str = option(
+        MISSING,
+        "Rows: .jsonl, .csv or .parquet; - reads JSON lines from standard input",
+        argument=True,
+        group="Task",
+    )
+    output: Path | None = option(
+        None, "File to make, .jsonl or .csv", shown="JSON lines on standard output", group="Output"
+    )
+
+
+@command(PredictConfig, "task", "seed", "dtype", "device")
+def predict(run: PredictConfig, given: dict[str, Any]) -> None:
+    """Answer the task's question for each row of FILE.
+
+    Answers are choices with probabilities, or text. Rows keep their order and all of their fields, and need no right
+    answer. A pruned folder brings its own task and seed; of the task's data only the few-shot examples are read.
     """
-    check_dtype(dtype or "auto")
-    check_device(device or "auto")
-    if seed is not None:
-        check_seed(seed)
-    if task is not None:
-        load_task(task, data)
+    require_options(given)
+    if "task" in given:
+        load_task(given["task"], run.data)
     from sieve.run.predict import predict_file
 
-    with progress.shown(not quiet):
+    with progress.shown(not run.quiet):
         number = predict_file(
-            model, file, output, task, data, dtype or "auto", device or "auto", seed, trust_remote_code
+            run.model, run.file, run.output, data=run.data, trust_remote_code=run.trust_remote_code, **given
         )
-    if output is not None:
-        console().print(f"{number:,} rows with answers are in {output}", soft_wrap=True)
-        say_saved(f"the answers are in {output}")
+    if run.output is not None:
+        console().print(f"{number:,} rows with answers are in {run.output}", soft_wrap=True)
+        say_saved(f"the answers are in {run.output}")

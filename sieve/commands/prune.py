@@ -1,85 +1,57 @@
 """`sieve prune`: the main job."""
 
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import Shown, TaskData, Trust
 from sieve.commands.output import print_json, say_saved
 from sieve.errors import InputError
 from sieve.models.config import find_model
-from sieve.run.recipe import Recipe
+from sieve.run.recipe import Recipe, recipe_options
 from sieve.tasks import load_task
 from sieve.utils import interrupts, progress
 from sieve.utils.files import require_new
+from sieve.utils.options import option
 from sieve.utils.terminal import console
 
 
-def prune(
-    model: given.DenseModel = None,
-    task: given.TaskOption = None,
-    data: given.Data = None,
-    output: given.Output = None,
-    tolerance: given.Tolerance = None,
-    search: given.Search = None,
-    confident: given.Confident = None,
-    allow_no_signal: given.AllowNoSignal = None,
-    calibration_tokens: given.Tokens = None,
-    method: given.Method = None,
-    pivot: given.Pivot = None,
-    format: given.Format = None,
-    shrinkage: given.Shrinkage = None,
-    shared_input: given.SharedInput = None,
-    refit: given.Refit = None,
-    heal: given.Heal = None,
-    heal_steps: given.HealSteps = None,
-    pattern: given.Pattern = None,
-    compare: given.Compare = None,
-    task_aware: given.TaskAware = None,
-    general: given.General = None,
-    tau: given.Tau = None,
-    fusion: given.Fusion = None,
-    task_share: given.TaskShare = None,
-    ramp: given.Ramp = None,
-    rank_multiple: given.RankMultiple = None,
-    kept: given.Kept = None,
-    objective: given.Objective = None,
-    granularity: given.Granularity = None,
-    paper: given.Paper = None,
-    population: given.Population = None,
-    offspring: given.Offspring = None,
-    generations: given.Generations = None,
-    budget: given.Budget = None,
-    layers: given.Layers = None,
-    racing: given.Racing = None,
-    surrogate: given.Surrogate = None,
-    bottlenecks: given.Bottlenecks = None,
-    workers: given.Workers = None,
-    resume: given.Resume = None,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    trust_remote_code: given.Trust = False,
-    seed: given.Seed = None,
-    config: given.Config = None,
-    statistics: given.StatisticsFile = None,
-    as_json: given.Json = False,
-    quiet: given.Quiet = False,
-) -> None:
-    """Prune MODEL for a task: the smallest model whose accuracy stays within the tolerance."""
-    given_here = locals()
-    options = {field.name: given_here[field.name] for field in fields(Recipe) if field.name in given_here}
-    options["pivot"] = _pivots(pivot, format)
-    options["shrinkage"] = _share(shrinkage)
-    options["workers"] = int(workers) if workers is not None and workers.isdecimal() else workers
-    if resume is not None:
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(TaskData, Trust, Shown):
+    """What does not decide the result, and so is in no recipe."""
+
+    config: Path | None = option(None, "Recipe (YAML or JSON); options on the command line win", group="Task")
+    format: str | None = option(None, "How pairs are stored: pivoted (--pivot) or plain (--no-pivot)", group="Method")
+    statistics: Path | None = option(
+        None, "Keep the calibration in this file, and use it again if it fits", shown="the cache", group="Machine"
+    )
+    output: Path | None = option(None, "Folder to make for the pruned model", group="Output")
+    resume: Path | None = option(
+        None, "Go on with the run that was interrupted on its way to this folder", group="Output"
+    )
+
+
+@command(PruneConfig, *recipe_options())
+def prune(run: PruneConfig, given: dict[str, Any]) -> None:
+    """Find the smallest model that still does the task.
+
+    Sieve prunes MODEL; the accuracy of the result stays within the tolerance of the dense model's.
+    """
+    if run.format is not None:
+        given["pivot"] = _pivots(given.get("pivot"), run.format)
+    output, config = run.output, run.config
+    if run.resume is not None:
         if output is not None or config is not None:
             raise InputError("--resume names the folder and brings its recipe: leave --output and --config out")
         from sieve.run.resume import unfinished_recipe
 
-        output, config = resume, unfinished_recipe(resume)
-    _require_given({"output": output} if config else {"model": model, "task": task, "output": output})
-    recipe = Recipe.load(config, **options) if config else Recipe.from_dict({}, **options)
-    prune_to(recipe, output, statistics, as_json, quiet, resume is not None, trust_remote_code, data)
+        output, config = run.resume, unfinished_recipe(run.resume)
+    _require_given(
+        {"output": output} if config else {name: given.get(name) for name in ("model", "task")} | {"output": output}
+    )
+    recipe = Recipe.load(config, **given) if config else Recipe.from_dict(given)
+    prune_to(output, recipe, run)
 
 
 def _require_given(values: dict[str, Any]) -> None:
@@ -91,10 +63,8 @@ def _require_given(values: dict[str, Any]) -> None:
         )
 
 
-def _pivots(pivot: bool | None, format: str | None) -> bool | None:
+def _pivots(pivot: bool | None, format: str) -> bool:
     """What --pivot and --format say, where they agree."""
-    if format is None:
-        return pivot
     if format not in ("pivoted", "plain"):
         raise InputError(f"--format must be pivoted or plain, got {format!r}")
     if pivot is not None and pivot != (format == "pivoted"):
@@ -102,40 +72,25 @@ def _pivots(pivot: bool | None, format: str | None) -> bool | None:
     return format == "pivoted"
 
 
-def _share(text: str | None) -> float | str | None:
-    """A number if it is one: the recipe checks the rest."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
-
-
-def prune_to(
-    recipe: Recipe,
-    output: Path,
-    statistics: Path | None,
-    as_json: bool,
-    quiet: bool,
-    resume: bool = False,
-    trust_remote_code: bool = False,
-    data: Path | None = None,
-) -> None:
-    with progress.shown(not quiet), interrupts.reported(lambda: _left(output)):
+def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
+    """Prune as the recipe says into a new folder, and show the report."""
+    resume = run.resume is not None
+    with progress.shown(not run.quiet), interrupts.reported(lambda: _left(output)):
         # What is wrong with these is said before the import of torch, which takes seconds.
         if not resume:
             require_new(output)
-        load_task(recipe.task, data)
+        load_task(recipe.task, run.data)
         find_model(recipe.model)
         from sieve.run import pipeline
         from sieve.run.report.show import show_report
 
-        kept = statistics or pipeline.calibration_cache()
-        report = pipeline.prune(recipe, output, kept, resume, trust_remote_code, data)
-    if as_json:
+        kept = run.statistics or pipeline.calibration_cache()
+        report = pipeline.prune(recipe, output, kept, resume, run.trust_remote_code, run.data)
+    if run.as_json:
         print_json(report)
     else:
         show_report(report, console())
-        trusted = " --trust-remote-code" if trust_remote_code else ""
+        trusted = " --trust-remote-code" if run.trust_remote_code else ""
         console().print(f"The pruned model is in {output}. Try: sieve eval {output}{trusted}", soft_wrap=True)
     say_saved(f"the pruned model is in {output}")
 

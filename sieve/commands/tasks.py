@@ -1,17 +1,21 @@
 """`sieve tasks`: what is built in."""
 
+from typing import Any
+
 from rich.table import Table
 
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import AsJson
 from sieve.commands.output import print_json
 from sieve.tasks import builtin_tasks, load_task
 from sieve.utils.terminal import console
 
 
-def tasks(as_json: given.Json = False) -> None:
+@command(AsJson)
+def tasks(run: AsJson, given: dict[str, Any]) -> None:
     """List the built-in tasks."""
     listed = {name: load_task(name) for name in builtin_tasks()}
-    if as_json:
+    if run.as_json:
         print_json({name: {"type": task.type, "description": task.description} for name, task in listed.items()})
         return
     table = Table(title="built-in tasks")

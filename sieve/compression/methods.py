@@ -10,10 +10,11 @@ from sieve.compression.low_rank.project import project
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask, maskable
 from sieve.compression.masks.masks import Masks
+from sieve.compression.masks.methods import MASKING
 from sieve.compression.space import CompressionSpace
 from sieve.models.linears import prunable
 from sieve.models.matrix import Matrix
-from sieve.registry import ALL, MASKING
+from sieve.registry import method_named
 
 
 def compress(
@@ -26,14 +27,14 @@ def compress(
     options: MaskOptions,
 ) -> CompressionSpace:
     """All plans of a model by one method: the factors of `sieve.project` or the masks of `sieve.mask`."""
-    if ALL[method].makes is MASKING:
+    if method_named(method).makes is MASKING:
         return mask(model, statistics, method, general, options)
     return project(model, statistics, method, pivot, shrinkage=shrinkage)
 
 
 def plannable(model: PreTrainedModel, method: str, pivot: bool, options: MaskOptions) -> dict[str, Matrix]:
     """The matrices that the method can prune, known from their shapes alone; InputError where there are none."""
-    if ALL[method].makes is not MASKING:
+    if method_named(method).makes is not MASKING:
         return prunable(model, pivot)
     maskable(model, options)
     # How far a ramp moves each matrix is known once it is scored.

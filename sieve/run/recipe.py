@@ -1,166 +1,146 @@
-"""A run described: typed, versioned, the same as YAML, JSON, Python and command-line options.
+"""A run described: a tree of the components' options, the same as YAML, JSON, Python and command-line options.
 
-The command line imports this module for its defaults and its checks, so neither imports torch, which takes seconds.
+The command line imports this module for its options and their checks, so neither imports torch, which takes seconds.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from sieve.calibration.config import MINIMUM_TOKENS, check_shrinkage
-from sieve.compression.masks.config import MaskOptions
+from sieve.calibration.config import CalibrationConfig
+from sieve.compression.config import CompressionConfig
+from sieve.compression.low_rank.config import LowRankConfig
+from sieve.compression.masks.config import MaskConfig, MaskOptions
 from sieve.errors import InputError
-from sieve.models.config import EMBEDDED_MODEL, check_device, check_dtype
-from sieve.registry import SEARCHABLE, Traits, method_named
+from sieve.healing.config import HealingConfig
+from sieve.models.config import EMBEDDED_MODEL, WHICH_MODEL, LoadConfig
+from sieve.registry import Traits, method_named, methods
 from sieve.searchers.algorithms.base import searcher_named
-from sieve.searchers.config import Options, check_tolerance
-from sieve.searchers.engine.config import MEMORY
-from sieve.tasks.splits import check_seed
+from sieve.searchers.config import Options
+from sieve.searchers.goal import GoalConfig
+from sieve.tasks.config import SplitConfig
 from sieve.tasks.stored import TASK_FILE
 from sieve.utils.messages import shorten
+from sieve.utils.options import Option, option, options_of, require_types, require_values
 from sieve.utils.safe_yaml import read_yaml
 
 VERSION = 1
-LARGEST = 2**63 - 1  # what integers of tensors can hold; NaN is not below it either
+_POSITIONAL = ("tolerance", "search")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Recipe:
-    """Everything that decides the result of `sieve prune`.
+    """Everything that decides the result of `sieve prune`: a tree of configs, each of which its component owns.
+
+    Names of options are unique in the tree. So an option is given by its name (`Recipe("smollm2", "geography",
+    tolerance=0.1)`) and read by its name (`recipe.tolerance` is `recipe.goal.tolerance`), and files list options.
 
     model: "smollm2" (embedded), a hub id, a local folder or a GGUF file.
     task: a built-in task or a task file.
-    tolerance: ε in [0, 1), relative to the dense model's accuracy.
-    search: name of a searcher; None: "budget", for masks "uniform".
-    method: name of a projection or of a mask's scores.
-    pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models within the tolerance.
-    heal: gradient steps of the pruned model towards the dense one, on calibration rows, label-free (`sieve.heal`).
-    heal_steps: how many; None: 50, or so many that no row is seen more than twice.
-    confident: demand the lower end of the paired 95 % interval, not the mean.
-    allow_no_signal: go on where the dense model scores 0, so that every candidate is within the tolerance.
-    shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
-    shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
-    refit: fit pairs anew, to inputs as the pruned model has them: those of the search's plan if `kept` names its size,
-        else of the smallest plan beyond it that is within the tolerance so.
-    calibration_tokens: budget of the calibration pass, padding excluded.
-    rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
-    pattern, compare, task_aware, tau, fusion, task_share, ramp, damping: of masks, as in `sieve.MaskOptions`.
-    general: for task-aware masks, the general text: "general" or a task file of type perplexity.
-    objective, kept, granularity, paper, population, offspring, generations, budget, layers, racing, surrogate, memory,
-        bottlenecks, workers: of the search, as in `sieve.searchers.config.Options`.
-    dtype, device: of the model while it is pruned; the result is stored in that dtype.
-    seed: of the task's splits and of the search, from 0 on.
+    own: a config for each method that has options of its own.
     """
 
-    model: str
-    task: str
-    tolerance: float = 0.05
-    search: str | None = None
-    method: str = "output_aligned"
-    pivot: bool = True
-    shrinkage: float | str | None = None
-    shared_input: bool = False
-    refit: bool = False
-    heal: bool = False
-    heal_steps: int | None = None
-    confident: bool = False
-    allow_no_signal: bool = False
-    calibration_tokens: int = 32_768
-    rank_multiple: int | None = None
-    pattern: str = "unstructured"
-    compare: str = "row"
-    task_aware: bool = False
-    tau: float = 0.2
-    fusion: str = "mean"
-    task_share: float = 0.5
-    ramp: float = 0.0
-    damping: float = 0.01
-    general: str = "general"
-    objective: str = "parameters"
-    kept: float | None = None
-    granularity: str = "matrix"
-    paper: bool = False
-    population: int | None = None
-    offspring: int | None = None
-    generations: int | None = None
-    budget: int | None = None
-    layers: bool = True
-    racing: bool = True
-    surrogate: bool = True
-    memory: int = MEMORY
-    bottlenecks: int = 16
-    workers: int | str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    seed: int = 0
+    GROUP = "Task"
+
+    model: str = option(MISSING, WHICH_MODEL, argument=True)
+    task: str = option(MISSING, "Built-in task (see `sieve tasks`) or task file")
+    splits: SplitConfig
+    calibration: CalibrationConfig
+    goal: GoalConfig
+    compression: CompressionConfig
+    low_rank: LowRankConfig
+    masks: MaskConfig
+    healing: HealingConfig
+    search_options: Options
+    loading: LoadConfig
+    own: tuple[Any, ...]
     version: int = VERSION
+
+    def __init__(self, model: str, task: str, *given: Any, **values: Any):
+        """Args: given: tolerance and search. values: options by name, and whole configs by their fields' names."""
+        values |= dict(zip(_POSITIONAL, given, strict=False))
+        found = {"model": model, "task": task, "version": values.pop("version", VERSION)}
+        for name, config in _configs().items():
+            found[name] = _with_options(values.pop(name, None) or config(), values)
+        own = values.pop("own", None) or tuple(config() for config in _own_configs())
+        found["own"] = tuple(_with_options(config, values) for config in own)
+        if values:
+            raise TypeError(f"a recipe has no option {', '.join(values)}")
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what is no field of the recipe itself.
+        for config in () if name.startswith("_") else self.configs():
+            if name in options_of(type(config)):
+                return getattr(config, name)
+        raise AttributeError(f"a recipe has no option {name!r}")
+
+    def configs(self) -> tuple[Any, ...]:
+        """The configs of all components."""
+        return (*(getattr(self, name) for name in _configs()), *self.own)
 
     def check(self) -> Recipe:
         """InputError for any value that could not work; returns the recipe itself."""
-        for name, declared in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            kind = int | declared if declared in (float, float | str | None) else declared
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise InputError(f"recipe: {name} must be of type {declared}, got {shorten(value)}")
-        check_seed(self.seed)
-        for name, value in asdict(self).items():
-            if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
-                raise InputError(f"recipe: {name} must be a finite number, at most {LARGEST:,}, got {shorten(value)}")
-        if self.version != VERSION:
-            raise InputError(f"the recipe is of version {self.version}, this Sieve reads {VERSION}")
-        self._check_names()
-        check_tolerance(self.tolerance)
-        searcher_named(self.searcher).check(self.options(), self.traits)
-        self.mask_options().check(self.method)
+        parts = (self, *self.configs())
+        for part in parts:
+            require_types(part)
+        for part in parts:
+            require_values(part)
+        if isinstance(self.version, bool) or self.version != VERSION:
+            raise InputError(f"the recipe is of version {shorten(self.version)}, and this Sieve reads {VERSION}")
+        searcher_named(self.searcher).check(self.search_options, self.traits)
+        self.masks.check(self.method)
         self._check_options_of_others()
-        check_shrinkage(self.shrinkage)
-        if self.heal_steps is not None and (self.heal_steps < 1 or not self.heal):
-            raise InputError(f"--heal-steps must be at least 1 and go with --heal, got {self.heal_steps}")
-        if self.calibration_tokens < MINIMUM_TOKENS:
-            raise InputError(f"--calibration-tokens must be at least {MINIMUM_TOKENS}, got {self.calibration_tokens}")
+        self.healing.check()
         return self
 
     @property
     def searcher(self) -> str:
         """The name of the searcher that is used."""
-        return self.search or self.traits.default_searcher
+        return self.goal.search or self.traits.default_searcher
 
     @property
     def traits(self) -> Traits:
         """What is known of what the method makes."""
-        return SEARCHABLE[self.method].makes
+        return method_named(self.method).makes
 
     def options(self) -> Options:
         """Those of the search."""
-        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
+        return self.search_options
 
     def mask_options(self) -> MaskOptions:
         """Those of masks."""
-        return MaskOptions(**{field.name: getattr(self, field.name) for field in fields(MaskOptions)})
+        return MaskOptions(**{name: getattr(self.masks, name) for name in options_of(MaskOptions)})
 
-    def _check_names(self) -> None:
-        method_named(self.method, SEARCHABLE)
-        check_dtype(self.dtype)
-        check_device(self.device)
-        if self.rank_multiple is not None and self.rank_multiple < 1:
-            raise InputError(f"--rank-multiple must be at least 1, got {self.rank_multiple}")
+    def own_options(self) -> dict[str, Any]:
+        """Those that the method alone has."""
+        config = method_named(self.method).options
+        return {} if config is None else {name: getattr(self, name) for name in options_of(config)}
 
     def _check_options_of_others(self) -> None:
-        """InputError for an option that only methods of another kind have."""
-        for traits in {method.makes.results: method.makes for method in SEARCHABLE.values()}.values():
-            for field in fields(self):
-                foreign = traits is not self.traits and field.name in traits.options
-                if foreign and getattr(self, field.name) != field.default:
-                    raise InputError(
-                        f"--{field.name.replace('_', '-')} is of {traits.results} and {self.method} makes none: leave "
-                        f"it out, or use --method {traits.example}"
-                    )
+        """InputError for an option that only other methods have."""
+        mine = method_named(self.method)
+        for other in methods().values():
+            if other.makes is not mine.makes:
+                words = f"{other.makes.results} only, and {self.method} makes {mine.makes.results}"
+                self._require_defaults(other.makes.config, words, other.makes.example)
+            if other is not mine and other.options is not None:
+                self._require_defaults(other.options, f"the method {other.name} only", other.name)
+
+    def _require_defaults(self, config: type, owner: str, example: str) -> None:
+        for name, one in options_of(config).items():
+            if getattr(self, name) != one.default:
+                raise InputError(f"{one.flag} is for {owner}: leave it out, or use --method {example}")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its options by name, without the tree."""
+        return {name: getattr(self, name) for name in recipe_options()} | {"version": self.version}
 
     def absolute(self) -> Recipe:
         """The same with paths that hold in any folder: of a local model and of task files."""
@@ -178,8 +158,12 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Recipe:
-        """Values of a file, with every override that is not None in their place."""
-        known = [field.name for field in fields(cls)]
+        """Values of a file, with every override that is not None in their place.
+
+        A file may group options under the name of their config: `goal: {tolerance: 0.1}` is `tolerance: 0.1`.
+        """
+        values = _ungrouped(values)
+        known = [*recipe_options(), "version"]
         for name in values:
             if name not in known:
                 raise InputError(f"recipe: unknown key {shorten(name)}; known are {', '.join(known)}")
@@ -195,13 +179,58 @@ class Recipe:
 
         Paths in it are relative to its folder where there is such a file or folder, else to the current one.
         """
-        values = read_recipe(path)
+        values = _ungrouped(read_recipe(path))
         for name in ("model", "task", "general"):
             value = values.get(name)
             if isinstance(value, str) and (_is_file(value) if name != "model" else not _is_embedded(value)):
                 beside = os.path.abspath(Path(path).parent / value)
                 values[name] = beside if os.path.exists(beside) else value
         return cls.from_dict(values, **overrides)
+
+
+def recipe_options() -> dict[str, Option]:
+    """All options of a recipe by name, those of each component together."""
+    found = dict(options_of(Recipe))
+    for config in (*_configs().values(), *_own_configs()):
+        found |= options_of(config)
+    return found
+
+
+def require_options(values: Mapping[str, Any]) -> None:
+    """InputError for the first option of a recipe that could not work."""
+    for name, value in values.items():
+        recipe_options()[name].require(value)
+
+
+@cache
+def _configs() -> dict[str, type]:
+    """The fields of a recipe that hold configs."""
+    return {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}
+
+
+def _own_configs() -> tuple[type, ...]:
+    """The configs of methods that have options of their own."""
+    return tuple(method.options for method in methods().values() if method.options is not None)
+
+
+def _with_options(config: Any, values: dict[str, Any]) -> Any:
+    """The config with those of the values that are its own, which are taken out."""
+    names = [name for name in options_of(type(config)) if name in values]
+    return replace(config, **{name: values.pop(name) for name in names}) if names else config
+
+
+def _ungrouped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a file without groups."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in _configs():
+            found[name] = value
+            continue
+        known = options_of(_configs()[name])
+        if not isinstance(value, Mapping) or any(key not in known for key in value):
+            raise InputError(f"recipe: {name} must hold options of {', '.join(known)}, got {shorten(value)}")
+        found |= value
+    return found
 
 
 def _is_embedded(model: str) -> bool:

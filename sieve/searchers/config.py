@@ -5,10 +5,25 @@ from dataclasses import dataclass
 from sieve.errors import InputError
 from sieve.searchers.engine.config import EngineConfig
 from sieve.utils.messages import shorten
+from sieve.utils.options import option
 
 OBJECTIVES = ("parameters", "bytes", "latency")
 GRANULARITIES = ("matrix", "group", "block")
 SMALLEST_TOLERANCE = 1e-6  # a millionth of the accuracy, which no number of examples resolves
+_OWN = "the search's own"
+
+
+def check_tolerance(tolerance: float) -> None:
+    """InputError for a tolerance outside [0, 1)."""
+    if not 0 <= tolerance < 1:
+        raise InputError(
+            f"the tolerance must be in [0, 1), got {shorten(tolerance)}: 0.05 means 5 % of the dense accuracy"
+        )
+    if 0 < tolerance < SMALLEST_TOLERANCE:
+        raise InputError(
+            f"the tolerance must be 0, or from {SMALLEST_TOLERANCE:g} to below 1, got {tolerance:g}: 0 demands an "
+            "accuracy that is not lower at all"
+        )
 
 
 @dataclass(frozen=True)
@@ -26,46 +41,28 @@ class Options(EngineConfig):
     bottlenecks: of the winner's matrices, how many are tested for being one; 0 tests none.
     """
 
-    objective: str = "parameters"
-    kept: float | None = None
-    granularity: str = "matrix"
-    paper: bool = False
-    population: int | None = None
-    offspring: int | None = None
-    generations: int | None = None
-    budget: int | None = None
-    bottlenecks: int = 16
+    GROUP = "Search"
 
-    def check(self) -> "Options":
-        """InputError for a value that could not work; returns the options themselves."""
-        if self.kept is not None and not 0 < self.kept < 1:
-            raise InputError(f"--kept must be between 0 and 1, got {self.kept}: 0.5 keeps half the prunable parameters")
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"unknown objective {shorten(self.objective)}: choose one of {', '.join(OBJECTIVES)}")
-        if self.granularity not in GRANULARITIES:
-            raise InputError(
-                f"unknown granularity {shorten(self.granularity)}: choose one of {', '.join(GRANULARITIES)}"
-            )
-        for name in ("population", "offspring", "generations", "budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1, got {value}")
-        if self.population == 1:
-            raise InputError("--population must be at least 2: one candidate has nobody to be compared with")
-        if self.bottlenecks < 0:
-            raise InputError("--bottlenecks must not be negative")
-        super().check()
-        return self
-
-
-def check_tolerance(tolerance: float) -> None:
-    """InputError for a tolerance outside [0, 1)."""
-    if not 0 <= tolerance < 1:
-        raise InputError(
-            f"the tolerance must be in [0, 1), got {shorten(tolerance)}: 0.05 means 5 % of the dense accuracy"
-        )
-    if 0 < tolerance < SMALLEST_TOLERANCE:
-        raise InputError(
-            f"the tolerance must be 0, or from {SMALLEST_TOLERANCE:g} to below 1, got {tolerance:g}: 0 demands an "
-            "accuracy that is not lower at all"
-        )
+    objective: str = option("parameters", "What the search makes small", choices=OBJECTIVES, group="Size")
+    kept: float | None = option(
+        None,
+        "Find the best model of this fraction of the size, whatever it loses",
+        within="(0, 1)",
+        hint="0.5 keeps half of the prunable parameters",
+        group="Size",
+    )
+    granularity: str = option("matrix", "What the search gives a rank of its own", choices=GRANULARITIES)
+    paper: bool = option(False, "Use the LLM-Sieve paper's constants (with --search ga)")
+    population: int | None = option(
+        None,
+        "Candidates that a genetic search keeps",
+        within="[2, ∞)",
+        hint="one candidate has nobody to be compared with",
+        shown=_OWN,
+    )
+    offspring: int | None = option(None, "Candidates of each generation", within="[1, ∞)", shown=_OWN)
+    generations: int | None = option(None, "Generations of a genetic search", within="[1, ∞)", shown=_OWN)
+    budget: int | None = option(
+        None, "Start no new generation after so many layer-tokens", within="[1, ∞)", shown="no limit"
+    )
+    bottlenecks: int = option(16, "Matrices of the result to test as bottlenecks", within="[0, ∞)")

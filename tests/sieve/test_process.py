@@ -195,7 +195,7 @@ for command in json.loads(sys.stdin.read()):
 
 def test_quick_commands_import_no_torch(tmp_path):
     """What is wrong with the arguments is said at once."""
-    fine = [["--help"], ["prune", "--help"], ["--version"], ["tasks"]]
+    fine = [["--help"], ["prune", "--help"], ["--version"], ["tasks"], ["methods"]]
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     (tmp_path / "recipe.yaml").write_text("model: m\ntask: geography\nobjective: x\n")
@@ -227,26 +227,45 @@ def test_quick_commands_import_no_torch(tmp_path):
         assert outcome == [0 if command in fine else 2, []], f"{command}: {done.stderr}"
 
 
-def test_every_default_is_shown(run, monkeypatch):  # noqa: F811
-    from sieve.compression.masks.config import MaskOptions
-    from sieve.run.recipe import Recipe
-    from sieve.searchers.config import Options
+def test_every_option_and_default_is_shown(run, monkeypatch):  # noqa: F811
+    from sieve.run.recipe import recipe_options
 
     monkeypatch.setenv("COLUMNS", "300")
     code, out, _ = run("prune", "--help")
     assert code == 0
-    shown = {}
-    for line in out.splitlines():
-        if found := re.search(r"--([a-z-]+)\b.*\[default: (.*)\]", line):
-            shown[found[1].replace("-", "_")] = found[2]
-    recipe = Recipe("m", "t")
-    for name, want in (("tolerance", 0.05), ("calibration_tokens", 32768), ("tau", 0.2), ("bottlenecks", 16)):
-        assert shown[name] == str(getattr(recipe, name)) == str(want)
-    assert len(shown) >= 25
-    # The recipe's flat fields repeat those of their components.
-    for options_of in (Options, MaskOptions):
-        for field in options_of.__dataclass_fields__.values():
-            assert getattr(recipe, field.name) == field.default, field.name
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    for name, option in recipe_options().items():
+        flag = name.upper() if option.argument else option.flag
+        (line,) = [line for line in lines if line.split()[0] == flag]
+        if option.default_text:
+            assert line.endswith(f"[default: {option.default_text}]"), line
+    assert out.count("[default: ") >= 25
+    assert "[default: 0.05]" in out
+    assert "[default: 32768]" in out
+
+
+def test_help_is_grouped_and_fits_100_columns(run, monkeypatch):  # noqa: F811
+    from sieve.cli import COMMANDS
+    from sieve.utils.options import GROUPS
+
+    monkeypatch.setenv("COLUMNS", "100")
+    out = run("prune", "--help")[1]
+    headings = [line.removesuffix(":") for line in out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert tuple(headings) == GROUPS
+    for name in COMMANDS:
+        out = run(name, "--help")[1]
+        assert max(map(len, out.splitlines())) <= 100
+        assert out.count("[default: ") == len(re.findall(r"\[default: [^\]\n]+\]", out))  # none is parted
+    out = run("--help")[1]
+    assert max(map(len, out.splitlines())) <= 100
+    assert "..." not in out.partition("Commands:")[2]  # summaries are whole
+
+
+def test_methods_are_listed(run):  # noqa: F811
+    listed = json.loads(run("methods", "--json")[1])
+    assert {listed[name]["kind"] for name in ("svd_llm", "wanda", "ga")} == {"projection", "mask", "searcher"}
+    out = run("methods")[1]
+    assert all(name in out and about["about"].split()[0] in out for name, about in listed.items())
 
 
 def test_version(run):  # noqa: F811

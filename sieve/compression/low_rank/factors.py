@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import write_quantization_config
 from sieve.compression.low_rank.elastic import ElasticModel, elastic_pairs
+from sieve.compression.low_rank.methods import LOW_RANK
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.stored import put_pairs_, with_pairs
 from sieve.compression.plan import Plan
@@ -17,7 +18,6 @@ from sieve.errors import InputError
 from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
 from sieve.nn.fuse import fuse_
-from sieve.registry import LOW_RANK
 
 
 class Factors(dict[str, FactorPair]):

@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
 from sieve.calibration.text import batches
+from sieve.compression.low_rank.methods import LLM_SIEVE_SGD
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.errors import InputError, NumericsError
 from sieve.models.decoder import run_decoder
 from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating
+from sieve.registry import implements
 from sieve.utils import progress
 
 LEARNING_RATE = 1e-3
@@ -32,6 +34,7 @@ _AFTER = ("o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "dense_4h
 """What the matrices behind a non-linearity (attention is one) are called."""
 
 
+@implements(LLM_SIEVE_SGD)
 def train(
     model: PreTrainedModel,
     statistics: Statistics,

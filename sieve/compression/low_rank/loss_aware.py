@@ -5,8 +5,10 @@ import math
 import torch
 
 from sieve.calibration.gradients import column_basis
+from sieve.compression.low_rank.methods import LOSS_AWARE
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.problem import Problem, Solution
+from sieve.registry import implements
 
 
 def loss_aware(
@@ -46,6 +48,7 @@ def loss_aware(
     return A, B if Q is None else Q @ B, energy
 
 
+@implements(LOSS_AWARE)
 def solve(problem: Problem) -> Solution:
     """`loss_aware` of a problem; `output_aligned` where nothing is known of gradients."""
     gradient = problem.gram.new_zeros(1, 1) if problem.gradient is None else problem.gradient

@@ -2,7 +2,9 @@
 
 import torch
 
+from sieve.compression.low_rank.methods import OUTPUT_ALIGNED
 from sieve.compression.low_rank.problem import Problem, Solution
+from sieve.registry import implements
 
 
 def output_aligned(
@@ -48,6 +50,7 @@ def output_aligned(
     return U.T @ W, U if Q is None else Q @ U, energy
 
 
+@implements(OUTPUT_ALIGNED)
 def solve(problem: Problem) -> Solution:
     """`output_aligned` of a problem."""
     return output_aligned(problem.W, problem.gram, problem.side, problem.tokens)

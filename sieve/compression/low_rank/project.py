@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from sieve.calibration.config import check_shrinkage
 from sieve.calibration.statistics import Statistics
+from sieve.compression.low_rank.config import check_shrinkage
 from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.methods import LOW_RANK, Projection
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.parallel import LARGEST, each
 from sieve.compression.low_rank.problem import balanced, problem_of
@@ -20,7 +21,7 @@ from sieve.errors import InputError
 from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import Matrix
 from sieve.nn.stacked import member_out_features
-from sieve.registry import Method, method_named
+from sieve.registry import method_named
 from sieve.utils import progress
 
 
@@ -65,7 +66,7 @@ def project(
         >>> factors = sieve.project(model, statistics)
         >>> factors["model.layers.0.mlp.down_proj"].lost(96)  # share of output energy lost at rank 96
     """
-    wanted = method_named(method)
+    wanted = method_named(method, LOW_RANK)
     matrices = prunable(model, pivot)
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
@@ -73,7 +74,7 @@ def project(
     if wanted.side == "none":
         if plan is None:
             raise InputError(f"{method} learns one rank at a time: give the plan whose ranks it is to learn")
-        return Factors(wanted.function()(model, statistics, ranks), method, pivot)
+        return Factors(wanted.implementation()(model, statistics, ranks), method, pivot)
     ridge, share = math.inf, 0.0 if shrinkage in (None, "auto") else shrinkage
     if shrinkage == "auto":
 
@@ -91,7 +92,7 @@ def project(
     return Factors(pairs, method, pivot, ridge, share)
 
 
-def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, wanted: Method) -> None:
+def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, wanted: Projection) -> None:
     """InputError unless the statistics are of these matrices and hold what the method asks for."""
     unknown = [name for name in matrices if name not in statistics.sources]
     if unknown:
@@ -120,7 +121,7 @@ def _ranks(matrices: Mapping[str, Matrix], plan: Mapping[str, int | str] | None)
 def _pairs(
     model: PreTrainedModel,
     statistics: Statistics,
-    method: Method,
+    method: Projection,
     ranks: Mapping[str, int],
     ridge: float,
     shrinkage: float,
@@ -128,7 +129,7 @@ def _pairs(
     mean: bool | None,
 ) -> dict[str, FactorPair]:
     """Factors of the matrices that `ranks` names, up to those ranks."""
-    solve = method.function()
+    solve = method.implementation()
     layers = {name: model.get_submodule(name) for name in ranks}
     # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
     heights = member_out_features(model) if method.balanced and math.isinf(ridge) else {}

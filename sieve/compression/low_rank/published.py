@@ -6,7 +6,9 @@ output energy lost at a rank is the sum of those of the directions that go, as f
 
 import torch
 
+from sieve.compression.low_rank.methods import ASVD, PCA, SVD, SVD_LLM
 from sieve.compression.low_rank.problem import Problem, Solution
+from sieve.registry import implements
 
 ASVD_ALPHA = 0.5
 """The exponent that arXiv 2312.05821 recommends."""
@@ -15,12 +17,14 @@ _JITTER = 1e-8
 """Of the mean energy of a channel: the first that is tried where C has no Cholesky factor; ten times more each time."""
 
 
+@implements(SVD)
 def svd(problem: Problem) -> Solution:
     """The weights alone: M_r is the best rank-r approximation of W itself, as in LASER (arXiv 2312.13558)."""
     U, _, _ = torch.linalg.svd(problem.W, full_matrices=False)
     return _onto(U, problem)
 
 
+@implements(PCA)
 def pca(problem: Problem) -> Solution:
     """The inputs alone: x is projected on its r principal components, as in SliceGPT (arXiv 2401.15024).
 
@@ -37,6 +41,7 @@ def pca(problem: Problem) -> Solution:
     return P.T[:k].contiguous(), B[:, :k], energy[:k]
 
 
+@implements(ASVD)
 def asvd(problem: Problem) -> Solution:
     """Channels scaled by their size: ASVD (arXiv 2312.05821).
 
@@ -49,6 +54,7 @@ def asvd(problem: Problem) -> Solution:
     return _onto(U, problem)
 
 
+@implements(SVD_LLM)
 def svd_llm(problem: Problem) -> Solution:
     """Truncation-aware whitening: SVD-LLM (arXiv 2403.07378).
 

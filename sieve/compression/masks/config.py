@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from sieve.errors import InputError
-from sieve.utils.messages import shorten
+from sieve.registry import method_named
+from sieve.utils.options import option, require_values
 
 PATTERNS = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
 """Name → (kept, of so many consecutive weights of a row), or None."""
@@ -30,34 +31,43 @@ class MaskOptions:
     damping: SparseGPT's, of the mean diagonal of the Gram matrix.
     """
 
-    pattern: str = "unstructured"
-    compare: str = "row"
-    task_aware: bool = False
-    tau: float = 0.2
-    fusion: str = "mean"
-    task_share: float = 0.5
-    ramp: float = 0.0
-    damping: float = 0.01
+    GROUP = "Method"
+
+    pattern: str = option("unstructured", "Masks: pattern of the zeros", choices=tuple(PATTERNS))
+    compare: str = option("row", "Masks: what weights compete in", choices=COMPARISONS)
+    task_aware: bool = option(False, "Masks: score weights on general text and on the task")
+    tau: float = option(
+        0.2,
+        "Masks: share channels whose norms differ by at most this",
+        within="[0, 1]",
+        hint="0.2 shares channels that differ by a fifth",
+    )
+    fusion: str = option("mean", "Masks: how scores of shared channels are fused", choices=FUSIONS)
+    task_share: float = option(0.5, "Masks: weight of the task against general text", within="(0, 1)")
+    ramp: float = option(
+        0.0,
+        "Masks: how much more or less a matrix may keep, by its Hessian",
+        within="[0, 1)",
+        hint="0.1 keeps up to a tenth more or less",
+    )
+    damping: float = option(0.01, "Masks: damping of SparseGPT, times the mean diagonal", within="(0, ∞)")
 
     def check(self, method: str) -> "MaskOptions":
         """InputError for a value, or a combination, that could not work; returns the options themselves."""
-        for name, known in (("pattern", tuple(PATTERNS)), ("compare", COMPARISONS), ("fusion", FUSIONS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {shorten(getattr(self, name))}: choose one of {', '.join(known)}")
-        if not 0 <= self.tau <= 1:
-            raise InputError(f"--tau must be in [0, 1], got {self.tau}: 0.2 shares channels that differ by a fifth")
-        if not 0 < self.task_share < 1:
-            raise InputError(f"--task-share must be between 0 and 1, got {self.task_share}")
-        if not 0 <= self.ramp < 1:
-            raise InputError(f"--ramp must be in [0, 1), got {self.ramp}: 0.1 keeps up to a tenth more or less")
-        if not self.damping > 0:
-            raise InputError(f"damping must be positive, got {self.damping}")
+        require_values(self)
         if self.pattern != "unstructured":
             if self.compare != "row":
                 raise InputError(f"--pattern {self.pattern} compares weights of one row: leave --compare out")
             if self.ramp:
                 raise InputError(f"--pattern {self.pattern} has one sparsity only: leave --ramp out")
-        if method == "magnitude" and (self.task_aware or self.ramp):
+        if method_named(method).side == "none" and (self.task_aware or self.ramp):
             option = "--task-aware" if self.task_aware else "--ramp"
-            raise InputError(f"{option} makes no difference to magnitude, which looks at no data: choose wanda")
+            raise InputError(f"{option} makes no difference to {method}, which looks at no data: choose wanda")
         return self
+
+
+@dataclass(frozen=True)
+class MaskConfig(MaskOptions):
+    """The same in a recipe, with the general text that task-aware masks score on: "general" or a task file."""
+
+    general: str = option("general", "Masks: general text, a task file of type perplexity", shown="Wikipedia and news")

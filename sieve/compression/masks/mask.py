@@ -7,15 +7,16 @@ from sieve.calibration.statistics import Statistics
 from sieve.compression.masks.config import PATTERNS, MaskOptions
 from sieve.compression.masks.layerwise_sparsity import layerwise_shifts
 from sieve.compression.masks.masks import CompensatedMask, Mask, Masks
+from sieve.compression.masks.methods import MASKING, MaskMethod
 from sieve.compression.masks.nesting import nested_thresholds
-from sieve.compression.masks.scores import SCORES, inverse_root, of_channels, of_weights
+from sieve.compression.masks.scores import inverse_root, of_channels, of_weights
 from sieve.compression.masks.task_aware import fuse, pooled
 from sieve.compression.masks.tied import check_untied
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import Matrix
+from sieve.registry import method_named
 from sieve.utils import progress
-from sieve.utils.messages import shorten
 
 _UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far
 
@@ -47,13 +48,12 @@ def mask(
         >>> masks = sieve.mask(model, sieve.calibrate(model, tokenizer, "geography", method="wanda"))
         >>> masks["model.layers.0.mlp.down_proj"].at(768)  # half of 1,536 weights a row
     """
-    if method not in SCORES:
-        raise InputError(f"unknown method {shorten(method)}: choose one of {', '.join(SCORES)}")
+    wanted = method_named(method, MASKING)
     options = (options or MaskOptions()).check(method)
     if options.task_aware and general is None:
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
     matrices = maskable(model, options)
-    sides = {"task": statistics} if method != "magnitude" else {}
+    sides = {"task": statistics} if wanted.side != "none" else {}
     if options.task_aware:
         sides["general"] = general
         _note_lengths(statistics.tokens, general.tokens)
@@ -76,10 +76,10 @@ def mask(
             key = _source(statistics, name)
             if key not in of_inputs:
                 grams = {side: _per_token(measured, name) for side, measured in sides.items()}
-                of_inputs[key] = _Inputs(name, grams, method, options)
+                of_inputs[key] = _Inputs(name, grams, wanted, options)
             inputs = of_inputs[key]
             traces[name] = inputs.trace
-            if method == "sparsegpt":
+            if wanted.compensates:
                 found[name] = CompensatedMask(W, inputs.channels, inputs.root, options.pattern, options.compare)
             else:
                 scores = of_weights(W.float(), method) * inputs.channels
@@ -102,10 +102,10 @@ def maskable(model: PreTrainedModel, options: MaskOptions) -> dict[str, Matrix]:
 class _Inputs:
     """What scores and updates need to know of one input: float32 on the weights' device.
 
-    channels: [n], factors of the scores. root: R [n, n] for SparseGPT, else None. trace: tr(H) / n.
+    channels: [n], factors of the scores. root: R [n, n] where kept weights compensate, else None. trace: tr(H) / n.
     """
 
-    def __init__(self, name: str, grams: dict[str, torch.Tensor], method: str, options: MaskOptions):
+    def __init__(self, name: str, grams: dict[str, torch.Tensor], method: MaskMethod, options: MaskOptions):
         device = grams["task"].device
         grams = {side: _double(H) for side, H in grams.items()}
         H = grams["task"]
@@ -113,12 +113,12 @@ class _Inputs:
             H = pooled(grams["general"], grams["task"], options.task_share)
         _require_finite(name, *grams.values())
         self.trace = float(H.diagonal().mean())
-        root = inverse_root(H, options.damping) if method == "sparsegpt" else None
+        root = inverse_root(H, options.damping) if method.compensates else None
         if "general" not in grams or options.fusion == "concatenate":
-            channels = of_channels(H, method, options.damping, root)
+            channels = of_channels(H, method.name, options.damping, root)
         else:
             sides = (grams["general"], grams["task"])
-            channels = fuse(*sides, tuple(of_channels(H, method, options.damping) for H in sides), options)
+            channels = fuse(*sides, tuple(of_channels(H, method.name, options.damping) for H in sides), options)
         # Only ratios matter: about 1 they are in the middle of float32's range.
         self.channels = (channels / channels.mean()).float().to(device)
         self.root = None if root is None else root.float().to(device)

@@ -15,6 +15,7 @@ from sieve.checkpoint.folder import write_mask_config
 from sieve.compression.masks.apply import ElasticWeights, mask_, masked
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.matrix import MaskedMatrix
+from sieve.compression.masks.methods import MASKING
 from sieve.compression.masks.sparsegpt import sparsegpt
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
@@ -22,7 +23,6 @@ from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
 from sieve.nn.fuse import fuse_
 from sieve.nn.semi_structured import PATTERN, runs_sparse
-from sieve.registry import MASKING
 
 
 @dataclass(frozen=True)

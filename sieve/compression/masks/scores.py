@@ -9,40 +9,92 @@ H is the Gram matrix of the inputs per token, so that calibration sets of differ
 channel's factor is all that depends on data, two calibration sets are fused factor by factor (`task_aware`).
 """
 
+from typing import Protocol
+
 import torch
 
-SCORES = ("magnitude", "wanda", "sparsegpt", "ria")
+from sieve.compression.masks.methods import MAGNITUDE, MASKING, RIA, SPARSEGPT, WANDA
+from sieve.registry import implements, method_named
 
 FLOOR = 1e-12
 """Of the mean: what a channel that was never excited counts. Its weights go first, and among them the smallest."""
 
 
-def of_weights(W: torch.Tensor, method: str) -> torch.Tensor:
-    """The part of the score that depends on the weights, [m, n] ≥ 0."""
-    size = W.abs()
-    if method == "magnitude":
-        return size
-    if method == "ria":
+class Score(Protocol):
+    """One way to score weights."""
+
+    def of_weights(self, W: torch.Tensor) -> torch.Tensor:
+        """The part that depends on the weights, [m, n] ≥ 0."""
+
+    def of_channels(self, energy: torch.Tensor, root: torch.Tensor | None) -> torch.Tensor:
+        """The part that depends on the inputs, [n] > 0; energy: [n] > 0, mean of x²; root: where weights compensate."""
+
+
+@implements(MAGNITUDE)
+class Magnitude:
+    """|W_ij|."""
+
+    def of_weights(self, W: torch.Tensor) -> torch.Tensor:
+        return W.abs()
+
+    def of_channels(self, energy: torch.Tensor, root: torch.Tensor | None) -> torch.Tensor:
+        return torch.ones_like(energy)
+
+
+@implements(WANDA)
+class Wanda:
+    """W_ij² H_jj."""
+
+    def of_weights(self, W: torch.Tensor) -> torch.Tensor:
+        return W.abs().square()
+
+    def of_channels(self, energy: torch.Tensor, root: torch.Tensor | None) -> torch.Tensor:
+        return energy
+
+
+@implements(SPARSEGPT)
+class SparseGPT(Wanda):
+    """W_ij² / R_jj²."""
+
+    def of_channels(self, energy: torch.Tensor, root: torch.Tensor | None) -> torch.Tensor:
+        return root.diagonal().square().reciprocal()
+
+
+@implements(RIA)
+class Ria:
+    """Relative importance in row and column, times the root of the channel's norm."""
+
+    def of_weights(self, W: torch.Tensor) -> torch.Tensor:
+        size = W.abs()
         rows, columns = size.sum(1, keepdim=True), size.sum(0, keepdim=True)
         tiny = torch.finfo(size.dtype).tiny  # a row of zeros has scores of zero
         return size / rows.clamp(min=tiny) + size / columns.clamp(min=tiny)
-    return size.square()
+
+    def of_channels(self, energy: torch.Tensor, root: torch.Tensor | None) -> torch.Tensor:
+        return energy.sqrt().sqrt()
+
+
+def of_weights(W: torch.Tensor, method: str) -> torch.Tensor:
+    """The part of the score that depends on the weights, [m, n] ≥ 0."""
+    return _score(method).of_weights(W)
 
 
 def of_channels(H: torch.Tensor, method: str, damping: float, root: torch.Tensor | None = None) -> torch.Tensor:
     """The part that depends on the inputs, [n] > 0. H [n, n] float64; all ones where H is zero.
 
-    `root`: SparseGPT's `inverse_root(H, damping)`, where it is known already.
+    `root`: `inverse_root(H, damping)` for a method that compensates, where it is known already.
     """
     energy = H.diagonal().clamp(min=0)
     mean = energy.mean()
-    if method == "magnitude" or not mean > 0:
+    if not mean > 0:
         return torch.ones_like(energy)
-    if method == "sparsegpt":
-        root = inverse_root(H, damping) if root is None else root
-        return root.diagonal().square().reciprocal()
-    energy = energy.clamp(min=FLOOR * mean)
-    return energy.sqrt().sqrt() if method == "ria" else energy
+    if root is None and method_named(method, MASKING).compensates:
+        root = inverse_root(H, damping)
+    return _score(method).of_channels(energy.clamp(min=FLOOR * mean), root)
+
+
+def _score(method: str) -> Score:
+    return method_named(method, MASKING).implementation()()
 
 
 def inverse_root(H: torch.Tensor, damping: float) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
-from sieve.registry import Traits
+from sieve.registry import Described, Traits
 from sieve.searchers.config import Options
 from sieve.utils.messages import shorten
 
@@ -16,25 +16,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Searcher:
-    """One way to choose candidates.
+class Searcher(Described):
+    """One way to choose candidates, and what it needs.
 
-    run: yields candidates that the fitness split accepts, the one that it would choose first. Where a size is asked
-        for, all that it yields are tried on the validation split, and the best is taken.
-    about: one line for the user.
     sequential: proposes one candidate after the other, so that several workers have nothing to share.
     per_matrix: gives each matrix a rank of its own, so that candidates have parts in common and a surrogate helps.
     needs_surrogate: has nothing to go by without predicted losses.
     paper_constants: knows the constants of DESIGN 2.9.
     """
 
-    name: str
-    run: Callable[[Problem], Iterator[Candidate]]
-    about: str
+    room: str = __package__
     sequential: bool = False
     per_matrix: bool = True
     needs_surrogate: bool = False
     paper_constants: bool = False
+
+    def run(self, problem: Problem) -> Iterator[Candidate]:
+        """Candidates that the fitness split accepts, the one that the searcher would choose first.
+
+        Where a size is asked for, all that it yields are tried on the validation split, and the best is taken.
+        """
+        return self.implementation()(problem)
 
     def check(self, options: Options, traits: Traits) -> None:
         """InputError for an option that it cannot use, or for results that it cannot search."""
@@ -58,41 +60,15 @@ class Searcher:
             )
 
 
-# Algorithms are imported when they run: their libraries take seconds.
-def _uniform(problem: Problem) -> Iterator[Candidate]:
-    from sieve.searchers.algorithms.uniform import uniform
+UNIFORM = Searcher(
+    "uniform", "one kept fraction for all matrices, by bisection on the size", sequential=True, per_matrix=False
+)
+BUDGET = Searcher("budget", "ranks by predicted loss, from one backward pass", sequential=True, needs_surrogate=True)
+GA = Searcher("ga", "the genetic algorithm of LLM-Sieve: hundreds of candidates", paper_constants=True)
+PARETO = Searcher("pareto", "the whole curve of size against score, by NSGA-II: hundreds of candidates")
 
-    return uniform(problem)
-
-
-def _budget(problem: Problem) -> Iterator[Candidate]:
-    from sieve.searchers.algorithms.budget import budget
-
-    return budget(problem)
-
-
-def _ga(problem: Problem) -> Iterator[Candidate]:
-    from sieve.searchers.algorithms.ga import ga
-
-    return ga(problem)
-
-
-def _pareto(problem: Problem) -> Iterator[Candidate]:
-    from sieve.searchers.algorithms.pareto import pareto
-
-    return pareto(problem)
-
-
-SEARCHERS = {
-    searcher.name: searcher
-    for searcher in (
-        Searcher("uniform", _uniform, "one kept fraction for all matrices, by bisection", True, per_matrix=False),
-        Searcher("budget", _budget, "ranks by predicted loss, from one backward pass", True, needs_surrogate=True),
-        Searcher("ga", _ga, "the genetic algorithm of LLM-Sieve", paper_constants=True),
-        Searcher("pareto", _pareto, "the whole curve of size against score (NSGA-II)"),
-    )
-}
-"""By name. A new searcher is a file of its own and a row here."""
+SEARCHERS = {searcher.name: searcher for searcher in (UNIFORM, BUDGET, GA, PARETO)}
+"""By name. A new searcher is a row here and a file of its own, whose function says `@implements(ROW)`."""
 
 
 def searcher_named(name: str) -> Searcher:

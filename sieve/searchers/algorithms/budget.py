@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from sieve.compression.plan import Plan
+from sieve.registry import implements
 from sieve.searchers.algorithms.allocate import allocate
+from sieve.searchers.algorithms.base import BUDGET
 from sieve.searchers.algorithms.uniform import smallest, uniform_plans
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, Problem
@@ -13,6 +15,7 @@ from sieve.searchers.reach import STEPS
 from sieve.searchers.surrogate import Surrogate
 
 
+@implements(BUDGET)
 def budget(problem: Problem) -> Iterator[Candidate]:
     """For a given size its allocation, scored once; for a tolerance, bisection over the sizes 1/50, 2/50, …"""
     genome = problem.genome()

@@ -8,12 +8,15 @@ value.
 from collections.abc import Iterator
 
 import numpy as np
-from pymoo.algorithms.soo.nonconvex.ga import GA, FitnessSurvival
+from pymoo.algorithms.soo.nonconvex.ga import GA as GeneticAlgorithm
+from pymoo.algorithms.soo.nonconvex.ga import FitnessSurvival
 from pymoo.core.population import Population
 from pymoo.core.survival import Survival
 from pymoo.operators.selection.tournament import TournamentSelection
 from scipy.special import expit
 
+from sieve.registry import implements
+from sieve.searchers.algorithms.base import GA
 from sieve.searchers.algorithms.evolution import PROPOSALS, Evolution
 from sieve.searchers.algorithms.operators import (
     BlockCrossover,
@@ -34,6 +37,7 @@ _HALVINGS = 5
 _SIZES = 32  # grid of the bisection that finds where to begin
 
 
+@implements(GA)
 def ga(problem: Problem) -> Iterator[Candidate]:
     """Yield acceptable candidates along the front, the smallest first."""
     options = problem.options
@@ -55,7 +59,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
         crossover, mutation, pressure = BlockCrossover(evolution.genome, 0.3), RunMutation(evolution.genome), 2
         evolution.fit_score_calibration()
     limit = problem.size_limit
-    algorithm = GA(
+    algorithm = GeneticAlgorithm(
         pop_size=population,
         n_offsprings=offspring * (PROPOSALS if evolution.surrogate and not options.paper else 1),
         sampling=np.array([evolution.fit(levels, limit) for levels in seeds]),

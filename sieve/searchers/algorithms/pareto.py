@@ -6,6 +6,8 @@ from functools import lru_cache
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 
+from sieve.registry import implements
+from sieve.searchers.algorithms.base import PARETO
 from sieve.searchers.algorithms.evolution import PROPOSALS, Evolution
 from sieve.searchers.algorithms.operators import BlockCrossover, FitSize, RunMutation
 from sieve.searchers.problem import Candidate, Problem
@@ -14,6 +16,7 @@ POPULATION, OFFSPRING, GENERATIONS = 24, 60, 10
 SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)  # where the curve is begun
 
 
+@implements(PARETO)
 def pareto(problem: Problem) -> Iterator[Candidate]:
     """Yield acceptable candidates along the front, the smallest first. Tolerance or size only pick among them."""
     options = problem.options

@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from sieve.compression.plan import Plan
 from sieve.models.matrix import DENSE
+from sieve.registry import implements
+from sieve.searchers.algorithms.base import UNIFORM
 from sieve.searchers.problem import Candidate, Problem
 from sieve.searchers.reach import STEPS
 from sieve.utils import progress
 
 
+@implements(UNIFORM)
 def uniform(problem: Problem) -> Iterator[Candidate]:
     """Yield acceptable candidates, the smallest first and then ever larger ones.
 

@@ -4,10 +4,21 @@ from dataclasses import dataclass
 
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
+from sieve.utils.options import option, require_values
 
 MEMORY = 2 << 30
 CLUSTER = "ray://"
 """How the address of a Ray cluster begins."""
+
+
+def check_workers(workers: int | str | None) -> None:
+    """InputError unless it is None, a number or the address of a cluster."""
+    number = isinstance(workers, int) and workers >= 1
+    address = isinstance(workers, str) and workers.startswith(CLUSTER)
+    if not (workers is None or number or address):
+        raise InputError(
+            f"--workers must be a number from 1 on or an address {CLUSTER}host:port, got {shorten(workers)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -22,25 +33,23 @@ class EngineConfig:
         processors of a cluster. The result is the same for any number. None: this process evaluates them.
     """
 
-    layers: bool = True
-    racing: bool = True
-    surrogate: bool = True
-    memory: int = MEMORY
-    workers: int | str | None = None
+    GROUP = "Search"
+
+    layers: bool = option(True, "Run blocks that candidates have in common only once")
+    racing: bool = option(True, "Stop the evaluation of candidates that cannot win")
+    surrogate: bool = option(True, "Use predicted losses to start and to sort out candidates")
+    memory: int = option(
+        MEMORY, "Bytes that states shared by candidates may take", within="[0, ∞)", shown="2 GiB", group="Machine"
+    )
+    workers: int | str | None = option(
+        None,
+        "Number of Ray processes, or the address of a cluster: ray://host:port",
+        shown="this process",
+        check=check_workers,
+        group="Machine",
+    )
 
     def check(self) -> "EngineConfig":
         """InputError for a value that cannot work; returns the config itself."""
-        if self.memory < 0:
-            raise InputError("--memory must not be negative")
-        check_workers(self.workers)
+        require_values(self)
         return self
-
-
-def check_workers(workers: int | str | None) -> None:
-    """InputError unless it is None, a number or the address of a cluster."""
-    number = isinstance(workers, int) and workers >= 1
-    address = isinstance(workers, str) and workers.startswith(CLUSTER)
-    if not (workers is None or number or address):
-        raise InputError(
-            f"--workers must be a number from 1 on or an address {CLUSTER}host:port, got {shorten(workers)}"
-        )

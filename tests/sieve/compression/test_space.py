@@ -9,8 +9,10 @@ import torch
 import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Sample, batches
+from sieve.compression.low_rank.methods import LOW_RANK
+from sieve.compression.masks.methods import MASKING
 from sieve.compression.plan import Plan
-from sieve.registry import ALL, LOW_RANK, MASKING
+from sieve.registry import methods
 from sieve.searchers.algorithms.base import SEARCHERS
 from tests.tiny_models import tiny_model, tiny_tokens
 
@@ -32,7 +34,7 @@ def logits(model):
 def test_a_plan_runs_alike_for_a_while_and_for_good(kind):
     model = tiny_model("llama")
     space, dense = space_of(model, kind), logits(model)
-    assert space.traits is kind is ALL[space.method].makes
+    assert space.traits is kind is methods()[space.method].makes
     plan = Plan.uniform(space.matrices(model).values(), 0.5, 1)
     with space.elastic(model) as elastic:
         elastic.set_plan(plan)
@@ -58,18 +60,19 @@ def test_a_part_of_a_space_is_another_one(kind):
 
 
 def test_every_method_says_what_it_makes_and_which_searcher_goes_with_it():
-    for name, method in ALL.items():
+    for name, method in methods().items():
         assert method.makes.default_searcher in SEARCHERS, name
-        assert ALL[method.makes.example].makes is method.makes
+        assert methods()[method.makes.example].makes is method.makes
         assert method.makes.predictable or not SEARCHERS[method.makes.default_searcher].needs_surrogate
 
 
-def test_nobody_asks_for_a_kind_of_space_or_for_a_searchers_name():
-    rooms = {ROOT / "compression" / "masks", ROOT / "registry.py"}
-    names = "|".join(SEARCHERS)
+def test_nobody_asks_for_a_kind_of_space_or_for_a_name():
+    names = "|".join([*SEARCHERS, *methods()])
     asking = re.compile(
-        rf"isinstance\([^)]*\b(Masks|Factors)\b|\bin MASKS\b|search(er)?(\.name)? [!=]= |== [\"']({names})[\"']"
+        rf"\bin MASKS\b|(search(er)?|method)(\.name)? [!=]= |[!=]= [\"']({names})[\"']|[\"']sieve[\w.]+:\w+[\"']"
     )
+    kinds = re.compile(r"isinstance\([^)]*\b(Masks|Factors)\b")
     for path in ROOT.rglob("*.py"):
-        if not {path, *path.parents} & rooms:
-            assert asking.search(path.read_text()) is None, path
+        assert asking.search(path.read_text()) is None, path
+        if ROOT / "compression" / "masks" not in path.parents:
+            assert kinds.search(path.read_text()) is None, path

@@ -1,14 +1,17 @@
 """Recipes from files and from Python: values that work, or one line that says which does not."""
 
-from dataclasses import fields
+import copy
+import pickle
+from dataclasses import replace
 
 import pytest
 
 from sieve.errors import InputError
-from sieve.run.recipe import Recipe
+from sieve.run.recipe import Recipe, recipe_options
+from sieve.utils.options import GROUPS, options_of
 
 NAN, INFINITY = float("nan"), float("inf")
-NUMBERS = [field.name for field in fields(Recipe) if "int" in str(field.type) or "float" in str(field.type)]
+NUMBERS = [name for name, option in recipe_options().items() if {int, float} & set(option.types)] + ["version"]
 NONE_OF_THEM = [NAN, INFINITY, -INFINITY, -1, 2**63, 10**400, -(10**400), 10**5000, [], {}, [[0] * 1000] * 1000]
 
 
@@ -28,7 +31,7 @@ def test_numbers_that_cannot_be_used(name, value):
     refusal(**{name: value, "method": method})
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
+@pytest.mark.parametrize("name", [*recipe_options(), "version"])
 @pytest.mark.parametrize("value", [["x"] * 10**5, {"x": ["x"] * 10**5}, b"x" * 10**6])
 def test_values_of_other_types_are_shortened(name, value):
     assert name in refusal(**{name: value})
@@ -79,3 +82,38 @@ def test_written_by_windows(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodel: m\r\ntask: t\r\nseed: 3\r\n")
     assert Recipe.load(path) == Recipe("m", "t", seed=3)
+
+
+def test_options_are_given_and_read_by_name_wherever_they_are_in_the_tree():
+    recipe = Recipe("m", "t", 0.2, "ga", kept=0.5, pivot=False, tau=0.3)
+    assert recipe.goal.tolerance == recipe.tolerance == 0.2
+    assert (recipe.goal.search, recipe.search_options.kept, recipe.low_rank.pivot) == ("ga", 0.5, False)
+    assert recipe.masks.tau == recipe.mask_options().tau == 0.3
+    assert replace(recipe, seed=3).seed == 3
+    assert Recipe.from_dict(replace(recipe, tau=0.2).to_dict()) == replace(recipe, tau=0.2)
+    assert pickle.loads(pickle.dumps(recipe)) == copy.deepcopy(recipe) == recipe
+    with pytest.raises(TypeError, match="no option taus"):
+        Recipe("m", "t", taus=0.3)
+    with pytest.raises(AttributeError, match="no option 'taus'"):
+        recipe.taus  # noqa: B018
+
+
+def test_names_of_options_are_unique():
+    parts = [Recipe, *(type(config) for config in Recipe("m", "t").configs())]
+    names = [name for part in parts for name in options_of(part)]
+    assert len(names) == len(set(names)) == len(recipe_options())
+
+
+def test_a_file_may_group_its_options(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\ntask: t\ngoal: {tolerance: 0.1, search: ga}\nseed: 2\n")
+    assert Recipe.load(path) == Recipe("m", "t", 0.1, "ga", seed=2)
+    assert "goal must hold options of tolerance" in refusal(goal={"tau": 1})
+    assert "goal must hold options of tolerance" in refusal(goal=3)
+
+
+def test_every_option_can_be_explained():
+    for name, option in recipe_options().items():
+        assert option.help[0].isupper() or option.argument, name
+        assert not option.help.endswith("."), name
+        assert option.group in GROUPS, name

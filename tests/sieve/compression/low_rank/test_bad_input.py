@@ -9,18 +9,20 @@ import torch
 import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Sample, batches
+from sieve.compression.low_rank.methods import LOW_RANK
 from sieve.compression.plan import Plan
 from sieve.errors import NumericsError
 from sieve.models.linears import prunable
-from sieve.registry import METHODS, NESTED
+from sieve.registry import methods
 from tests.tiny_models import tiny_model, tiny_tokens
 
 FEW = [Sample(row[:5].tolist(), 3) for row in tiny_tokens(3, 5)]
 NAME = "model.layers.0.mlp.down_proj"
+NESTED = [name for name, method in methods().items() if method.makes is LOW_RANK and method.nested]
 
 
 def statistics_of(model, sequences, method):
-    wanted = METHODS[method]
+    wanted = methods()[method]
     statistics = collect(model, batches(sequences, 512), "input", wanted.gradients)
     statistics.texts = sequences
     statistics.held_back = sequences[:1] if wanted.gradients else []

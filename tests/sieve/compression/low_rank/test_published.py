@@ -8,15 +8,18 @@ import torch
 import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Sample, batches
+from sieve.compression.low_rank.methods import LOW_RANK
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.problem import Problem
 from sieve.compression.low_rank.published import asvd, pca, svd, svd_llm
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
-from sieve.registry import METHODS, NESTED
+from sieve.registry import methods
 from tests.sieve.compression.low_rank.test_output_aligned import SHAPES, data
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
+
+NESTED = [name for name, method in methods().items() if method.makes is LOW_RANK and method.nested]
 
 SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(24, 32).tolist()]
 
@@ -154,7 +157,7 @@ def test_ours_is_never_behind_on_calibration_output_error(calibrated, kept):
             lost = error(W, inputs[name], B.double() @ A.double()) / float(((W @ inputs[name]) ** 2).sum())
             errors[method, name] = lost
             assert lost >= errors["output_aligned", name] * (1 - 1e-4) - 1e-9, (method, name)
-            if METHODS[method].nested:
+            if methods()[method].nested:
                 assert factors[name].lost(rank) == pytest.approx(lost, abs=1e-4)
     for method in ("svd", "pca", "asvd", "llm_sieve_sgd"):  # the comparison is one
         assert any(errors[method, name] > 1.05 * errors["output_aligned", name] for name in plan)
@@ -178,7 +181,7 @@ def test_methods_that_need_more_than_was_calibrated_say_so(calibrated):
 def test_statistics_of_inputs_serve_every_nested_method(calibrated):
     model, statistics = calibrated
     for method in NESTED:
-        if not METHODS[method].gradients:
+        if not methods()[method].gradients:
             factors = sieve.project(model, statistics, method)
             assert (factors.method, len(factors)) == (method, 14)
 

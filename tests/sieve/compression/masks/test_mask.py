@@ -9,12 +9,16 @@ from sieve.calibration.text import Sample, batches
 from sieve.compression.apply import apply_
 from sieve.compression.masks.config import MaskOptions
 from sieve.compression.masks.mask import mask
-from sieve.compression.masks.scores import SCORES, of_weights
+from sieve.compression.masks.methods import MASKING
+from sieve.compression.masks.scores import of_weights
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import DENSE
+from sieve.registry import methods
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
+
+SCORES = [name for name, method in methods().items() if method.makes is MASKING]
 
 SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 OTHERS = [Sample(ids, 8) for ids in tiny_tokens(12, 30, seed=9).tolist()]

@@ -97,8 +97,8 @@ def test_a_ramp_through_the_command_line(run, world, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("--pattern", "2:4"), "--pattern is of masks"),
-        (("--task-aware",), "--task-aware is of masks"),
+        (("--pattern", "2:4"), "--pattern is for masks only"),
+        (("--task-aware",), "--task-aware is for masks only"),
         (("--method", "wanda", "--pattern", "1:3"), "2:4"),
         (("--method", "magnitude", "--task-aware"), "looks at no data"),
         (("--method", "wanda", "--search", "budget"), "predicted loss"),

@@ -1,18 +1,23 @@
-"""A searcher is a function and a row: recipes, checks and searches follow from it."""
+"""A searcher is a row and a function: recipes, checks and searches follow from them."""
 
 import pytest
 
 from sieve.calibration.collect import calibrate
+from sieve.compression.low_rank.methods import LOW_RANK
 from sieve.compression.low_rank.project import project
+from sieve.compression.masks.methods import MASKING
 from sieve.errors import InputError
 from sieve.models.loading import load_model
-from sieve.registry import LOW_RANK, MASKING
+from sieve.registry import implements
 from sieve.run.recipe import Recipe
 from sieve.searchers.algorithms.base import SEARCHERS, Searcher, searcher_named
 from sieve.searchers.config import Options
 from sieve.searchers.run import run_search
 
+TOY = Searcher("toy", "a toy", needs_surrogate=True)
 
+
+@implements(TOY)
 def largest(problem):
     """A toy: the largest plan that prunes anything."""
     genome = problem.genome()
@@ -22,7 +27,7 @@ def largest(problem):
 
 
 def test_a_new_searcher_is_a_function_and_a_row(monkeypatch, world):
-    monkeypatch.setitem(SEARCHERS, "toy", Searcher("toy", largest, "a toy", needs_surrogate=True))
+    monkeypatch.setitem(SEARCHERS, "toy", TOY)
     recipe = Recipe(world.model, world.task, tolerance=0.9, search="toy").check()
     assert recipe.searcher == "toy"
     with pytest.raises(InputError, match="toy search has nothing to go by"):

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from sieve.compression.low_rank.methods import LOW_RANK
 from sieve.errors import InputError, NumericsError, WorkerError
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.linears import prunable
-from sieve.registry import LOW_RANK
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.config import Options
 from sieve.searchers.engine import ray_workers

@@ -1,0 +1,37 @@
+"""What a user can choose about low-rank pairs."""
+
+from dataclasses import dataclass
+
+from sieve.errors import InputError
+from sieve.utils.messages import shorten
+from sieve.utils.options import option
+
+
+def check_shrinkage(shrinkage: float | str | None) -> None:
+    """InputError unless `sieve.project` can use it."""
+    if shrinkage is None or shrinkage == "auto":
+        return
+    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
+        raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shorten(shrinkage)}")
+
+
+@dataclass(frozen=True)
+class LowRankConfig:
+    """pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models in the tolerance.
+    shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
+    shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
+    refit: fit pairs anew, to inputs as the pruned model has them: those of the search's plan if `kept` names its size,
+        else of the smallest plan beyond it that is within the tolerance so.
+    """
+
+    GROUP = "Method"
+
+    pivot: bool = option(True, "Store pairs pivoted: the same maps in fewer parameters")
+    shrinkage: float | str | None = option(
+        None,
+        "Weight of a prior in the Gram matrices, from 0 to 1, or auto",
+        shown="no prior",
+        check=check_shrinkage,
+    )
+    shared_input: bool = option(False, "Make one pair for q, k and v, and one for gate and up")
+    refit: bool = option(False, "Fit pairs again to the inputs of the pruned model: smaller models")
