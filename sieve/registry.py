@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
+from sieve.utils.options import options_of, require_values
 
 TABLES = ("sieve.compression.low_rank.methods", "sieve.compression.masks.methods")
 """The modules that describe the methods of a room; they import no torch."""
@@ -74,7 +76,7 @@ class Method(Described):
         "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration examples alone.
     gradients: it also asks for the loss's gradients at the outputs, and for examples to choose by.
     nested: one result serves every rank, so that `sieve prune` can search with it.
-    options: a dataclass of options that this method alone has.
+    options: a dataclass of options that this method alone has; the implementation takes them by keyword.
     """
 
     makes: Traits | None = None
@@ -83,6 +85,17 @@ class Method(Described):
     gradients: bool = False
     nested: bool = True
     options: type | None = None
+
+    def with_options(self, **options: Any) -> Callable:
+        """The implementation with the method's own options as keyword arguments; InputError for bad ones."""
+        known = {} if self.options is None else options_of(self.options)
+        if foreign := [name for name in options if name not in known]:
+            raise InputError(f"{self.name} has no option {foreign[0]}: it has {', '.join(known) or 'none of its own'}")
+        if self.options is None:
+            return self.implementation()
+        config = self.options(**options)
+        require_values(config)
+        return partial(self.implementation(), **{name: getattr(config, name) for name in known})
 
     @property
     def kind(self) -> str:

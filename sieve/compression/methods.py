@@ -1,5 +1,6 @@
 """A method by name → what it makes of a model: for a caller that does not care which kind of method it is."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +26,15 @@ def compress(
     pivot: bool,
     shrinkage: float | str | None,
     options: MaskOptions,
+    own: Mapping[str, Any],
 ) -> CompressionSpace:
-    """All plans of a model by one method: the factors of `sieve.project` or the masks of `sieve.mask`."""
+    """All plans of a model by one method: the factors of `sieve.project` or the masks of `sieve.mask`.
+
+    own: options that the method alone has.
+    """
     if method_named(method).makes is MASKING:
         return mask(model, statistics, method, general, options)
-    return project(model, statistics, method, pivot, shrinkage=shrinkage)
+    return project(model, statistics, method, pivot, shrinkage=shrinkage, **own)
 
 
 def plannable(model: PreTrainedModel, method: str, pivot: bool, options: MaskOptions) -> dict[str, Matrix]:

@@ -128,7 +128,14 @@ def _pruned(
         general = _general(recipe, model, tokenizer, statistics) if recipe.task_aware else None
     with stages(recipe.traits.stage):
         factors = compress(
-            model, measured, recipe.method, general, recipe.pivot, recipe.shrinkage, recipe.mask_options()
+            model,
+            measured,
+            recipe.method,
+            general,
+            recipe.pivot,
+            recipe.shrinkage,
+            recipe.mask_options(),
+            recipe.own_options(),
         )
     with stages("search"), unfinished.search() as journal:
         result = run_search(

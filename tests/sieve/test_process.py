@@ -261,6 +261,13 @@ def test_help_is_grouped_and_fits_100_columns(run, monkeypatch):  # noqa: F811
     assert "..." not in out.partition("Commands:")[2]  # summaries are whole
 
 
+def test_the_docs_have_every_option():
+    from sieve.commands.table import options_table
+
+    docs = Path(__file__).parents[2] / "docs" / "options.md"
+    assert docs.read_text() == options_table()  # else: python -m sieve.commands.table > docs/options.md
+
+
 def test_methods_are_listed(run):  # noqa: F811
     listed = json.loads(run("methods", "--json")[1])
     assert {listed[name]["kind"] for name in ("svd_llm", "wanda", "ga")} == {"projection", "mask", "searcher"}

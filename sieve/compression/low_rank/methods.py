@@ -2,7 +2,8 @@
 
 A new projection is a row here and a file of its own, whose function says `@implements(ROW)`. It maps a `Problem`
 (`sieve.compression.low_rank.problem`) to factors, matrix by matrix; where no Gram matrices are asked for ("none"),
-(model, statistics, rank by matrix) to pairs.
+(model, statistics, rank by matrix) to pairs. Its own options are a dataclass beside the row, and keyword arguments of
+the function.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """All factors of a model in one go."""
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.methods import LOW_RANK, Projection
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.parallel import LARGEST, each
-from sieve.compression.low_rank.problem import balanced, problem_of
+from sieve.compression.low_rank.problem import Problem, Solution, balanced, problem_of
 from sieve.compression.low_rank.ridge import choose_ridge
 from sieve.compression.low_rank.shrinkage import choose_shrinkage
 from sieve.compression.plan import Plan
@@ -35,6 +35,7 @@ def project(
     shrinkage: float | Literal["auto"] | None = None,
     prior: Statistics | None = None,
     mean: bool | None = None,
+    **options: Any,
 ) -> Factors:
     """Low-rank factors of every prunable matrix, nested where the method can.
 
@@ -56,6 +57,7 @@ def project(
         mean: fit what inputs and outputs are beyond their means, which go into the bias (DESIGN 2.4): never worse on
             the calibration data, for m numbers more where the dense matrix has no bias. None: where it has one.
         plan: project only the matrices that it prunes, to its ranks. Methods that are not nested cannot do without.
+        options: those that the method alone has, where it has any (`sieve.registry.Method.options`).
 
     Returns: `Factors`, matrix name → `FactorPair`.
 
@@ -70,25 +72,26 @@ def project(
     matrices = prunable(model, pivot)
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
+    solve = wanted.with_options(**options)
     ranks = _ranks(matrices, plan)
     if wanted.side == "none":
         if plan is None:
             raise InputError(f"{method} learns one rank at a time: give the plan whose ranks it is to learn")
-        return Factors(wanted.implementation()(model, statistics, ranks), method, pivot)
+        return Factors(solve(model, statistics, ranks), method, pivot)
     ridge, share = math.inf, 0.0 if shrinkage in (None, "auto") else shrinkage
     if shrinkage == "auto":
 
         def pairs_at(share: float, known: Statistics, ranks: dict[str, int]) -> dict[str, FactorPair]:
-            return _pairs(model, known, wanted, ranks, math.inf, share, prior, mean)
+            return _pairs(model, known, wanted, solve, ranks, math.inf, share, prior, mean)
 
         share = choose_shrinkage(model, statistics, pairs_at)
     if wanted.gradients:
 
         def factors_at(ridge: float, ranks: dict[str, int]) -> Factors:
-            return Factors(_pairs(model, statistics, wanted, ranks, ridge, share, prior, mean), method, pivot)
+            return Factors(_pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean), method, pivot)
 
         ridge = choose_ridge(model, statistics, matrices, factors_at)
-    pairs = _pairs(model, statistics, wanted, ranks, ridge, share, prior, mean)
+    pairs = _pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean)
     return Factors(pairs, method, pivot, ridge, share)
 
 
@@ -122,6 +125,7 @@ def _pairs(
     model: PreTrainedModel,
     statistics: Statistics,
     method: Projection,
+    solve: Callable[[Problem], Solution],
     ranks: Mapping[str, int],
     ridge: float,
     shrinkage: float,
@@ -129,7 +133,6 @@ def _pairs(
     mean: bool | None,
 ) -> dict[str, FactorPair]:
     """Factors of the matrices that `ranks` names, up to those ranks."""
-    solve = method.implementation()
     layers = {name: model.get_submodule(name) for name in ranks}
     # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
     heights = member_out_features(model) if method.balanced and math.isinf(ridge) else {}

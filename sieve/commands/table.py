@@ -1,0 +1,42 @@
+"""The docs' table of options: `python -m sieve.commands.table > docs/options.md` writes it anew."""
+
+from collections.abc import Mapping
+
+from sieve.commands.prune import PruneConfig
+from sieve.run.recipe import recipe_options
+from sieve.utils.options import GROUPS, Option, options_of
+
+HEAD = """# Options of `sieve prune`
+
+What decides the result can also stand in a recipe (`--config recipe.yaml`), by its name without the leading hyphens
+and with `_` for `-`: `calibration_tokens: 16000`. In Python it is `sieve.Recipe("smollm2", "geography",
+calibration_tokens=16_000)`. Every output folder holds the recipe that made it. A switch is off unless its default says
+on.
+"""
+
+
+def options_table() -> str:
+    """Markdown: a table for each group of options."""
+    parts = [HEAD, *_tables(recipe_options())]
+    parts += ["## On the command line only\n\nThese do not decide the result, so no recipe has them.\n"]
+    parts += [_table(options_of(PruneConfig).values())]
+    return "\n".join(parts)
+
+
+def _tables(options: Mapping[str, Option]) -> list[str]:
+    groups = {group: [one for one in options.values() if one.group == group] for group in GROUPS}
+    return [f"## {group}\n\n{_table(found)}" for group, found in groups.items() if found]
+
+
+def _table(options) -> str:
+    lines = ["| option | default | values | what it does |", "|---|---|---|---|"]
+    lines += [f"| `{_shown(one)}` | {one.default_text} | {one.range_text} | {one.help} |" for one in options]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(option: Option) -> str:
+    return option.name.upper() if option.argument else option.flag
+
+
+if __name__ == "__main__":
+    print(options_table(), end="")
