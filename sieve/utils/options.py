@@ -102,10 +102,10 @@ class Option:
 
     def read(self, value: Any) -> Any:
         """The value that a user typed, where it may be a number or a word."""
-        if isinstance(value, str):
-            for kind in (int, float):
-                with suppress(ValueError):
-                    return kind(value) if kind in self.types else value
+        for kind in (int, float) if isinstance(value, str) else ():
+            with suppress(ValueError):
+                if kind in self.types:
+                    return kind(value)
         return value
 
 

@@ -117,3 +117,10 @@ def test_every_option_can_be_explained():
         assert option.help[0].isupper() or option.argument, name
         assert not option.help.endswith("."), name
         assert option.group in GROUPS, name
+
+
+def test_what_is_typed_is_a_number_where_it_can_be():
+    shrinkage, workers, task = (recipe_options()[name] for name in ("shrinkage", "workers", "task"))
+    assert [shrinkage.read(text) for text in ("0", "0.5", "auto")] == [0.0, 0.5, "auto"]
+    assert [workers.read(text) for text in ("2", "2.5", "ray://x")] == [2, "2.5", "ray://x"]
+    assert task.read("3") == "3"
