@@ -1,42 +1,52 @@
 """`sieve compare`: finished runs side by side, as a table and as a page."""
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich.table import Table
 
-from sieve.commands import options as given
+from sieve.commands.derive import command
+from sieve.commands.options import AsJson
 from sieve.commands.output import print_json, say_saved
+from sieve.utils.options import option
 from sieve.utils.terminal import console
 
 
-def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of pruned models.")],
-    output: Annotated[Path, typer.Option(help="HTML file to make; one that this command made is replaced.")] = Path(
-        "compare.html"
-    ),
-    as_json: given.Json = False,
-) -> None:
-    """Compare pruned models: sizes, accuracies with intervals and recipes, printed and on one HTML page."""
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(AsJson):
+    """Which runs are compared, and where the page goes."""
+
+    folders: list[Path] = option(MISSING, "Folders of pruned models", argument=True, group="Task")
+    output: Path = option(
+        Path("compare.html"), "HTML file to make; one that this command made is replaced", group="Output"
+    )
+
+
+@command(CompareConfig)
+def compare(run: CompareConfig, given: dict[str, Any]) -> None:
+    """Compare pruned models in a table and on a page.
+
+    Both show sizes, accuracies with intervals, and recipes.
+    """
     from sieve.run.compare import read_runs, require_page, write_comparison
     from sieve.run.report.html.compare_page import HEAD, by_task, compared, differences_of_data, numbers
 
-    require_page(output)
-    runs = read_runs(folders)
-    write_comparison(runs, output)
-    if as_json:
-        print_json({run.name: run.report for run in runs})
+    require_page(run.output)
+    runs = read_runs(run.folders)
+    write_comparison(runs, run.output)
+    if run.as_json:
+        print_json({one.name: one.report for one in runs})
     else:
         for task, some in by_task(runs).items():
             table = Table(title=task)
             for name in HEAD:
                 table.add_column(name, justify="left" if name == HEAD[0] else "right")
-            for run in some:
-                table.add_row(*numbers(run))
+            for one in some:
+                table.add_row(*numbers(one))
             console().print(table)
             console().print(compared(some), soft_wrap=True)
             for note in differences_of_data(some):
                 console().print(f"note: {note}", style="yellow", soft_wrap=True)
-        console().print(f"The page is {output}.", soft_wrap=True)
-    say_saved(f"the page is {output}")
+        console().print(f"The page is {run.output}.", soft_wrap=True)
+    say_saved(f"the page is {run.output}")
