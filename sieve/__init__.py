@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sieve.calibration.collect import calibrate
     from sieve.calibration.statistics import Statistics
+    from sieve.checkpoint.adapters import lora_targets
     from sieve.checkpoint.export import export
     from sieve.checkpoint.folder import load, save
     from sieve.compression.apply import apply_
@@ -58,6 +59,7 @@ _HOME = {
     "load": "checkpoint.folder",
     "load_model": "models.loading",
     "load_task": "tasks",
+    "lora_targets": "checkpoint.adapters",
     "mask": "compression.masks.mask",
     "predict": "evaluation.predict",
     "match_vocabulary_": "compression.vocabulary.trim",
@@ -91,6 +93,7 @@ __all__ = [
     "load",
     "load_model",
     "load_task",
+    "lora_targets",
     "mask",
     "match_vocabulary_",
     "predict",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sieve.checkpoint.card import model_card
+from sieve.checkpoint.carried import carry_report
 from sieve.checkpoint.pair_format import in_format
 from sieve.errors import InputError
 from sieve.nn.formats.base import LayerFormat, formats_of
@@ -43,7 +44,8 @@ def save(
         model: any causal LM, pruned by `sieve.apply_`; weights are stored in the dtype they have.
         tokenizer: stored beside it.
         path: the folder; it must not exist, or be empty.
-        report: written to `report.json` and summed up in the model card `README.md`.
+        report: written to `report.json` and summed up in the model card `README.md`. Without one, report, recipe and
+            task of the folder that the model was loaded from go with it, with a note.
         recipe: written to `recipe.yaml`.
         task: what the model was pruned for, written to `task.yaml`: `sieve eval` then needs no other file of it but its
             data.
@@ -66,6 +68,8 @@ def save(
         with _stamped(model) as identity:
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if report is None:
+            report = carry_report(model, folder)
         write_text(folder / "README.md", model_card(layers, report, bool(stacks(model)), model._auto_class is not None))
         if report is not None:
             write_json(folder / "report.json", report)

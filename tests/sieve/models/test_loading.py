@@ -59,12 +59,12 @@ class TestSources:
         save(tiny_pruned("gpt2"), tiny_tokenizer(), tmp_path / "pruned")
         assert torch.equal(logits(load_model(str(tmp_path / "pruned"))[0]), logits(tiny_pruned("gpt2")))
 
-    def test_tokenizer_without_padding_gets_the_end_token(self, folder):
+    def test_tokenizer_without_padding_stays_without(self, folder):
         config = json.loads((folder / "tokenizer_config.json").read_text())
         del config["pad_token"]
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         _, tokenizer = load_model(str(folder))
-        assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
+        assert tokenizer.pad_token is None
 
     @pytest.mark.model
     def test_embedded_model(self):
