@@ -19,7 +19,7 @@ from sieve.searchers.algorithms.budget import smaller
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.config import Options, check_tolerance
 from sieve.searchers.confirm import confirm
-from sieve.searchers.engine.engine import Engine, batching, rungs
+from sieve.searchers.engine.engine import Engine, batching, split_into_rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import plan_key, remembered
@@ -180,7 +180,7 @@ def run_search(
 
         # The engine, which scores candidates. Where all matrices have one rank, candidates have nothing in common.
         elastic = stack.enter_context(factors.elastic(model))
-        examples = rungs(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
+        examples = split_into_rungs(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
         config = replace(choices, layers=choices.layers and searcher.per_matrix)
         prepared = [scorer.prepare(rung) for rung in examples]
         engine = Engine(model, elastic, chosen, prepared, config, journal=book, **batching(model.device))

@@ -1,4 +1,4 @@
-"""A call's arguments taken apart: what two calls may have in common, and the tensors, whose values differ."""
+"""A call's arguments as a signature, which two calls may have in common, and the tensors, whose values differ."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ class Layout(NamedTuple):
     """All of a tensor but its values."""
 
     shape: torch.Size
-    steps: tuple[int, ...] | None  # None: contiguous
+    strides: tuple[int, ...] | None  # None: contiguous
     dtype: torch.dtype
 
 
 class FlatCall:
-    """Arguments taken apart into their form, which can be compared, and the tensors in them; and put together again."""
+    """Flattens arguments into their signature, which can be compared, and the tensors in them; and puts them together
+    again.
+
+    Args: index: of the block that is called. tensors: what `unflatten` fills a signature with.
+    """
 
     def __init__(self, index: int, tensors: Sequence[torch.Tensor] = ()):
         self._index = index
@@ -30,37 +34,38 @@ class FlatCall:
         self._next: Iterator[torch.Tensor] = iter(self.tensors)
         self.caches: list[DynamicCache | OwnCache] = []
 
-    def take(self, value: Any) -> Hashable:
-        """The value's form; tensors are appended to `tensors`, caches to `caches`."""
+    def flatten(self, value: Any) -> Hashable:
+        """The value's signature; its tensors are appended to `tensors`, its caches to `caches`."""
         if type(value) in (tuple, list):
-            return type(value), *map(self.take, value)
+            return type(value), *map(self.flatten, value)
         if type(value) is dict:
-            return dict, *((name, self.take(item)) for name, item in value.items())
+            return dict, *((name, self.flatten(item)) for name, item in value.items())
         if type(value) is torch.Tensor:
             self.tensors.append(value)
             if value.device != self.tensors[0].device:
                 raise UncapturableError
             return Layout(value.shape, None if value.is_contiguous() else value.stride(), value.dtype)
+        # Of a cache, the block reads its own layer alone.
         if type(value) is DynamicCache and not value.offloading:
             self.caches.append(value)
             layer = value.layers[self._index] if self._index < len(value.layers) else DynamicLayer()
             if type(layer) is DynamicLayer:
-                return DynamicCache, self.take(layer.keys), self.take(layer.values)
+                return DynamicCache, self.flatten(layer.keys), self.flatten(layer.values)
         if value is None or type(value) in (bool, int, float, str):
             return type(value), value
         raise UncapturableError
 
-    def give(self, form: Hashable) -> Any:
-        """A value of this form, of the next tensors."""
-        if type(form) is Layout:
+    def unflatten(self, signature: Hashable) -> Any:
+        """A value of this signature, of the next tensors."""
+        if type(signature) is Layout:
             return next(self._next)
-        kind, *items = form
+        kind, *items = signature
         if kind in (tuple, list):
-            return kind(map(self.give, items))
+            return kind(map(self.unflatten, items))
         if kind is dict:
-            return {name: self.give(item) for name, item in items}
+            return {name: self.unflatten(item) for name, item in items}
         if kind is DynamicCache:
-            self.caches.append(OwnCache(self._index, *map(self.give, items)))
+            self.caches.append(OwnCache(self._index, *map(self.unflatten, items)))
             return self.caches[-1]
         return items[0]
 

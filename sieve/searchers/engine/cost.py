@@ -11,10 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spent:
-    """One evaluation: one candidate on one slice of the data.
+    """One evaluation: one candidate on one rung of the examples.
 
     layer_tokens: cells of the blocks that ran, padding included. cells: of one whole block. head_rows: rows of logits.
-    copies: how many of a team's places count on this candidate: its own and, where the team is not full, the idle ones.
+    copies: how many places of a candidate batch count on this candidate: its own and, of a short batch, the idle ones.
     """
 
     layer_tokens: int
@@ -30,8 +30,8 @@ class Cost:
     A search that was interrupted and resumed has the cost of one that was not.
 
     blocks: L. head: what one row of logits costs, in layer-tokens.
-    plain, padded: per slice of the data, tokens of its sequences, and cells if they ran in batches of arbitrary order.
-    written: tokens of all answers that candidates wrote, on the slices that they were asked.
+    plain, padded: per rung, tokens of its sequences, and cells if they ran in batches of arbitrary order.
+    written: tokens of all answers that candidates wrote, on the rungs that they were asked.
     """
 
     blocks: int
@@ -49,25 +49,25 @@ class Cost:
     journal: int = 0
     screened: int = 0
     written: int = 0
-    _sliced: int = 0
+    _asked: int = 0
 
-    def evaluated(self, candidate: Any, part: int, spent: Spent, written: int = 0) -> None:
-        """One evaluation of slice `part`; tokens of answers that were written would have been so plainly, too."""
+    def evaluated(self, candidate: Any, rung: int, spent: Spent, written: int = 0) -> None:
+        """One evaluation of `rung`; tokens of answers that were written would have been so plainly, too."""
         self.candidates.add(candidate)
         self.evaluations += 1
         layer_tokens, head_rows = spent.layer_tokens * spent.copies, spent.head_rows * spent.copies
         self.spent += layer_tokens
         self.written += written
-        plain, whole = self.plain[part] + written, spent.cells * self.blocks
+        plain, whole = self.plain[rung] + written, spent.cells * self.blocks
         self.prefix += plain * self.blocks - whole
         self.layers += whole - layer_tokens
         self.logits += (plain - head_rows) * self.head
-        self.padding += (self.padded[part] - self.plain[part]) * self.blocks
-        self._sliced += plain * self.blocks
+        self.padding += (self.padded[rung] - self.plain[rung]) * self.blocks
+        self._asked += plain * self.blocks
 
-    def found(self, part: int) -> None:
-        """An evaluation that was asked for again."""
-        self.journal += self.plain[part] * self.blocks
+    def asked_again(self, rung: int) -> None:
+        """An evaluation that was there already."""
+        self.journal += self.plain[rung] * self.blocks
 
     def probed(self, layer_tokens: int) -> None:
         """Work that no plain search does, such as the surrogate's gradients."""
@@ -81,8 +81,8 @@ class Cost:
 
     @property
     def racing(self) -> int:
-        """Examples that candidates were not asked because they had left the race."""
-        return self.plain_layer_tokens - self._sliced
+        """Examples that candidates were not asked because they had been ruled out."""
+        return self.plain_layer_tokens - self._asked
 
     def summary(self) -> dict[str, Any]:
         """For `report.json`. Lines outside the ratio say what would have come on top without the shortcut."""

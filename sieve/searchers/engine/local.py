@@ -1,12 +1,12 @@
 """Candidates on rungs of the examples, in this process.
 
-What is asked together is walked as a tree of block prefixes (`walk`), each evaluation beginning at the first block that
-differs (`blocks`); states that later calls may share are kept (`store`). The passes are the same whatever ran before,
-so a candidate's scores are the same bits in whatever order it is evaluated.
+What is asked together is evaluated in the order of a tree of block prefixes (`prefix_tree`), each evaluation beginning
+at the first block that differs (`BlockwiseRunner`). States that later calls may share are kept (`prefix_cache`). The
+passes are the same whatever ran before, so a candidate's scores are the same bits in whatever order it is evaluated.
 
-On a GPU, several candidates go through one forward pass: a team. A team is always as many, the last candidate standing
-in for those that are missing, so that products have the same shapes whoever is in it, and blocks can be recorded
-(`graphs`).
+On a GPU, several candidates go through one forward pass: a candidate batch. Batches have a fixed size; short batches
+repeat the last candidate, so that kernel shapes do not depend on batch composition, and blocks can be recorded
+(`cuda_graphs`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sieve.models.loading import evaluating
 from sieve.models.matrix import Matrix
 from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.cost import Spent
-from sieve.searchers.engine.cuda_graphs import WORK, Graphs, Recorder
-from sieve.searchers.engine.prefix_cache import StateStore, size_of
-from sieve.searchers.engine.prefix_tree import Step, order, walk
+from sieve.searchers.engine.cuda_graphs import MAX_WORK, GraphedBlocks, Recorder
+from sieve.searchers.engine.prefix_cache import StateStore, bytes_of
+from sieve.searchers.engine.prefix_tree import Step, depth_first, schedule
 from sieve.utils import progress
 
 if TYPE_CHECKING:
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 
 Ranks = tuple[int, ...]  # per matrix, in the order of the blocks; 0 is dense
 CandidateBatch = Sequence[Ranks]  # candidates that are evaluated together: one, or candidate_batch_size
-Result = tuple[int, Scores, Spent]  # index of the candidate and what came of it
+Result = tuple[int, Scores, Spent]  # index of the candidate, its scores and what they cost
 
 
 class Evaluator:
     """Runs a model at any ranks of its matrices.
 
     Args:
-        model: with layers that `elastic` turns.
-        elastic: what turns the model to a plan, or to several; from `CompressionSpace.elastic`.
+        model: with the layers that `elastic` has put into it.
+        elastic: sets the model to a plan, or to several; from `CompressionSpace.elastic`.
         matrices: of the model; what ranks are of, in the order of `names`.
-        parts: the rungs of the examples, made ready.
+        rungs: of the examples, made ready.
         config: the engine's switches, of which it uses `layers` and `memory`.
-        candidate_batch_size: how many candidates are one batch, where several are asked for and the parts can do it.
-        recorder: makes, for the model's device, what records the passes of teams; None: they are not.
+        candidate_batch_size: how many candidates are one batch, where several are asked for and the rungs can do it.
+        recorder: makes, for the model's device, what records the passes of batches; None: they are not recorded.
     """
 
     def __init__(
@@ -58,36 +58,37 @@ class Evaluator:
         model: PreTrainedModel,
         elastic: ElasticModel,
         matrices: Mapping[str, Matrix],
-        parts: Sequence[Prepared],
+        rungs: Sequence[Prepared],
         config: EngineConfig,
         candidate_batch_size: int = 1,
         recorder: Callable[[torch.device], Recorder] | None = None,
     ):
         self.model, self.elastic, self.matrices = model, elastic, matrices
         self.config, self.memory = config, config.memory
-        able = hasattr(elastic, "set_batch") and all(part.run_copies for part in parts)
+        able = hasattr(elastic, "set_batch") and all(rung.run_copies for rung in rungs)
         self.candidate_batch_size = candidate_batch_size if able else 1
         self.recorder = recorder if self.candidate_batch_size > 1 else None
-        self.parts = list(parts)
+        self.rungs = list(rungs)
         ordered = sorted(matrices.values(), key=lambda matrix: matrix.block)
         self.names = [matrix.name for matrix in ordered]
         self.blocks = BlockwiseRunner(model)
-        self.layers = config.layers and all(part.fixed_passes for part in parts)
-        self.cells: dict[int, int] = {}  # per slice, cells of one block, once they are known
+        self.layers = config.layers and all(rung.fixed_passes for rung in rungs)
+        self.cells: dict[int, int] = {}  # per rung, cells of one block, once they are known
         self.peak_bytes = 0  # of stored states
         self._block_of = [matrix.block for matrix in ordered]
         self._store = StateStore(len(self.blocks), config.memory // 2)
-        self._part, self._teams, self._steps, self._alone = 0, [], [], True
-        self._stored: dict[int, States] = {}  # of the walk that is under way
-        self._graphs: Graphs | None = None  # while running
+        # Of the call that is under way: its rung, batches and steps, and the states that its later steps start from.
+        self._rung, self._batches, self._steps, self._alone = 0, [], [], True
+        self._stored: dict[int, States] = {}
+        self._graphs: GraphedBlocks | None = None  # while running
 
     @contextmanager
     def running(self) -> Iterator[Evaluator]:
         """Inside the block candidates can be evaluated."""
         with evaluating(self.model), torch.inference_mode(), self.blocks:
             if self.recorder is not None:
-                cells = WORK // max(self.blocks.parameters, 1)
-                self._graphs = Graphs(
+                cells = MAX_WORK // max(self.blocks.parameters, 1)
+                self._graphs = GraphedBlocks(
                     self.recorder(self.model.device), self.blocks.blocks, self.elastic.capture_safe, cells
                 )
             try:
@@ -102,44 +103,45 @@ class Evaluator:
             return 0
         self.elastic.set_plan({})
         with progress.shown(False):
-            self.layers = self.blocks.can_start_midway(lambda: self.parts[0].run(self.model), _same)
+            self.layers = self.blocks.can_start_midway(lambda: self.rungs[0].run(self.model), _same)
         return self.blocks.checked
 
-    def evaluate(self, candidates: Sequence[Ranks], part: int, alone: bool = True) -> Iterator[Result]:
-        """Results on slice `part`, in the order of the walk. No two candidates are equal. `alone`: see `teams`."""
-        teams = self.teams(candidates, alone)
-        self.begin([[candidates[index] for index in team] for team in teams], part, alone)
-        for place, team in enumerate(teams):
-            for index, (scores, spent) in zip(team, self.step(place), strict=True):
+    def evaluate(self, candidates: Sequence[Ranks], rung: int, alone: bool = True) -> Iterator[Result]:
+        """Results on a rung, in the order of evaluation. No two candidates are equal. `alone`: see `batches_of`."""
+        batches = self.batches_of(candidates, alone)
+        self.begin([[candidates[index] for index in batch] for batch in batches], rung, alone)
+        for place, batch in enumerate(batches):
+            for index, (scores, spent) in zip(batch, self.step(place), strict=True):
                 yield index, scores, spent
 
-    def teams(self, candidates: Sequence[Ranks], alone: bool) -> list[list[int]]:
-        """Who is evaluated with whom, by index, in the order of the tree of prefixes; each by itself if `alone`."""
-        ordered = order([self.by_block(ranks) for ranks in candidates])
+    def batches_of(self, candidates: Sequence[Ranks], alone: bool) -> list[list[int]]:
+        """Indices of the candidates of each batch, in the order of the tree of prefixes; one in each if `alone`."""
+        ordered = depth_first([self.by_block(ranks) for ranks in candidates])
         number = 1 if alone else self.candidate_batch_size
         return [ordered[first : first + number] for first in range(0, len(ordered), number)]
 
-    def begin(self, teams: Sequence[CandidateBatch], part: int, alone: bool) -> None:
-        """Plan a walk, in the place of the last one; teams as `teams` orders them."""
-        self._part, self._teams, self._alone, self._stored = part, teams, alone or self.candidate_batch_size == 1, {}
+    def begin(self, batches: Sequence[CandidateBatch], rung: int, alone: bool) -> None:
+        """Plan the evaluation of these batches, ordered as by `batches_of`; what was planned before is forgotten."""
+        self._rung, self._batches, self._stored = rung, batches, {}
+        self._alone = alone or self.candidate_batch_size == 1
         if self._alone:
-            candidates = [ranks for (ranks,) in teams]
-            known = [self._store.deepest(part, self.by_block(ranks)) for ranks in candidates]
-            self._steps = self.steps(candidates, part, known)
+            candidates = [ranks for (ranks,) in batches]
+            known = [self._store.deepest(rung, self.by_block(ranks)) for ranks in candidates]
+            self._steps = self.steps(candidates, rung, known)
 
     def step(self, place: int) -> list[tuple[Scores, Spent]]:
-        """What comes of the team at `place`: the first, then one after the other; the last ones may be left out."""
-        return [self._single(self._steps[place])] if self._alone else self._several(self._teams[place])
+        """Evaluate the batch at `place`: the first, then one after the other; the last ones may be left out."""
+        return [self._evaluate_one(self._steps[place])] if self._alone else self._evaluate_batch(self._batches[place])
 
     def retain(self, candidates: Sequence[Ranks]) -> None:
-        """Of states kept between calls, only those that these candidates' descendants may share are still of use."""
+        """Of states kept between calls, keep only those that these candidates' descendants may share."""
         self._store.retain([self.by_block(ranks) for ranks in candidates])
 
-    def steps(self, candidates: Sequence[Ranks], part: int, known: Sequence[int] | None = None) -> list[Step]:
+    def steps(self, candidates: Sequence[Ranks], rung: int, known: Sequence[int] | None = None) -> list[Step]:
         """How these candidates are evaluated together."""
         if not self.layers:
             return [Step(index, 0, (), ()) for index in range(len(candidates))]
-        return walk([self.by_block(ranks) for ranks in candidates], self._most(part), known)
+        return schedule([self.by_block(ranks) for ranks in candidates], self._max_stored(rung), known)
 
     def by_block(self, ranks: Ranks) -> tuple[Ranks, ...]:
         """Ranks of each block's matrices: equal entries mean an equal block."""
@@ -148,73 +150,82 @@ class Evaluator:
             by_block[block].append(rank)
         return tuple(map(tuple, by_block))
 
-    def _single(self, step: Step) -> tuple[Scores, Spent]:
-        part, stored, (ranks,) = self._part, self._stored, self._teams[step.index]
+    def _evaluate_one(self, step: Step) -> tuple[Scores, Spent]:
+        rung, stored, (ranks,) = self._rung, self._stored, self._batches[step.index]
         prefix = self.by_block(ranks)
-        # The store is not what it was when the walk was planned: states have come, or had to leave.
-        start = max([0, *stored, self._store.deepest(part, prefix)]) if self.layers else 0
-        states = stored[start] if start in stored else self._store.get(part, prefix[:start])
+        # Start at the deepest block whose states are at hand. The store is not what it was when the steps were planned:
+        # states have come, or had to leave.
+        start = max([0, *stored, self._store.deepest(rung, prefix)]) if self.layers else 0
+        states = stored[start] if start in stored else self._store.get(rung, prefix[:start])
         anchors = [block for block in self._store.anchors if block > start] if self.layers else []
-        (scores,), run = self._passes((ranks,), start, states, {*step.keep, *anchors})
+        (scores,), trace = self._passes((ranks,), start, states, {*step.keep, *anchors})
+
+        # Keep the states that later calls may share, and those that later steps of this call start from.
         for block in anchors:
-            self._store.put(part, prefix[:block], run.states[block])
-        stored |= {block: run.states[block] for block in step.keep if block > start}
-        self.peak_bytes = max(self.peak_bytes, self._store.bytes + sum(map(size_of, stored.values())))
+            self._store.put(rung, prefix[:block], trace.states[block])
+        stored |= {block: trace.states[block] for block in step.keep if block > start}
+        self.peak_bytes = max(self.peak_bytes, self._store.bytes + sum(map(bytes_of, stored.values())))
         for block in step.drop:
             stored.pop(block, None)
-        self.cells[part] = run.cells
-        return scores, Spent(run.layer_tokens, run.cells, run.head_rows)
+        self.cells[rung] = trace.cells
+        return scores, Spent(trace.layer_tokens, trace.cells, trace.head_rows)
 
-    def _several(self, team: CandidateBatch) -> list[tuple[Scores, Spent]]:
-        part, number = self._part, self.candidate_batch_size
-        missing = number - len(team)
-        team = [*team, *[team[-1]] * missing]
-        prefixes = [self.by_block(ranks) for ranks in team]
-        start = self._store.deepest(part, *prefixes) if self.layers else 0
-        states = [self._store.get(part, prefix[:start]) for prefix in prefixes]
+    def _evaluate_batch(self, batch: CandidateBatch) -> list[tuple[Scores, Spent]]:
+        rung, number = self._rung, self.candidate_batch_size
+        missing = number - len(batch)
+        batch = [*batch, *[batch[-1]] * missing]
+        prefixes = [self.by_block(ranks) for ranks in batch]
+
+        # Start at the deepest block that all of them can start from, with their states one after the other.
+        start = self._store.deepest(rung, *prefixes) if self.layers else 0
+        states = [self._store.get(rung, prefix[:start]) for prefix in prefixes]
         states = [torch.cat(passes) for passes in zip(*states, strict=True)]
-        room = min(self._most(part) // number, len(self._store.anchors)) if self.layers else 0
-        anchors = [block for block in self._store.anchors[len(self._store.anchors) - room :] if block > start]
-        found, run = self._passes(team, start, states, anchors)
-        held = sum(size_of(run.states[block]) for block in anchors)
+        count = min(self._max_stored(rung) // number, len(self._store.anchors)) if self.layers else 0
+        anchors = [block for block in self._store.anchors[len(self._store.anchors) - count :] if block > start]
+        found, trace = self._passes(batch, start, states, anchors)
+
+        # Keep each candidate's own part of the states.
+        held = sum(bytes_of(trace.states[block]) for block in anchors)
         self.peak_bytes = max(self.peak_bytes, self._store.bytes + held)
         for block in anchors:
-            each = [torch.chunk(passes, number) for passes in run.states.pop(block)]
+            each = [torch.chunk(passes, number) for passes in trace.states.pop(block)]
             for copy, prefix in enumerate(prefixes):
-                if (part, prefix[:block]) not in self._store:
-                    self._store.put(part, prefix[:block], [passes[copy].clone() for passes in each])
-        self.cells[part] = run.cells // number
-        tokens, head_rows = run.layer_tokens // number, run.head_rows // number
-        spent = [Spent(tokens, self.cells[part], head_rows)] * number
+                if (rung, prefix[:block]) not in self._store:
+                    self._store.put(rung, prefix[:block], [passes[copy].clone() for passes in each])
+
+        # All cost the same; the places of a short batch count on its first candidate.
+        self.cells[rung] = trace.cells // number
+        tokens, head_rows = trace.layer_tokens // number, trace.head_rows // number
+        spent = [Spent(tokens, self.cells[rung], head_rows)] * number
         spent[0] = replace(spent[0], copies=1 + missing)
         return list(zip(found, spent, strict=True))[: number - missing]
 
     def _passes(
-        self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]
+        self, batch: CandidateBatch, start: int, states: States, keep: Iterable[int]
     ) -> tuple[list[Scores], RunTrace]:
-        """The forward passes of a candidate alone, or of candidate_batch_size; see `BlockwiseRunner.run`."""
-        part, number = self.parts[self._part], len(team)
+        """The forward passes of one candidate, or of candidate_batch_size; see `BlockwiseRunner.run`."""
+        rung, number = self.rungs[self._rung], len(batch)
         with progress.shown(False):
             if number == 1:
-                self.elastic.set_plan(self._plan(team[0]))
-                scores, run = self.blocks.run(lambda: part.run(self.model), start, states, keep)
-                return [scores], run
-            self.elastic.set_batch([self._plan(ranks) for ranks in team])
-            return self.blocks.run(lambda: part.run_copies(self.model, number), start, states, keep, self._graphs)
+                self.elastic.set_plan(self._plan(batch[0]))
+                scores, trace = self.blocks.run(lambda: rung.run(self.model), start, states, keep)
+                return [scores], trace
+            self.elastic.set_batch([self._plan(ranks) for ranks in batch])
+            return self.blocks.run(lambda: rung.run_copies(self.model, number), start, states, keep, self._graphs)
 
     def _plan(self, ranks: Ranks) -> dict[str, int]:
         return {name: rank for name, rank in zip(self.names, ranks, strict=True) if rank}
 
-    def _most(self, part: int) -> int:
+    def _max_stored(self, rung: int) -> int:
         """How many blocks' states half the memory has room for; the other half is the store's."""
-        cells = self.cells.get(part, 2 * self.parts[part].padded_tokens)  # until it is known: never more
+        cells = self.cells.get(rung, 2 * self.rungs[rung].padded_tokens)  # until it is known: never more
         config = self.model.config.get_text_config(decoder=True)
         width = config.hidden_size * self.model.dtype.itemsize
         return self.memory // 2 // max(cells * width, 1)
 
 
-class Rehearsal(Evaluator):
-    """Goes through all that an evaluator does but the passes: what they cost in a search that nothing interrupts.
+class DryRun(Evaluator):
+    """Does all that an evaluator does but the passes: what they cost in a search that nothing interrupts.
 
     A search that is resumed has lost the states that it shared, so that what it does anew is no measure.
 
@@ -228,16 +239,17 @@ class Rehearsal(Evaluator):
         self._store = StateStore(len(self.blocks), self.memory // 2)
         self._known: dict[int, Spent] = {}
 
-    def spent(self, candidates: Sequence[Ranks], part: int, alone: bool, known: Spent) -> list[Spent]:
-        """What the candidates of one call cost, in their order. `known`: what any of this part was found to cost."""
-        self._known[part] = known
-        results = {index: spent for index, _, spent in self.evaluate(candidates, part, alone)}
+    def spent(self, candidates: Sequence[Ranks], rung: int, alone: bool, known: Spent) -> list[Spent]:
+        """What the candidates of one call cost, in their order. `known`: what any candidate on this rung was found to
+        cost."""
+        self._known[rung] = known
+        results = {index: spent for index, _, spent in self.evaluate(candidates, rung, alone)}
         return [results[index] for index in range(len(candidates))]
 
     def _passes(
-        self, team: CandidateBatch, start: int, states: States, keep: Iterable[int]
+        self, batch: CandidateBatch, start: int, states: States, keep: Iterable[int]
     ) -> tuple[list[None], RunTrace]:
-        number, known = len(team), self._known[self._part]
+        number, known = len(batch), self._known[self._rung]
         cells, bytes_each = known.cells * number, self.blocks.cell_bytes
         kept = {block: [torch.empty(cells, bytes_each, dtype=torch.uint8, device="meta")] for block in keep}
         ran = cells * (len(self.blocks) - start)

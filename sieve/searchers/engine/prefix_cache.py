@@ -1,4 +1,4 @@
-"""States of blocks that outlive one walk: what the next generation's candidates share with their parents."""
+"""Hidden states that outlive one call of the engine: what the next generation's candidates share with their parents."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
@@ -9,7 +9,7 @@ Prefix = tuple[Hashable, ...]
 
 
 class StateStore:
-    """Slice of the data and prefix of blocks → states entering the next block, the least recently used leaving first.
+    """Rung and prefix of blocks → states entering the next block, the least recently used leaving first.
 
     States are kept at every `every`-th block only: deep candidates differ late, and a block more or less is cheap.
 
@@ -24,39 +24,39 @@ class StateStore:
         self._memory = memory
         self._states: OrderedDict[tuple[int, Prefix], States] = OrderedDict()
 
-    def __contains__(self, place: tuple[int, Prefix]) -> bool:
-        return place in self._states
+    def __contains__(self, key: tuple[int, Prefix]) -> bool:
+        return key in self._states
 
-    def deepest(self, part: int, *keys: Prefix) -> int:
+    def deepest(self, rung: int, *keys: Prefix) -> int:
         """The last block that these candidates can all start from; 0 if none."""
-        known = (block for block in reversed(self.anchors) if all((part, key[:block]) in self for key in keys))
+        known = (block for block in reversed(self.anchors) if all((rung, key[:block]) in self for key in keys))
         return next(known, 0)
 
-    def get(self, part: int, prefix: Prefix) -> States:
-        """States that are here; none before the first block."""
+    def get(self, rung: int, prefix: Prefix) -> States:
+        """States that are stored; none before the first block."""
         if not prefix:
             return []
-        self._states.move_to_end((part, prefix))
-        return self._states[part, prefix]
+        self._states.move_to_end((rung, prefix))
+        return self._states[rung, prefix]
 
-    def put(self, part: int, prefix: Prefix, states: States) -> None:
-        size = size_of(states)
-        if (part, prefix) in self._states or size > self._memory:
+    def put(self, rung: int, prefix: Prefix, states: States) -> None:
+        size = bytes_of(states)
+        if (rung, prefix) in self._states or size > self._memory:
             return
-        self._states[part, prefix] = states
+        self._states[rung, prefix] = states
         self.bytes += size
         while self.bytes > self._memory:
             _, oldest = self._states.popitem(last=False)
-            self.bytes -= size_of(oldest)
+            self.bytes -= bytes_of(oldest)
 
     def retain(self, keys: Iterable[Prefix]) -> None:
         """Forget the states that none of these candidates has."""
         prefixes = {key[:block] for key in keys for block in self.anchors}
-        for part, prefix in list(self._states):
+        for rung, prefix in list(self._states):
             if prefix not in prefixes:
-                self.bytes -= size_of(self._states.pop((part, prefix)))
+                self.bytes -= bytes_of(self._states.pop((rung, prefix)))
 
 
-def size_of(states: Sequence) -> int:
+def bytes_of(states: Sequence) -> int:
     """Bytes."""
     return sum(state.numel() * state.element_size() for state in states)

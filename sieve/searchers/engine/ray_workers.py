@@ -1,12 +1,12 @@
 """Evaluations on Ray actors: `--workers 4` on this machine, `--workers ray://host:10001` on a cluster.
 
 A worker is an `Evaluator` of its own in another process. The model goes to all of them as one object in Ray's store,
-which the workers of one machine read in place. Candidates are sent one at a time, out of runs of neighbours (`shares`).
-Which worker has which candidate is a matter of moments and decides no bit of its scores: every evaluation runs the same
-passes, on `THREADS` threads wherever it is. What decides, the journal among it, stays in the driver.
+which the workers of one machine read without a copy. Candidates are sent one at a time, out of segments of neighbours
+(`work_stealing`). Which worker has which candidate depends on timing and changes no bit of its scores: every evaluation
+runs the same passes, on `THREADS` threads on any machine. What decides, the journal among it, stays in the driver.
 
-A worker that is lost costs the candidate that it was at, which another one evaluates again. Lost is also one that gives
-no sign of life (it was stopped, or its machine is gone), and one that takes far longer than all evaluations before.
+A lost worker costs the candidate that it was evaluating, which another worker evaluates again. Lost is also a worker
+without a heartbeat (it was stopped, or its machine is gone), and one that takes far longer than all evaluations before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sieve.errors import InputError, WorkerError
 from sieve.searchers.engine.config import check_workers
 from sieve.searchers.engine.ray_cluster import alone_on_this_machine, own_signals
 from sieve.searchers.engine.shared_memory import Packed, pack, unpack
-from sieve.searchers.engine.work_stealing import Shares
+from sieve.searchers.engine.work_stealing import CandidateQueue
 from sieve.utils import progress
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from sieve.searchers.engine.cost import Spent
     from sieve.searchers.engine.local import CandidateBatch, Evaluator, Ranks, Result
 
-THREADS = 1  # of each worker, however many there are: how sums are rounded depends on how many threads share them
+THREADS = 1  # of each worker, for any number of them: how sums are rounded depends on how many threads share them
 CONNECT_SECONDS = 5.0
 START_SECONDS = 300.0
 TICK = 1.0  # seconds after which we look whether workers live
-BEAT_SECONDS = 5.0  # between a sign of life and asking for the next
-SILENT_SECONDS = 30.0  # without a sign of life: the worker is stopped or gone
+HEARTBEAT_SECONDS = 5.0  # between a heartbeat and asking for the next
+SILENT_SECONDS = 30.0  # without a heartbeat: the worker is stopped or gone
 # An evaluation that takes so many times the slowest one so far, by token, and at least so many seconds, hangs.
 HANGING, HANGING_SECONDS = 20.0, 300.0
-LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
-_BEAT = "beat"  # the group of actor methods that run beside an evaluation
+MAX_LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
+_HEARTBEAT = "heartbeat"  # the group of actor methods that run beside an evaluation
 _PORT = 10001
 _STORE = 128 << 20  # bytes of Ray's store beside the model
 
@@ -61,8 +61,8 @@ def require_workers(workers: int | str | None) -> None:
         raise InputError('--workers needs Ray, which is not installed; run: pip install "sieve-pruning[ray]"')
     if isinstance(workers, str):
         try:
-            place = urlsplit(workers)
-            socket.create_connection((place.hostname or "", place.port or _PORT), CONNECT_SECONDS).close()
+            address = urlsplit(workers)
+            socket.create_connection((address.hostname or "", address.port or _PORT), CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             raise InputError(
                 f"no Ray cluster answers at {workers} ({error}): check the address; on its first machine runs "
@@ -83,41 +83,42 @@ class Worker:
         self._open.enter_context(self._evaluator.running())
 
     def evaluate(
-        self, run: Sequence[CandidateBatch] | None, part: int, alone: bool, place: int
+        self, segment: Sequence[CandidateBatch] | None, rung: int, alone: bool, place: int
     ) -> tuple[list[tuple[Scores, Spent]], int]:
-        """What comes of the team at a place of the run, and the most bytes that states took.
+        """Results of the batch at a place of the segment, and the most bytes that states took.
 
-        Places come one after the other; `run` is given with its first, else None.
+        Places come one after the other; `segment` is given with its first, else None.
         """
         with torch.inference_mode():
-            if run is not None:
-                self._evaluator.begin(run, part, alone)
+            if segment is not None:
+                self._evaluator.begin(segment, rung, alone)
             return self._evaluator.step(place), self._evaluator.peak_bytes
 
     def retain(self, candidates: Sequence[Ranks]) -> None:
         self._evaluator.retain(candidates)
 
-    def beat(self) -> int:
+    def heartbeat(self) -> int:
         """A sign of life, from a thread of its own; the process's id."""
         return os.getpid()
 
 
-def _beating() -> type[Worker]:
-    """`Worker` whose `beat` has a thread of its own. Said where the method is: a call through an address cannot say it.
+def _actor_class() -> type[Worker]:
+    """`Worker` whose `heartbeat` has a thread of its own.
 
-    A class that Ray sends along, as what it only names on the other side is without it.
+    The decorator needs Ray, and a call over a `ray://` address cannot name a thread group. A class that is made here is
+    sent along by Ray; one of this module would be imported on the other side, and lack the decorator.
     """
     import ray
 
-    class Beating(Worker):
-        @ray.method(concurrency_group=_BEAT)
-        def beat(self) -> int:
-            return super().beat()
+    class HeartbeatWorker(Worker):
+        @ray.method(concurrency_group=_HEARTBEAT)
+        def heartbeat(self) -> int:
+            return super().heartbeat()
 
-    return Beating
+    return HeartbeatWorker
 
 
-class Workers:
+class WorkerPool:
     """Evaluates candidates as `Evaluator` does, on actors. A context manager.
 
     Args:
@@ -130,8 +131,8 @@ class Workers:
     def __init__(self, evaluator: Evaluator, workers: int | str):
         self._evaluator, self._workers = evaluator, workers
         self._gpu = evaluator.model.device.type == "cuda"
-        self._seats: list[_Seat] = []
-        self._failed = 0  # starts in a row
+        self._slots: list[_WorkerSlot] = []
+        self._failed_starts = 0  # in a row
         self._own = False  # whether the cluster is ours, and on this machine
         self._peaks: Counter[int] = Counter()
         self._slowest = 0.0  # seconds per token of a finished evaluation
@@ -141,22 +142,24 @@ class Workers:
         """The most that stored states took, of all workers together."""
         return sum(self._peaks.values())
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         import ray
 
         self._open = ExitStack()
         try:
             self._connect()
-            number = self._workers if isinstance(self._workers, int) else self._room()
+            number = self._workers if isinstance(self._workers, int) else self._capacity()
+
+            # All workers get one object of Ray's store, and each its share of the memory for states.
             given = self._evaluator
             config = replace(given.config, layers=given.layers, memory=given.memory // number)
-            what = given.model, given.elastic, given.matrices, given.parts, config
-            self._packed = ray.put(pack((*what, given.candidate_batch_size, given.recorder)))
-            self._kind = ray.remote(
-                num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0, concurrency_groups={_BEAT: 1}
-            )(_beating())
-            self._seats = [_Seat(place, self._hired(), self._packed) for place in range(number)]
-            self._first()
+            contents = given.model, given.elastic, given.matrices, given.rungs, config
+            self._packed = ray.put(pack((*contents, given.candidate_batch_size, given.recorder)))
+            self._actor = ray.remote(
+                num_cpus=THREADS, num_gpus=int(self._gpu), max_restarts=0, concurrency_groups={_HEARTBEAT: 1}
+            )(_actor_class())
+            self._slots = [_WorkerSlot(place, self._spawn(), self._packed) for place in range(number)]
+            self._wait_for_first()
         except BaseException:
             self._open.close()
             raise
@@ -164,92 +167,98 @@ class Workers:
 
     def __exit__(self, *exception) -> None:
         with self._open:
-            for seat in self._seats:
-                self._end(seat)
+            for slot in self._slots:
+                self._end(slot)
 
-    def evaluate(self, candidates: Sequence[Ranks], part: int, alone: bool = True) -> Iterator[Result]:
-        """Results on slice `part` as they come. No two candidates are equal. `alone`: see `Evaluator.teams`."""
+    def evaluate(self, candidates: Sequence[Ranks], rung: int, alone: bool = True) -> Iterator[Result]:
+        """Results on a rung as they come. No two candidates are equal. `alone`: see `Evaluator.batches_of`."""
         import ray
 
-        members = self._evaluator.teams(candidates, alone)
-        teams = [[candidates[index] for index in team] for team in members]
-        shares = Shares([self._evaluator.by_block(team[0]) for team in teams], len(self._seats))
+        members = self._evaluator.batches_of(candidates, alone)
+        batches = [[candidates[index] for index in batch] for batch in members]
+        queue = CandidateQueue([self._evaluator.by_block(batch[0]) for batch in batches], len(self._slots))
         losses: Counter[int] = Counter()
-        missing = len(teams)
-        tokens = self._evaluator.parts[part].plain_tokens
+        missing = len(batches)
+        tokens = self._evaluator.rungs[rung].plain_tokens
         clock = _Clock()
         while missing:
-            for seat in self._seats:
-                if seat.idle and (found := shares.next(seat.number)) is not None:
-                    index, run = found
-                    seat.send(index, None if run is None else [teams[one] for one in run], part, alone)
-            busy = [seat for seat in self._seats if seat.pending is not None]
-            done, _ = ray.wait([seat.pending for seat in busy], timeout=TICK)
+            # Every idle worker gets its next batch.
+            for slot in self._slots:
+                if slot.idle and (found := queue.next(slot.number)) is not None:
+                    index, segment = found
+                    slot.send(index, None if segment is None else [batches[one] for one in segment], rung, alone)
+            busy = [slot for slot in self._slots if slot.pending is not None]
+            done, _ = ray.wait([slot.pending for slot in busy], timeout=TICK)
             seconds = clock.passed()
-            if not done and all(seat.index is None and seat.seconds > START_SECONDS for seat in busy):
+            if not done and all(slot.index is None and slot.seconds > START_SECONDS for slot in busy):
                 raise WorkerError(f"no worker came back within {START_SECONDS:.0f} s: go on with --resume later")
-            for seat in busy:
-                index = seat.index
+
+            # Take what has come, and replace workers that are lost.
+            for slot in busy:
+                index = slot.index
                 try:
-                    seat.pass_time(seconds)
-                    if seat.pending not in done:
-                        self._require_alive(seat, tokens)
+                    slot.pass_time(seconds)
+                    if slot.pending not in done:
+                        self._require_alive(slot, tokens)
                         continue
-                    result = seat.take()
+                    result = slot.take()
                 except (ray.exceptions.RayError, _SilentError) as error:
-                    self._lost(seat, index, losses, error)
+                    self._replace(slot, index, losses, error)
                     if index is not None:
-                        shares.lost(seat.number, index)
+                        queue.give_back(slot.number, index)
                     continue
-                self._failed = 0
+                self._failed_starts = 0
                 if index is not None:
                     results, peak = result
-                    self._slowest = max(self._slowest, seat.seconds / tokens)
-                    self._peaks[seat.number] = max(self._peaks[seat.number], peak)
+                    self._slowest = max(self._slowest, slot.seconds / tokens)
+                    self._peaks[slot.number] = max(self._peaks[slot.number], peak)
                     missing -= 1
                     for member, (scores, spent) in zip(members[index], results, strict=True):
                         yield member, scores, spent
 
     def retain(self, candidates: Sequence[Ranks]) -> None:
         """See `Evaluator.retain`."""
-        for seat in self._seats:
-            seat.actor.retain.remote(candidates)
+        for slot in self._slots:
+            slot.actor.retain.remote(candidates)
 
-    def _require_alive(self, seat: _Seat, tokens: int) -> None:
-        """Raise _SilentError if nothing is to be expected of what the seat is at."""
-        if seat.silence > SILENT_SECONDS:
+    def _require_alive(self, slot: _WorkerSlot, tokens: int) -> None:
+        """Raise _SilentError if the worker will not finish what it was sent."""
+        if slot.silence > SILENT_SECONDS:
             raise _SilentError(f"no sign of life for {SILENT_SECONDS:.0f} s")
         limit = max(HANGING_SECONDS, HANGING * self._slowest * tokens)
-        if seat.index is not None and self._slowest and seat.seconds > limit:
+        if slot.index is not None and self._slowest and slot.seconds > limit:
             raise _SilentError(f"an evaluation that should be done within {limit:.0f} s is not")
 
-    def _lost(self, seat: _Seat, index: int | None, losses: Counter[int], error: Exception) -> None:
-        """Start another one in its place, unless that has been in vain."""
+    def _replace(self, slot: _WorkerSlot, index: int | None, losses: Counter[int], error: Exception) -> None:
+        """Start another worker in the slot of a lost one, unless that has been in vain.
+
+        Args: index: of the batch that the worker evaluated; None where it was starting.
+        """
         if index is None:
-            self._failed += 1
+            self._failed_starts += 1
         else:
             losses[index] += 1
-        if self._failed >= LOSSES or losses[index] >= LOSSES:
+        if self._failed_starts >= MAX_LOSSES or losses[index] >= MAX_LOSSES:
             raise WorkerError(
-                f"workers were lost {LOSSES} times over ({_line(error)}): is there memory for so many? go on with "
+                f"workers were lost {MAX_LOSSES} times over ({_line(error)}): is there memory for so many? go on with "
                 "--resume and fewer --workers"
             ) from error
         reason = f" ({error})" if isinstance(error, _SilentError) else ""
         progress.note(f"a worker was lost{reason}: another takes its place")
-        self._end(seat)  # it may only have been out of reach
-        seat.fill(self._hired(), self._packed)
+        self._end(slot)  # it may only have been out of reach
+        slot.fill(self._spawn(), self._packed)
 
-    def _hired(self) -> Any:
-        return self._kind.remote()
+    def _spawn(self) -> Any:
+        return self._actor.remote()
 
-    def _end(self, seat: _Seat) -> None:
-        self._dismiss(seat.actor)
-        if self._own and seat.process is not None:
-            # Ray asks a worker to end before it makes it end, and one that is stopped does not hear that.
+    def _end(self, slot: _WorkerSlot) -> None:
+        self._kill(slot.actor)
+        if self._own and slot.process is not None:
+            # Ray asks a worker to end before it makes it end, and a stopped process does not hear that.
             with suppress(ProcessLookupError):
-                os.kill(seat.process, signal.SIGKILL)
+                os.kill(slot.process, signal.SIGKILL)
 
-    def _dismiss(self, actor: Any) -> None:
+    def _kill(self, actor: Any) -> None:
         import ray
 
         ray.kill(actor)
@@ -280,7 +289,7 @@ class Workers:
         self._own = isinstance(self._workers, int)
         self._open.callback(ray.shutdown)
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         """How many workers the cluster can take."""
         import ray
 
@@ -291,12 +300,12 @@ class Workers:
             raise InputError(f"the Ray cluster at {self._workers} has no {lacking} to work on")
         return number
 
-    def _first(self) -> None:
-        """Wait for one worker, so that nothing long begins without."""
+    def _wait_for_first(self) -> None:
+        """Wait for one worker, so that nothing long begins without any."""
         import ray
 
-        progress.say(f"  starting {len(self._seats)} workers")
-        done, _ = ray.wait([seat.pending for seat in self._seats], timeout=START_SECONDS)
+        progress.say(f"  starting {len(self._slots)} workers")
+        done, _ = ray.wait([slot.pending for slot in self._slots], timeout=START_SECONDS)
         if not done:
             raise InputError(f"no worker came up within {START_SECONDS:.0f} s: is the cluster busy?")
         try:
@@ -305,8 +314,13 @@ class Workers:
             raise InputError(f"a worker cannot start: {_line(error)}") from error
 
 
-class _Seat:
-    """A worker's place: who has it, and what is awaited of it."""
+class _WorkerSlot:
+    """One place in the pool: the worker that has it, and what it was sent.
+
+    index: of the batch that is being evaluated; None while the worker starts or is idle.
+    pending: Ray's reference to the answer that is awaited; None: idle.
+    seconds: since `index` was sent. silence: since the last heartbeat was due. process: the worker's, once it is known.
+    """
 
     def __init__(self, number: int, actor: Any, packed: Any):
         self.number = number
@@ -320,32 +334,32 @@ class _Seat:
         self.actor, self.index, self._place = actor, None, 0
         self.seconds = self.silence = self._pause = 0.0
         self.process: int | None = None
-        self._beat = self._ask()
+        self._heartbeat = self._ask()
         self.pending = actor.load.remote(packed)
 
-    def send(self, index: int, run: Sequence[CandidateBatch] | None, part: int, alone: bool) -> None:
-        self._place = 0 if run is not None else self._place + 1
+    def send(self, index: int, segment: Sequence[CandidateBatch] | None, rung: int, alone: bool) -> None:
+        self._place = 0 if segment is not None else self._place + 1
         self.seconds = 0.0
-        self.index, self.pending = index, self.actor.evaluate.remote(run, part, alone, self._place)
+        self.index, self.pending = index, self.actor.evaluate.remote(segment, rung, alone, self._place)
 
     def pass_time(self, seconds: float) -> None:
-        """So much later: ask for signs of life, and count what is awaited. Silence counts from the first answer on."""
+        """So much later: ask for heartbeats, and count what is awaited. Silence counts from the first heartbeat on."""
         import ray
 
         self.seconds += seconds
-        if self._beat is None:
+        if self._heartbeat is None:
             self._pause += seconds
-            if self._pause >= BEAT_SECONDS:
-                self._beat = self._ask()
-        elif ray.wait([self._beat], timeout=0)[0]:
+            if self._pause >= HEARTBEAT_SECONDS:
+                self._heartbeat = self._ask()
+        elif ray.wait([self._heartbeat], timeout=0)[0]:
             # A worker that has ended raises here what its evaluation raises.
-            self.process, self._beat = ray.get(self._beat), None
+            self.process, self._heartbeat = ray.get(self._heartbeat), None
             self.silence = self._pause = 0.0
         elif self.process is not None:
             self.silence += seconds
 
     def _ask(self) -> Any:
-        return self.actor.beat.remote()
+        return self.actor.heartbeat.remote()
 
     def take(self) -> Any:
         """What came; raises what the worker raised."""
@@ -359,11 +373,11 @@ class _Seat:
 
 
 class _SilentError(Exception):
-    """Nothing is to be expected any more of a worker that Ray does not know to be lost."""
+    """A worker that Ray does not know to be lost will not finish."""
 
 
 class _Clock:
-    """Time in which this process could listen: while it is stopped itself, nobody else is late."""
+    """Time in which this process could listen: while it is stopped itself, no worker is late."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()

@@ -51,9 +51,9 @@ def test_scores_are_those_of_each_by_itself(name, layers):
     model = tiny_model(name)
     plans = [*drawn_plans(model, 10), {}]
     with engine_of(model, layers=layers) as engine:
-        want = [engine.scores(plans, part) for part in range(2)]
-    with engine_of(model, layers=layers, candidate_batch_size=4) as engine:  # 11 are two teams and three quarters
-        got = [engine.scores(plans, part) for part in range(2)]
+        want = [engine.scores(plans, rung) for rung in range(2)]
+    with engine_of(model, layers=layers, candidate_batch_size=4) as engine:  # 11 are two batches and three quarters
+        got = [engine.scores(plans, rung) for rung in range(2)]
         cost = engine.cost
     assert all(close(one, two) for one, two in zip([*want[0], *want[1]], [*got[0], *got[1]], strict=True))
     assert cost.plain_layer_tokens + cost.overhead == cost.spent + cost.prefix + cost.layers + cost.racing
@@ -80,7 +80,7 @@ def test_a_population_of_one_is_the_plain_evaluation(task, examples):
     assert one.tokens == two[1].tokens == plain.tokens
 
 
-def test_children_start_where_all_of_a_team_were():
+def test_children_start_where_all_of_a_batch_were():
     """From stored states of their parents, to the same scores as from the beginning."""
     model = deep_model()
     parents = drawn_plans(model, 4)
@@ -98,7 +98,7 @@ def test_children_start_where_all_of_a_team_were():
     assert all(close(one, two) for one, two in zip(*scores, strict=True))
 
 
-def test_what_is_asked_for_decides_who_runs_alone(tmp_path):
+def test_what_is_asked_for_decides_what_runs_alone(tmp_path):
     """Not what is missing: a resumed search must come to the same bits."""
     model, runs = tiny_model("llama"), []
     plans = drawn_plans(model, 5)
@@ -111,9 +111,9 @@ def test_what_is_asked_for_decides_who_runs_alone(tmp_path):
         Journal(tmp_path / "journal", {}) as journal,
         engine_of(model, journal=journal, candidate_batch_size=4) as engine,
     ):
-        several, single = engine._evaluator._several, engine._evaluator._single
-        engine._evaluator._several = lambda team: (runs.append("together"), several(team))[1]
-        engine._evaluator._single = lambda step: (runs.append("alone"), single(step))[1]
+        batch, one = engine._evaluator._evaluate_batch, engine._evaluator._evaluate_one
+        engine._evaluator._evaluate_batch = lambda given: (runs.append("batch"), batch(given))[1]
+        engine._evaluator._evaluate_one = lambda step: (runs.append("alone"), one(step))[1]
         engine.scores(plans, 0)
         engine.full(plans[0])
-    assert runs == ["together", "alone"]
+    assert runs == ["batch", "alone"]

@@ -1,4 +1,4 @@
-"""Blocks replayed against blocks called: the same bits, whoever is dense. The recorder here checks what CUDA needs."""
+"""Replayed blocks against called ones: the same bits, whichever candidates are dense."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -17,8 +17,8 @@ from sieve.models.loading import evaluating
 from sieve.nn.elastic_linear import ElasticLinear
 from sieve.searchers.engine import local
 from sieve.searchers.engine.config import EngineConfig
-from sieve.searchers.engine.cuda_graphs import CudaRecorder, Graphs
-from sieve.searchers.engine.engine import rungs
+from sieve.searchers.engine.cuda_graphs import CudaRecorder, GraphedBlocks
+from sieve.searchers.engine.engine import split_into_rungs
 from tests.sieve.searchers.engine.test_engine import (
     EXAMPLES,
     TASK,
@@ -99,28 +99,28 @@ def same_bits(one, two):
 
 
 @contextmanager
-def forms_of_passes(model):
+def signatures_of_passes(model):
     """Every different (rows, tokens, cached tokens or None) that the model reads."""
-    forms = set()
+    signatures = set()
 
     def note(module, args, kwargs):
         cache = kwargs.get("past_key_values")
-        forms.add((*kwargs["input_ids"].shape, None if cache is None else cache.get_seq_length()))
+        signatures.add((*kwargs["input_ids"].shape, None if cache is None else cache.get_seq_length()))
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield forms
+        yield signatures
     finally:
         handle.remove()
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "opt", "gpt_neox"])
 def test_scores_are_the_same_bits(name):
-    """Teams of different ranks and dense members; one graph for each block and form of pass."""
+    """Batches of different ranks and dense matrices; one graph for each block and signature of a pass."""
     model = tiny_model(name)
     plans, recorder = mixed_plans(model), Recorder()
     options = {"examples": EXAMPLES[:12], "number": 1, "candidate_batch_size": P, "layers": False}
-    with engine_of(model, **options) as engine, forms_of_passes(model) as forms:
+    with engine_of(model, **options) as engine, signatures_of_passes(model) as signatures:
         want = engine.scores(plans, 0)
         blocks = len(engine.blocks)
     with engine_of(model, recorder=lambda device: recorder, **options) as engine:
@@ -128,13 +128,13 @@ def test_scores_are_the_same_bits(name):
         assert engine._evaluator._graphs is not None
     assert engine._evaluator._graphs is None
     assert all(same_bits(*pair) for pair in zip(want, got, strict=True))
-    assert len({form[:2] for form in forms}) > 2
-    assert recorder.records == len(forms) * blocks
+    assert len({signature[:2] for signature in signatures}) > 2
+    assert recorder.records == len(signatures) * blocks
     assert recorder.replays >= 2 * recorder.records
 
 
 def test_from_stored_states_too(monkeypatch):
-    """Where teams begin at different blocks."""
+    """Where batches begin at different blocks."""
     model, run = deep_model(4), BlockwiseRunner.run
     parents, names = mixed_plans(model, 8), list(prunable(model))
     children = [[{n: r for n, r in plan.items() if f".{last}." not in n} for plan in parents[:-2]] for last in (3, 2)]
@@ -150,7 +150,7 @@ def test_from_stored_states_too(monkeypatch):
             scores.append([one for plans in (parents, *children) for one in engine.scores(plans, 0)])
             replays = recorder.replays
             scores[-1] += engine.scores([dict.fromkeys(names[5:8], 8)], 0)
-            assert recorder.replays == replays  # of one by itself there are none
+            assert recorder.replays == replays  # of one candidate alone there are none
     assert {0, 2, 3} <= starts
     assert recorder.replays > recorder.records > 0
     assert all(same_bits(*pair) for pair in zip(*scores, strict=True))
@@ -158,11 +158,11 @@ def test_from_stored_states_too(monkeypatch):
 
 @contextmanager
 def population(model, plans):
-    """Graphs of the model's blocks, and a function that turns it to plans."""
+    """The graphed blocks, their recorder, and the elastic model, set to these plans."""
     recorder = Recorder()
     with svd_factors(model).elastic(model) as elastic, evaluating(model), torch.inference_mode():
         elastic.set_batch(plans)
-        yield Graphs(recorder, decoder_blocks(model)[1], elastic.capture_safe, 1 << 20), recorder, elastic
+        yield GraphedBlocks(recorder, decoder_blocks(model)[1], elastic.capture_safe, 1 << 20), recorder, elastic
 
 
 class Block:
@@ -187,10 +187,10 @@ class Block:
 def calls(graphs, block, draws):
     """Outputs, and the caches' contents, plainly and through the graphs."""
     found = []
-    for through in (lambda index, forward, args, kwargs: forward(*args, **kwargs), graphs):
+    for call_block in (lambda index, forward, args, kwargs: forward(*args, **kwargs), graphs):
         outputs = []
         for args, kwargs in (draw() for draw in draws):
-            output = through(0, block.module.forward, args, kwargs)
+            output = call_block(0, block.module.forward, args, kwargs)
             output = output[0] if isinstance(output, tuple) else output
             args[0].zero_()  # in place, after the call
             cache = kwargs["past_key_values"]
@@ -213,7 +213,7 @@ def test_a_call_leaves_what_the_block_leaves(past):
 
 
 def test_inputs_that_are_many_in_one_place():
-    """A mask that is expanded stays so; another layout is another form."""
+    """A mask that is expanded stays so; another layout is another signature."""
     model = tiny_model("llama")
     with population(model, mixed_plans(model, P)) as (graphs, recorder, _):
         block = Block(model)
@@ -234,7 +234,7 @@ def windows():
     return cache
 
 
-@pytest.mark.parametrize("case", ["object", "cache", "layer", "device", "hook", "large", "many", "room", "broken"])
+@pytest.mark.parametrize("case", ["object", "cache", "layer", "device", "hook", "large", "many", "buffers", "broken"])
 def test_what_cannot_be_recorded_is_called(case):
     model = tiny_model("llama")
     with population(model, mixed_plans(model, P)) as (graphs, recorder, _):
@@ -248,9 +248,9 @@ def test_what_cannot_be_recorded_is_called(case):
         hooked = []
         if case == "hook":
             block.module.mlp.act_fn.register_forward_hook(lambda *given: hooked.append(given))
-        graphs._cells = P * 12 - 1 if case == "large" else graphs._cells
-        graphs._most = 0 if case == "many" else graphs._most
-        graphs._room = 1 << 14 if case == "room" else graphs._room
+        graphs._max_cells = P * 12 - 1 if case == "large" else graphs._max_cells
+        graphs._max_signatures = 0 if case == "many" else graphs._max_signatures
+        graphs._buffer_bytes = 1 << 14 if case == "buffers" else graphs._buffer_bytes
         if case == "broken":
             graphs._recorder = lambda work: (_ for _ in ()).throw(RuntimeError("not while capturing"))
         with pytest.warns(UserWarning, match="not while capturing") if case == "broken" else nullcontext():
@@ -274,7 +274,7 @@ def test_other_numbers_are_other_graphs():
 
 
 def test_what_is_recorded_would_tell_if_launches_differed():
-    """The check itself: without `capture_safe`, a team of other dense members is not a replay."""
+    """The check itself: without `capture_safe`, a batch with other dense matrices is not a replay."""
     model = tiny_model("llama")
     one, two = mixed_plans(model, P), mixed_plans(model, 2 * P)[:P]
     with population(model, one) as (graphs, _, elastic):
@@ -290,7 +290,7 @@ def test_what_is_recorded_would_tell_if_launches_differed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize("dense", [[], [1], [0, 2, 3], [0, 1, 2, 3]])
-def test_dense_products_of_everybody_are_each_ones_own(dtype, tokens, dense):
+def test_dense_products_of_all_candidates_are_each_ones_own(dtype, tokens, dense):
     """Also of sizes at which a product of all rows at once is rounded otherwise."""
     generator = torch.Generator().manual_seed(tokens)
     x, A, B = (torch.randn(size, generator=generator).to(dtype) for size in [(P, tokens, 576), (64, 576), (1536, 64)])
@@ -303,11 +303,11 @@ def test_dense_products_of_everybody_are_each_ones_own(dtype, tokens, dense):
         assert torch.equal(layer(x), want)
 
 
-def test_graphs_are_for_teams():
+def test_graphs_are_for_candidate_batches():
     model = tiny_model("llama")
-    parts = [prepare(model, TOKENIZER, TASK, part, 256) for part in rungs(EXAMPLES, 1)]
+    rungs = [prepare(model, TOKENIZER, TASK, rung, 256) for rung in split_into_rungs(EXAMPLES, 1)]
     with svd_factors(model).elastic(model) as elastic:
-        given = model, elastic, prunable(model), parts, EngineConfig()
+        given = model, elastic, prunable(model), rungs, EngineConfig()
         assert local.Evaluator(*given, candidate_batch_size=1, recorder=CudaRecorder).recorder is None
         assert local.Evaluator(*given, candidate_batch_size=2, recorder=CudaRecorder).recorder is CudaRecorder
         assert local.Evaluator(*given, candidate_batch_size=2).recorder is None
@@ -321,9 +321,9 @@ def test_on_a_gpu(name, monkeypatch):
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph))[1])
     with engine_of(model, candidate_batch_size=P) as engine:
-        want = [engine.scores(plans, part) for part in range(2)]
+        want = [engine.scores(plans, rung) for rung in range(2)]
     with engine_of(model, candidate_batch_size=P, recorder=CudaRecorder) as engine:
-        got = [engine.scores(plans, part) for part in range(2)]
+        got = [engine.scores(plans, rung) for rung in range(2)]
     assert replays
     for one, two in zip([*want[0], *want[1]], [*got[0], *got[1]], strict=True):
         assert np.allclose(one.loglik, two.loglik, rtol=0, atol=1e-4)

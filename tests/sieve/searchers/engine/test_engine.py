@@ -15,7 +15,7 @@ from sieve.errors import InputError
 from sieve.evaluation.scoring import evaluate, prepare
 from sieve.models.linears import prunable, weight_of
 from sieve.searchers.engine.config import EngineConfig
-from sieve.searchers.engine.engine import Engine, rungs
+from sieve.searchers.engine.engine import Engine, split_into_rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.genome import Genome
 from tests.sieve.evaluation.test_scoring import choice_examples, choice_task
@@ -50,12 +50,12 @@ def drawn_plans(model, number=12, seed=0):
 
 @contextmanager
 def engine_of(model, task=TASK, examples=EXAMPLES, number=2, **options):
-    parts = [prepare(model, TOKENIZER, task, part, 256) for part in rungs(examples, number)]
+    rungs = [prepare(model, TOKENIZER, task, rung, 256) for rung in split_into_rungs(examples, number)]
     switches = {field.name: options.pop(field.name) for field in fields(EngineConfig) if field.name in options}
     matrices, config = prunable(model), EngineConfig(**switches)
     with (
         svd_factors(model).elastic(model) as elastic,
-        Engine(model, elastic, matrices, parts, config, **options).running() as engine,
+        Engine(model, elastic, matrices, rungs, config, **options).running() as engine,
     ):
         yield engine
 
@@ -69,22 +69,22 @@ def plain(model, plan, examples, task=TASK):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("layers", [True, False])
 def test_same_bits_as_plain_evaluation(name, layers):
-    """Of the same slice: the passes are the same ones, whatever is reused."""
+    """Of the same rung: the passes are the same ones, whatever is reused."""
     model = tiny_model(name)
     plans = drawn_plans(model, 6)
     with engine_of(model, layers=layers) as engine:
         assert engine.layers == layers
-        got = [engine.scores(plans, part) for part in range(2)]
+        got = [engine.scores(plans, rung) for rung in range(2)]
         cost = engine.cost
         assert (cost.layers > 0) == layers
-    for part, examples in enumerate(rungs(EXAMPLES, 2)):
-        for plan, scores in zip(plans, got[part], strict=True):
+    for rung, examples in enumerate(split_into_rungs(EXAMPLES, 2)):
+        for plan, scores in zip(plans, got[rung], strict=True):
             want = plain(model, plan, examples)
             assert np.array_equal(scores.loglik, want.loglik)
             assert np.array_equal(scores.score, want.score)
 
 
-def test_slices_together_are_the_whole():
+def test_rungs_together_are_the_whole():
     model = tiny_model("llama")
     (plan,) = drawn_plans(model, 1)
     want = plain(model, plan, EXAMPLES)
@@ -126,7 +126,7 @@ def test_costs_add_up_and_nothing_is_evaluated_twice():
 def generations(model, number=3):
     """Calls as a genetic search makes them: parents, then children that share their first blocks, one plan alone."""
     parents = drawn_plans(model, 8)
-    calls = [(parents, part) for part in range(2)]
+    calls = [(parents, rung) for rung in range(2)]
     for seed in range(1, number):
         children = [
             {name: parent.get(name, rank) if ".0." in name else rank for name, rank in plan.items()}
@@ -138,8 +138,8 @@ def generations(model, number=3):
 
 def played(calls, model, **options):
     with engine_of(model, **options) as engine:
-        for place, (plans, part) in enumerate(calls):
-            engine.scores(plans, part)
+        for place, (plans, rung) in enumerate(calls):
+            engine.scores(plans, rung)
             if place % 3 == 2:
                 engine.retain(plans)
         measured = sum(spent.layer_tokens * spent.copies for _, spent in engine._records.values())
@@ -178,17 +178,17 @@ def test_a_journal_answers_for_an_earlier_process(tmp_path):
     model = tiny_model("llama")
     plans = drawn_plans(model, 8)
     with engine_of(model) as engine:
-        whole = [engine.scores(plans, part) for part in range(2)]
+        whole = [engine.scores(plans, rung) for rung in range(2)]
         nominal, spent = engine.nominal, engine.cost.spent
     with Journal(tmp_path / "journal", {"model": 1}) as journal, engine_of(model, journal=journal) as engine:
         engine.scores(plans[:5], 0)
     runs = []
     with Journal(tmp_path / "journal", {"model": 1}) as journal, engine_of(model, journal=journal) as engine:
-        engine._evaluator.parts = [
-            type(part)(lambda model, run=part.run: (runs.append(1), run(model))[1], part.plain_tokens, 0)
-            for part in engine._evaluator.parts
+        engine._evaluator.rungs = [
+            type(rung)(lambda model, run=rung.run: (runs.append(1), run(model))[1], rung.plain_tokens, 0)
+            for rung in engine._evaluator.rungs
         ]
-        again = [engine.scores(plans, part) for part in range(2)]
+        again = [engine.scores(plans, rung) for rung in range(2)]
         assert (engine.nominal, len(journal.records)) == (nominal, len({str(plan) for plan in plans}) * 2)
         assert len(runs) == len(journal.records) - len({str(plan) for plan in plans[:5]})
         assert engine.cost.spent == spent
@@ -215,7 +215,7 @@ def test_states_stay_within_their_memory():
         peak = engine.peak_bytes
     for memory in (peak // 2, peak // 3, peak // 5, peak // 8, 0):
         with engine_of(model, memory=memory) as engine:
-            got = [engine.scores(plans, part) for part in range(2)]
+            got = [engine.scores(plans, rung) for rung in range(2)]
             assert engine.peak_bytes <= memory
             assert all(np.array_equal(one.loglik, two.loglik) for one, two in zip(got[0], whole, strict=True))
             assert engine.cost.layers >= 0
@@ -255,8 +255,8 @@ def test_a_plan_of_another_model_is_refused():
         engine.full(Plan({"nowhere": 3}))
 
 
-def test_slices_double():
-    assert [len(part) for part in rungs(range(600))] == [75, 75, 150, 300]
-    assert [len(part) for part in rungs(range(40))] == [20, 20]
-    assert [len(part) for part in rungs(range(5))] == [5]
-    assert [x for part in rungs(range(601)) for x in part] == list(range(601))
+def test_rungs_double():
+    assert [len(rung) for rung in split_into_rungs(range(600))] == [75, 75, 150, 300]
+    assert [len(rung) for rung in split_into_rungs(range(40))] == [20, 20]
+    assert [len(rung) for rung in split_into_rungs(range(5))] == [5]
+    assert [x for rung in split_into_rungs(range(601)) for x in rung] == list(range(601))

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sieve.searchers.engine.prefix_tree import walk
+from sieve.searchers.engine.prefix_tree import schedule
 
 
 def drawn(number, blocks=6, values=3, seed=0):
@@ -18,7 +18,7 @@ def carried_out(keys, most):
     stored: dict[int, tuple] = {}
     ran = 0
     seen = []
-    for step in walk(keys, most):
+    for step in schedule(keys, most):
         key = keys[step.index]
         if step.start:
             assert stored[step.start] == key[: step.start]
@@ -60,12 +60,12 @@ def test_starts_from_what_is_known_elsewhere():
     keys = drawn(40)
     known = [0] * len(keys)
     known[3] = 5
-    steps = {step.index: step for step in walk(keys, 6, known)}
+    steps = {step.index: step for step in schedule(keys, 6, known)}
     assert steps[3].start == 5
     assert all(block > 5 for block in steps[3].keep)
-    none = walk(keys, 6)
+    none = schedule(keys, 6)
     assert sum(step.start for step in steps.values()) >= sum(step.start for step in none)
-    everything = walk(keys, 6, [5] * len(keys))
+    everything = schedule(keys, 6, [5] * len(keys))
     assert all((step.start, step.keep) == (5, ()) for step in everything)
 
 

@@ -25,7 +25,7 @@ from sieve.searchers.engine import ray_workers
 from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.engine import Engine
 from sieve.searchers.engine.journal import Journal
-from sieve.searchers.engine.ray_workers import Workers, require_workers
+from sieve.searchers.engine.ray_workers import WorkerPool, require_workers
 from sieve.searchers.run import run_search
 from sieve.utils import progress
 from tests.sieve.searchers.engine.test_engine import drawn_plans, engine_of, svd_factors
@@ -49,9 +49,9 @@ def ray_session():
 
 @pytest.fixture
 def cluster(ray_session, monkeypatch):
-    """Workers that are dismissed are hired again by the next test: to start one takes seconds, all for its imports."""
+    """Workers that are killed serve the next test: to start one takes seconds, all for its imports."""
 
-    def hired(self):
+    def spawn(self):
         while ray_session:
             actor = ray_session.pop()
             try:
@@ -59,10 +59,10 @@ def cluster(ray_session, monkeypatch):
                 return actor
             except ray.exceptions.RayError:  # it was killed
                 continue
-        return self._kind.remote()
+        return self._actor.remote()
 
-    monkeypatch.setattr(Workers, "_hired", hired)
-    monkeypatch.setattr(Workers, "_dismiss", lambda self, actor: ray_session.append(actor))
+    monkeypatch.setattr(WorkerPool, "_spawn", spawn)
+    monkeypatch.setattr(WorkerPool, "_kill", lambda self, actor: ray_session.append(actor))
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_same_bits_as_in_this_process_for_any_number_of_workers(tmp_path):
     model = tiny_model("llama")
     plans = drawn_plans(model, 12)
     with engine_of(model) as engine:
-        want = [engine.scores(plans, part) for part in range(2)]
+        want = [engine.scores(plans, rung) for rung in range(2)]
         nominal = engine.nominal
     for number in (1, 2, 3):
         path = tmp_path / f"journal {number}"
         with Journal(path, {}) as journal, engine_of(model, workers=number, journal=journal) as engine:
             got = [engine.scores(plans[:7], 0)]
             engine.retain(plans[:3])
-            got = [engine.scores(plans, part) for part in range(2)]
+            got = [engine.scores(plans, rung) for rung in range(2)]
             assert len(journal.records) == 2 * len({str(plan) for plan in plans})
             assert engine.cost.layers > 0
             assert 0 < engine.peak_bytes <= 2 << 30
@@ -142,8 +142,8 @@ def kill_workers(journal, killed, stop):
     """Kill one worker after ten lines of the journal: one that is at work, if that shows."""
     while not stop.is_set() and not killed:
         if journal.exists() and journal.read_bytes().count(b"\n") >= 10:
-            workers = [(pid, name) for pid, name in worker_processes() if name.startswith(b"ray::Beating")]
-            workers.sort(key=lambda worker: not worker[1].startswith(b"ray::Beating.evaluate"))
+            workers = [(pid, name) for pid, name in worker_processes() if name.startswith(b"ray::HeartbeatWorker")]
+            workers.sort(key=lambda worker: not worker[1].startswith(b"ray::HeartbeatWorker.evaluate"))
             if workers:
                 os.kill(workers[0][0], signal.SIGKILL)
                 killed.append(workers[0][0])
@@ -158,7 +158,7 @@ def worker_processes():
             with open(f"/proc/{pid}/cmdline", "rb") as command, open(f"/proc/{pid}/status") as status:
                 parent = int(next(line for line in status if line.startswith("PPid")).split()[1])
                 name = command.read()
-                if name.startswith(b"ray::Beating") and ours(parent):
+                if name.startswith(b"ray::HeartbeatWorker") and ours(parent):
                     found.append((int(pid), name))
         except (OSError, StopIteration):  # it has ended
             continue
@@ -182,10 +182,10 @@ def acting(model, act, workers):
         act(rank)
         return Scores(np.full(4, float(rank)), np.full(4, -float(rank)), 4)
 
-    parts = [Prepared(evaluate, 4, 4, fixed_passes=False)] * 2
+    rungs = [Prepared(evaluate, 4, 4, fixed_passes=False)] * 2
     stack, matrices = ExitStack(), prunable(model)
     elastic = stack.enter_context(svd_factors(model).elastic(model))
-    engine = Engine(model, elastic, matrices, parts, EngineConfig(workers=workers))
+    engine = Engine(model, elastic, matrices, rungs, EngineConfig(workers=workers))
     stack.enter_context(engine.running())
     return stack, engine
 
@@ -206,7 +206,7 @@ def test_what_a_worker_raises_is_raised_here():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_nobody_is_idle_while_candidates_wait(tmp_path):
+def test_no_worker_is_idle_while_candidates_wait(tmp_path):
     """One candidate takes as long as all others together: the others do not wait for it."""
     log = tmp_path / "log"
 
@@ -235,7 +235,7 @@ def test_bad_numbers_and_addresses():
         searcher_named("uniform").check(Options(workers=2), LOW_RANK)
 
 
-def test_an_address_where_nobody_answers_is_found_out_at_once(small):
+def test_an_address_without_an_answer_is_found_out_at_once(small):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening
         address = f"ray://127.0.0.1:{taken.getsockname()[1]}"
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_at_a_candidate_costs_that_one_evaluation(tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_candidate_that_kills_every_worker_ends_the_search(monkeypatch):
-    monkeypatch.setattr(ray_workers, "LOSSES", 2)
+    monkeypatch.setattr(ray_workers, "MAX_LOSSES", 2)
     stack, engine = acting(tiny_model("llama"), lambda rank: rank == 3 and os.kill(os.getpid(), signal.SIGKILL), 2)
     with stack, pytest.raises(WorkerError, match=r"lost 2 times.*--resume"):
         engine.scores(plans_of(range(1, 6)), 0)
@@ -305,7 +305,7 @@ def room(ray_session, monkeypatch):
     while ray_session:
         ray.kill(ray_session.pop())
     monkeypatch.setattr(ray_workers, "TICK", 0.2)
-    monkeypatch.setattr(ray_workers, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(ray_workers, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(ray_workers, "SILENT_SECONDS", 3.0)
 
 
@@ -341,8 +341,8 @@ def test_a_worker_that_is_stopped_or_hangs_loses_its_candidate_to_another(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("room")
-def test_slow_evaluations_and_a_driver_that_was_stopped_lose_nobody(monkeypatch, capsys):
-    """An evaluation may take longer than a worker may be silent; a driver that could not listen blames nobody."""
+def test_slow_evaluations_and_a_driver_that_was_stopped_lose_no_worker(monkeypatch, capsys):
+    """An evaluation may take longer than a worker may be silent; a driver that could not listen blames no worker."""
     monkeypatch.setattr(ray_workers, "SILENT_SECONDS", 1.5)
     now, jumps = time.monotonic, iter([0, 0, 0, 1000, 1000, 5000])
     monkeypatch.setattr(ray_workers.time, "monotonic", lambda: now() + next(jumps, 5000))
@@ -386,7 +386,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_our_own_cluster_is_for_this_process_alone(tmp_path):
-    """It listens on the loopback interface and turns strangers away; signals stay with whoever had them."""
+    """It listens on the loopback interface and turns strangers away; signal handlers stay what they were."""
     script = tmp_path / "listening.py"
     script.write_text(LISTENING)
     # Nothing of a cluster that this process or its caller has set up.

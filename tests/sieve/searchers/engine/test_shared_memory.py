@@ -29,8 +29,8 @@ def test_tensors(dtype, shape):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_model_that_turns(name):
-    """With its weights as views of the arrays, tied where they were, and turned by the setter that came with it."""
+def test_a_model_that_is_set_to_plans(name):
+    """With its weights as views of the arrays, tied where they were, and set by the setter that came with it."""
     model = tiny_model(name)
     plan, ids = drawn_plans(model, 1)[0], tiny_tokens()
     with svd_factors(model).elastic(model) as elastic, torch.inference_mode():
