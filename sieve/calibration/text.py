@@ -49,7 +49,7 @@ def calibration_sequences(
     sequences, left, truncated = [], tokens, 0
     for example in examples:
         ids, start = encode_target(tokenizer, task, example)
-        if task.type == "perplexity":
+        if not task.has_prompts:
             pieces = windows(ids, start, context - 1)
         else:
             pieces = fitted(tokenizer, task, [(ids, start)], context)
@@ -80,7 +80,7 @@ def calibration_sequences(
 def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left: int) -> Sample | None:
     """What of a sequence the budget has room for; None where that is not even the answer."""
     ids, start = piece
-    if task.type == "perplexity":
+    if not task.has_prompts:
         return Sample(ids[:left], start) if left > 0 else None
     try:
         return Sample(*fitted(tokenizer, task, [piece], left)[0])

@@ -77,7 +77,10 @@ def predict(
 def require_answers(task: Task) -> None:
     """InputError for a task that has no answers to give."""
     if task.type == "perplexity":
-        raise InputError(f"{task.where}: a task of type perplexity asks nothing: `sieve eval` scores its texts")
+        raise InputError(
+            f"{task.where}: a task of type perplexity asks nothing: `sieve eval` scores its texts; to have "
+            "answers written, make it one of type generation"
+        )
 
 
 def predict_rows(

@@ -235,11 +235,13 @@ def _perplexity(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    """Texts are read in windows of at most the context (or a batch); each token is scored once, in its window.
+    """Answers are read after their prompts, texts in windows of at most the context (or a batch); each token is scored
+    once, in its window.
 
     Texts in which this tokenizer leaves no token to score are left out, and counted in a warning.
     """
-    length = min(context_length(model) or batch_tokens, batch_tokens)
+    context = context_length(model)
+    length = min(context or batch_tokens, batch_tokens)
     asked: list[list[Continuation]] = []
     owner: list[int] = []
     encoded = [encode(tokenizer, task, example, example.target) for example in examples]
@@ -250,14 +252,20 @@ def _perplexity(
         raise InputError(f"{task.where}: {few}: give the task longer ones")
     if len(texts) < len(examples):
         progress.warn(f"{task.where}: {few} and left out")
+    truncated = 0
     for index, (ids, start) in enumerate(texts):
-        for window in windows(ids, start, length):
-            asked.append([Continuation(*window)])
-            owner.append(index)
+        if task.has_prompts:
+            pieces = fitted(tokenizer, task, [(ids, start)], None if context is None else context + 1)
+            truncated += len(pieces[0][0]) < len(ids)
+        else:
+            pieces = windows(ids, start, length)
+        asked += [[Continuation(*piece)] for piece in pieces]
+        owner += [index] * len(pieces)
+    say_truncated(task, truncated, context)
 
     sharing = shortcuts_for(model, tokenizer, asked, sharing)
     scored = np.zeros(len(texts))
-    np.add.at(scored, owner, [len(window[0].ids) - 1 for window in asked])
+    np.add.at(scored, owner, [len(ids) - start for ((ids, start),) in asked])
 
     def run(model: PreTrainedModel, copies: int) -> list[Scores]:
         every, tokens = score_copies(model, asked, batch_tokens, "perplexity", sharing, copies)
@@ -267,4 +275,4 @@ def _perplexity(
         which = scorable if len(scorable) < len(examples) else None
         return [Scores(np.exp(sums / scored), sums / scored, tokens, examples=which) for sums in total]
 
-    return _copied(run, sharing, asked)
+    return replace(_copied(run, sharing, asked), truncated=truncated)

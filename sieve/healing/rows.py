@@ -15,7 +15,7 @@ import torch
 from sieve.evaluation.generation import greedy_answers
 from sieve.models.loading import context_length
 from sieve.tasks import Example, Task, encode
-from sieve.tasks.encoding import encode_choices, fitted, windows
+from sieve.tasks.encoding import encode_choices, encode_target, fitted, windows
 from sieve.tasks.example import continuing
 
 if TYPE_CHECKING:
@@ -83,13 +83,16 @@ def questions_of(
         model: the teacher, who writes the answers of a generation task.
     """
     context = context_length(model)
-    if task.type == "perplexity":
+    if not task.has_prompts:
         length = min(context or _WINDOW, _WINDOW)
         pieces = [windows(*encode(tokenizer, task, one, one.target), length) for one in examples]
         return [question for found in pieces for question in ([_text(*piece) for piece in found] or [None])]
     limit = None if context is None else context + 1
     if task.type == "multiple_choice":
         return [_choices(tokenizer, task, one, limit) for one in examples]
+    if task.type == "perplexity":
+        targets = [encode_target(tokenizer, task, one) for one in examples]
+        return [_text(*fitted(tokenizer, task, [target], limit)[0]) for target in targets]
     room = None if context is None else context - task.max_new_tokens
     prompts = [fitted(tokenizer, task, [encode(tokenizer, task, one, "")], room)[0][0] for one in examples]
     answers, _ = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, CELLS)

@@ -114,8 +114,10 @@ def generate(
 
 
 def _asked(task: Task, text: str) -> dict[str, Any]:
-    names = template_fields(task.prompt, task.where)
-    if len(names) == 1 and "." not in names[0]:
+    if task.messages and not text.lstrip().startswith("{"):
+        return {task.messages: [{"role": "user", "content": text}]}
+    names = [task.messages] if task.messages else template_fields(task.prompt, task.where)
+    if not task.messages and len(names) == 1 and "." not in names[0]:
         return {names[0]: text}
     fields = ", ".join(f'"{name}": …' for name in names)
     if not text.lstrip().startswith("{"):

@@ -53,7 +53,7 @@ def sensitivity(
     """
     context = context_length(model) or LONGEST
     targets = (encode_target(tokenizer, task, example) for example in examples)
-    if task.type == "perplexity":
+    if not task.has_prompts:
         sequences = [window for ids, start in targets for window in windows(ids, start, context - 1)]
     else:
         sequences = [fitted(tokenizer, task, [target], context)[0] for target in targets]

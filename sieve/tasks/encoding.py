@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
+from sieve.tasks.chat import as_user, chat_answer, chat_prompt
 from sieve.tasks.example import Example
 from sieve.utils.messages import shorten
 
@@ -30,9 +31,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, con
 
     Returns: ids and start, 1 ≤ start ≤ len(ids).
 
+    Of a conversation whose answers are scored as they are trained (`type: perplexity`), the continuation is closed as
+    the template closes a turn.
+
     Raises: InputError where chat is asked for and the tokenizer has no template.
     """
-    return encode_choices(tokenizer, task, example.prompt, [continuation])[0]
+    if not task.is_chat:
+        return encode_choices(tokenizer, task, example.prompt, [continuation])[0]
+    turns = example.turns or as_user(example.prompt)
+    if task.type == "perplexity" and continuation:
+        text = example.references[0] if continuation == example.target else continuation.lstrip()
+        prompt, text = chat_answer(tokenizer, task, turns, text)
+        return _encoded(tokenizer, prompt, [text], special=False)[0]
+    return _encoded(tokenizer, chat_prompt(tokenizer, task, turns), [continuation.lstrip()], special=False)[0]
 
 
 def encode_choices(
@@ -43,9 +54,14 @@ def encode_choices(
     After "Answer: " the token of " yes" spans the border and "1" has one of its own: from one place, both pay for the
     space. Before the start, all of them have the same tokens.
     """
-    if task.chat:
-        prompt, choices = _chat(tokenizer, task, prompt), [choice.lstrip() for choice in choices]
-    special = not task.chat  # a chat template writes the special tokens itself
+    if not task.is_chat:
+        return _encoded(tokenizer, prompt, choices, special=True)
+    prompt = chat_prompt(tokenizer, task, as_user(prompt))
+    return _encoded(tokenizer, prompt, [choice.lstrip() for choice in choices], special=False)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str], special: bool) -> list[Encoded]:
+    """special: add special tokens; a chat template writes them itself."""
     context = _ids(tokenizer, prompt, special)
     encoded = [_ids(tokenizer, prompt + choice, special) for choice in choices]
     start = min(_start(ids, context, choice) for ids, choice in zip(encoded, choices, strict=True))
@@ -106,10 +122,3 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[i
     ids = tokenizer.encode(text, add_special_tokens=special)
     ended = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
     return ids[:-1] if ended else ids  # some tokenizers close every text; ours goes on
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> str:
-    if not tokenizer.chat_template:
-        raise InputError(f"{task.where}: chat is true, but the model's tokenizer has no chat template: set chat: false")
-    messages = [{"role": "user", "content": prompt.strip()}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

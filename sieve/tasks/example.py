@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sieve.errors import InputError
 from sieve.tasks.answers import resolve_answers
+from sieve.tasks.chat import CONVERSATION, ChatRow, Turn, as_text, unanswered
 from sieve.tasks.identity import group_names, question_names, same
 from sieve.tasks.row import Row
 from sieve.utils import progress
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
 class Example:
     """A rendered question.
 
-    prompt: what the model reads, few-shot examples included; "" for perplexity.
+    prompt: what the model reads, few-shot examples included; of a conversation its turns as plain text; "" for texts
+        that are scored as a whole.
     choices: continuations of the prompt (leading space included) of a multiple-choice question, else empty.
     answer: index of the right choice; -1 where there are no choices.
-    references: right answers of a generation question; for perplexity the text alone.
+    references: right answers of a generation question; for perplexity the text that is scored, alone.
     neutral: the prompt without its content, against which `normalize: prior` judges a choice.
     question: what makes two examples the same one, whatever their few-shot examples.
     group: examples of one group are in one split; "" where the question alone counts.
     where: the row of the data that it was made of, for messages.
+    turns: the conversation that a chat template is to render in the place of `prompt`; empty where there is none.
     """
 
     prompt: str
@@ -41,6 +44,7 @@ class Example:
     question: str = ""
     group: str = ""
     where: str = field(default="", compare=False, repr=False)
+    turns: tuple[Turn, ...] = field(default=(), repr=False)
 
     @property
     def target(self) -> str:
@@ -88,13 +92,9 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
         examples = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
     else:
         questions = list(map(same, prompts))
-        examples = [
-            replace(example, prompt="", references=(example.prompt,))
-            if task.type == "perplexity"
-            else replace(example, references=_references(row, task.answer))
-            for example, row in zip(examples, rows, strict=True)
-        ]
-    groups = group_names(rows, questions, task.group)
+        examples = [_answered(task, example, row) for example, row in zip(examples, rows, strict=True)]
+    fields = (*task.group, CONVERSATION) if task.messages else task.group
+    groups = group_names(rows, questions, fields)
     named = zip(examples, questions, groups, strict=True)
     return [replace(example, question=question, group=group) for example, question, group in named]
 
@@ -102,11 +102,21 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
 def render_unanswered(task: Task, rows: Sequence[Row]) -> list[Example]:
     """Examples of rows that need no field but those of prompt and choices: without right answers, and in no split."""
     check_fields(task, rows, answered=False)
-    return _asked(task, rows)
+    return _asked(task, [unanswered(task, row) for row in rows] if task.messages else rows)
+
+
+def _answered(task: Task, example: Example, row: Row) -> Example:
+    if isinstance(row, ChatRow):
+        return replace(example, references=(row.answer.strip(),))
+    if task.has_prompts:
+        return replace(example, references=_references(row, task.answer))
+    return replace(example, prompt="", references=(example.prompt,))
 
 
 def _asked(task: Task, rows: Sequence[Row]) -> list[Example]:
     """What is asked, one example per row: prompts and choices."""
+    if task.messages:
+        return [Example(as_text(row.turns), turns=row.turns, where=row.where) for row in rows]
     names = template_fields(task.prompt, task.where)
     neutral = fill(task.prompt, dict.fromkeys(names, "")) if task.normalize == "prior" else ""
     examples = [Example(fill(task.prompt, _texts(row, names)), neutral=neutral, where=row.where) for row in rows]
@@ -133,6 +143,7 @@ def check_fields(task: Task, rows: Sequence[Row], answered: bool = True) -> None
     """InputError for a field that the task names and the data does not have; `answered`: of answers and groups too."""
     known = list(dict.fromkeys(name for row in rows for name in row.values))
     wanted = [("prompt", name) for name in template_fields(task.prompt, task.where)]
+    wanted += [("messages", task.messages)] if task.messages else []
     if isinstance(task.choices, str):
         wanted.append(("choices", task.choices))
     else:

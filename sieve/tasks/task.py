@@ -10,8 +10,17 @@ from typing import Any
 
 from sieve.errors import InputError
 from sieve.tasks.answers import ANSWER_IS
+from sieve.tasks.chat import answers_of
 from sieve.tasks.data import absolute_source, check_source, load_pools, user_path
-from sieve.tasks.example import Example, has_distinct_choices, render, template_fields, with_shots, without_empty
+from sieve.tasks.example import (
+    Example,
+    check_fields,
+    has_distinct_choices,
+    render,
+    template_fields,
+    with_shots,
+    without_empty,
+)
 from sieve.tasks.splits import DEFAULT_SIZES, check_seed, check_sizes, split
 from sieve.utils.messages import shorten
 from sieve.utils.safe_yaml import read_yaml
@@ -46,11 +55,13 @@ class Task:
     data: a .jsonl/.csv/.parquet file or a folder of split files (relative to the task's file),
         {dataset:, config:, split:} for `datasets`, {package:, path:} inside an installed package,
         {builtin:} for ours, or the rows themselves.
-    prompt: template with {fields}; for perplexity the text itself.
+    prompt: template with {fields}; for perplexity the text itself, or with `answer` what stands before it.
+    messages: in the place of prompt and answer, the name of a field with a conversation, which the tokenizer's chat
+        template renders. Its last turn is the answer of a generation question; for perplexity all answers are scored.
     choices: templates of the choices (their leading space included), or the name of a field that holds a list or
         lettered lines.
     answer: name of the field with the right answer: index, letter or text of a choice; for generation one text or
-        a list of texts, each of them right.
+        a list of texts, each of them right; for perplexity the text that is scored, where a prompt stands before it.
     answer_is: how the answer field of a choice is read: "index", "text" or "letter"; None where only one way fits.
     group: names of fields, or one name: rows that share a value of one of them are in one split.
     description: one line for lists.
@@ -70,7 +81,7 @@ class Task:
     name: str
     type: str
     data: Any
-    prompt: str
+    prompt: str = ""
     choices: tuple[str, ...] | str = ()
     answer: str = ""
     description: str = ""
@@ -85,6 +96,7 @@ class Task:
     stop: str | None = "\n"
     answer_is: str | None = None
     group: Sequence[str] = ()
+    messages: str = ""
     file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +105,16 @@ class Task:
         if isinstance(self.group, str | list):
             object.__setattr__(self, "group", (self.group,) if isinstance(self.group, str) else tuple(self.group))
         self._check()
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts are put into the tokenizer's chat template."""
+        return self.chat or bool(self.messages)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether something stands before what is scored; else texts are scored as a whole."""
+        return self.type != "perplexity" or bool(self.answer or self.messages)
 
     @property
     def where(self) -> str:
@@ -121,8 +143,12 @@ class Task:
         check_seed(seed)
         folder = self.file.parent if self.file else Path()
         pools = load_pools(self.data, folder, self.where)
-        if self.type == "perplexity":
+        if not self.has_prompts:
             pools = without_empty(self, pools)
+        elif self.messages:
+            rows = [row for some in pools.values() for row in some]
+            check_fields(self, rows)
+            pools = {name: [one for row in rows for one in answers_of(self, row)] for name, rows in pools.items()}
         if self.file and self.file.parent == _BUILTIN:
             pools = {name: [row for row in rows if has_distinct_choices(self, row)] for name, rows in pools.items()}
         rendered = render(self, [row for rows in pools.values() for row in rows])
@@ -139,6 +165,7 @@ class Task:
         """The keys of the task's file, with `data` named from anywhere: what `load_task` makes the same task of."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "file"}
         values = {key: value for key, value in values.items() if _ONLY_FOR.get(key, self.type) == self.type}
+        del values["prompt" if self.messages else "messages"]
         folder = self.file.parent if self.file else Path()
         values |= {"data": absolute_source(self.data, folder), "splits": dict(values.pop("split_sizes"))}
         if isinstance(self.choices, tuple) and "choices" in values:
@@ -148,7 +175,7 @@ class Task:
         return values
 
     def _check(self) -> None:
-        for name in ("name", "prompt", "answer", "description"):
+        for name in ("name", "prompt", "answer", "description", "messages"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
         for name, values in _ALLOWED.items():
             self._require(getattr(self, name) in values, name, f"one of {', '.join(values)}")
@@ -172,17 +199,28 @@ class Task:
             texts = isinstance(self.choices, tuple) and all(isinstance(text, str) for text in self.choices)
             named = isinstance(self.choices, str) and self.choices
             self._require(named or (texts and len(self.choices) > 1), "choices", "two or more texts or a field's name")
-        if self.type != "perplexity":
+        if self.messages:
+            self._check_messages()
+        elif self.type != "perplexity":
             self._require(bool(self.answer), "answer", "the name of the field with the right answer")
         else:
-            self._require(not self.shots, "shots", "0 for perplexity")
-            self._require(not self.chat, "chat", "false for perplexity")
+            self._require(not self.chat or self.answer, "chat", "false for perplexity of whole texts")
             self._require(bool(template_fields(self.prompt, self.where)), "prompt", 'a text with fields, as "{text}"')
+        if self.type == "perplexity":
+            self._require(not self.shots, "shots", "0 for perplexity")
         for other in fields(self):
             if _ONLY_FOR.get(other.name, self.type) != self.type and getattr(self, other.name) != other.default:
                 raise InputError(
                     f"{self.where}: {other.name} is only for {_ONLY_FOR[other.name]}: remove it or change type"
                 )
+
+    def _check_messages(self) -> None:
+        """A conversation is prompt and answer, and its template writes no solved examples before it."""
+        for key, asked in (("prompt", self.prompt), ("answer", self.answer), ("shots", self.shots)):
+            if asked:
+                raise InputError(f"{self.where}: messages hold the whole conversation: remove {key}")
+        if self.type == "multiple_choice":
+            raise InputError(f"{self.where}: messages have no choices: write prompt, choices and answer")
 
     def _require(self, holds: Any, key: str, wanted: str, attribute: str | None = None) -> None:
         if not holds:
@@ -242,7 +280,7 @@ def _from_mapping(values: Any, path: Path) -> Task:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(f"{path}: unknown key {shorten(key)}{hint}; known are {', '.join(known)}")
     for key in ("type", "data", "prompt"):
-        if key not in values:
+        if key not in values and not (key == "prompt" and "messages" in values):
             raise InputError(f"{path}: the key {key!r} is missing")
     own = isinstance(values.get("metric"), str) and _OWN_METRIC.fullmatch(values["metric"])
     if own and os.environ.get(ALLOW_CODE) != "1":
