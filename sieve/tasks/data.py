@@ -4,7 +4,8 @@ A source gives *pools*: name → rows. One file is one pool, named ""; a folder 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sieve.tasks import geography
 from sieve.tasks.formats import SUFFIXES, read_rows
 from sieve.tasks.packages import check_package, package_path, require_inside
 from sieve.tasks.row import Row, numbered
+from sieve.utils.hub import hub_answers
 from sieve.utils.messages import listed, one_line, shorten
 
 BUILTIN = {
@@ -124,13 +126,36 @@ def _from_path(path: Path, where: str, package: Path | None = None) -> dict[str,
 
 
 def _from_datasets(data: Mapping[str, str], where: str) -> dict[str, list[Row]]:
+    name = data["dataset"]
+    reached = os.path.isdir(name) or hub_answers()
     from datasets import load_dataset  # seconds to import, and needed for this alone
 
-    name = data["dataset"]
     try:
-        # Code that comes with a data set is never run.
-        loaded = load_dataset(name, data.get("config"), split=data.get("split"), trust_remote_code=False)
+        with nullcontext() if reached else _offline():
+            # Code that comes with a data set is never run.
+            loaded = load_dataset(name, data.get("config"), split=data.get("split"), trust_remote_code=False)
     except Exception as error:  # the library raises many kinds: hub, network, format, unknown split
+        if not reached:
+            raise InputError(
+                f"{where}: the hub cannot be reached, and the dataset {shorten(name)} is neither in its local cache "
+                "nor a folder here: check the connection and the name"
+            ) from None
         raise InputError(f"{where}: cannot load the dataset {shorten(name)}: {one_line(error)}") from None
     parts = loaded if isinstance(loaded, dict) else {"": loaded}
     return {part: numbered(rows, f"{name} {part}".strip()) for part, rows in parts.items()}
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Inside the block `datasets` looks into its cache alone, and at once."""
+    from datasets import config
+
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    before = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    for name in before:
+        setattr(config, name, True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)

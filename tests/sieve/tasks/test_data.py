@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -65,6 +68,30 @@ def test_datasets(tmp_path):
     pools = load({"dataset": str(tmp_path)}, tmp_path)
     assert {name: values(rows) for name, rows in pools.items()} == {"train": ROWS, "test": ROWS}
     assert list(load({"dataset": str(tmp_path), "split": "train"}, tmp_path)) == [""]
+
+
+@pytest.mark.parametrize("place", ["refuses", "is silent"])
+def test_a_hub_that_cannot_be_reached_costs_seconds(tmp_path, place):
+    """In one line, without a client's retries, whether nothing listens there or nothing answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if place == "is silent":
+            server.listen()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        code = (
+            "import time; from pathlib import Path\n"
+            "import datasets; from sieve.tasks.data import load_pools\n"
+            "started = time.monotonic()\n"
+            "try: load_pools({'dataset': 'someone/something'}, Path(), 'task')\n"
+            "except Exception as error: print(type(error).__name__, error)\n"
+            "print(time.monotonic() - started)"
+        )
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said, seconds = done.stdout.splitlines()
+    assert said.startswith("InputError task: the hub cannot be reached, and the dataset 'someone/something' is neither")
+    assert float(seconds) < 5
+    assert done.stderr == ""
 
 
 def test_datasets_errors_are_one_line(tmp_path):
