@@ -69,4 +69,4 @@ def _show(result: dict[str, Any]) -> None:
     for note in result["notes"]:
         console().print(f"note: {note}", style="yellow", soft_wrap=True)
     if result["same_data"] is False:
-        console().print("These numbers are not of the data that the model's report is of.")
+        console().print("The data has changed: these numbers are not of the data that the model's report is of.")

@@ -43,7 +43,7 @@ def prune(run: PruneConfig, given: dict[str, Any]) -> None:
     output, config = run.output, run.config
     if run.resume is not None:
         if output is not None or config is not None:
-            raise InputError("--resume names the folder and brings its recipe: leave --output and --config out")
+            raise InputError("--resume names the folder and its recipe: leave --output and --config out")
         from sieve.run.resume import unfinished_recipe
 
         output, config = run.resume, unfinished_recipe(run.resume)

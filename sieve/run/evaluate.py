@@ -56,7 +56,7 @@ def evaluate_source(
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
     same = _same_data(source, {split: splits[split]}) if task is None and seed is None else None
     if same is False:
-        progress.note(f"the {split} data is not what {source} was made with: its report is of other data")
+        progress.note(f"the {split} data has changed since {source} was made: its report is of other data")
 
     def score(source: str, like: PreTrainedTokenizerBase | None = None) -> tuple[Scores, PreTrainedTokenizerBase]:
         """Scores of the model, and the tokenizer it is read by: its own, or `like`, whose tokens alone it then has."""
@@ -109,9 +109,9 @@ def _in_common(scores: Scores, other: Scores) -> tuple[np.ndarray, np.ndarray]:
     asked = [np.arange(len(one.score)) if one.examples is None else one.examples for one in (scores, other)]
     common, mine, theirs = np.intersect1d(*asked, assume_unique=True, return_indices=True)
     if not len(common):
-        raise InputError("no example can be scored by both models: give the task longer texts")
+        raise InputError("the two models can score no example in common: give the task longer texts")
     if len(common) < max(map(len, asked)):
-        progress.note(f"compared are the {len(common):,} examples that both models' tokenizers can score")
+        progress.note(f"the comparison covers the {len(common):,} examples that both models' tokenizers can score")
     return mine, theirs
 
 

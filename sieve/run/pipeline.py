@@ -166,7 +166,7 @@ def _pruned(
                     unfinished.journal,
                 )  # fmt: skip
             if refitted is None:
-                progress.say("  no refitted plan is within the tolerance: the pairs stay as they are")
+                progress.say("  no refitted plan stays within the tolerance: the pairs are not refitted")
             else:
                 chosen, result = refitted.factors, replace(result, plan=refitted.plan, pruned=refitted.pruned)
     with stages("test"):

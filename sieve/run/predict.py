@@ -152,7 +152,7 @@ def _rows(file: str, added: list[str]) -> Iterator[tuple[dict[str, Any], Row]]:
     for values, where in _records(file):
         for name in added:
             if name in values:
-                raise InputError(f"{where} has a field {name!r} already, where the answer would stand: rename it")
+                raise InputError(f"{where} already has a field {name!r}, which the answer would replace: rename it")
         yield values, as_row(values, where)
 
 
@@ -195,7 +195,7 @@ def _csv_writer(file: io.TextIOBase, names: list[str] | None, added: list[str]) 
             writer.writeheader()
         unknown = next((name for name in row if name not in writer.fieldnames), None)
         if unknown is not None:
-            raise InputError(f"a row has the field {shorten(unknown)}, which the first has not: write .jsonl instead")
+            raise InputError(f"a row has the field {shorten(unknown)}, which the first row lacks: write .jsonl instead")
         writer.writerow({name: _cell(value) for name, value in row.items()})
 
     return write

@@ -93,7 +93,7 @@ class Recipe:
         for part in parts:
             require_values(part)
         if isinstance(self.version, bool) or self.version != VERSION:
-            raise InputError(f"the recipe is of version {shorten(self.version)}, and this Sieve reads {VERSION}")
+            raise InputError(f"the recipe has version {shorten(self.version)}, and this Sieve reads version {VERSION}")
         searcher_named(self.searcher).check(self.search_options, self.traits)
         self.masks.check(self.method)
         self._check_options_of_others()
@@ -166,7 +166,7 @@ class Recipe:
         known = [*recipe_options(), "version"]
         for name in values:
             if name not in known:
-                raise InputError(f"recipe: unknown key {shorten(name)}; known are {', '.join(known)}")
+                raise InputError(f"recipe: unknown key {shorten(name)}; the known keys are {', '.join(known)}")
         merged = values | {name: value for name, value in overrides.items() if value is not None}
         for name in ("model", "task"):
             if name not in merged:

@@ -65,7 +65,7 @@ class ResumableRun:
         try:
             if self._is_done():
                 self.remove()
-                raise InputError(f"{self.output} is finished, there is nothing to resume: try sieve info {self.output}")
+                raise InputError(f"{self.output} is finished already: look at it with sieve info {self.output}")
             require_new(self.output)  # now that nobody else can be making it
             if not self._resume:
                 self._clear()
@@ -129,7 +129,9 @@ class ResumableRun:
 
     def _make(self) -> None:
         if self._folder.exists() and not self._folder.is_dir():
-            raise InputError(f"{self._folder}, where an interrupted run is kept, is a file: choose another --output")
+            raise InputError(
+                f"{self._folder} is a file, and interrupted runs are kept in a folder there: choose another --output"
+            )
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted(
@@ -137,7 +139,7 @@ class ResumableRun:
         )
         if foreign:
             raise InputError(
-                f"{self._folder}, where an interrupted run is kept, holds {foreign[0]!r}, which Sieve did not make: "
+                f"{self._folder} is for interrupted runs, but it holds {foreign[0]!r}, which Sieve did not make: "
                 "choose another --output"
             )
 
@@ -160,7 +162,7 @@ class ResumableRun:
         try:
             changed = changed_splits(json.loads(path.read_text(encoding="utf-8")), data)
         except (ValueError, LookupError, TypeError) as error:
-            raise StorageError(f"{path} is damaged: remove {self._folder} to begin anew") from error
+            raise StorageError(f"{path} is damaged: remove {self._folder} to start again") from error
         if any(not split.startswith("test") for split in changed):
             raise InputError(
                 f"the task's data has changed since this run began: {', '.join(changed)}. Restore it to resume, or "
@@ -188,7 +190,7 @@ def unfinished_recipe(output: str | Path) -> Path:
     """The recipe of the run that was interrupted on its way to `output`; InputError if there is none."""
     recipe = _folder(Path(output)) / _RECIPE
     if not recipe.is_file():
-        raise InputError(f"there is no interrupted run on its way to {output}: start one with --output {output}")
+        raise InputError(f"{output} has no interrupted run: start one with --output {output}")
     return recipe
 
 

@@ -46,7 +46,7 @@ class Options(EngineConfig):
     objective: str = option("parameters", "What the search makes small", choices=OBJECTIVES, group="Size")
     kept: float | None = option(
         None,
-        "Find the best model of this fraction of the size, whatever it loses",
+        "Keep this fraction of the size, and lose as little as possible",
         within="(0, 1)",
         hint="0.5 keeps half of the prunable parameters",
         group="Size",
@@ -57,7 +57,7 @@ class Options(EngineConfig):
         None,
         "Candidates that a genetic search keeps",
         within="[2, ∞)",
-        hint="one candidate has nobody to be compared with",
+        hint="one candidate has no other to be compared with",
         shown=_OWN,
     )
     offspring: int | None = option(None, "Candidates of each generation", within="[1, ∞)", shown=_OWN)

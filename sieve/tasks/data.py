@@ -42,7 +42,9 @@ def check_source(data: Any, where: str) -> None:
             raise InputError(f"{where}: data must be {forms}, got the keys {listed(data)}")
         for key in data:
             if key not in _KINDS[kind]:
-                raise InputError(f"{where}: unknown key {shorten(key)} in data; known are {', '.join(_KINDS[kind])}")
+                raise InputError(
+                    f"{where}: unknown key {shorten(key)} in data; the known keys are {', '.join(_KINDS[kind])}"
+                )
         for key, value in data.items():
             if not isinstance(value, str):
                 raise InputError(f"{where}: {key} in data must be a text, got {shorten(value)}")
@@ -51,7 +53,9 @@ def check_source(data: Any, where: str) -> None:
         if kind == "package":
             check_package(data["package"], data["path"], where)
         if kind == "builtin" and data[kind] not in BUILTIN:
-            raise InputError(f"{where}: no built-in data {shorten(data[kind])}; there are {', '.join(BUILTIN)}")
+            raise InputError(
+                f"{where}: there is no built-in data {shorten(data[kind])}: choose one of {', '.join(BUILTIN)}"
+            )
     elif not (isinstance(data, Sequence) and data and all(isinstance(row, Mapping) for row in data)):
         raise InputError(f"{where}: data must be {forms}, got {shorten(data)}")
 

@@ -34,7 +34,9 @@ def check_sizes(sizes: Mapping[str, float | int], where: str) -> None:
     """InputError unless there is a fraction (float) or a count (int) for each split."""
     for name in sizes:
         if name not in SPLITS:
-            raise InputError(f"{where}: unknown split {shorten(name)} in splits; known are {', '.join(SPLITS)}")
+            raise InputError(
+                f"{where}: unknown split {shorten(name)} in splits; the known splits are {', '.join(SPLITS)}"
+            )
     for name in SPLITS:
         size = sizes.get(name)
         # Not `size <= 0`: NaN is neither above 0 nor below.
@@ -104,7 +106,7 @@ def _warn_of_missing(labels: Collection[str], parts: Mapping[str, Sequence[Examp
     lacking = [f"the {name} split {listed(map(shorten, answers))}" for name, answers in missing.items() if answers]
     if lacking:
         progress.warn(
-            f"{where}: some answers are missing from a split, which says nothing of them: {'; '.join(lacking)}; add "
+            f"{where}: some answers are missing from a split, which cannot measure them: {'; '.join(lacking)}; add "
             "examples with these answers, or change splits"
         )
 
@@ -195,7 +197,7 @@ def _shortage(name: str, size: float | int, found: int, groups: Sequence[list[Ex
     together = ""
     if max(sizes, default=1) > 1:
         together = (
-            f", in {len(groups):,} groups (rows of one question, or alike in a field of `group`), the largest of "
+            f", in {len(groups):,} groups (rows of one question, or with equal fields of `group`), the largest of "
             f"{max(sizes):,}, and a group is in one split"
         )
     if not found:

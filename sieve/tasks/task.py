@@ -266,7 +266,9 @@ def load_task(task: str | Path | Task, data: str | Path | None = None) -> Task:
         near = difflib.get_close_matches(str(task), builtin_tasks(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         known = ", ".join(builtin_tasks())
-        raise InputError(f"unknown task {shorten(str(task))}: {hint}Built in are {known}; your own is a .yaml file")
+        raise InputError(
+            f"unknown task {shorten(str(task))}: {hint}The built-in tasks are {known}; your own task is a .yaml file"
+        )
     return _from_mapping(read_yaml(path, "the task file"), path)
 
 
@@ -278,7 +280,7 @@ def _from_mapping(values: Any, path: Path) -> Task:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise InputError(f"{path}: unknown key {shorten(key)}{hint}; known are {', '.join(known)}")
+            raise InputError(f"{path}: unknown key {shorten(key)}{hint}; the known keys are {', '.join(known)}")
     for key in ("type", "data", "prompt"):
         if key not in values and not (key == "prompt" and "messages" in values):
             raise InputError(f"{path}: the key {key!r} is missing")

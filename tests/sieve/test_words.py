@@ -1,5 +1,6 @@
 """One word for one thing: the names that CONTRIBUTING.md has retired stay out of the driver's code."""
 
+import ast
 import io
 import re
 import tokenize
@@ -28,6 +29,8 @@ RETIRED = {
     "Unfinished": "ResumableRun",
 }
 """Retired name → the one that is used."""
+UNCLEAR = re.compile(r"\b(whoever|somebody|nobody|anew|stands? beside|in the place of|alike|lucky)\b", re.IGNORECASE)
+"""What no message to a user says: plain words do as well."""
 
 
 def names(path: Path) -> set[str]:
@@ -48,6 +51,30 @@ def test_retired_names_stay_out():
 def test_a_retired_name_shows(tmp_path):
     (tmp_path / "code.py").write_text('def settle(): "of a race"\n')
     assert names(tmp_path / "code.py") & RETIRED.keys() == {"settle"}
+
+
+def messages(code: str) -> list[str]:
+    """The texts of a file but for docstrings: what its users may read."""
+    tree = ast.parse(code)
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [text.value for text in texts if id(text) not in docs and " " in text.value]
+
+
+def test_messages_are_in_plain_words():
+    found = [
+        f"{path.relative_to(ROOT)}: {text!r}"
+        for path in ROOT.rglob("*.py")
+        for text in messages(path.read_text())
+        if UNCLEAR.search(text)
+    ]
+    assert found == []
+
+
+def test_an_unclear_message_shows():
+    texts = messages('"""Of nobody."""\nraise InputError(f"{x} is of nobody")\n')
+    assert texts == [" is of nobody"]
+    assert UNCLEAR.search(texts[0])
 
 
 def test_contributing_lists_every_room():

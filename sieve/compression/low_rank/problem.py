@@ -116,7 +116,9 @@ def _prior(
     if prior is not None:
         other = prior.sources.get(name)
         if other is None or (other.side, other.gram) != (source.side, source.gram):
-            raise InputError(f"the prior holds no Gram matrix of the {source.side}s of {name}: calibrate it alike")
+            raise InputError(
+                f"the prior holds no Gram matrix of the {source.side}s of {name}: calibrate it with the same method"
+            )
         general = double(prior.grams[other.gram])
         if not general.isfinite().all():
             raise NumericsError(f"the prior's statistics of {name} hold NaN or infinity: check the model")

@@ -51,7 +51,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     if report.get("left_dense"):
         console.print(_left_dense(report["left_dense"]), soft_wrap=True)
     if report.get("pivoted"):
-        console.print("Pairs are stored pivoted: r (m + n - r) parameters at rank r.")
+        console.print("Pairs are stored pivoted: a pair of rank r has r (m + n - r) parameters.")
     if report.get("masks"):
         console.print(_masks(report["masks"]), soft_wrap=True)
     if not report["resolution"]["sufficient"]:
@@ -59,14 +59,14 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     search = report["search"]
     if search["layer_tokens_spent"]:
         console.print(
-            f"{search['candidates']} candidates for {search['layer_tokens_spent']:,} layer-tokens; plainly "
-            f"{search['layer_tokens_plain']:,} ({search['cost_ratio']:.1f} ×)"
+            f"The search scored {search['candidates']} candidates with {search['layer_tokens_spent']:,} layer-tokens; "
+            f"without shortcuts it takes {search['layer_tokens_plain']:,} ({search['cost_ratio']:.1f} × as many)."
         )
     found = [one for one in report["bottlenecks"] or [] if one["breaks"]]
     if found:
-        console.print(f"bottlenecks (one level less breaks the tolerance): {', '.join(_names(found))}", soft_wrap=True)
+        console.print(f"Bottlenecks (one level less breaks the tolerance): {', '.join(_names(found))}", soft_wrap=True)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())
-    console.print(f"{sum(report['seconds'].values()):.0f} s in all: {stages}")
+    console.print(f"The run took {sum(report['seconds'].values()):.0f} s: {stages}")
 
 
 def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None:
@@ -112,8 +112,8 @@ def _left_dense(left: dict[str, str]) -> str:
 
 
 def _masks(masks: dict[str, Any]) -> str:
-    saved = "2:4 weights run compressed here" if masks["runs_sparse"] else "and here no time"
-    return f"Removed parameters are zeros ({masks['pattern']}): masks save no bytes on disk, {saved}."
+    saved = "and 2:4 weights run faster here" if masks["runs_sparse"] else "and no time on this machine"
+    return f"Removed parameters are zeros ({masks['pattern']}): masks save no bytes on disk {saved}."
 
 
 def _noise(resolution: dict[str, Any]) -> str:
@@ -122,7 +122,7 @@ def _noise(resolution: dict[str, Any]) -> str:
         f"{resolution['tolerance']:.3f}, and accuracy has a standard error of {resolution['standard_error']:.3f}."
     )
     needed = resolution["needed_n"]
-    return f"{text} {needed:,} examples would do." if needed else text
+    return f"{text} {needed:,} examples would be enough." if needed else text
 
 
 def _pair(values: dict[str, int], unit: float, name: str) -> tuple[str, str]:

@@ -96,7 +96,7 @@ class Journal:
                     break
                 raise StorageError(
                     f"{self.path}: line {number} is damaged, and more than a crash can do: the journal cannot be "
-                    "trusted; restore it, or begin anew without --resume"
+                    "trusted; restore it, or start again without --resume"
                 )
             if number == 1:
                 self._check(value)
@@ -118,7 +118,7 @@ class Journal:
         if changed:
             raise InputError(
                 f"{self.path} is the journal of another search: changed since are {', '.join(changed)}; "
-                "restore them, or begin anew without --resume"
+                "restore them, or start again without --resume"
             )
 
     def _write(self, value: dict[str, Any]) -> None:
