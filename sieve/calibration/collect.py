@@ -17,11 +17,10 @@ from sieve.calibration.text import Batch, batches, calibration_sequences, finger
 from sieve.errors import InputError, NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation
 from sieve.evaluation.shortcuts import verified
-from sieve.models.decoder import run_decoder
-from sieve.models.linears import prunable, weight_of
+from sieve.models.linears import weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.models.matrix import Matrix
-from sieve.models.shared_inputs import group_layers_by_input
+from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 from sieve.tasks import Task, load_task
 from sieve.utils import progress
@@ -32,7 +31,7 @@ HELD_BACK = 8  # one example in so many
 
 
 def calibrate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str | Path | Task,
     tokens: int = 32_768,
@@ -65,6 +64,8 @@ def calibrate(
     Example:
         >>> statistics = sieve.calibrate(model, tokenizer, "geography", tokens=32_768)
     """
+    prunable = PrunableModel.of(model)
+    model = prunable.model
     wanted = method_named(method)
     if path is not None:
         require_place(path)
@@ -89,7 +90,7 @@ def calibrate(
         count = max(1, len(sequences) // HELD_BACK)
         sequences, held_back = sequences[:-count], sequences[-count:]
         batch_tokens //= 4
-    measured = collect(model, batches(sequences, batch_tokens), wanted.side, learns)
+    measured = collect(prunable, batches(sequences, batch_tokens), wanted.side, learns)
     statistics = replace(measured, identity=identity, texts=sequences, held_back=held_back)
     if file is not None:
         keep(statistics, file)
@@ -98,7 +99,7 @@ def calibrate(
 
 @torch.no_grad()
 def collect(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     data: list[Batch],
     needs: Literal["cheapest", "input", "none"] = "cheapest",
     gradients: bool = False,
@@ -107,8 +108,8 @@ def collect(
 
     With `gradients`, each batch also goes backward from its answers' loss.
     """
-    matrices = prunable(model)
-    groups = group_layers_by_input(model, matrices, data[0])
+    model = PrunableModel.of(model)
+    matrices, groups = model.matrices(), model.input_groups
     sources = _choose_sides(groups, matrices, needs)
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if needs == "none" and not gradients:
@@ -120,10 +121,10 @@ def collect(
         width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
     sums = {group[0]: torch.zeros(len(SUMS), matrices[group[0]].n, device=model.device) for group in groups}
-    with evaluating(model), ExitStack() as stack, progress.bar("calibration", tokens, "tokens") as advance:
+    with evaluating(model.model), ExitStack() as stack, progress.bar("calibration", tokens, "tokens") as advance:
         mask = _Mask()
         for name, source in sources.items():
-            layer = model.get_submodule(name)
+            layer = model.layer(name)
             if source.gram in (name, f"{name}.output"):  # the one matrix of a group that watches for it
                 stack.enter_context(_watching(layer, grams[source.gram], source.side, mask))
             if source.inputs == name:
@@ -133,9 +134,9 @@ def collect(
         for batch in data:
             mask.set(batch.mask.to(model.device))
             if gradients:
-                backward(model, batch)
+                backward(model.model, batch)
             else:
-                run_decoder(model, batch.ids, mask.mask)
+                model.run_decoder(batch.ids, mask.mask)
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
     if gradients and not any(bool(grams[source.gradient].diagonal().any()) for source in sources.values()):

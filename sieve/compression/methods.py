@@ -13,13 +13,13 @@ from sieve.compression.masks.mask import mask, maskable
 from sieve.compression.masks.masks import Masks
 from sieve.compression.masks.methods import MASKING
 from sieve.compression.space import CompressionSpace
-from sieve.models.linears import prunable
 from sieve.models.matrix import Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 
 
 def compress(
-    model: PreTrainedModel,
+    model: PrunableModel,
     statistics: Statistics,
     method: str,
     general: Statistics | None,
@@ -37,10 +37,10 @@ def compress(
     return project(model, statistics, method, pivot, shrinkage=shrinkage, **own)
 
 
-def plannable(model: PreTrainedModel, method: str, pivot: bool, options: MaskOptions) -> dict[str, Matrix]:
+def plannable(model: PrunableModel, method: str, pivot: bool, options: MaskOptions) -> dict[str, Matrix]:
     """The matrices that the method can prune, known from their shapes alone; InputError where there are none."""
     if method_named(method).makes is not MASKING:
-        return prunable(model, pivot)
+        return model.matrices(pivot)
     maskable(model, options)
     # How far a ramp moves each matrix is known once it is scored.
     return Masks({}, method, replace(options, ramp=0.0), {}).matrices(model)

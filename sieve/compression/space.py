@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from sieve.compression.plan import Plan
     from sieve.models.matrix import Matrix
+    from sieve.models.prunable_model import PrunableModel
     from sieve.registry import Traits
 
 
@@ -38,7 +39,7 @@ class CompressionSpace(Protocol):
     ridge: float
     shrinkage: float
 
-    def matrices(self, model: nn.Module, plan: Plan | None = None) -> dict[str, Matrix]:
+    def matrices(self, model: PreTrainedModel | PrunableModel, plan: Plan | None = None) -> dict[str, Matrix]:
         """The matrices that can be pruned, and what a rank of each costs (stored as `plan` says, if it is given)."""
 
     def only(self, names: Iterable[str]) -> CompressionSpace:
@@ -50,10 +51,12 @@ class CompressionSpace(Protocol):
     def fingerprint(self) -> str:
         """sha256 of the method and of what it made."""
 
-    def elastic(self, model: nn.Module) -> AbstractContextManager[Elastic]:
+    def elastic(self, model: PreTrainedModel | PrunableModel) -> AbstractContextManager[Elastic]:
         """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
 
-    def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> AbstractContextManager[None]:
+    def stored(
+        self, model: PreTrainedModel | PrunableModel, plan: Mapping[str, int | str]
+    ) -> AbstractContextManager[None]:
         """Within the block the model has the weights that `apply_` would give it, bit for bit."""
 
     def apply_(self, model: PreTrainedModel, plan: Plan) -> None:

@@ -1,45 +1,40 @@
 """Which layers read one input."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.errors import InputError
 from sieve.models.decoder import run_decoder
 from sieve.models.loading import evaluating
-from sieve.models.matrix import Matrix
 
-if TYPE_CHECKING:
-    from sieve.calibration.text import Batch
+_TOKENS = 8  # of the pass that shows who reads what
 
 
-def group_layers_by_input(model: PreTrainedModel, matrices: dict[str, Matrix], batch: "Batch") -> list[list[str]]:
-    """Matrices grouped by the tensor they read (q, k, v; gate, up), as seen on the first tokens of a batch.
+def group_layers_by_input(model: PreTrainedModel, names: Sequence[str]) -> list[list[str]]:
+    """Names of linear layers grouped by the tensor they read (q, k, v; gate, up), as seen in a short forward pass.
 
-    Watching is surer than knowing names: it holds for every architecture.
+    This is surer than the layers' names: it holds for every architecture.
     """
     readers: dict[int, list[str]] = {}
     alive = []  # an id is only unique while its tensor lives
 
-    def watch(name: str):
+    def watch(name: str) -> Callable:
         def hook(layer: nn.Module, args: tuple) -> None:
             alive.append(args[0])
             readers.setdefault(id(args[0]), []).append(name)
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in matrices]
-    try:
-        with evaluating(model):
-            run_decoder(model, batch.ids[:1, :8], batch.mask[:1, :8])
-    finally:
-        for handle in handles:
-            handle.remove()
+    ids = torch.zeros(1, _TOKENS, dtype=torch.int64)
+    with ExitStack() as hooks, evaluating(model):
+        for name in names:
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(watch(name)).remove)
+        run_decoder(model, ids, torch.ones_like(ids))
     seen = {name for group in readers.values() for name in group}
-    missing = [name for name in matrices if name not in seen]
-    if missing:
-        raise InputError(
-            f"{missing[0]} is not called in a forward pass over the calibration data, so it cannot be calibrated"
-        )
+    if missing := [name for name in names if name not in seen]:
+        raise InputError(f"{missing[0]} is not called in a forward pass over text, so it cannot be calibrated")
     return list(readers.values())

@@ -46,6 +46,12 @@ FAMILIES = {
 """By the prefix of the family's class names."""
 
 
+def family_of(model: nn.Module) -> Family | None:
+    """The row of a model, by the class of its decoder blocks; None: it has none."""
+    names = {type(module).__name__ for module in model.modules()}
+    return next((family for prefix, family in FAMILIES.items() if f"{prefix}DecoderLayer" in names), None)
+
+
 def kind_of(module: nn.Module) -> Kind | None:
     """What the module is, if its family is known to compute just that."""
     return _KINDS.get(type(module).__name__)

@@ -24,8 +24,9 @@ from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.healing.heal import lessons_of
 from sieve.healing.teacher import require_rows
-from sieve.models.linears import by_pattern, left_dense, prunable
+from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
+from sieve.models.prunable_model import PrunableModel
 from sieve.run.heal import MEASURED, heal_and_score, letters_taught
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
@@ -97,8 +98,9 @@ def _pruned(
         found = describe_data(splits)
         model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
         _require_dense(model, recipe.model)
+        prunable = PrunableModel(model)
         if not recipe.shared_input:
-            _require_plans(recipe, model)
+            _require_plans(recipe, prunable)
         ready = check_splits(model, tokenizer, task, splits)
         truncated = {name: part.truncated for name, part in ready.items()}
         if recipe.heal:
@@ -120,15 +122,16 @@ def _pruned(
         dense_test = score("test")
         lessons = lessons_of(model, tokenizer, task, splits["calibration"], recipe.heal_steps) if recipe.heal else None
         if recipe.shared_input:
-            _require_plans(recipe, share_inputs_(model))
+            prunable = PrunableModel(share_inputs_(model))
+            _require_plans(recipe, prunable)
     with stages("calibrate"):
         measured = calibrate(
-            model, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
+            prunable, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
         )
-        general = _general(recipe, model, tokenizer, statistics) if recipe.task_aware else None
+        general = _general(recipe, prunable, tokenizer, statistics) if recipe.task_aware else None
     with stages(recipe.traits.stage):
         factors = compress(
-            model,
+            prunable,
             measured,
             recipe.method,
             general,
@@ -139,7 +142,7 @@ def _pruned(
         )
     with stages("search"), unfinished.search() as journal:
         result = run_search(
-            model,
+            prunable,
             tokenizer,
             factors,
             task,
@@ -158,12 +161,12 @@ def _pruned(
         with stages("refit"):
             if recipe.kept is not None:
                 refitted = best_refitted(
-                    model, tokenizer, factors, measured, result, task, recipe.seed, unfinished.journal
+                    prunable, tokenizer, factors, measured, result, task, recipe.seed, unfinished.journal
                 )
             else:
                 refitted = smallest_refitted(
-                    model, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident, recipe.seed,
-                    unfinished.journal,
+                    prunable, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident,
+                    recipe.seed, unfinished.journal,
                 )  # fmt: skip
             if refitted is None:
                 progress.say("  no refitted plan stays within the tolerance: the pairs are not refitted")
@@ -173,7 +176,7 @@ def _pruned(
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         size = {"dense": _size(model)}
         scores["dense"]["test"] = dense_test
-        left = _left_dense(model, factors, recipe, result.unpredicted)
+        left = _left_dense(prunable, factors, recipe, result.unpredicted)
         apply_(model, chosen, result.plan)
         size["pruned"] = _size(model)
         # What was confirmed is what is stored now: only the test split has not been asked yet.
@@ -216,7 +219,7 @@ def _require_dense(model: PreTrainedModel, source: str) -> None:
         )
 
 
-def _require_plans(recipe: Recipe, model: PreTrainedModel) -> None:
+def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
     """InputError where nothing can be pruned, or not as far as the recipe asks."""
     matrices = plannable(model, recipe.method, recipe.pivot, recipe.mask_options())
     multiple = multiple_for(model.device, recipe.rank_multiple)
@@ -239,7 +242,7 @@ class Stages:
 
 
 def _general(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statistics: str | Path | None
+    recipe: Recipe, model: PrunableModel, tokenizer: PreTrainedTokenizerBase, statistics: str | Path | None
 ) -> Statistics:
     """The same statistics of general text, kept beside the task's: each place keeps one calibration."""
     if statistics is not None:
@@ -250,13 +253,13 @@ def _general(
 
 
 def _left_dense(
-    model: PreTrainedModel, factors: Container[str], recipe: Recipe, unpredicted: Sequence[str]
+    model: PrunableModel, factors: Container[str], recipe: Recipe, unpredicted: Sequence[str]
 ) -> dict[str, str]:
     """What no plan could prune of the dense model: matrices, or with asterisks those of all blocks → why."""
-    layers = prunable(model)
+    layers = model.matrices()
     skipped = {name: f"its rows do not divide by {recipe.pattern}" for name in layers if name not in factors}
     skipped |= dict.fromkeys(unpredicted, "the answers have no gradient there")
-    return by_pattern(left_dense(model) | skipped, layers)
+    return by_pattern(model.left_dense | skipped, layers)
 
 
 def _size(model: PreTrainedModel) -> dict[str, int]:

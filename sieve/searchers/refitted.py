@@ -15,6 +15,7 @@ from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.refit import refit
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores, evaluate
+from sieve.models.prunable_model import PrunableModel
 from sieve.searchers.algorithms.uniform import smallest
 from sieve.searchers.confirm import validation_key
 from sieve.searchers.engine.journal import Journal
@@ -43,7 +44,7 @@ class Refitted:
 
 
 def smallest_refitted(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     tokenizer: PreTrainedTokenizerBase,
     factors: Factors,
     statistics: Statistics,
@@ -67,6 +68,7 @@ def smallest_refitted(
         journal: that of the search, which keeps the scores: what an earlier process has tried is not refitted again,
             but for the plan that is taken.
     """
+    model = PrunableModel.of(model)
     pairs = _Pairs(lambda plan: refit(model, factors, plan, statistics))
     scored = _scorer(model, tokenizer, result, task, seed, pairs, journal)
 
@@ -86,7 +88,7 @@ def smallest_refitted(
 
 
 def best_refitted(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     tokenizer: PreTrainedTokenizerBase,
     factors: Factors,
     statistics: Statistics,
@@ -99,6 +101,7 @@ def best_refitted(
 
     Args: those of `smallest_refitted`; `result` is of a search for a size.
     """
+    model = PrunableModel.of(model)
     pairs = _Pairs(lambda plan: refit(model, factors, plan, statistics))
     scored = _scorer(model, tokenizer, result, task, seed, pairs, journal)
     evaluated: list[Candidate] = []
@@ -139,7 +142,7 @@ class _Pairs:
 
 
 def _scorer(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     tokenizer: PreTrainedTokenizerBase,
     result: SearchResult,
     task: Task,
@@ -153,7 +156,7 @@ def _scorer(
     def scored(plan: Plan, split: str) -> Scores:
         def measure() -> Scores:
             with pairs(plan).stored(model, plan):
-                return evaluate(model, tokenizer, task, splits[split])
+                return evaluate(model.model, tokenizer, task, splits[split])
 
         scores = remembered(journal, f"refitted on {split}: {plan_key(plan)}", measure)
         progress.say(

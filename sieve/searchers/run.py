@@ -14,6 +14,7 @@ from sieve.errors import InputError
 from sieve.evaluation.confidence import Resolution, resolution
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.matrix import DENSE, Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.algorithms.budget import smaller
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
@@ -100,7 +101,7 @@ def search(
 
 
 def run_search(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     tokenizer: PreTrainedTokenizerBase,
     factors: CompressionSpace,
     task: str | Path | Task,
@@ -145,7 +146,8 @@ def run_search(
     # What is asked: the examples, the matrices, and how a model is scored.
     task = load_task(task)
     splits = task.splits(seed)
-    every = factors.matrices(model)
+    prunable, model = PrunableModel.of(model), PrunableModel.of(model).model
+    every = factors.matrices(prunable)
     factors.check(every, {})
     chosen = _chosen(every, matrices)
     multiple = multiple_for(model.device, rank_multiple)
@@ -179,7 +181,7 @@ def run_search(
             chosen, choices = _without(unpredicted, chosen, choices, sizes)
 
         # The engine, which scores candidates. Where all matrices have one rank, candidates have nothing in common.
-        elastic = stack.enter_context(factors.elastic(model))
+        elastic = stack.enter_context(factors.elastic(prunable))
         examples = split_into_rungs(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
         config = replace(choices, layers=choices.layers and searcher.per_matrix)
         prepared = [scorer.prepare(rung) for rung in examples]
@@ -193,7 +195,7 @@ def run_search(
             chosen, score, reference["fitness"], tolerance, confident, multiple, seed, engine, curves, choices, sizes
         )
         deciding = {split: scorer.prepare(splits[split]) for split in DECIDING}
-        stored = _StoredScores(model, factors, elastic, deciding, book)
+        stored = _StoredScores(prunable, factors, elastic, deciding, book)
         offered = searcher.run(problem)
         found = confirm(problem, offered, lambda plan: stored(plan, "validation"), reference["validation"])
         plan = found.winner.plan
@@ -248,7 +250,7 @@ class _StoredScores:
     elastic: what runs candidates now; inside a call it is dense. prepared: the examples by split.
     """
 
-    model: PreTrainedModel
+    model: PrunableModel
     factors: CompressionSpace
     elastic: Elastic
     prepared: Mapping[str, Prepared]
@@ -258,7 +260,7 @@ class _StoredScores:
         def measure() -> Scores:
             self.elastic.set_plan({})
             with self.factors.stored(self.model, plan):
-                return self.prepared[split].run(self.model)
+                return self.prepared[split].run(self.model.model)
 
         return remembered(self.journal, f"stored on {split}: {plan_key(plan)}", measure)
 

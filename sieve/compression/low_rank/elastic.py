@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from sieve.compression.low_rank.pair import FactorPair
-from sieve.models.linears import replace
 from sieve.models.matrix import DENSE
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.elastic_linear import ElasticLinear
 
 
@@ -57,17 +58,12 @@ class ElasticModel:
 
 
 @contextmanager
-def elastic_pairs(model: nn.Module, factors: Mapping[str, FactorPair]) -> Iterator[ElasticModel]:
+def elastic_pairs(model: PreTrainedModel | PrunableModel, factors: Mapping[str, FactorPair]) -> Iterator[ElasticModel]:
     """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
-    originals = {name: model.get_submodule(name) for name in factors}
-    layers = {name: elastic_linear(layer, factors[name]) for name, layer in originals.items()}
-    try:
-        for name, layer in layers.items():
-            replace(model, name, layer)
+    model = PrunableModel.of(model)
+    layers = {name: elastic_linear(model.layer(name), pair) for name, pair in factors.items()}
+    with model.replaced(layers):
         yield ElasticModel(layers)
-    finally:
-        for name, layer in originals.items():
-            replace(model, name, layer)
 
 
 def elastic_linear(layer: nn.Module, pair: FactorPair) -> ElasticLinear:

@@ -15,8 +15,8 @@ from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.stored import put_pairs_, with_pairs
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
-from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.fuse import fuse_
 
 
@@ -40,19 +40,21 @@ class Factors(dict[str, FactorPair]):
 
     traits = LOW_RANK
 
-    def matrices(self, model: nn.Module, plan: Plan | None = None) -> dict[str, Matrix]:
+    def matrices(self, model: PreTrainedModel | PrunableModel, plan: Plan | None = None) -> dict[str, Matrix]:
         """The model's prunable matrices, as these factors (or this plan) store them."""
-        return prunable(model, self.pivoted if plan is None else plan.pivoted)
+        return PrunableModel.of(model).matrices(self.pivoted if plan is None else plan.pivoted)
 
     def only(self, names: Iterable[str]) -> "Factors":
         """The factors of these matrices alone."""
         return Factors({name: self[name] for name in names}, self.method, self.pivoted, self.ridge, self.shrinkage)
 
-    def elastic(self, model: nn.Module) -> AbstractContextManager[ElasticModel]:
+    def elastic(self, model: PreTrainedModel | PrunableModel) -> AbstractContextManager[ElasticModel]:
         """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
         return elastic_pairs(model, self)
 
-    def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> AbstractContextManager[None]:
+    def stored(
+        self, model: PreTrainedModel | PrunableModel, plan: Mapping[str, int | str]
+    ) -> AbstractContextManager[None]:
         """Within the block the model has the weights that `apply_` would give it, bit for bit."""
         return with_pairs(model, self, Plan(plan).ranks(), self.pivoted)
 

@@ -18,8 +18,9 @@ from sieve.compression.low_rank.ridge import choose_ridge
 from sieve.compression.low_rank.shrinkage import choose_shrinkage
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
-from sieve.models.linears import prunable, weight_of
+from sieve.models.linears import weight_of
 from sieve.models.matrix import Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.stacked import member_out_features
 from sieve.registry import method_named
 from sieve.utils import progress
@@ -27,7 +28,7 @@ from sieve.utils import progress
 
 @torch.no_grad()
 def project(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     statistics: Statistics,
     method: str = "output_aligned",
     pivot: bool = False,
@@ -69,7 +70,8 @@ def project(
         >>> factors["model.layers.0.mlp.down_proj"].lost(96)  # share of output energy lost at rank 96
     """
     wanted = method_named(method, LOW_RANK)
-    matrices = prunable(model, pivot)
+    model = PrunableModel.of(model)
+    matrices = model.matrices(pivot)
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
     solve = wanted.with_options(**options)
@@ -77,7 +79,7 @@ def project(
     if wanted.side == "none":
         if plan is None:
             raise InputError(f"{method} learns one rank at a time: give the plan whose ranks it is to learn")
-        return Factors(solve(model, statistics, ranks), method, pivot)
+        return Factors(solve(model.model, statistics, ranks), method, pivot)
     ridge, share = math.inf, 0.0 if shrinkage in (None, "auto") else shrinkage
     if shrinkage == "auto":
 
@@ -122,7 +124,7 @@ def _ranks(matrices: Mapping[str, Matrix], plan: Mapping[str, int | str] | None)
 
 
 def _pairs(
-    model: PreTrainedModel,
+    model: PrunableModel,
     statistics: Statistics,
     method: Projection,
     solve: Callable[[Problem], Solution],
@@ -133,9 +135,9 @@ def _pairs(
     mean: bool | None,
 ) -> dict[str, FactorPair]:
     """Factors of the matrices that `ranks` names, up to those ranks."""
-    layers = {name: model.get_submodule(name) for name in ranks}
+    layers = {name: model.layer(name) for name in ranks}
     # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
-    heights = member_out_features(model) if method.balanced and math.isinf(ridge) else {}
+    heights = member_out_features(model.model) if method.balanced and math.isinf(ridge) else {}
 
     def pair(name: str) -> FactorPair:
         layer, rank, source = layers[name], ranks[name], statistics.sources[name]

@@ -32,9 +32,9 @@ from sieve.compression.low_rank.paired_states import PairedStates
 from sieve.compression.low_rank.problem import Solution, balance, double
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
-from sieve.models.linears import prunable, replace, weight_of
+from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating
-from sieve.models.shared_inputs import group_layers_by_input
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.stacked import member_out_features
 from sieve.utils import progress
 from sieve_kernels import cross_gram_, gram_
@@ -48,7 +48,7 @@ RIDGES = (10.0, 1.0, 0.1, 0.01)
 
 @torch.no_grad()
 def refit(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     factors: Factors,
     plan: Mapping[str, int | str],
     statistics: Statistics,
@@ -83,16 +83,16 @@ def refit(
     if ridge is not None and not 0 < ridge < math.inf:
         raise InputError(f"the ridge of a refit must be positive and finite, got {ridge}")
     plan = Plan(plan)
-    matrices = prunable(model, plan.pivoted)
+    model = PrunableModel.of(model)
+    matrices = model.matrices(plan.pivoted)
     plan.check(matrices)
     factors.check(matrices, plan)
     texts, held = _parts(statistics, ridge is None)
     data = batches(texts, batch_tokens)
     first_held = len(data)  # the batches from here on choose the ridge
     data += batches(held, batch_tokens) if held else []
-    ranks = plan.ranks()
-    groups = group_layers_by_input(model, matrices, data[0])
-    heights = member_out_features(model) if math.isinf(factors.ridge) else {}
+    ranks, groups = plan.ranks(), model.input_groups
+    heights = member_out_features(model.model) if math.isinf(factors.ridge) else {}
 
     def fit(name: str, layer: nn.Module, seen: tuple[_Seen, _Seen]) -> FactorPair:
         pair = _pair(name, layer, ranks[name], seen, factors, statistics, ridge, heights.get(name))
@@ -101,9 +101,9 @@ def refit(
 
     pairs: dict[str, FactorPair] = {}
     with (
-        evaluating(model),
+        evaluating(model.model),
         progress.bar("refit", len(ranks), "matrices") as advance,
-        PairedStates(model, data) as states,
+        PairedStates(model.model, data) as states,
     ):
         for index in range(len(states)):
             inside = {name: rank for name, rank in ranks.items() if matrices[name].block == index}
@@ -112,7 +112,7 @@ def refit(
 
 
 def _refit_block(
-    model: PreTrainedModel,
+    model: PrunableModel,
     index: int,
     ranks: Mapping[str, int],
     groups: list[list[str]],
@@ -122,7 +122,7 @@ def _refit_block(
     fit: Callable[[str, nn.Module, "tuple[_Seen, _Seen]"], FactorPair],
 ) -> dict[str, FactorPair]:
     """New pairs of the matrices that `ranks` names, all in block `index`, fitted in the order of execution."""
-    layers = {name: model.get_submodule(name) for name in ranks}
+    layers = {name: model.layer(name) for name in ranks}
     elastic = {name: elastic_linear(layer, factors[name]) for name, layer in layers.items()}
     pairs: dict[str, FactorPair] = {}
 
@@ -130,24 +130,19 @@ def _refit_block(
         for name, layer in elastic.items():
             layer.rank = ranks[name] if pruned else None
 
-    try:
-        for name, layer in elastic.items():
-            replace(model, name, layer)
+    with model.replaced(elastic):
         asked = [group for group in groups if any(name in ranks for name in group)]
-        states.enter_block(index, [model.get_submodule(group[0]) for group in asked], set_pruned)
+        states.enter_block(index, [model.layer(group[0]) for group in asked], set_pruned)
         for group in asked:
             members = [name for name in group if name in ranks]
             centred = any(factors[name].mean is not None for name in members)
-            seen = _look(states, model.get_submodule(group[0]), first_held, centred)
+            seen = _look(states, model.layer(group[0]), first_held, centred)
             # Each new pair takes its place at once: the matrices behind it are fitted to what it makes of the inputs.
             for name in members:
                 pairs[name] = fit(name, layers[name], seen)
                 elastic[name] = elastic_linear(layers[name], pairs[name])
-                replace(model, name, elastic[name])
+                model.replace(name, elastic[name])
         states.leave_block()
-    finally:
-        for name, layer in layers.items():
-            replace(model, name, layer)
     return pairs
 
 

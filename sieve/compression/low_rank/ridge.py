@@ -14,6 +14,7 @@ from sieve.compression.low_rank.factors import Factors
 from sieve.compression.plan import Plan
 from sieve.models.loading import evaluating
 from sieve.models.matrix import Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.utils import progress
 
 RIDGES = (math.inf, 10.0, 1.0, 0.1)
@@ -29,7 +30,7 @@ _BATCH_TOKENS = 4096
 
 
 def choose_ridge(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     statistics: Statistics,
     matrices: dict[str, Matrix],
     factors_at: Callable[[float, dict[str, int]], Factors],
@@ -41,7 +42,7 @@ def choose_ridge(
     plan = Plan.uniform((matrix for matrix in matrices.values() if matrix.block % EVERY == 0), KEPT)
     best, least = math.inf, math.inf
     for ridge in RIDGES:
-        loss = _loss(model, statistics, factors_at(ridge, plan.ranks()), plan)
+        loss = _loss(PrunableModel.of(model), statistics, factors_at(ridge, plan.ranks()), plan)
         progress.say(f"  ridge {ridge:g}: {loss:.4f} nats on held-back calibration examples")
         if not loss < least:  # so that NaN never wins
             break
@@ -50,9 +51,9 @@ def choose_ridge(
 
 
 @torch.inference_mode()
-def _loss(model: PreTrainedModel, statistics: Statistics, factors: Factors, plan: Plan) -> float:
+def _loss(model: PrunableModel, statistics: Statistics, factors: Factors, plan: Plan) -> float:
     """Mean loss per held-back example, in nats."""
-    with evaluating(model), elastic_pairs(model, factors) as elastic:
+    with evaluating(model.model), elastic_pairs(model, factors) as elastic:
         elastic.set_plan(plan)
-        losses = [answer_loss(model, batch) for batch in batches(statistics.held_back, _BATCH_TOKENS)]
+        losses = [answer_loss(model.model, batch) for batch in batches(statistics.held_back, _BATCH_TOKENS)]
     return float(torch.stack(losses).sum()) / len(statistics.held_back)

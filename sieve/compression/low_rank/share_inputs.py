@@ -8,10 +8,8 @@ these stay where the architecture calls them and hand out their rows of its outp
 from torch import nn
 from transformers import PreTrainedModel
 
-from sieve.calibration.text import Sample, batches
 from sieve.errors import InputError
-from sieve.models.linears import prunable
-from sieve.models.shared_inputs import group_layers_by_input
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.formats.base import formats_of
 from sieve.nn.stacked import stack_, stack_name
 
@@ -32,9 +30,9 @@ def share_inputs_(model: PreTrainedModel) -> PreTrainedModel:
     """
     if formats_of(model):
         raise InputError("the model is pruned already: share the inputs of the dense model")
-    matrices = {name: one for name, one in prunable(model).items() if type(model.get_submodule(name)) is nn.Linear}
     groups: dict[str, list[str]] = {}
-    for readers in group_layers_by_input(model, matrices, batches([Sample([0] * 8, 0)], 8)[0]):
+    for readers in PrunableModel(model).input_groups:
+        readers = [name for name in readers if type(model.get_submodule(name)) is nn.Linear]
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in readers):
             members = [name.rpartition(".")[2] for name in readers if name.rpartition(".")[0] == parent]
             if len(members) > 1:

@@ -5,6 +5,7 @@ text, scaled to as many tokens. Of outputs, both are seen through W.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -17,9 +18,8 @@ from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
-from sieve.models.decoder import run_decoder
-from sieve.models.linears import prunable
 from sieve.models.loading import evaluating
+from sieve.models.prunable_model import PrunableModel
 from sieve.utils import progress
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3)
@@ -36,7 +36,9 @@ Pairs = Mapping[str, FactorPair]
 
 
 def choose_shrinkage(
-    model: PreTrainedModel, statistics: Statistics, pairs_at: Callable[[float, Statistics, dict[str, int]], Pairs]
+    model: PreTrainedModel | PrunableModel,
+    statistics: Statistics,
+    pairs_at: Callable[[float, Statistics, dict[str, int]], Pairs],
 ) -> float:
     """The share with the least output error on held-back tokens, relative to each matrix's output and on average.
 
@@ -47,8 +49,9 @@ def choose_shrinkage(
 
     Raises: InputError where the statistics hold too few examples to keep some back.
     """
+    model = PrunableModel.of(model)
     known, held = split(model, statistics)
-    ranks = Plan.uniform((m for m in prunable(model).values() if m.block % EVERY == 0), KEPT).ranks()
+    ranks = Plan.uniform((m for m in model.matrices().values() if m.block % EVERY == 0), KEPT).ranks()
     errors = output_errors(model, held, [pairs_at(share, known, ranks) for share in SHARES], ranks)
     for share, error in zip(SHARES, errors, strict=True):
         progress.say(f"  shrinkage {share:g}: {error:.5f} of the output lost on held-back calibration examples")
@@ -56,7 +59,7 @@ def choose_shrinkage(
     return SHARES[finite.index(min(finite))]
 
 
-def split(model: PreTrainedModel, statistics: Statistics) -> tuple[Statistics, list[Sample]]:
+def split(model: PreTrainedModel | PrunableModel, statistics: Statistics) -> tuple[Statistics, list[Sample]]:
     """Statistics without some of their examples, and those."""
     if statistics.held_back:
         return statistics, statistics.held_back
@@ -79,9 +82,10 @@ def split(model: PreTrainedModel, statistics: Statistics) -> tuple[Statistics, l
 
 @torch.no_grad()
 def output_errors(
-    model: PreTrainedModel, texts: list[Sample], candidates: list[Pairs], ranks: Mapping[str, int]
+    model: PreTrainedModel | PrunableModel, texts: list[Sample], candidates: list[Pairs], ranks: Mapping[str, int]
 ) -> list[float]:
     """Σ |y - ŷ|² / Σ |y|² at the inputs that the dense model has on `texts`, averaged over the matrices of `ranks`."""
+    model = PrunableModel.of(model)
     lost = {name: torch.zeros(len(candidates) + 1, dtype=torch.float64) for name in ranks}
     mask: torch.Tensor | None = None
 
@@ -100,16 +104,13 @@ def output_errors(
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in ranks]
-    try:
-        with evaluating(model):
-            for batch in batches(texts, _BATCH_TOKENS):
-                attended = batch.mask.to(model.device)
-                mask = attended.flatten().bool()
-                run_decoder(model, batch.ids, attended)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model.model):
+        for name in ranks:
+            hooks.callback(model.layer(name).register_forward_hook(watch(name)).remove)
+        for batch in batches(texts, _BATCH_TOKENS):
+            attended = batch.mask.to(model.device)
+            mask = attended.flatten().bool()
+            model.run_decoder(batch.ids, attended)
     alive = [row for row in lost.values() if row[-1] > 0]
     shares = torch.stack([row[:-1] / row[-1] for row in alive]) if alive else torch.zeros(1, len(candidates))
     return shares.mean(0).tolist()

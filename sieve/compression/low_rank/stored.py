@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.models.linears import layer_in, replace, weight_of
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.elastic_linear import ElasticLinear, centred_bias
 from sieve.nn.formats.pivoted_pair import pair_format
 
@@ -20,18 +22,17 @@ def put_pairs_(model: nn.Module, factors: Mapping[str, FactorPair], ranks: Mappi
 
 @contextmanager
 def with_pairs(
-    model: nn.Module, factors: Mapping[str, FactorPair], ranks: Mapping[str, int], pivot: bool
+    model: PreTrainedModel | PrunableModel, factors: Mapping[str, FactorPair], ranks: Mapping[str, int], pivot: bool
 ) -> Iterator[None]:
     """Within the block the model has the weights that `put_pairs_` would give it; afterwards its own layers again."""
-    originals = {name: model.get_submodule(name) for name in factors}
-    try:
-        for name, layer in originals.items():
-            dense = layer.dense if isinstance(layer, ElasticLinear) else layer
-            replace(model, name, stored_layer(dense, factors[name], ranks[name], pivot) if name in ranks else dense)
+    model = PrunableModel.of(model)
+    layers = {}
+    for name, pair in factors.items():
+        layer = model.layer(name)
+        dense = layer.dense if isinstance(layer, ElasticLinear) else layer
+        layers[name] = stored_layer(dense, pair, ranks[name], pivot) if name in ranks else dense
+    with model.replaced(layers):
         yield
-    finally:
-        for name, layer in originals.items():
-            replace(model, name, layer)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from sieve.compression.masks.scores import inverse_root, of_channels, of_weights
 from sieve.compression.masks.task_aware import fuse, pooled
 from sieve.compression.masks.tied import check_untied
 from sieve.errors import InputError, NumericsError
-from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 from sieve.utils import progress
 
@@ -23,7 +23,7 @@ _UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by
 
 @torch.no_grad()
 def mask(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PrunableModel,
     statistics: Statistics | None,
     method: str = "wanda",
     general: Statistics | None = None,
@@ -52,6 +52,7 @@ def mask(
     options = (options or MaskOptions()).check(method)
     if options.task_aware and general is None:
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
+    model = PrunableModel.of(model)
     matrices = maskable(model, options)
     sides = {"task": statistics} if wanted.side != "none" else {}
     if options.task_aware:
@@ -62,7 +63,7 @@ def mask(
     with progress.bar("scores", len(matrices), "matrices") as advance:
         for name, matrix in matrices.items():
             advance(1)
-            W = weight_of(model.get_submodule(name)).detach()
+            W = model.weight(name).detach()
             _require_finite(name, W)
             groups = PATTERNS[options.pattern]
             if groups and matrix.n % groups[1]:
@@ -90,10 +91,10 @@ def mask(
     return Masks(found, method, options, layerwise_shifts(traces, sizes, options.ramp) if options.ramp else {})
 
 
-def maskable(model: PreTrainedModel, options: MaskOptions) -> dict[str, Matrix]:
+def maskable(model: PrunableModel, options: MaskOptions) -> dict[str, Matrix]:
     """The prunable matrices; InputError where masks can be had of none, or two share one weight."""
-    matrices, groups = prunable(model), PATTERNS[options.pattern]
-    check_untied(model, matrices)
+    matrices, groups = model.matrices(), PATTERNS[options.pattern]
+    check_untied(model.model, matrices)
     if groups and all(matrix.n % groups[1] for matrix in matrices.values()):
         raise InputError(f"no matrix has rows that divide into groups of {groups[1]}: choose --pattern unstructured")
     return matrices

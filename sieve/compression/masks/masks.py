@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import write_mask_config
@@ -19,8 +18,8 @@ from sieve.compression.masks.methods import MASKING
 from sieve.compression.masks.sparsegpt import sparsegpt
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
-from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
+from sieve.models.prunable_model import PrunableModel
 from sieve.nn.fuse import fuse_
 from sieve.nn.semi_structured import PATTERN, runs_sparse
 
@@ -90,12 +89,12 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         """The masks of these matrices alone."""
         return Masks({name: self[name] for name in names}, self.method, self.options, self.shifts)
 
-    def elastic(self, model: nn.Module) -> AbstractContextManager[ElasticWeights]:
+    def elastic(self, model: PreTrainedModel | PrunableModel) -> AbstractContextManager[ElasticWeights]:
         """Within the block the model runs whatever plan was last set; afterwards it is the dense model again."""
-        return masked(model, self)
+        return masked(PrunableModel.of(model).model, self)
 
     @contextmanager
-    def stored(self, model: nn.Module, plan: Mapping[str, int | str]) -> Iterator[None]:
+    def stored(self, model: PreTrainedModel | PrunableModel, plan: Mapping[str, int | str]) -> Iterator[None]:
         """Within the block the model has the weights that `apply_` would give it, bit for bit."""
         with self.elastic(model) as elastic:
             elastic.set_plan(plan)
@@ -107,9 +106,9 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         fuse_(model)
         write_mask_config(model, kept, self.options.pattern)
 
-    def matrices(self, model: nn.Module, plan: Plan | None = None) -> dict[str, MaskedMatrix]:
+    def matrices(self, model: PreTrainedModel | PrunableModel, plan: Plan | None = None) -> dict[str, MaskedMatrix]:
         """The model's prunable matrices, as masks see them."""
-        return {name: self.matrix(matrix) for name, matrix in prunable(model).items()}
+        return {name: self.matrix(matrix) for name, matrix in PrunableModel.of(model).matrices().items()}
 
     def matrix(self, matrix: Matrix) -> MaskedMatrix:
         """What masks can make of a matrix."""
