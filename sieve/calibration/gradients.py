@@ -1,4 +1,4 @@
-"""The task's loss and what it sees of a matrix: gradients at the outputs, streamed into Gram matrices as they arise."""
+"""The task's loss, and its gradients at the outputs of a matrix, which are summed into Gram matrices as they arise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -72,7 +72,7 @@ def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor
 def column_basis(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """W = Q R for m > n: Q [m, n] with orthonormal columns, R [n, n] upper triangular with a diagonal ≥ 0.
 
-    The sign makes it unique, so that who measures gradients and who uses them mean the same Q.
+    The sign makes it unique, so that measured gradients and their users mean the same Q.
     """
     Q, R = torch.linalg.qr(W)
     sign = torch.where(R.diagonal() < 0, -1.0, 1.0).to(W.dtype)

@@ -1,4 +1,4 @@
-"""What a calibration pass leaves behind: Gram matrices, which matrix reads which, and whose they are."""
+"""The result of a calibration pass: Gram matrices, which matrix reads which, and what they were measured on."""
 
 import hashlib
 import json

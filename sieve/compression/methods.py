@@ -1,4 +1,4 @@
-"""A method by name → what it makes of a model: for a caller that does not care which kind of method it is."""
+"""What a method makes of a model, by the method's name: for callers that serve methods of every kind."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -47,6 +47,6 @@ def plannable(model: PrunableModel, method: str, pivot: bool, options: MaskOptio
 
 
 def method_report(space: CompressionSpace, model: PreTrainedModel, **more: Any) -> dict[str, Any] | None:
-    """`space.report` with `more` beside it; None where it says nothing."""
+    """`space.report` and `more`; None where the space has nothing to report."""
     found = space.report(model)
     return None if found is None else found | more

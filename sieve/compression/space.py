@@ -1,4 +1,4 @@
-"""What a plan can be of: low-rank factors and masks, seen by searches and runs as one thing."""
+"""What plans are of, low-rank factors or masks: the one protocol by which searches and runs use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Elastic(Protocol):
         """Run this plan from now on."""
 
     def set_batch(self, plans: Sequence[Mapping[str, int | str]]) -> None:
-        """Be several candidates at a time, each for its part of the rows. Optional."""
+        """Run several plans at a time, each for its part of the rows. Optional."""
 
 
 class CompressionSpace(Protocol):

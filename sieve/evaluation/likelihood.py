@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
 _PADDING = {"cpu": 128}  # a forward pass costs as much as this many tokens before the first: more padding is dearer
-_ROWS = 256  # rows of logits that are turned into float32 at a time
+_ROWS = 256  # rows of logits that are converted to float32 at a time
 
 
 class Continuation(NamedTuple):
@@ -276,7 +276,7 @@ def logits_at(
 
 def can_reuse_cache(model: PreTrainedModel) -> bool:
     """Whether the model keeps keys and values alone: recurrent states cannot be cut to a length, and what some keep
-    beside them (an index of the keys, the state of a convolution) would be lost."""
+    besides (an index of the keys, the state of a convolution) would be lost."""
     if getattr(model, "_is_stateful", False):
         return False
     layers = DynamicCache(config=model.config).layers

@@ -11,7 +11,7 @@ from sieve.errors import InputError
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The dotted name of the ModuleList of decoder blocks, and the list: the outermost one of the configured length.
 
-    One in the part that reads text goes before those beside it, such as an image encoder's.
+    A list in the part that reads text goes before others, such as an image encoder's.
 
     Raises: InputError where there is none.
     """

@@ -57,7 +57,7 @@ def left_dense(model: nn.Module) -> dict[str, str]:
     """Weights inside the decoder blocks that cannot be pruned: dotted name of layer or parameter → why.
 
     A matrix can be pruned where it is nothing but the layer that maps each token's row once: another layer in its place
-    must serve all who use it. How a model uses its layers is watched in one forward pass over a few tokens, the first
+    must serve every use of it. How a model uses its layers is watched in one forward pass over a few tokens, the first
     time it is asked about; then the user is told what stays dense, too.
     """
     layers = {name: layer for name, (layer, _) in _linear_layers(model).items()}
@@ -155,7 +155,7 @@ def _run(model: nn.Module) -> None:
     try:
         ids = ids.reshape(_ROWS, _TOKENS)
         run_decoder(model, ids, torch.ones_like(ids))
-    except Exception as error:  # whatever an unknown architecture asks for beside text
+    except Exception as error:  # an unknown architecture may ask for more than text
         raise InputError(
             f"{type(model).__name__} does not run over plain text ({one_line(error)}): Sieve cannot prune it"
         ) from error
@@ -185,7 +185,7 @@ def _is_tiny(layer: nn.Module) -> bool:
 
 
 def _tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The layers whose weight is also somebody else's, or that stand in several places."""
+    """The layers whose weight another module has too, or that stand in several places of the model."""
     owners: dict[int, list[str]] = {}
     for owner, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(owner)

@@ -1,4 +1,4 @@
-"""The layer that the search puts in the place of a matrix: any rank of its nested pair, or several at a time."""
+"""The layer that a search puts in the place of a matrix: any rank of its nested pair, or several at a time."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from sieve_kernels import lowrank_linear, lowrank_linear_population
 
 
 class ElasticLinear(nn.Module):
-    """A matrix whose rank is one integer: what the search puts in the place of a prunable layer.
+    """A matrix whose rank is one integer.
 
     `rank=None` runs the dense layer itself; otherwise the leading `rank` rows of A [R, n] and columns of
     B [m, R] are used as views. Changing a candidate is setting `rank`: nothing is copied. With means [n] and [m] the
     pair serves what the input is beyond its mean: y = (x - mean) Aᵀ Bᵀ + output_mean + bias.
 
-    `set_candidates` makes it several candidates at a time, for rows that are as many equal parts, one for each.
+    `set_candidates` makes it several candidates at a time: the rows of x are then as many equal parts, one for each.
     """
 
     def __init__(
@@ -27,11 +27,10 @@ class ElasticLinear(nn.Module):
         super().__init__()
         self.dense, self.rank = dense, None
         self._ranks: torch.Tensor | None = None  # of several candidates [P]
-        self._dense: list[int] = []  # those of them that are
-        self._mask: torch.Tensor | None = None  # the same [P], on their device
-        self.capture_safe = (
-            False  # launch the same kernels whoever is dense, by what the two tensors hold when they run
-        )
+        self._dense: list[int] = []  # indices of the candidates that are dense
+        self._mask: torch.Tensor | None = None  # the same as bool [P], on the factors' device
+        # Launch the same kernels whichever candidates are dense, by what the two tensors hold when they run.
+        self.capture_safe = False
         self._A, self._B = A, B  # plain attributes: they are the factors' tensors, not this model's state
         self._mean = None if mean is None else mean.to(A.dtype)
         self._bias = dense.bias if output_mean is None else centred_bias(dense.bias, output_mean, A.dtype)
@@ -39,9 +38,9 @@ class ElasticLinear(nn.Module):
     def set_candidates(
         self, ranks: torch.Tensor | None, dense: list[int] = (), mask: torch.Tensor | None = None
     ) -> None:
-        """Be candidates of these ranks [P], but for the `dense` ones; None: one, of `rank`.
+        """Run candidates of these ranks [P]; None: one candidate, of `rank`.
 
-        `mask`: bool [P], who is dense; like `ranks` on the factors' device.
+        dense: indices of the candidates that are dense. mask: the same as bool [P], on the device of `ranks`.
         """
         self._ranks, self._dense, self._mask = ranks, dense, mask
 
@@ -58,9 +57,10 @@ class ElasticLinear(nn.Module):
     def _population(self, x: torch.Tensor) -> torch.Tensor:
         """x [P·rows, …, n] → y [P·rows, …, m].
 
-        Products have the same shapes whoever is dense, so that a candidate's sums do not depend on its company: the
-        pairs' kernel runs for all (a dense one's rank is 1, which costs next to nothing), dense ones run one by one: if
-        `capture_safe`, those of everybody, of which the others' are thrown away.
+        Products have the same shapes whichever candidates are dense, so that a candidate's sums do not depend on batch
+        composition. The pairs' kernel runs for all candidates: a dense one's rank is 1, which costs next to nothing.
+        Dense products are made one by one; if `capture_safe`, for all candidates, and those of the others are thrown
+        away.
         """
         rows = x.reshape(len(self._ranks), -1, x.shape[-1])
         if self.capture_safe or len(self._dense) < len(rows):

@@ -110,7 +110,7 @@ class Group:
     """Pairs of one kind that read one input: the first to be asked for its output computes those of all.
 
     Inside `with` the pairs hand out what was computed for them; afterwards nothing is left. An output is handed out
-    once, and for the very input that it was computed from, as long as nobody has changed that in place: every other
+    once, and for the very input that it was computed from, as long as that was not changed in place: every other
     call of a pair computes by itself.
     """
 

@@ -1,4 +1,4 @@
-"""Matrices of the winner that can lose nothing more: found by taking a level from each, one at a time."""
+"""Bottlenecks of the winner: matrices that can lose nothing more. Each is tested alone, with one level less."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""Which of the candidates that a search offers is taken: what the validation split says of them, as they are stored.
+"""Which of the candidates that a search offers is taken, by the validation scores of their stored form.
 
-A search judges candidates by slices of nested factors. Pivoted, refitted and rounded they are the same maps only up to
-rounding, which can change answers; so what is confirmed is the form that `sieve.apply_` leaves in the model.
+A search scores candidates as leading parts of nested factors. Pivoted, refitted and rounded they are the same maps only
+up to rounding, which can change answers; so what is confirmed is the form that `sieve.apply_` leaves in the model.
 """
 
 from collections.abc import Callable, Iterable
@@ -67,12 +67,12 @@ def confirm(
 
 
 def validation_key(scores: Scores) -> tuple[float, float]:
-    """What validation chooses by: the score itself, which a search by likelihoods has not looked at, and then those."""
+    """What validation chooses by: the score, which a search by likelihoods has not looked at, and then likelihoods."""
     return scores.accuracy, float(scores.ranking_score.mean())
 
 
 def _nearest(problem: Problem, tried: list[Candidate], dense: Scores) -> str:
-    """Why nothing was taken, and how near the best came: on the validation split if any got so far."""
+    """Why no candidate was taken, and how near the best one came: on the validation split if any got so far."""
     candidates, reference, split = (
         (tried, dense, "validation") if tried else (problem.evaluated, problem.dense, "fitness")
     )

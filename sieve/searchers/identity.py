@@ -32,7 +32,7 @@ def search_identity(
 
 
 def task_identity(task: Task) -> dict[str, Any]:
-    """What of a task its scores depend on, beside its examples."""
+    """The fields of a task that its scores depend on; its examples come on top."""
     # Where the data lie does not matter; a function has no name that lasts but its own.
     asked = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NAMES_OF_TASK}
     if callable(task.metric):

@@ -47,7 +47,7 @@ def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> S
 
 
 def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
-    """Seconds of one layer by shape and rank: medians of calls that take turns, so that a slow moment hits all."""
+    """Seconds of one layer by shape and rank: medians of interleaved calls, so that a slow moment hits all ranks."""
     table: Table = {}
     for matrix in matrices.values():
         if _shape(matrix) not in table:

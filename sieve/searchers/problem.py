@@ -1,4 +1,4 @@
-"""What a searcher is given: the matrices, a way to score a plan, and what counts as good enough."""
+"""What a searcher is given: the matrices, a way to score a plan, and which plans are good enough."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +69,7 @@ class Problem:
         return self.add(plan, self.score(plan))
 
     def add(self, plan: Plan, scores: Scores) -> Candidate:
-        """Take in a plan that was scored elsewhere, on all of the fitness split."""
+        """Record a plan that was scored elsewhere, on all of the fitness split."""
         spent = 0 if self.engine is None else self.engine.cost.spent
         self.evaluated.append(Candidate(plan, scores, spent, self._is_uniform(plan)))
         return self.evaluated[-1]
@@ -85,7 +85,7 @@ class Problem:
         return within(candidate.scores, self.dense, self.tolerance, self.confident)
 
     def genome(self, kept: Sequence[float] = LEVELS) -> Genome:
-        """What is varied, at levels of these kept fractions."""
+        """The genes that a search varies, at levels of these kept fractions."""
         return Genome(self.matrices, kept, self.rank_multiple, self.options.granularity, self.size_of)
 
     def size(self, plan: Mapping[str, int | str]) -> float:

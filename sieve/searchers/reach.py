@@ -1,4 +1,4 @@
-"""Whether any plan is as small as what is asked for: known from the matrices' shapes, before any of the long work."""
+"""Whether any plan is as small as what is asked for: known from the shapes of the matrices, before any long work."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
 """How much smaller a plan may become when its pairs are fitted anew: bisection over refitted candidates.
 
-A refit makes good what the pairs before it have lost, so the tolerance holds at sizes that a search over nested factors
-had to refuse. It follows one plan, so each candidate costs a refit: few are tried, of sizes that the search's winner
-leads to.
+A refit makes up for what earlier pairs have lost, so the tolerance holds at sizes that a search over nested factors had
+to refuse. It follows one plan, so each candidate costs a refit: few are tried, of sizes below that of the search's
+winner.
 """
 
 from collections.abc import Callable
@@ -137,7 +137,7 @@ class _Pairs:
         return self._last[key]
 
     def keep(self) -> None:
-        """Hold on to the last plan's, in the place of those that were kept."""
+        """Keep the last plan's pairs instead of those that were kept before."""
         self._kept, self._last = self._last, {}
 
 

@@ -44,12 +44,12 @@ class SearchResult:
 
     dense, pruned: scores by split ("fitness", "validation"); `pruned` are those of the plan's stored form, the same
         bits as `sieve.evaluate` gives after `sieve.apply_`.
-    evaluated: every candidate the search scored on all fitness examples, in order, as slices of the factors.
+    evaluated: every candidate that the search scored on all fitness examples, in order, at ranks of the nested factors.
     tried: the plans that validation was asked about and what it said of their stored form, in order.
     resolution: how fine a difference the fitness split can tell.
     cost: what the candidates cost and would have cost (`Cost.summary`), and the bytes that shared states took at most.
     rank_correlation: Spearman's, of the surrogate's predictions (made before each evaluation) with the losses that were
-        measured on the first slice of the fitness examples; a mean over generations.
+        measured on the first rung of the fitness examples; a mean over generations.
     bottlenecks: of the searches that vary matrices one by one, else None.
     smaller: plans that go on from `plan` to ever smaller sizes, the smallest first: what a refit may reach.
     unpredicted: matrices that were left dense, as the answers have no gradient there.

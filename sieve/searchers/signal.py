@@ -1,4 +1,4 @@
-"""Whether the dense model's scores say anything: a tolerance that is relative to no skill confirms every model.
+"""Whether the dense model is better than no model: else a tolerance relative to its score confirms every candidate.
 
 Known from the dense model alone, before any candidate: where it scores 0, or no more than a model that knows nothing of
 the task, the smallest candidate passes for as good.
@@ -39,8 +39,8 @@ def dense_scores(
     for split in DECIDING:
         dense[split] = evaluate(model, tokenizer, task, splits[split]) if score is None else score(split)
         level = _level(task, splits, levels, split)
-        beside = "" if level is None else f"; {level}"
-        progress.say(f"  the dense model on the {split} split: accuracy {bootstrap(dense[split].score)}{beside}")
+        controls = "" if level is None else f"; {level}"
+        progress.say(f"  the dense model on the {split} split: accuracy {bootstrap(dense[split].score)}{controls}")
         require_signal(dense[split], split, task, allow_no_signal)
     for note in signal_notes(task, splits, dense, levels):
         progress.note(note)

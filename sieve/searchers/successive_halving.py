@@ -1,6 +1,6 @@
 """Successive halving over examples: a candidate leaves when it cannot win (Jamieson & Talwalkar 2016, with bounds).
 
-After each slice of the examples a candidate's mean over *all* of them is estimated from those it has seen, as its
+After each rung of the examples a candidate's mean over *all* of them is estimated from those it has seen, as its
 difference to a candidate whose mean is known: how hard the examples are cancels, and of several known candidates the
 one that differs least tells most. Candidates that stay to the end are compared on every example.
 """
@@ -55,25 +55,28 @@ def successive_halving(
     keep: int | None = None,
     racing: bool = True,
 ) -> tuple[dict[int, Scores], list[Scores]]:
-    """Full scores of the plans that stayed to the end, by their index; and all plans' scores on the first slice.
+    """Full scores of the plans that stayed to the end, by their index; and all plans' scores on the first rung.
 
     Args:
         value: what of the scores is averaged, per example [N].
         utility: (index, mean value) → how good that would be; grows with the mean. 0 or less cannot win.
-        known: full scores to compare with; without any, nobody leaves.
-        keep: after each slice, half may leave, but not the best `keep`: those of the worse half who would not reach the
+        known: full scores to compare with; without any, no plan leaves.
+        keep: after each rung, half may leave, but not the best `keep`: those of the worse half who would not reach the
             pessimistic utility of the last one kept even at their optimistic own. None: only the hopeless leave.
     """
     alive = list(range(len(plans)))
     seen: dict[int, list[Scores]] = {index: [] for index in alive}
     rows = [value(scores) for scores in known]
-    for part in range(len(engine)):
-        for index, scores in zip(alive, engine.scores([plans[index] for index in alive], part), strict=True):
+    for rung in range(len(engine)):
+        for index, scores in zip(alive, engine.scores([plans[index] for index in alive], rung), strict=True):
             seen[index].append(scores)
-        if not racing or part == len(engine) - 1 or not rows:
+        if not racing or rung == len(engine) - 1 or not rows:
             continue
+
+        # Those leave that cannot win even at the optimistic end of what their mean may be.
         bounds = {index: estimate(value(concatenated(seen[index])), rows) for index in alive}
         leaving = {index for index in alive if utility(index, bounds[index].high) <= 0}
+        # Of the worse half those leave that would not reach the pessimistic end of the best `keep`.
         if keep is not None:
             order = sorted(alive, key=lambda index: (-utility(index, bounds[index].mean), index))
             first = max(keep, (len(order) + 1) // 2)
@@ -81,4 +84,4 @@ def successive_halving(
                 bar = min(utility(index, bounds[index].low) for index in order[:keep])
                 leaving |= {index for index in order[first:] if utility(index, bounds[index].high) < bar}
         alive = [index for index in alive if index not in leaving]
-    return {index: concatenated(seen[index]) for index in alive}, [parts[0] for parts in seen.values()]
+    return {index: concatenated(seen[index]) for index in alive}, [scores[0] for scores in seen.values()]

@@ -1,4 +1,4 @@
-"""A guess of a candidate's loss without running it, and how good the guesses were.
+"""The predicted loss of a candidate, without running it, and how good the predictions were.
 
 The sum over genes of what each costs at its level (`sensitivity`), with one weight per gene that is fitted again
 whenever evaluations are in: ridge regression towards the common weight, so that a gene that no evaluation tells apart

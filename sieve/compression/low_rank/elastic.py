@@ -1,4 +1,4 @@
-"""A dense model that is any plan of its factors by setting integers: what a search scores candidates on."""
+"""A dense model that runs any plan of its factors: what a search scores candidates on. A plan is set as integers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +14,13 @@ from sieve.nn.elastic_linear import ElasticLinear
 
 
 class ElasticModel:
-    """A dense model whose matrices turn to any plan by setting integers. Made by `elastic_pairs`."""
+    """A dense model that runs any plan of its factors. Made by `elastic_pairs`."""
 
     def __init__(self, layers: dict[str, ElasticLinear]):
         self._layers = layers
         self._device = next(layer.dense.weight.device for layer in layers.values())
-        # Ranks and who is dense [layers, P], by the number of candidates. Always the same memory: graphs read it.
+        # By the number P of candidates: their ranks, and which are dense [layers, P]. Always the same memory, since
+        # recorded CUDA graphs read it.
         self._many: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def set_plan(self, plan: Mapping[str, int | str]) -> None:
@@ -29,7 +30,7 @@ class ElasticModel:
             layer.set_candidates(None)
 
     def set_batch(self, plans: Sequence[Mapping[str, int | str]]) -> None:
-        """Be P candidates at a time: of the rows that the model reads, the p-th of P equal parts is for the p-th."""
+        """Run P plans at a time: of the rows that the model reads, the p-th of P equal parts is for the p-th plan."""
         given = [[plan.get(name, DENSE) for plan in plans] for name in self._layers]
         numbers = torch.tensor([[1 if rank == DENSE else rank for rank in row] for row in given], dtype=torch.int64)
         dense = torch.tensor([[rank == DENSE for rank in row] for row in given])
@@ -44,9 +45,10 @@ class ElasticModel:
 
     @contextmanager
     def capture_safe(self) -> Iterator[None]:
-        """Inside the block candidates of `set_batch` launch the same kernels on the same memory, whoever they are.
+        """Inside the block candidates of `set_batch` launch the same kernels on the same memory, whatever their
+        ranks are.
 
-        The results are the same bits, for more work: dense products are made for everybody.
+        The results are the same bits, for more work: dense products are made for all candidates.
         """
         for layer in self._layers.values():
             layer.capture_safe = True

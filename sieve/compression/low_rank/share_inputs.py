@@ -1,8 +1,8 @@
 """One low-rank pair for the matrices that read one input (DESIGN 2.5): q, k and v as one, gate and up as one.
 
 Stacked, W = [W_1; W_2; …], they are one matrix Σm × n, and everything else here treats it as such: calibration, plans,
-searches, pivoting, checkpoints. Its pair has one A for all of them. In the model, the stack stands beside the members;
-these stay where the architecture calls them and hand out their rows of its output.
+searches, pivoting, checkpoints. Its pair has one A for all of them. In the model, the stack is one more child of the
+members' parent; the members stay where the architecture calls them and hand out their rows of its output.
 """
 
 from torch import nn

@@ -1,4 +1,4 @@
-"""Masks onto a model: for good, or for as long as a search looks at them. Modules stay what they are."""
+"""Putting masks onto a model, for good or for a while. Modules stay what they are."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def mask_(model: nn.Module, masks: "Masks", plan: Mapping[str, int | str]) -> di
 
 
 class ElasticWeights:
-    """A dense model whose matrices turn to any plan by changing their weights. Made by `masked`."""
+    """A dense model that runs any plan of its masks: setting one changes the weights. Made by `masked`."""
 
     def __init__(self, model: nn.Module, masks: "Masks"):
         self._layers = {name: model.get_submodule(name) for name in masks}

@@ -8,7 +8,7 @@ from sieve.errors import InputError
 
 
 def check_untied(model: nn.Module, names: Iterable[str]) -> None:
-    """InputError naming the first of these matrices whose weight is also somebody else's."""
+    """InputError naming the first of these matrices whose weight another module has too."""
     owners: dict[int, list[str]] = {}
     for owner, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(owner)

@@ -1,6 +1,6 @@
-"""What the genetic searches have in common: judging, seeding, screening and racing candidates.
+"""What the genetic searches have in common: judging, seeding, screening and ruling out candidates.
 
-pymoo selects and recombines (`ask`), we evaluate, and hand back those that stayed in the race (`tell`).
+pymoo selects and recombines (`ask`), we evaluate, and hand back the candidates that were not ruled out (`tell`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +24,8 @@ from sieve.utils import progress
 
 PROPOSALS = 4  # offspring that the surrogate chooses one from
 _ENOUGH = 4  # candidates of one call that have a rank correlation
-_NEAR = 0.85  # of the dense score: where the line from ranking_score to score has to be right
-_FINALISTS = 3  # that validation chooses among, beside what the search began with
+_NEAR = 0.85  # of the dense score: from here on the line from ranking_score to score has to be right
+_FINALISTS = 3  # that validation chooses among, with the allocation that the search began with
 _STEP_BACK = 0.01  # of the prunable parameters: the least by which the next candidate for validation is larger
 
 
@@ -94,7 +94,7 @@ class Evolution:
         utility: Callable[[np.ndarray, float], float] = lambda levels, mean: 1.0,
         keep: int | None = None,
     ) -> dict[int, Scores]:
-        """Full scores, by index, of the candidates that could not be ruled out (`race`)."""
+        """Full scores, by index, of the candidates that could not be ruled out (`successive_halving`)."""
         plans = [self.genome.plan(levels) for levels in candidates]
         guesses = [self.surrogate.loss(levels) if self.surrogate else 0.0 for levels in candidates]
         known = [self.problem.dense, *self._evaluated()[-64:]]
@@ -108,8 +108,8 @@ class Evolution:
                 self.scored[key] = candidates[index], scores
                 self.problem.add(plans[index], scores)
         if self.surrogate and self.scored:
-            # On the first slice, which all were asked: those that stayed on differ too little to be told apart. And
-            # among candidates of one call: other calls' guesses were made with other weights.
+            # Predictions are judged on the first rung, which all candidates were asked: those that stayed on differ too
+            # little. And among candidates of one call: other calls' predictions were made with other weights.
             found = rank_correlation(guesses, [-scores.ranking_score.mean() for scores in begun])
             if found is not None and len(guesses) >= _ENOUGH:
                 self._correlations.append((len(guesses), found))
@@ -175,7 +175,7 @@ class Evolution:
         Args:
             objectives: (levels, mean value) → what pymoo minimises.
             utility: (levels, mean value) → positive where a candidate can still be of use; larger is better.
-            keep: see `race`.
+            keep: see `successive_halving`.
         """
         upper = self.genome.bounds - 1
         algorithm.setup(

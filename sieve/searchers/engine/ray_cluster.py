@@ -55,7 +55,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself: it stays with whoever had it."""
+    """Ray takes SIGTERM for itself; afterwards the handler that was there before is there again."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     theirs = False

@@ -47,9 +47,9 @@ SILENT_SECONDS = 30.0  # without a heartbeat: the worker is stopped or gone
 # An evaluation that takes so many times the slowest one so far, by token, and at least so many seconds, hangs.
 HANGING, HANGING_SECONDS = 20.0, 300.0
 MAX_LOSSES = 3  # of one candidate's workers, or in starting: more is no accident
-_HEARTBEAT = "heartbeat"  # the group of actor methods that run beside an evaluation
+_HEARTBEAT = "heartbeat"  # the group of actor methods that run during an evaluation
 _PORT = 10001
-_STORE = 128 << 20  # bytes of Ray's store beside the model
+_STORE = 128 << 20  # bytes of Ray's store on top of the model's
 
 
 def require_workers(workers: int | str | None) -> None:
