@@ -8,10 +8,10 @@ from typing import Any
 from sieve.nn.formats.base import LayerFormat, formats
 from sieve.utils.terminal import printable
 
-# The first line of the file, because transformers gives only a warning where this is forgotten.
+# The first line of the file: without Sieve transformers says no more than that a file is missing.
 WARNING = (
-    "**Load this model only after `import sieve` (`pip install sieve-pruning`): without it transformers fills the "
-    "pruned layers with random weights, with no more than a warning.**"
+    "**Load this model only after `import sieve` (`pip install sieve-pruning`): without it transformers finds no "
+    "weights here.**"
 )
 
 _USE = """\

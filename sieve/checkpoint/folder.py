@@ -13,6 +13,7 @@ import torch
 from sieve.checkpoint.card import model_card
 from sieve.checkpoint.carried import carry_report
 from sieve.checkpoint.pair_format import in_format
+from sieve.checkpoint.weight_files import guard_saving_, take_over
 from sieve.errors import InputError
 from sieve.nn.formats.base import LayerFormat, formats_of
 from sieve.nn.formats.masked import Masked, masked_layers
@@ -60,6 +61,7 @@ def save(
     Example:
         >>> sieve.save(pruned, tokenizer, "runs/mine", report=report)
     """
+    from sieve.checkpoint.hf_quantizer import needs_sieve
     from sieve.models.loading import quiet_transformers
 
     _check_plain(model)
@@ -67,6 +69,8 @@ def save(
         layers = write_quantization_config(model)
         with _stamped(model) as identity:
             model.save_pretrained(folder)
+        if needs_sieve(model):
+            take_over(folder)
         tokenizer.save_pretrained(folder)
         if report is None:
             report = carry_report(model, folder)
@@ -120,7 +124,7 @@ def write_quantization_config(model: PreTrainedModel) -> dict[str, LayerFormat]:
 
     Raises: InputError where a masked matrix has more weights than its mask left it.
     """
-    from sieve.checkpoint.hf_quantizer import SieveConfig
+    from sieve.checkpoint.hf_quantizer import SieveConfig, needs_sieve
 
     present = _present(model, "prune")
     replaced, shared = formats_of(model), stacks(model)
@@ -131,6 +135,7 @@ def write_quantization_config(model: PreTrainedModel) -> dict[str, LayerFormat]:
         model.config.quantization_config = SieveConfig(layers, stacks=shared)
     elif present is not None:
         del model.config.quantization_config
+    guard_saving_(model, needs_sieve(model))
     return layers
 
 

@@ -19,13 +19,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sieve.checkpoint.version_1 import layers_of_version_1
+from sieve.checkpoint.weight_files import ABSENT, guard_saving_, is_weight_file
 from sieve.errors import InputError, StorageError
 from sieve.nn.formats.base import LayerFormat, format_from_config, format_of
 from sieve.nn.formats.dense import Dense
+from sieve.nn.stacked import StackedOutput
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 METHOD = "sieve"
 VERSION = 2
@@ -41,6 +43,8 @@ class SieveConfig(QuantizationConfigMixin):
             `members`, their names beside it. Or → a `LayerFormat`.
         stacks: dotted name of each stack → its members, where `layers` does not say it.
         version: of this format. 1 is read, too; it had other keys.
+        weights: the file of the weights, or the index of several, where it is not transformers' own. It says where they
+            were read from, and is not written again.
         more: keys of later versions of Sieve, which say nothing that a reader must know: they are ignored.
 
     Raises: InputError for another version, an unknown format, and what no layer can be.
@@ -52,6 +56,7 @@ class SieveConfig(QuantizationConfigMixin):
         version: int = VERSION,
         quant_method: str = METHOD,
         stacks: Mapping[str, Sequence[str]] | None = None,
+        weights: str | None = None,
         **more: Any,
     ):
         if version == 1 and type(version) is int:
@@ -65,7 +70,12 @@ class SieveConfig(QuantizationConfigMixin):
             raise InputError(
                 f"config.json is damaged: quantization_config.layers must map names, got {shorten(layers)}"
             )
-        self.quant_method, self.version = quant_method, VERSION
+        if weights is not None and not is_weight_file(weights):
+            raise InputError(
+                f"config.json is damaged: quantization_config.weights must be a file in the folder, got "
+                f"{shorten(weights)}"
+            )
+        self.quant_method, self.version, self.weights = quant_method, VERSION, weights
         self.layers: dict[str, LayerFormat] = {}
         self.stacks = {name: list(members) for name, members in (stacks or {}).items()}
         for name, entry in layers.items():
@@ -112,6 +122,14 @@ class SieveQuantizer(HfQuantizer):
 
     quantization_config: SieveConfig
 
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """What transformers calls with the model's configuration before it looks for the weights."""
+        if self.quantization_config.weights is not None:
+            config.transformers_weights = self.quantization_config.weights
+        elif getattr(config, "transformers_weights", None) == ABSENT:
+            del config.transformers_weights
+        return config
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.models.linears import layer_in, replace
         from sieve.nn.stacked import stack_
@@ -141,6 +159,9 @@ class SieveQuantizer(HfQuantizer):
         from sieve.nn.fuse import fuse_
 
         _check_tensors(model)
+        guard_saving_(model, needs_sieve(model))
+        if hasattr(model.config, "transformers_weights"):
+            del model.config.transformers_weights
         self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
         del model.config._is_quantized
         model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
@@ -156,6 +177,11 @@ class SieveQuantizer(HfQuantizer):
 
 def register() -> None:
     """Nothing is left to do: to import this module registers its classes."""
+
+
+def needs_sieve(model: nn.Module) -> bool:
+    """Whether its layers are others than transformers would make."""
+    return any(format_of(layer) is not None or isinstance(layer, StackedOutput) for layer in model.modules())
 
 
 class Stamp(HfQuantizer):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from sieve.checkpoint.weight_files import guard_saving_
 from sieve.errors import InputError
 from sieve.nn.formats.base import format_of, formats_of
 from sieve.nn.stacked import member_out_features, stacks
@@ -50,6 +51,7 @@ def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
         delattr(model.get_submodule(parent), child)
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
+    guard_saving_(model, needs_sieve=False)
     return model
 
 

@@ -60,7 +60,7 @@ def test_prune_eval_info(run, world, tmp_path):
     assert len(config["layers"]) == kept > 0
     assert {layer["format"] for layer in config["layers"].values()} == {"pivoted_pair"}
     assert report["pivoted"] is True
-    weights = load_file(output / "model.safetensors")
+    weights = load_file(output / "sieve.safetensors")
     assert report["bytes"]["pruned"] == sum(tensor.nbytes for tensor in weights.values())
     stored = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())
     assert stored == report["parameters"]["model"]["pruned"]
@@ -111,7 +111,7 @@ def test_pairs_without_pivoting(run, world, tmp_path, option):
     assert (code, json.loads(out)["pivoted"]) == (0, False)
     config = json.loads((tmp_path / "plain" / "config.json").read_text())["quantization_config"]
     assert {layer["format"] for layer in config["layers"].values()} == {"pair"}
-    assert any(name.endswith("_proj.B.weight") for name in load_file(tmp_path / "plain" / "model.safetensors"))
+    assert any(name.endswith("_proj.B.weight") for name in load_file(tmp_path / "plain" / "sieve.safetensors"))
     assert "pivoted" not in run("info", tmp_path / "plain")[1]
 
 
@@ -175,7 +175,7 @@ def test_refit_and_shrinkage(run, world, tmp_path):
     recipe = sieve.Recipe.load(output / "recipe.yaml")
     assert (recipe.refit, recipe.shrinkage) == (True, "auto")
     assert run("prune", "--config", plain / "recipe.yaml", "--refit", "--output", tmp_path / "again")[0] == 0
-    one, other = (load_file(folder / "model.safetensors") for folder in (plain, tmp_path / "again"))
+    one, other = (load_file(folder / "sieve.safetensors") for folder in (plain, tmp_path / "again"))
     assert one.keys() == other.keys()
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
@@ -185,7 +185,7 @@ def test_a_recipe_gives_the_same_model(run, world, tmp_path):
     assert run(*options(world, first), "--quiet")[0] == 0
     code, _, err = run("prune", "--config", first / "recipe.yaml", "--output", second, "--quiet")
     assert (code, err) == (0, "")
-    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    one, two = load_file(first / "sieve.safetensors"), load_file(second / "sieve.safetensors")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 

@@ -92,7 +92,7 @@ cli.main()
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "written"),
-    [(signal.SIGTERM, "model.safetensors"), (signal.SIGINT, "report.json"), (signal.SIGHUP, "checksums.json")],
+    [(signal.SIGTERM, "sieve.safetensors"), (signal.SIGINT, "report.json"), (signal.SIGHUP, "checksums.json")],
 )
 def test_a_signal_while_the_folder_is_written_leaves_no_half_of_it(world, tmp_path, number, written):
     place = tmp_path / "place"

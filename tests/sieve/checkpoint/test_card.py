@@ -27,7 +27,7 @@ LAYERS = {"model.layers.0.mlp.up_proj": Pair(8), "model.layers.0.mlp.down_proj":
 def test_first_line_warns():
     first = model_card(LAYERS).splitlines()[0]
     assert "`import sieve`" in first
-    assert "random weights" in first
+    assert "finds no weights" in first
 
 
 def test_numbers_of_the_report():
@@ -45,8 +45,8 @@ def test_each_format_has_its_sentence():
     assert "1 of its weight matrices are low-rank pairs;" in card
     assert "2 of its weight matrices are low-rank pairs, stored pivoted;" in card
     assert "2 of its weight matrices are masked: 50.0% of their weights" in card
-    assert "random weights" not in model_card({"d": Masked(0.25)})
-    assert "random weights" in model_card({}, stacked=True)
+    assert "finds no weights" not in model_card({"d": Masked(0.25)})
+    assert "finds no weights" in model_card({}, stacked=True)
 
 
 def test_a_partial_report_gives_a_shorter_card():

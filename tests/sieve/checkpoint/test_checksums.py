@@ -41,7 +41,7 @@ def flip(file: Path, place: int, bit: int) -> None:
 
 def test_every_flipped_bit_in_weights(copy, told):
     assert "unverified" not in told(copy)
-    file, chance = copy / "model.safetensors", random.Random(0)
+    file, chance = copy / "sieve.safetensors", random.Random(0)
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     metadata = content.index(b'"__metadata__"')
@@ -61,8 +61,8 @@ def test_every_flipped_bit_in_weights(copy, told):
 
 def test_through_transformers_alone(copy):
     AutoModelForCausalLM.from_pretrained(copy)
-    flip(copy / "model.safetensors", -3, 2)
-    with pytest.raises(StorageError, match=r"model\.safetensors is damaged"):
+    flip(copy / "sieve.safetensors", -3, 2)
+    with pytest.raises(StorageError, match=r"sieve\.safetensors is damaged"):
         AutoModelForCausalLM.from_pretrained(copy)
 
 
@@ -98,7 +98,8 @@ def test_what_others_save_into_the_folder_is_unverified(copy, told, through):
     model.save_pretrained(copy)
     note = told(copy)
     assert "unverified" in note
-    assert "model.safetensors" in note
+    assert "sieve.safetensors" in note
+    assert not (copy / "sieve.safetensors").exists()
     with torch.no_grad():
         assert torch.equal(load(copy)[0](tiny_tokens()).logits, model(tiny_tokens()).logits)
 
@@ -109,7 +110,7 @@ def test_an_edited_configuration_is_unverified(copy, told):
     note = told(copy)
     assert "unverified" in note
     assert "config.json" in note
-    assert "model.safetensors" not in note
+    assert "sieve.safetensors" not in note
 
 
 def test_damaged_checksums(copy):

@@ -11,7 +11,7 @@ import sieve
 from sieve import cli
 
 TEXTS = ["", "{}", "[]", "null", "1", '"text"', "[" * 100_000, '{"a": ', "\x00\x01", '{"version": {}}', "- x\n- y"]
-WEIGHTS = "model.safetensors"
+WEIGHTS = "sieve.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,13 @@ def test_round_trip(name, pivoted, tmp_path):
     assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
 
     loaded.save_pretrained(tmp_path / "second")
-    for file in ("config.json", "generation_config.json"):
-        assert (tmp_path / "second" / file).read_text() == (tmp_path / "first" / file).read_text()
-    first = load_file(tmp_path / "first" / "model.safetensors")
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("first", "second")]
+    assert configs[0]["quantization_config"].pop("weights") == "sieve.safetensors"
+    assert configs[1].pop("transformers_weights") == "import-sieve-first.safetensors"
+    assert configs[0] == configs[1]
+    generation = [(tmp_path / folder / "generation_config.json").read_text() for folder in ("first", "second")]
+    assert generation[0] == generation[1]
+    first = load_file(tmp_path / "first" / "sieve.safetensors")
     second = load_file(tmp_path / "second" / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -73,8 +77,8 @@ def test_config_holds_the_documented_format(folder):
         for key, layer in tiny_pruned("llama").named_modules()
         if isinstance(layer, LowRankLinear)
     }
-    assert config == {"quant_method": "sieve", "version": 2, "layers": layers}
-    names = load_file(folder / "model.safetensors").keys()
+    assert config == {"quant_method": "sieve", "version": 2, "layers": layers, "weights": "sieve.safetensors"}
+    names = load_file(folder / "sieve.safetensors").keys()
     assert {"model.layers.0.self_attn.q_proj.A.weight", "model.layers.0.self_attn.q_proj.B.weight"} <= names
 
 
@@ -83,7 +87,7 @@ def test_config_says_where_pairs_are_pivoted(tmp_path):
     config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
     assert {layer["format"] for layer in config["layers"].values()} == {"pivoted_pair"}
     prefix = "model.layers.0.self_attn.q_proj"
-    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights = load_file(tmp_path / "m" / "sieve.safetensors")
     assert {f"{prefix}.A.weight", f"{prefix}.C.weight", f"{prefix}.permutation"} <= weights.keys()
     assert model_bytes(tiny_pruned("llama", pivoted=True)) == sum(tensor.nbytes for tensor in weights.values())
     assert "stored pivoted" in (tmp_path / "m" / "README.md").read_text()
@@ -159,16 +163,16 @@ def test_report_recipe_and_card_lie_beside(tmp_path):
     assert (tmp_path / "m" / "recipe.yaml").read_text() == "model: tiny\nseed: 3\n"
     card = (tmp_path / "m" / "README.md").read_text()
     assert "import sieve" in card.splitlines()[0]
-    assert "random weights" in card.splitlines()[0]
+    assert "finds no weights" in card.splitlines()[0]
     assert "25.0%" in card
     assert AutoTokenizer.from_pretrained(tmp_path / "m").pad_token == "<pad>"
 
 
 def test_byte_counts(folder):
     model = tiny_pruned("llama")
-    stored = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    stored = sum(tensor.nbytes for tensor in load_file(folder / "sieve.safetensors").values())
     assert model_bytes(model) == stored  # tied embeddings once
-    assert weight_bytes(folder) == (folder / "model.safetensors").stat().st_size > stored
+    assert weight_bytes(folder) == (folder / "sieve.safetensors").stat().st_size > stored
 
 
 class TestBadInput:
@@ -192,6 +196,8 @@ class TestBadInput:
             ({"layers": {UP: {"rank": 4}}}, "its format is None"),
             ({"layers": {UP: 4}}, "up_proj', it must be a format and its fields, got 4"),
             ({"layers": None}, "layers must map names"),
+            ({"weights": "../sieve.safetensors"}, "weights must be a file in the folder"),
+            ({"weights": "sieve.bin"}, "weights must be a file in the folder"),
             ({"version": 3}, "format 3 and this Sieve reads formats up to 2"),
             ({"version": "2"}, "format '2' and this Sieve"),
         ],
@@ -205,7 +211,7 @@ class TestBadInput:
 
     def test_what_a_later_sieve_may_add(self, copy):
         """Keys beside `layers` are ignored; of a layer they are refused: it could not be read right."""
-        edit_config(copy, weights="model.safetensors", checksums={"model.safetensors": "0"})
+        edit_config(copy, checksums={"sieve.safetensors": "0"}, later=[1])
         assert torch.equal(logits(load(copy)[0]), logits(tiny_pruned("llama")))
 
     def test_ranks_that_lack_a_matrix(self, copy):
@@ -228,7 +234,7 @@ class TestBadInput:
             load(copy)
 
     def test_cut_off_weights(self, copy):
-        weights = copy / "model.safetensors"
+        weights = copy / "sieve.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(StorageError, match=f"{weights} is damaged"):
             load(copy)
@@ -308,10 +314,10 @@ def small_disk(path, kilobytes):
 def test_a_permutation_that_is_none(pivoted_folder, tmp_path, value):
     """Refused at loading by us and by transformers, with the matrix's name: its outputs would go astray."""
     folder = shutil.copytree(pivoted_folder, tmp_path / "copy")
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(folder / "sieve.safetensors")
     key = next(key for key in weights if key.endswith("q_proj.permutation"))
     weights[key][3] = weights[key][0] if value == "twice" else value
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(weights, folder / "sieve.safetensors", {"format": "pt"})
     words = rf"permutation of {key.removesuffix('.permutation')} does not hold each of 0 to 31 once"
     with pytest.raises(StorageError, match=words):
         AutoModelForCausalLM.from_pretrained(folder)

@@ -41,7 +41,7 @@ def test_saved_in_a_format(name, format, pivoted, tmp_path):
     loaded, _ = load(tmp_path / "saved", device="cpu")
     assert pairs(loaded, KINDS[format]) == ranks
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-3, atol=1e-4)
-    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    saved = load_file(tmp_path / "saved" / "sieve.safetensors")
     assert any(key.endswith(".permutation") for key in saved) == (format == "pivoted")
     assert ("pivoted" in (tmp_path / "saved" / "README.md").read_text()) == (format == "pivoted")
 

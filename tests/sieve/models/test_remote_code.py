@@ -120,7 +120,7 @@ def test_pruned_saved_and_loaded(run, world, house, tmp_path):  # noqa: F811
     assert not (tmp_path / "ran").exists()
     model, tokenizer = sieve.load(output, trust_remote_code=True)
     assert (type(model).__name__, type(tokenizer).__name__) == ("HouseForCausalLM", "HouseTokenizer")
-    assert model.state_dict().keys() >= load_file(output / "model.safetensors").keys()
+    assert model.state_dict().keys() >= load_file(output / "sieve.safetensors").keys()
     fresh = subprocess.run(
         [sys.executable, "-m", "sieve", "eval", str(output), "--json", "--trust-remote-code"],
         capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,

@@ -74,7 +74,7 @@ def test_sizes_count_zeros_as_removed_and_bytes_as_they_are(tmp_path):
     assert weight_bytes(tmp_path / "masked") == pytest.approx(weight_bytes(tmp_path / "dense"), rel=0.001)
     card = (tmp_path / "masked" / "README.md").read_text()
     assert f"{len(plan)} of its weight matrices are masked" in card
-    assert "random weights" not in card
+    assert "finds no weights" not in card
 
 
 def test_a_new_process_loads_it_with_transformers_alone(tmp_path):
