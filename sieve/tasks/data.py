@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
-from sieve.tasks import geography
+from sieve.tasks import geography, lm_eval
 from sieve.tasks.formats import SUFFIXES, read_rows
 from sieve.tasks.packages import check_package, package_path, require_inside
 from sieve.tasks.row import Row, numbered
@@ -28,6 +28,7 @@ _KINDS = {  # the key that tells a kind of source → all keys it may have
     "dataset": ("dataset", "config", "split"),
     "package": ("package", "path"),
     "builtin": ("builtin",),
+    "lm_eval": ("lm_eval", "data"),
 }
 
 
@@ -64,6 +65,9 @@ def absolute_source(data: Any, folder: Path) -> Any:
     """The source as it is named from anywhere; `folder` is what its paths are relative to."""
     if isinstance(data, str | Path):
         return os.path.abspath(folder / os.path.expanduser(data))
+    if isinstance(data, Mapping) and "lm_eval" in data:
+        own = data["lm_eval"].endswith((".yaml", ".yml"))
+        return {**data, "lm_eval": os.path.abspath(folder / data["lm_eval"])} if own else dict(data)
     if isinstance(data, Mapping):
         local = "dataset" in data and os.path.isdir(data["dataset"])  # `datasets` takes folders, of the current one
         return {**data, "dataset": os.path.abspath(data["dataset"])} if local else dict(data)
@@ -78,6 +82,8 @@ def load_pools(data: Any, folder: Path, where: str) -> dict[str, list[Row]]:
     if isinstance(data, Mapping):
         if "dataset" in data:
             pools = _from_datasets(data, where)
+        elif "lm_eval" in data:
+            pools = _from_lm_eval(data, folder, where)
         elif "package" in data:
             pools = _from_package(data, where)
         else:
@@ -129,15 +135,26 @@ def _from_path(path: Path, where: str, package: Path | None = None) -> dict[str,
     return pools
 
 
-def _from_datasets(data: Mapping[str, str], where: str) -> dict[str, list[Row]]:
+def _from_lm_eval(data: Mapping[str, str], folder: Path, where: str) -> dict[str, list[Row]]:
+    task = absolute_source(data, folder)["lm_eval"]
+    config = lm_eval.read_config(task)
+    if "data" in data:
+        return lm_eval.rows_of(config, _from_path(folder / data["data"], where))
+    source, files = lm_eval.source_of(config, Path(task).parent)
+    return lm_eval.rows_of(config, _from_datasets(source, where, files))
+
+
+def _from_datasets(data: Mapping[str, str], where: str, files: Mapping[str, Any] | None = None) -> dict[str, list[Row]]:
+    """files: more arguments of `load_dataset`, which name the user's own data files."""
     name = data["dataset"]
-    reached = os.path.isdir(name) or hub_answers()
+    reached = bool(files) or os.path.isdir(name) or hub_answers()
     from datasets import load_dataset  # seconds to import, and needed for this alone
 
     try:
         with nullcontext() if reached else _offline():
             # Code that comes with a data set is never run.
-            loaded = load_dataset(name, data.get("config"), split=data.get("split"), trust_remote_code=False)
+            options = {"split": data.get("split"), "trust_remote_code": False, **(files or {})}
+            loaded = load_dataset(name, data.get("config"), **options)
     except Exception as error:  # the library raises many kinds: hub, network, format, unknown split
         if not reached:
             raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sieve.errors import InputError
+from sieve.tasks import lm_eval
 from sieve.tasks.answers import ANSWER_IS
 from sieve.tasks.chat import answers_of
 from sieve.tasks.data import absolute_source, check_source, load_pools, user_path
@@ -241,7 +242,7 @@ def builtin_tasks() -> list[str]:
 
 
 def load_task(task: str | Path | Task, data: str | Path | None = None) -> Task:
-    """A task from a built-in name or a YAML file (a `Task` is returned as it is).
+    """A task from a built-in name, a YAML file or lm-eval's (`lm_eval:NAME`, `lm_eval:FILE`); a `Task` stays as it is.
 
     Args:
         data: a file or folder in the place of the one that the task names.
@@ -256,9 +257,13 @@ def load_task(task: str | Path | Task, data: str | Path | None = None) -> Task:
         place = os.path.abspath(user_path(data, "the data"))
         if not os.path.exists(place):
             raise InputError(f"the data {place} does not exist: name a file or a folder with --data PATH")
-        return replace(load_task(task), data=place)
+        loaded = load_task(task)
+        foreign = isinstance(loaded.data, Mapping) and "lm_eval" in loaded.data
+        return replace(loaded, data={**loaded.data, "data": place} if foreign else place)
     if isinstance(task, Task):
         return task
+    if str(task).startswith(lm_eval.PREFIX):
+        return Task(**lm_eval.task_keys(str(task).removeprefix(lm_eval.PREFIX)))
     path = user_path(task, "the task")
     if str(task) in builtin_tasks():
         path = _BUILTIN / f"{task}.yaml"
