@@ -1,8 +1,9 @@
-"""Healing: a few gradient steps of a pruned model towards what its dense model says, without reading a label.
+"""Healing: a few gradient steps of a pruned model, towards what its dense model says or towards the labels.
 
 The closed form is best matrix by matrix; norms, MLPs and attention cannot make up for one another there. Here all
-parameters but the embedding and the head move together. Several losses and rates start from the same model; they are
-judged on calibration rows that are held back, and those that are clearly further from the dense model are given up.
+parameters but the embedding and the head move together (or adapters of the matrices inside the blocks do). Several
+losses and rates start from the same model; they are judged on calibration rows that are held back, and those that are
+clearly further from what is taught are given up.
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sieve.compression.vocabulary.trim import match_vocabulary_
 from sieve.errors import InputError
+from sieve.healing.checkpoint import Checkpoint, digest
 from sieve.healing.forward import packs
-from sieve.healing.loop import Course, Healer, Setting, held_back_distance, state_of
+from sieve.healing.labels import label_lessons
+from sieve.healing.loop import Course, Healer, Setting, held_back_distance, restore, state_of
+from sieve.healing.lora import add_adapters_, merge_adapters_, require_adaptable
 from sieve.healing.masters import trained_parameters
-from sieve.healing.teacher import Lessons, teach
+from sieve.healing.teacher import Lessons, require_rows, teach
 from sieve.models.loading import evaluating, load_model
 from sieve.tasks import Example, Task, load_task
 from sieve.utils import progress
+from sieve.utils.files import storage_errors
+from sieve.utils.identity import identity_of, model_fingerprint
+from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,20 +40,25 @@ ROWS = 32  # lessons of a step
 _EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
 LOOKS = 5  # at the held-back rows, on the way
 MARGIN = 0.1  # of the nearest setting's distance, by which another is given up: the end of a cosine moves ranks
+KINDS = ("label-free", "tuned", "lora")
+_AT_MOST = (2, 2, 1)  # settings that go on after each look
 OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 1e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
+_OF_ADAPTERS = 10.0  # times the rate: their products start at zero
 
 
 @dataclass(frozen=True)
 class Healing:
     """What was done to a model.
 
+    kind: "label-free", "tuned" (towards the labels), or "lora" (label-free, of adapters, which are merged).
     before, after: mean KL(teacher ‖ model) on the held-back rows, in nats: between the choices of a question, or over
-        tokens where there are none. `after` is never larger.
+        tokens where there are none; of labels, the right answer's negative log-likelihood. `after` is never larger.
     course: of the setting that came nearest; tries: of the others.
     training, held_back: rows; skipped: rows without a token to predict; trained: parameters.
     """
 
+    kind: str
     before: float
     after: float
     course: Course
@@ -59,7 +72,7 @@ class Healing:
     def report(self) -> dict[str, Any]:
         """Plain values for JSON; what diverged has no number."""
         return {
-            "kind": "label-free",
+            "kind": self.kind,
             "steps": self.course.best,
             "steps_tried": self.course.curve[-1][0],
             "setting": asdict(self.course.setting),
@@ -85,22 +98,30 @@ def heal(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str | Path | Task,
-    teacher: PreTrainedModel | str,
+    teacher: PreTrainedModel | str | None = None,
     steps: int | None = None,
     seed: int = 0,
+    kind: str = "label-free",
+    checkpoint: str | Path | None = None,
 ) -> Healing:
-    """Heal a pruned model in place: afterwards it is nearer to `teacher` on rows held back, or as it was.
+    """Heal a pruned model in place: afterwards it is nearer to what is taught on rows held back, or as it was.
 
-    Only the task's calibration split is read, and none of its labels.
+    Only the task's calibration split is read, and none of its labels unless the kind is "tuned".
 
     Args:
         model: pruned (`sieve.apply_`, `sieve.load`), in any dtype; it is changed in place, zeros of masks stay.
         tokenizer: of both models.
-        teacher: the dense model, with the tokens that the model has, or what `sieve.load_model` finds it by.
+        teacher: the dense model, with the tokens that the model has, or what `sieve.load_model` finds it by; labels
+            need none.
         steps: None: 50, or so many that each calibration row is seen at most twice.
         seed: of the task's splits and of the order of rows.
+        kind: "label-free": the dense model teaches; "tuned": the labels do; "lora": the dense model teaches adapters
+            (by peft) of the matrices inside the blocks, which are merged into the factors: ranks stay.
+        checkpoint: folder, made if it is missing, that keeps how far the healing has come: called again after it was
+            interrupted, it goes on, to the same result. It is yours to remove.
 
-    Raises: InputError for too few calibration rows, or a teacher with another vocabulary.
+    Raises: InputError for too few calibration rows, a teacher with another vocabulary or none, or adapters that the
+        model cannot take.
 
     Example:
         >>> healing = sieve.heal(pruned, tokenizer, "geography", teacher="smollm2")
@@ -109,12 +130,54 @@ def heal(
     """
     task = load_task(task)
     check_steps(steps)
+    check_kind(kind)
+    if teacher is None and kind != "tuned":
+        raise InputError("no teacher given: name the dense model that the model was made from")
+    if kind == "lora":
+        require_adaptable(model)
     examples = task.splits(seed)["calibration"]
-    if isinstance(teacher, str):
-        teacher, own = load_model(teacher, device=model.device)
-        match_vocabulary_(teacher, own, tokenizer)
-    require_vocabulary(model, teacher)
-    return heal_(model, lessons_of(teacher, tokenizer, task, examples, steps), steps, seed)
+    require_rows(task, examples)
+    kept = None
+    if checkpoint is not None:
+        folder = Path(checkpoint)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        kept = Checkpoint(folder, healing_key(model, tokenizer, task, examples, teacher, steps, seed, kind))
+
+    def taught() -> Lessons:
+        dense = teacher
+        if kind != "tuned" and isinstance(teacher, str):
+            dense, own = load_model(teacher, device=model.device)
+            match_vocabulary_(dense, own, tokenizer)
+        if kind != "tuned":
+            require_vocabulary(model, dense)
+        return lessons_of(model if kind == "tuned" else dense, tokenizer, task, examples, steps, kind)
+
+    lessons = taught() if kept is None else kept.lessons(taught, examples)
+    return heal_(model, lessons, steps, seed, kind, kept)
+
+
+def healing_key(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    teacher: PreTrainedModel | str | None,
+    steps: int | None,
+    seed: int,
+    kind: str,
+) -> str:
+    """What a healing depends on, for its checkpoint."""
+    named = teacher if teacher is None or isinstance(teacher, str) else model_fingerprint(teacher)
+    # A task's own data and file say nothing that its examples do not.
+    asked = (task.type, task.normalize, task.chat, task.stop, task.max_new_tokens, task.truncate)
+    return digest(identity_of(model, tokenizer), named, asked, list(examples), steps, seed, kind)
+
+
+def check_kind(kind: str) -> None:
+    """InputError unless it is a kind of healing."""
+    if kind not in KINDS:
+        raise InputError(f"the kind of healing must be one of {', '.join(KINDS)}, got {shorten(kind)}")
 
 
 def require_vocabulary(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -138,42 +201,91 @@ def lessons_of(
     task: Task,
     examples: Sequence[Example],
     steps: int | None = None,
+    kind: str = "label-free",
 ) -> Lessons:
-    """The teacher's values of as many calibration rows as healing will use; the teacher is not needed afterwards."""
-    return teach(teacher, tokenizer, task, examples, (steps or STEPS) * ROWS)
+    """What is taught on as many calibration rows as healing will use; the teacher is not needed afterwards.
+
+    Args: teacher: of labels, any model whose texts may be as long.
+    """
+    make = label_lessons if kind == "tuned" else teach
+    return make(teacher, tokenizer, task, examples, (steps or STEPS) * ROWS)
 
 
-def heal_(model: PreTrainedModel, lessons: Lessons, steps: int | None = None, seed: int = 0) -> Healing:
-    """`heal` by lessons that were taught before."""
+def settings_for(lessons: Lessons, kind: str) -> tuple[Setting, ...]:
+    """Losses and rates to try."""
+    settings = OF_CHOICES if lessons.training[0].question.choices else OF_TOKENS
+    factor = _OF_ADAPTERS if kind == "lora" else 1.0
+    return tuple(replace(one, rate=factor * one.rate) for one in settings)
+
+
+def heal_(
+    model: PreTrainedModel,
+    lessons: Lessons,
+    steps: int | None = None,
+    seed: int = 0,
+    kind: str | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Healing:
+    """`heal` by lessons that were made before; kind: None: that of the lessons."""
     started = time.perf_counter()
+    kind = kind or lessons.kind
     training, held_back = lessons.training, lessons.held_back
     steps = steps or max(1, min(STEPS, _EPOCHS * len(training) // ROWS))
     with evaluating(model):
         together = packs(model, [lesson.question for lesson in (*training, *held_back)])
     start, before = state_of(model), held_back_distance(model, held_back, together)
-    settings = OF_CHOICES if training[0].question.choices else OF_TOKENS
-    healers = [Healer(model, lessons, setting, steps, ROWS, seed, before, together) for setting in settings]
+    if kind == "lora":
+        add_adapters_(model, seed)
+    trained = sum(one.numel() for one in trained_parameters(model).values())
+    adapted = state_of(model)
+    healers = [
+        Healer(model, lessons, setting, steps, ROWS, seed, before, together) for setting in settings_for(lessons, kind)
+    ]
+    _take_turns(healers, steps, before, checkpoint)
     courses = [one.course for one in healers]
+    healer = min(healers, key=lambda one: one.course.after)
+    healer.finish(adapted)
+    course, after = healer.course, healer.course.after
+    if kind == "lora":
+        merge_adapters_(model)
+        # Rounded to the model's dtype, a merged weight is another one.
+        after = held_back_distance(model, held_back, together) if course.best else before
+        if after >= before:
+            restore(model, start)
+            course.best, after = 0, before
+    if course.best == 0:
+        progress.note("healing brought the model no nearer to what is taught on held-back rows: it is as it was before")
+    return Healing(
+        kind, before, after, course, [one for one in courses if one is not course], len(training), len(held_back),
+        lessons.skipped, trained, time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _take_turns(healers: Sequence[Healer], steps: int, before: float, checkpoint: Checkpoint | None) -> None:
+    """Go through the steps with all of them, and after each look on without those that have fallen behind."""
+    of = ""
+    if checkpoint is not None:
+        of = digest(steps, before, [one.course.setting for one in healers])
+        for number, healer in enumerate(healers):
+            checkpoint.restore(number, healer, of)
+    going_on = dict(enumerate(healers))
     looks = sorted({max(1, steps * part // LOOKS) for part in range(1, LOOKS + 1)})
     with progress.bar("healing", len(healers) * steps, "steps") as advance:
-        for look in looks:
-            for healer in healers:
-                healer.go_on(look, advance)
-                found = healer.course.curve[-1][1]
-                progress.say(f"  {healer.course.setting}: {before:.4f} → {found:.4f} nats after {healer.steps} steps")
-            nearest = min(one.course.curve[-1][1] for one in healers)
-            going_on = [one for one in healers if one.course.curve[-1][1] <= nearest + MARGIN * abs(nearest)]
-            advance((len(healers) - len(going_on)) * (steps - look))
-            healers = going_on
-    healer = min(healers, key=lambda one: one.course.after)
-    healer.finish(start)
-    course = healer.course
-    if course.best == 0:
-        progress.note("healing brought the model no nearer to the dense one on held-back rows: it is as it was before")
-    return Healing(
-        before, course.after, course, [one for one in courses if one is not course], len(training), len(held_back),
-        lessons.skipped, sum(one.numel() for one in trained_parameters(model).values()), time.perf_counter() - started,
-    )  # fmt: skip
+        for place, look in enumerate(looks):
+            for number, healer in going_on.items():
+                keep = partial(checkpoint.keep, number, of=of) if checkpoint is not None else lambda healer: None
+                healer.go_on(look, advance, keep)
+                found = healer.course.at(look)
+                progress.say(f"  {healer.course.setting}: {before:.4f} → {found:.4f} nats after {look} steps")
+            order = sorted(going_on, key=lambda number: going_on[number].course.at(look))
+            nearest = going_on[order[0]].course.at(look)
+            limit, most = nearest + MARGIN * abs(nearest), _AT_MOST[min(place, len(_AT_MOST) - 1)]
+            for rank, number in enumerate(order):
+                if rank >= most or going_on[number].course.at(look) > limit:
+                    healer = going_on.pop(number)
+                    advance(steps - look)
+                    if checkpoint is not None:
+                        checkpoint.keep(number, healer, of, given_up=True)
 
 
 def _finite(value: float) -> float | None:

@@ -53,6 +53,10 @@ class Course:
         """Nats on the held-back rows at its best."""
         return dict(self.curve)[self.best]
 
+    def at(self, steps: int) -> float:
+        """Nats at the last look up to so many steps."""
+        return [nats for taken, nats in self.curve if taken <= steps][-1]
+
     @property
     def diverged(self) -> bool:
         """Whether a loss was no number."""
@@ -100,10 +104,15 @@ class Healer:
         """How many were taken."""
         return len(self.course.losses)
 
-    def go_on(self, until: int, advance: Callable[[int], None]) -> None:
-        """Take steps until there were `until`, then look at the held-back rows; none after a loss that is no number."""
-        if self.steps == until or self.course.diverged:
-            advance(until - self.steps)
+    def go_on(
+        self, until: int, advance: Callable[[int], None], keep: Callable[[Healer], None] = lambda healer: None
+    ) -> None:
+        """Take steps until there were `until`, then look at the held-back rows; none after a loss that is no number.
+
+        keep: is called after each step and look, where the healing can be left.
+        """
+        if self.course.curve[-1][0] >= until or (len(self.course.curve) > 1 and self.course.diverged):
+            advance(max(until - self.steps, 0))
             return
         with evaluating(self._model), self._masters:
             while self.steps < until and not self.course.diverged:
@@ -111,10 +120,27 @@ class Healer:
                     _step(self._model, self._masters, next(self._drawn), self.course.setting, self._together)
                 )
                 advance(1)
+                keep(self)
         lost = math.inf if self.course.diverged else held_back_distance(self._model, self._held_back, self._together)
         self.course.curve.append((self.steps, lost))
         if lost < self.course.after:
             self.course.best, self._best = self.steps, state_of(self._model)
+        keep(self)
+
+    def state(self, given_up: bool = False) -> State:
+        """All tensors that going on needs, for `restore`, or only those of the best look: not copies."""
+        best = {} if self._best is None else {f"best {name}": one for name, one in self._best.items()}
+        return best if given_up else self._masters.state() | best
+
+    def restore(self, course: Course, state: State, given_up: bool = False) -> None:
+        """Go on from where another healing was left, with its course and state."""
+        self.course = course
+        best = {name.removeprefix("best "): one for name, one in state.items() if name.startswith("best ")}
+        self._best = best or None
+        if not given_up:
+            self._masters.restore(state, self.steps)
+            for _ in range(self.steps):
+                next(self._drawn)
 
     def finish(self, start: State) -> None:
         """Leave the model where it was nearest to its teacher; at its `start` where no look found it nearer."""
@@ -156,8 +182,8 @@ def _distances(model: PreTrainedModel, lessons: Sequence[Lesson], together: bool
 
 
 def _totals(lessons: Sequence[Lesson]) -> tuple[int, int]:
-    """Questions with choices, and targets of all."""
-    return sum(lesson.question.choices for lesson in lessons), sum(lesson.question.targets for lesson in lessons)
+    """Questions with choices, and the targets that count of all."""
+    return sum(lesson.question.choices for lesson in lessons), sum(int(lesson.counts.sum()) for lesson in lessons)
 
 
 def _drawn(lessons: Sequence[Lesson], rows: int, seed: int) -> Iterator[list[Lesson]]:

@@ -1,4 +1,4 @@
-"""How far a pruned model is from its teacher on some lessons, in nats."""
+"""How far a pruned model is from its teacher, or from the labels, on some lessons, in nats."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def distance(predicted: Predicted, lessons: Sequence[Lesson]) -> Distance:
     top = torch.cat([lesson.top for lesson in lessons]).to(device)
     wanted = torch.cat([lesson.logprobs for lesson in lessons]).to(device)
     tokens = _token_divergence(predicted.logprobs.gather(1, top), wanted, top.shape[1] < predicted.logprobs.shape[1])
+    counts = torch.cat([lesson.counts for lesson in lessons]).to(device)
     choices = predicted.logprobs.new_zeros(())
     for lesson, judged in zip(lessons, predicted.judged, strict=True):
         if lesson.question.choices:
             p, q = lesson.judged.to(device).log_softmax(0), judged.log_softmax(0)
             choices = choices + (p.exp() * (p - q)).sum()
-    return Distance(choices, tokens.sum())
+    return Distance(choices, tokens[counts].sum())
 
 
 def _token_divergence(found: torch.Tensor, wanted: torch.Tensor, others: bool) -> torch.Tensor:

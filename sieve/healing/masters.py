@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from sieve.healing.lora import adapter_parameters
 from sieve.nn.formats.masked import masked_layers
 
 if TYPE_CHECKING:
@@ -16,11 +19,16 @@ if TYPE_CHECKING:
 _BETAS = (0.9, 0.98)
 _WARM_UP = 4  # one step in so many
 _LAST = 0.05  # of the rate, at the end of the cosine
+_FUSED = ("cpu", "cuda")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _CLIP = 1.0  # norm of a step's gradient
 
 
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Every parameter but those of the embedding and the output head."""
+    """Every parameter but those of the embedding and the output head; of a model with adapters, theirs alone."""
+    adapters = adapter_parameters(model)
+    if adapters:
+        return adapters
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     left = {id(parameter) for table in tables if table is not None for parameter in table.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in left}
@@ -40,7 +48,9 @@ class Masters:
         self._parameters = trained_parameters(model)
         self._wide = {name: one.detach().to(_wide(one.dtype), copy=True) for name, one in self._parameters.items()}
         self._zeros = _zeros(model, self._parameters)
-        self._adam = torch.optim.AdamW(self._wide.values(), lr=rate, betas=_BETAS, weight_decay=0.0)
+        # Fused: one pass over weight, gradient and both moments, where each operation would be a pass of its own.
+        fused = model.device.type in _FUSED
+        self._adam = torch.optim.AdamW(self._wide.values(), lr=rate, betas=_BETAS, weight_decay=0.0, fused=fused)
         warm = max(1, steps // _WARM_UP)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._adam,
@@ -88,6 +98,26 @@ class Masters:
         self._adam.zero_grad()
         self._schedule.step()
         return finite
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and moments after the steps so far, for `restore`: not copies."""
+        state = {f"wide {name}": one.detach() for name, one in self._wide.items()}
+        for name, one in self._wide.items():
+            for key, value in self._adam.state[one].items():
+                state[f"{key} {name}"] = value
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor], steps: int) -> None:
+        """Go on from where another one was after `steps` steps, when its `state` was this."""
+        for name, one in self._wide.items():
+            one.copy_(state[f"wide {name}"])
+            moments = {key: state[f"{key} {name}"] for key in _MOMENTS if f"{key} {name}" in state}
+            self._adam.state[one].update({key: value.to(one.device, copy=True) for key, value in moments.items()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects a step of the optimiser before the schedule's
+            for _ in range(steps):
+                self._schedule.step()
 
     @torch.no_grad()
     def _write(self) -> None:

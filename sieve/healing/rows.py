@@ -75,12 +75,17 @@ class Packed:
 
 
 def questions_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    labels: bool = False,
 ) -> list[Question | None]:
     """One question per example, None where it has nothing to predict; of texts one per window.
 
     Args:
         model: the teacher, who writes the answers of a generation task.
+        labels: those answers are the right ones instead, the first where there are several.
     """
     context = context_length(model)
     if not task.has_prompts:
@@ -93,6 +98,8 @@ def questions_of(
     if task.type == "perplexity":
         targets = [encode_target(tokenizer, task, one) for one in examples]
         return [_text(*fitted(tokenizer, task, [target], limit)[0]) for target in targets]
+    if labels:
+        return [_answer(tokenizer, task, one, one.references[0], limit) for one in examples]
     room = None if context is None else context - task.max_new_tokens
     prompts = [fitted(tokenizer, task, [encode(tokenizer, task, one, "")], room)[0][0] for one in examples]
     answers, _ = greedy_answers(model, tokenizer, prompts, task.max_new_tokens, task.stop, CELLS)
@@ -117,7 +124,7 @@ def _choices(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, l
 def _answer(
     tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, text: str, limit: int | None
 ) -> Question | None:
-    """The teacher's answer, and what ends it."""
+    """An answer, and what ends it."""
     written = continuing(example.prompt, text) + (task.stop or "")
     ids, start = fitted(tokenizer, task, [encode(tokenizer, task, example, written)], limit)[0]
     ended = [tokenizer.eos_token_id] if not task.stop and tokenizer.eos_token_id is not None else []

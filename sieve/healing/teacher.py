@@ -24,26 +24,30 @@ if TYPE_CHECKING:
 
 TOP = 256  # tokens of the vocabulary whose probability is kept
 FEWEST = 32  # calibration rows
-_HELD_BACK, _MOST_HELD_BACK = 8, 256  # one row in so many, at most so many
+_HELD_BACK, MOST_HELD_BACK = 8, 256  # one row in so many, at most so many
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question and what the teacher says of it.
+    """A question and what is to be said of it.
 
     top: int64 [targets, k], the likeliest tokens at each target; logprobs: float32 [targets, k], theirs.
     judged: float32 [endings], as the task compares them.
+    counts: bool [targets], those that the model learns from: all of a teacher's, of labels the right answer's.
     """
 
     question: Question
     top: torch.Tensor
     logprobs: torch.Tensor
     judged: torch.Tensor
+    counts: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Lessons:
     """training, held_back: disjoint, of the calibration split; rows of one group are on one side.
+
+    kind: whose lessons they are: the dense model's ("label-free") or the labels' ("tuned").
 
     skipped: rows that have nothing to predict.
     taught: the examples of all lessons of choices, and answers: the choice that the teacher gives each of them.
@@ -54,6 +58,7 @@ class Lessons:
     skipped: int
     taught: list[Example]
     answers: list[int]
+    kind: str = "label-free"
 
 
 def teach(
@@ -68,24 +73,42 @@ def teach(
     Raises: InputError for fewer than `FEWEST` rows.
     """
     require_rows(task, examples)
-    border = _border(examples)
-    parts = [examples[:border][:most], examples[border:]]
+    parts = training_and_held_back(examples, most)
     with evaluating(teacher):
         found = [questions_of(teacher, tokenizer, task, part) for part in parts]
-        questions = [[one for one in part if one is not None] for part in found]
-        if not all(questions):
-            raise InputError(f"{task.where}: no calibration row has a token to predict, so there is nothing to heal by")
-        every = [one for part in questions for one in part][: most + _MOST_HELD_BACK]
+        questions = with_targets(task, found)
+        every = [one for part in questions for one in part][: most + MOST_HELD_BACK]
         together = packs(teacher, every)
-        training, held_back = (_lessons(teacher, part[:limit], together) for part, limit in
-                               zip(questions, (most, _MOST_HELD_BACK), strict=True))  # fmt: skip
-    skipped = sum(one is None for part in found for one in part)
+        training, held_back = (
+            _lessons(teacher, part[:limit], together)
+            for part, limit in zip(questions, (most, MOST_HELD_BACK), strict=True)
+        )
+    skipped = count_skipped(found)
     taught, answers = [], []
     if task.type == "multiple_choice":
         taught = [example for part, asked in zip(parts, found, strict=True)
                   for example, one in zip(part, asked, strict=True) if one is not None]  # fmt: skip
         answers = [int(lesson.judged.argmax()) for lesson in (*training, *held_back)]
     return Lessons(training, held_back, skipped, taught, answers)
+
+
+def training_and_held_back(examples: Sequence[Example], most: int) -> list[Sequence[Example]]:
+    """Rows to learn from, at most `most`, and rows to judge by: never of one group, whose rows lie side by side."""
+    border = _border(examples)
+    return [examples[:border][:most], examples[border:]]
+
+
+def with_targets(task: Task, found: Sequence[Sequence[Question | None]]) -> list[list[Question]]:
+    """Without the rows that have nothing to predict; InputError where that leaves none."""
+    questions = [[one for one in part if one is not None] for part in found]
+    if not all(questions):
+        raise InputError(f"{task.where}: no calibration row has a token to predict, so there is nothing to heal by")
+    return questions
+
+
+def count_skipped(found: Sequence[Sequence[Question | None]]) -> int:
+    """How many rows have nothing to predict."""
+    return sum(one is None for part in found for one in part)
 
 
 def require_rows(task: Task, examples: Sequence[Example]) -> None:
@@ -98,8 +121,8 @@ def require_rows(task: Task, examples: Sequence[Example]) -> None:
 
 
 def _border(examples: Sequence[Example]) -> int:
-    """Where the rows that are held back begin: never inside a group, whose rows lie side by side."""
-    border = len(examples) - min(max(len(examples) // _HELD_BACK, FEWEST // 4), _MOST_HELD_BACK)
+    """Where the rows that are held back begin."""
+    border = len(examples) - min(max(len(examples) // _HELD_BACK, FEWEST // 4), MOST_HELD_BACK)
     while border > FEWEST // 2 and examples[border - 1].group and examples[border - 1].group == examples[border].group:
         border -= 1
     return border
@@ -116,7 +139,9 @@ def _lessons(teacher: PreTrainedModel, questions: Sequence[Question], together: 
             first = 0
             for number, one, judged in zip(numbers, asked, predicted.judged, strict=True):
                 own = slice(first, first + one.targets)
-                lessons[number] = Lesson(one, top[own].cpu(), logprobs[own].cpu(), judged.cpu())
+                lessons[number] = Lesson(
+                    one, top[own].cpu(), logprobs[own].cpu(), judged.cpu(), torch.ones(one.targets, dtype=torch.bool)
+                )
                 first += one.targets
             advance(len(numbers))
     return [lessons[number] for number in range(len(questions))]

@@ -262,10 +262,10 @@ def test_settings_that_fall_behind_are_given_up_and_near_ones_go_on(monkeypatch)
     healing = heal_(tiny_pruned("llama"), lessons(), steps=10)
     courses = [healing.course, *healing.tries]
     taken = {one.setting: one.curve[-1][0] for one in courses}
-    assert [taken[one] for one in settings[:2]] == [10, 10]
+    assert sorted(taken[one] for one in settings[:2]) == [6, 10]  # after three looks the nearest goes on alone
     assert taken[settings[2]] < 10
     assert taken[settings[3]] == 2
-    assert healing.course.setting in settings[:2]
+    assert taken[healing.course.setting] == 10
     assert healing.after == min(one.after for one in courses) < healing.before
     report = healing.report()
     assert report["held_back"]["curve"][0] == [0, healing.before]
@@ -346,3 +346,109 @@ def test_distance_of_texts_has_no_choices():
     assert float(one.choices) == 0
     assert float(one.tokens.detach()) > 0
     assert taught.answers == []
+
+
+class Killed(BaseException):
+    """As an interrupt is, no error."""
+
+
+@pytest.mark.parametrize(("kind", "after"), [("label-free", 1), ("label-free", 11), ("tuned", 7), ("lora", 12)])
+def test_an_interrupted_healing_goes_on_to_the_same_bits(kind, after, tmp_path, monkeypatch):
+    task, dense = task_of(), tiny_model("llama")
+    whole = tiny_pruned("llama")
+    want = heal(whole, TOKENIZER, task, dense, steps=10, kind=kind)
+    taken = []
+    step = loop._step
+
+    def killed(*args):
+        taken.append(1)
+        if len(taken) > after:
+            raise Killed
+        return step(*args)
+
+    monkeypatch.setattr("sieve.healing.checkpoint.SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_step", killed)
+    with pytest.raises(Killed):
+        heal(tiny_pruned("llama"), TOKENIZER, task, dense, steps=10, kind=kind, checkpoint=tmp_path / "kept")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} >= {"lessons.safetensors", "setting-0.safetensors"}
+    monkeypatch.setattr(loop, "_step", lambda *args: taken.append(2) or step(*args))
+    monkeypatch.setattr("sieve.healing.heal.teach", None)  # the teacher is asked once
+    monkeypatch.setattr("sieve.healing.heal.label_lessons", None)
+    student = tiny_pruned("llama")
+    got = heal(student, TOKENIZER, task, dense, steps=10, kind=kind, checkpoint=tmp_path / "kept")
+    assert got.course == want.course
+    assert got.tries == want.tries
+    assert taken.count(2) == sum(one.curve[-1][0] for one in (want.course, *want.tries)) - after
+    for name, one in whole.named_parameters():
+        assert torch.equal(one, dict(student.named_parameters())[name]), name
+
+
+def test_a_checkpoint_of_something_else_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("sieve.healing.checkpoint.SECONDS", 0.0)
+    task, dense = task_of(), tiny_model("llama")
+    heal(tiny_pruned("llama"), TOKENIZER, task, dense, steps=4, checkpoint=tmp_path)
+    want, got = tiny_pruned("llama"), tiny_pruned("llama")
+    heal(want, TOKENIZER, task, dense, steps=5)
+    heal(got, TOKENIZER, task, dense, steps=5, checkpoint=tmp_path)
+    assert all(torch.equal(one, got.state_dict()[name]) for name, one in want.state_dict().items())
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:50])  # damaged: as if it were not there
+    got = tiny_pruned("llama")
+    heal(got, TOKENIZER, task, dense, steps=5, checkpoint=tmp_path)
+    assert all(torch.equal(one, got.state_dict()[name]) for name, one in want.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "generation", "perplexity"])
+def test_tuning_raises_the_likelihood_of_the_labels(kind):
+    task = task_of(kind)
+    student = tiny_pruned("llama")
+    examples = task.splits()["calibration"]
+    healing = heal(student, TOKENIZER, task, steps=10, kind="tuned")
+    assert healing.report()["kind"] == "tuned"
+    assert healing.after < healing.before
+    taught = lessons_of(student, TOKENIZER, task, examples, 10, "tuned")
+    assert taught.answers == []
+    held = examples[-len(taught.held_back) :]
+    if kind == "multiple_choice":
+        want = []
+        for one in held:
+            logliks = []
+            for choice in one.choices:
+                ids, start = TOKENIZER(one.prompt + choice)["input_ids"], len(TOKENIZER(one.prompt)["input_ids"])
+                found = student(torch.tensor([ids])).logits[0].log_softmax(-1)[start - 1 : -1]
+                logliks.append(found.gather(1, torch.tensor(ids[start:])[:, None]).sum())
+            want.append(-torch.stack(logliks).log_softmax(0)[one.answer])
+        assert healing.after == pytest.approx(float(torch.stack(want).mean().detach()), rel=1e-4)
+        # Tokens of wrong choices are not learned.
+        for lesson, one in zip(taught.held_back, held, strict=True):
+            assert int(lesson.counts.sum()) == len(lesson.question.endings[one.answer])
+
+
+@pytest.mark.parametrize("pivoted", [False, True])
+def test_adapters_are_merged_at_the_same_rank(pivoted):
+    student = tiny_pruned("llama", pivoted=pivoted)
+    before = {name: one.detach().clone() for name, one in student.named_parameters()}
+    healing = heal(student, TOKENIZER, task_of(), tiny_model("llama"), steps=10, kind="lora")
+    assert healing.report()["kind"] == "lora"
+    assert healing.after < healing.before
+    after = dict(student.named_parameters())
+    assert {name: one.shape for name, one in after.items()} == {name: one.shape for name, one in before.items()}
+    changed = {name for name, one in after.items() if not torch.equal(one, before[name])}
+    assert changed
+    assert all("_proj" in name for name in changed)
+    assert not hasattr(student, "peft_config")
+    taught = lessons_of(tiny_model("llama"), TOKENIZER, task_of(), task_of().splits()["calibration"], 10)
+    assert held_back_distance(student, taught.held_back, True) == pytest.approx(healing.after, rel=1e-5)
+
+
+def test_adapters_that_cannot_be_are_refused():
+    model = tiny_model("llama")
+    statistics = sieve.calibrate(model, TOKENIZER, task_of("perplexity"), tokens=300, method="wanda")
+    masks = sieve.mask(model, statistics, "wanda")
+    student = sieve.apply_(model, masks, {name: matrix.n // 2 for name, matrix in masks.matrices(model).items()})
+    with pytest.raises(InputError, match="zeros of masks"):
+        heal(student, TOKENIZER, task_of(), tiny_model("llama"), kind="lora")
+    with pytest.raises(InputError, match="one of label-free, tuned, lora"):
+        heal(tiny_pruned("llama"), TOKENIZER, task_of(), tiny_model("llama"), kind="glued")
+    with pytest.raises(InputError, match="no teacher given"):
+        heal(tiny_pruned("llama"), TOKENIZER, task_of())
