@@ -1,10 +1,13 @@
 """The help of a command: its options in groups, one list under each heading."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperCommand
 
-from sieve.utils.options import GROUPS
+from sieve.errors import InputError
+from sieve.run.recipe import recipe_options
+from sieve.utils.options import GROUPS, Option
 
 WIDEST = 1000  # columns: help texts take the whole width of the terminal
 _GLUE = "\N{NO-BREAK SPACE}"
@@ -12,6 +15,9 @@ _GLUE = "\N{NO-BREAK SPACE}"
 
 class GroupedCommand(TyperCommand):
     """A command whose help shows the groups that `derive.command` gave its options."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        return super().parse_args(context, with_bare_values(args))
 
     def format_options(self, context: Any, formatter: Any) -> None:
         lists: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
@@ -24,6 +30,28 @@ class GroupedCommand(TyperCommand):
                 with formatter.section(group):
                     formatter.write_dl(records)
         formatter.buffer = [text.replace(_GLUE, " ") for text in formatter.buffer]
+
+
+def with_bare_values(args: Sequence[str]) -> list[str]:
+    """The arguments with what a flag alone stands for, where its option may go without a value."""
+    bare = {option.flag: option for option in recipe_options().values() if option.bare}
+    found: list[str] = []
+    for place, argument in enumerate(args):
+        if argument == "--":
+            return found + list(args[place:])
+        found.append(argument)
+        if argument in bare and not _is_value(bare[argument], args[place + 1 : place + 2]):
+            found.append(bare[argument].bare)
+    return found
+
+
+def _is_value(option: Option, following: Sequence[str]) -> bool:
+    try:
+        for one in following:
+            option.require(one)
+    except InputError:
+        return False
+    return bool(following)
 
 
 def _glued(text: str) -> str:

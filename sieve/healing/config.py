@@ -3,21 +3,48 @@
 from dataclasses import dataclass
 
 from sieve.errors import InputError
+from sieve.utils.messages import shorten
 from sieve.utils.options import option
+
+LABEL_FREE, TUNED, LORA = "label-free", "tuned", "lora"
+KINDS = (LABEL_FREE, TUNED, LORA)
+
+
+def check_kind(kind: str) -> None:
+    """InputError unless it is a kind of healing."""
+    if kind not in KINDS:
+        raise InputError(f"the kind of healing must be one of {', '.join(KINDS)}, got {shorten(kind)}")
+
+
+def check_heal(heal: bool | str) -> None:
+    """InputError unless it says whether to heal, or how."""
+    if not isinstance(heal, bool):
+        check_kind(heal)
 
 
 @dataclass(frozen=True)
 class HealingConfig:
-    """heal: take gradient steps of the pruned model towards the dense one, on calibration rows (`sieve.heal`).
+    """heal: take gradient steps of the pruned model on calibration rows (`sieve.heal`): "label-free" (or true) towards
+        the dense model, "tuned" towards the labels, "lora" towards the dense model by adapters.
     heal_steps: how many; None: 50, or so many that no row is seen more than twice.
     """
 
     GROUP = "Method"
 
-    heal: bool = option(False, "Train the pruned model to agree with the dense one, without labels")
+    heal: bool | str = option(
+        False,
+        "Train the pruned model to agree with the dense one, without labels; or, by name: tuned on the labels, lora",
+        bare=LABEL_FREE,
+        check=check_heal,
+    )
     heal_steps: int | None = option(
         None, "Number of healing steps", within="[1, ∞)", shown="50, or two passes over the calibration rows"
     )
+
+    @property
+    def kind(self) -> str | None:
+        """Of the healing that is asked for."""
+        return LABEL_FREE if self.heal is True else self.heal or None
 
     def check(self) -> None:
         """InputError for steps of a healing that is not asked for."""

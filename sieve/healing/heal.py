@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sieve.compression.vocabulary.trim import match_vocabulary_
 from sieve.errors import InputError
 from sieve.healing.checkpoint import Checkpoint, digest
+from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind
 from sieve.healing.forward import packs
 from sieve.healing.labels import label_lessons
 from sieve.healing.loop import Course, Healer, Setting, held_back_distance, restore, state_of
@@ -30,7 +31,6 @@ from sieve.tasks import Example, Task, load_task
 from sieve.utils import progress
 from sieve.utils.files import storage_errors
 from sieve.utils.identity import identity_of, model_fingerprint
-from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,6 @@ ROWS = 32  # lessons of a step
 _EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
 LOOKS = 5  # at the held-back rows, on the way
 MARGIN = 0.1  # of the nearest setting's distance, by which another is given up: the end of a cosine moves ranks
-KINDS = ("label-free", "tuned", "lora")
 _AT_MOST = (2, 2, 1)  # settings that go on after each look
 OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 1e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
@@ -101,7 +100,7 @@ def heal(
     teacher: PreTrainedModel | str | None = None,
     steps: int | None = None,
     seed: int = 0,
-    kind: str = "label-free",
+    kind: str = LABEL_FREE,
     checkpoint: str | Path | None = None,
 ) -> Healing:
     """Heal a pruned model in place: afterwards it is nearer to what is taught on rows held back, or as it was.
@@ -131,9 +130,9 @@ def heal(
     task = load_task(task)
     check_steps(steps)
     check_kind(kind)
-    if teacher is None and kind != "tuned":
+    if teacher is None and kind != TUNED:
         raise InputError("no teacher given: name the dense model that the model was made from")
-    if kind == "lora":
+    if kind == LORA:
         require_adaptable(model)
     examples = task.splits(seed)["calibration"]
     require_rows(task, examples)
@@ -146,12 +145,12 @@ def heal(
 
     def taught() -> Lessons:
         dense = teacher
-        if kind != "tuned" and isinstance(teacher, str):
+        if kind != TUNED and isinstance(teacher, str):
             dense, own = load_model(teacher, device=model.device)
             match_vocabulary_(dense, own, tokenizer)
-        if kind != "tuned":
+        if kind != TUNED:
             require_vocabulary(model, dense)
-        return lessons_of(model if kind == "tuned" else dense, tokenizer, task, examples, steps, kind)
+        return lessons_of(model if kind == TUNED else dense, tokenizer, task, examples, steps, kind)
 
     lessons = taught() if kept is None else kept.lessons(taught, examples)
     return heal_(model, lessons, steps, seed, kind, kept)
@@ -172,12 +171,6 @@ def healing_key(
     # A task's own data and file say nothing that its examples do not.
     asked = (task.type, task.normalize, task.chat, task.stop, task.max_new_tokens, task.truncate)
     return digest(identity_of(model, tokenizer), named, asked, list(examples), steps, seed, kind)
-
-
-def check_kind(kind: str) -> None:
-    """InputError unless it is a kind of healing."""
-    if kind not in KINDS:
-        raise InputError(f"the kind of healing must be one of {', '.join(KINDS)}, got {shorten(kind)}")
 
 
 def require_vocabulary(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -201,20 +194,20 @@ def lessons_of(
     task: Task,
     examples: Sequence[Example],
     steps: int | None = None,
-    kind: str = "label-free",
+    kind: str = LABEL_FREE,
 ) -> Lessons:
     """What is taught on as many calibration rows as healing will use; the teacher is not needed afterwards.
 
     Args: teacher: of labels, any model whose texts may be as long.
     """
-    make = label_lessons if kind == "tuned" else teach
+    make = label_lessons if kind == TUNED else teach
     return make(teacher, tokenizer, task, examples, (steps or STEPS) * ROWS)
 
 
 def settings_for(lessons: Lessons, kind: str) -> tuple[Setting, ...]:
     """Losses and rates to try."""
     settings = OF_CHOICES if lessons.training[0].question.choices else OF_TOKENS
-    factor = _OF_ADAPTERS if kind == "lora" else 1.0
+    factor = _OF_ADAPTERS if kind == LORA else 1.0
     return tuple(replace(one, rate=factor * one.rate) for one in settings)
 
 
@@ -234,7 +227,7 @@ def heal_(
     with evaluating(model):
         together = packs(model, [lesson.question for lesson in (*training, *held_back)])
     start, before = state_of(model), held_back_distance(model, held_back, together)
-    if kind == "lora":
+    if kind == LORA:
         add_adapters_(model, seed)
     trained = sum(one.numel() for one in trained_parameters(model).values())
     adapted = state_of(model)
@@ -246,7 +239,7 @@ def heal_(
     healer = min(healers, key=lambda one: one.course.after)
     healer.finish(adapted)
     course, after = healer.course, healer.course.after
-    if kind == "lora":
+    if kind == LORA:
         merge_adapters_(model)
         # Rounded to the model's dtype, a merged weight is another one.
         after = held_back_distance(model, held_back, together) if course.best else before

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,21 @@ from sieve.errors import InputError
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.ngrams import ngram_accuracies
 from sieve.evaluation.scoring import Scores, evaluate
-from sieve.healing.heal import Healing, check_steps, heal_, lessons_of, require_vocabulary
+from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind
+from sieve.healing.heal import check_steps, heal_, healing_key, lessons_of, require_vocabulary
+from sieve.healing.lora import require_adaptable
 from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.loading import load_model
 from sieve.run.evaluate import own_recipe, own_task
-from sieve.run.report.healed import healed_report
+from sieve.run.report.healed import Controls, healed_report
 from sieve.run.report.html.run_page import run_pages
 from sieve.run.report.read import read_report
+from sieve.run.unfinished_healing import unfinished_healing
+from sieve.searchers.engine.journal import Journal
+from sieve.searchers.engine.remembered import remembered
 from sieve.tasks import Example, Task, load_task
 from sieve.tasks.stored import describe_data
+from sieve.utils import progress
 from sieve.utils.files import require_new, require_space
 
 MEASURED = ("fitness", "validation", "test")
@@ -38,13 +45,16 @@ def heal_folder(
     data: str | Path | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
+    kind: str = LABEL_FREE,
 ) -> dict[str, Any]:
     """Heal the model in `source` and save it to `output`; returns the report that `output/report.json` holds.
+
+    An interrupted healing leaves a folder `OUTPUT.healing`: called again with the same arguments, it goes on.
 
     Args:
         source: folder that `sieve prune` made; it stays as it is.
         teacher: the dense model; None: the one that the folder's report names.
-        steps: as for `sieve.heal`.
+        steps, kind: as for `sieve.heal`. Beside a "tuned" model the dense one is tuned likewise.
         data: file or folder in the place of the one that the task names.
 
     Raises: InputError for a folder that is not pruned or of other data, too few calibration rows, or a teacher with
@@ -52,45 +62,61 @@ def heal_folder(
     """
     started = time.perf_counter()
     check_steps(steps)
+    check_kind(kind)
     output, report, recipe = require_new(output), read_report(source), own_recipe(str(source))
-    task = load_task(own_task(str(source), recipe), data)
-    splits = task.splits(recipe.get("seed", 0))
+    task, seed = load_task(own_task(str(source), recipe), data), recipe.get("seed", 0)
+    splits = task.splits(seed)
     _require_same_data(report, splits, source)
     require_rows(task, splits["calibration"])
-    model, tokenizer = load_model(str(source), device=device, trust_remote_code=trust_remote_code)
-    _require_pruned(model, source)
-    dense, own = load_model(teacher or report["model"], model.dtype, device, trust_remote_code)
-    if not has_fewer_tokens(tokenizer, own):
-        require_vocabulary(model, dense)
-    check_splits(model, tokenizer, task, splits)
-    require_space(output, model_bytes(model))
-    scores = {split: evaluate(dense, own, task, splits[split]) for split in MEASURED}
-    same_tokens = scores
-    if match_vocabulary_(dense, own, tokenizer) is not None:
-        require_vocabulary(model, dense)
-        same_tokens = {split: evaluate(dense, tokenizer, task, splits[split]) for split in MEASURED}
-    lessons = lessons_of(dense, tokenizer, task, splits["calibration"], steps)
-    del dense
-    healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, steps, recipe.get("seed", 0))
-    letters = letters_taught(task, lessons, splits)
-    made = healed_report(report, healing, scores, same_tokens, healed, letters, time.perf_counter() - started)
-    recipe = {**recipe, "heal": True, "heal_steps": steps}
-    save(model, tokenizer, output, report=made, recipe=recipe, task=task, pages=run_pages(made, recipe))
+    with unfinished_healing(output) as unfinished:
+        model, tokenizer = load_model(str(source), device=device, trust_remote_code=trust_remote_code)
+        _require_pruned(model, source)
+        if kind == LORA:
+            require_adaptable(model)
+        dense, own = load_model(teacher or report["model"], model.dtype, device, trust_remote_code)
+        if not has_fewer_tokens(tokenizer, own):
+            require_vocabulary(model, dense)
+        check_splits(model, tokenizer, task, splits)
+        require_space(output, model_bytes(model))
+        key = healing_key(model, tokenizer, task, splits["calibration"], dense, steps, seed, kind)
+        with unfinished.scores(f"{key} {describe_data(splits)}") as journal:
+            measured = _Measured(task, splits, journal)
+            scores = measured("dense", dense, own)
+            same_tokens = scores
+            if match_vocabulary_(dense, own, tokenizer) is not None:
+                require_vocabulary(model, dense)
+                same_tokens = measured("dense, the same tokens", dense, tokenizer)
+            checkpoint = unfinished.checkpoint("pruned", key)
+            lessons = checkpoint.lessons(
+                lambda: lessons_of(dense, tokenizer, task, splits["calibration"], steps, kind), splits["calibration"]
+            )
+            if kind != TUNED:
+                del dense
+            healing = heal_(model, lessons, steps, seed, kind, checkpoint)
+            healed = measured("healed", model, tokenizer)
+            tuned = None
+            if kind == TUNED:
+                progress.say("  the dense model, tuned likewise")
+                heal_(dense, lessons, steps, seed, kind, unfinished.checkpoint("dense", key))
+                tuned = measured("tuned dense", dense, tokenizer)
+        controls = Controls(letters_taught(task, lessons, splits), tuned)
+        made = healed_report(report, healing, scores, same_tokens, healed, controls, time.perf_counter() - started)
+        recipe = {**recipe, "heal": kind, "heal_steps": steps}
+        save(model, tokenizer, output, report=made, recipe=recipe, task=task, pages=run_pages(made, recipe))
     return made
 
 
-def heal_and_score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    splits: Mapping[str, Sequence[Example]],
-    lessons: Lessons,
-    steps: int | None,
-    seed: int,
-) -> tuple[Healing, dict[str, Scores]]:
-    """Heal in place, and score what will be stored."""
-    healing = heal_(model, lessons, steps, seed)
-    return healing, {split: evaluate(model, tokenizer, task, splits[split]) for split in MEASURED}
+class _Measured:
+    """Scores of models on the splits of a report, from the journal where it has them."""
+
+    def __init__(self, task: Task, splits: Mapping[str, Sequence[Example]], journal: Journal):
+        self._task, self._splits, self._journal = task, splits, journal
+
+    def __call__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
+        def measure(split: str) -> Scores:
+            return evaluate(model, tokenizer, self._task, self._splits[split])
+
+        return {split: remembered(self._journal, f"{name} on {split}", partial(measure, split)) for split in MEASURED}
 
 
 def letters_taught(task: Task, lessons: Lessons, splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ GROUPS = ("Task", "Size", "Method", "Search", "Machine", "Output")
 """The parts of `sieve prune --help`."""
 
 LARGEST = 2**63 - 1  # what integers of tensors can hold; NaN is not below it either
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
+_WORDS: dict[type, str] = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Option:
     shown: the default in words, where the value does not say it.
     check: raises InputError for a bad value, in the place of choices and range.
     flags: on the command line, where they do not follow from the name. argument: it is given by its place there.
+    bare: what the flag alone stands for, where it may be followed by a value or not.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Option:
     check: Callable[[Any], None] | None = None
     flags: tuple[str, ...] = ()
     argument: bool = False
+    bare: str = ""
 
     @property
     def flag(self) -> str:

@@ -1,6 +1,7 @@
 """A report of a pruned model, made one of the same model after healing."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sieve.evaluation.confidence import bootstrap, paired
@@ -9,13 +10,26 @@ from sieve.healing.heal import Healing
 from sieve.run.report.build import interval_values
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What stands beside a healed model's numbers.
+
+    ngrams_taught: split → what an n-gram classifier scores that was trained on the dense model's answers, no label
+        read; empty where nobody answered.
+    tuned_dense: split → scores of the dense model tuned on the same labels; None where the model was not.
+    """
+
+    ngrams_taught: Mapping[str, float]
+    tuned_dense: Mapping[str, Scores] | None = None
+
+
 def healed_report(
     report: Mapping[str, Any],
     healing: Healing,
     dense: Mapping[str, Scores],
     same_tokens: Mapping[str, Scores],
     healed: Mapping[str, Scores],
-    letters: Mapping[str, float],
+    controls: Controls,
     seconds: float,
 ) -> dict[str, Any]:
     """The report with the healed model's numbers as those of the pruned one; what they were is kept under "healing".
@@ -24,7 +38,6 @@ def healed_report(
         report: of the model before.
         dense, healed: split → scores, on the same examples.
         same_tokens: as `dense`, over the tokens that the healed model has: likelihoods are compared with those.
-        letters: split → what an n-gram classifier scores that was trained on the dense model's answers, no label read.
         seconds: of the whole stage, teaching and evaluation included.
     """
     splits = list(healed)
@@ -41,6 +54,26 @@ def healed_report(
         made["difference"] = made["difference"] | {
             measure: {split: interval_values(differences[split]) for split in splits}
         }
-    made["healing"] = {**healing.report(), "before": before, "ngrams_taught": dict(letters)}
+    made["healing"] = {**healing.report(), "before": before, "ngrams_taught": dict(controls.ngrams_taught)}
+    if controls.tuned_dense is not None:
+        made["healing"]["tuned_dense"] = _beside(healed, controls.tuned_dense, fields)
     made["seconds"] = report["seconds"] | {"heal": round(report["seconds"].get("heal", 0.0) + seconds, 3)}
     return made
+
+
+def _beside(
+    healed: Mapping[str, Scores], other: Mapping[str, Scores], fields: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Another model's numbers, and how far the healed one's are from them."""
+    found = {
+        measure: {split: interval_values(bootstrap(getattr(other[split], field))) for split in healed}
+        for measure, field in fields.items()
+    }
+    found["difference"] = {
+        measure: {
+            split: interval_values(paired(getattr(healed[split], field), getattr(other[split], field)))
+            for split in healed
+        }
+        for measure, field in fields.items()
+    }
+    return found
