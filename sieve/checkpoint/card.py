@@ -56,12 +56,16 @@ def model_card(
     if healing := report.get("healing"):
         held = healing["held_back"]
         parts.append(
-            f"Healed ({healing['kind']}): {healing['steps']} gradient steps towards the dense model on calibration "
-            f"rows ({held['before']:.3f} → {held['after']:.3f} nats from it on rows held back)."
+            f"Healed ({healing['kind']}): {healing['steps']} gradient steps towards {_taught_by(healing)} on "
+            f"calibration rows ({held['before']:.3f} → {held['after']:.3f} nats from that on rows held back)."
         )
     if report:
         parts.append("`report.json` has every number of the run.")
     return "\n\n".join(parts) + "\n"
+
+
+def _taught_by(healing: Mapping[str, Any]) -> str:
+    return "the labels" if healing["kind"] == "tuned" else "the dense model"
 
 
 def _size(report: Mapping[str, Any]) -> str:

@@ -169,7 +169,7 @@ def healing_key(
     """What a healing depends on, for its checkpoint."""
     named = teacher if teacher is None or isinstance(teacher, str) else model_fingerprint(teacher)
     # A task's own data and file say nothing that its examples do not.
-    asked = (task.type, task.normalize, task.chat, task.stop, task.max_new_tokens, task.truncate)
+    asked = (task.type, task.normalize, task.is_chat, task.stop, task.max_new_tokens, task.truncate)
     return digest(identity_of(model, tokenizer), named, asked, list(examples), steps, seed, kind)
 
 

@@ -79,8 +79,8 @@ def heal_folder(
         check_splits(model, tokenizer, task, splits)
         require_space(output, model_bytes(model))
         key = healing_key(model, tokenizer, task, splits["calibration"], dense, steps, seed, kind)
-        with unfinished.scores(f"{key} {describe_data(splits)}") as journal:
-            measured = _Measured(task, splits, journal)
+        with unfinished.scores(key) as journal:
+            measured = Measured(task, splits, journal)
             scores = measured("dense", dense, own)
             same_tokens = scores
             if match_vocabulary_(dense, own, tokenizer) is not None:
@@ -106,17 +106,23 @@ def heal_folder(
     return made
 
 
-class _Measured:
+class Measured:
     """Scores of models on the splits of a report, from the journal where it has them."""
 
-    def __init__(self, task: Task, splits: Mapping[str, Sequence[Example]], journal: Journal):
+    def __init__(self, task: Task, splits: Mapping[str, Sequence[Example]], journal: Journal | None):
         self._task, self._splits, self._journal = task, splits, journal
+        self._data = describe_data({split: splits[split] for split in MEASURED})
 
     def __call__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
         def measure(split: str) -> Scores:
             return evaluate(model, tokenizer, self._task, self._splits[split])
 
-        return {split: remembered(self._journal, f"{name} on {split}", partial(measure, split)) for split in MEASURED}
+        return {
+            split: remembered(
+                self._journal, f"{name} on {split} {self._data[split]['sha256']}", partial(measure, split)
+            )
+            for split in MEASURED
+        }
 
 
 def letters_taught(task: Task, lessons: Lessons, splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:

@@ -18,20 +18,26 @@ from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.methods import compress, method_report, plannable
+from sieve.compression.vocabulary.bpe import require_bpe
+from sieve.compression.vocabulary.trim import keep_tokens_, match_vocabulary_, task_sequences
 from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores, evaluate
-from sieve.healing.heal import lessons_of
-from sieve.healing.teacher import require_rows
+from sieve.healing.checkpoint import Checkpoint, digest
+from sieve.healing.config import LORA, TUNED
+from sieve.healing.heal import heal_, lessons_of
+from sieve.healing.lora import require_adaptable
+from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
-from sieve.run.heal import MEASURED, heal_and_score, letters_taught
+from sieve.run.heal import MEASURED, Measured, letters_taught
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
-from sieve.run.report.healed import healed_report
+from sieve.run.report.healed import Controls, healed_report
 from sieve.run.report.html.run_page import run_pages
+from sieve.run.report.trimmed import trimmed_report
 from sieve.run.resume import ResumableRun
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
@@ -103,8 +109,12 @@ def _pruned(
             _require_plans(recipe, prunable)
         ready = check_splits(model, tokenizer, task, splits)
         truncated = {name: part.truncated for name, part in ready.items()}
-        if recipe.heal:
+        if recipe.healing.kind:
             require_rows(task, splits["calibration"])
+        if recipe.healing.kind == LORA:
+            require_adaptable(model)
+        if recipe.trim_vocabulary:
+            require_bpe(tokenizer)
         if recipe.task_aware:
             general_text(recipe.general).splits(recipe.seed)
         require_space(output, model_bytes(model) + _JOURNAL_BYTES)  # masked or not, no model grows
@@ -120,7 +130,21 @@ def _pruned(
         levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
         dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels, score)
         dense_test = score("test")
-        lessons = lessons_of(model, tokenizer, task, splits["calibration"], recipe.heal_steps) if recipe.heal else None
+        whole_size, trimmed, same_tokens = _size(model), None, None
+        if recipe.trim_vocabulary:
+            trimmed = keep_tokens_(model, tokenizer, task_sequences(tokenizer, task, splits["calibration"]))
+            check_splits(model, tokenizer, task, splits)
+            progress.say(f"  {len(trimmed.kept):,} of {trimmed.before:,} tokens stay")
+            same_tokens = Measured(task, splits, kept)("dense, the same tokens", model, tokenizer)
+        gone = {name: value - _size(model)[name] for name, value in whole_size.items()}
+        lessons = None
+        if kind := recipe.healing.kind:
+            key = digest(identity, recipe.to_dict(), found)
+            checkpoint = Checkpoint(unfinished.stage("heal"), key)
+            lessons = checkpoint.lessons(
+                lambda: lessons_of(model, tokenizer, task, splits["calibration"], recipe.heal_steps, kind),
+                splits["calibration"],
+            )
         if recipe.shared_input:
             prunable = PrunableModel(share_inputs_(model))
             _require_plans(recipe, prunable)
@@ -174,7 +198,7 @@ def _pruned(
                 chosen, result = refitted.factors, replace(result, plan=refitted.plan, pruned=refitted.pruned)
     with stages("test"):
         scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
-        size = {"dense": _size(model)}
+        size = {"dense": {name: value + gone[name] for name, value in _size(model).items()}}
         scores["dense"]["test"] = dense_test
         left = _left_dense(prunable, factors, recipe, result.unpredicted)
         apply_(model, chosen, result.plan)
@@ -192,16 +216,40 @@ def _pruned(
         factors.shrinkage, refitted, levels, signal_notes(task, splits, result.dense, levels),
         truncated, left,
     )  # fmt: skip
+    if trimmed is not None:
+        report = trimmed_report(report, trimmed, scores["pruned"], same_tokens)
     if lessons is not None:
         with stages("heal"):
-            healing, healed = heal_and_score(model, tokenizer, task, splits, lessons, recipe.heal_steps, recipe.seed)
-            letters = letters_taught(task, lessons, splits)
+            scored = Measured(task, splits, unfinished.journal)
+            healing = heal_(model, lessons, recipe.heal_steps, recipe.seed, kind, checkpoint)
+            healed = scored("healed", model, tokenizer)
+            tuned = None
+            if kind == TUNED:
+                tuned = _tuned_dense(recipe, tokenizer, lessons, scored, unfinished, key, trust_remote_code)
+            controls = Controls(letters_taught(task, lessons, splits), tuned)
         report = healed_report(
-            report, healing, scores["dense"], scores["dense"], healed, letters, stages.seconds["heal"]
+            report, healing, scores["dense"], same_tokens or scores["dense"], healed, controls, stages.seconds["heal"]
         )
     kept = recipe.beside_task()
     save(model, tokenizer, output, report=report, recipe=kept, task=task, pages=run_pages(report, kept))
     return report
+
+
+def _tuned_dense(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    lessons: Lessons,
+    scored: Measured,
+    unfinished: ResumableRun,
+    key: str,
+    trust_remote_code: bool,
+) -> dict[str, Scores]:
+    """What the dense model scores once it is tuned as the pruned one was."""
+    progress.say("  the dense model, tuned likewise")
+    dense, own = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
+    match_vocabulary_(dense, own, tokenizer)
+    heal_(dense, lessons, recipe.heal_steps, recipe.seed, TUNED, Checkpoint(unfinished.stage("tuned dense"), key))
+    return scored("tuned dense", dense, tokenizer)
 
 
 def calibration_cache() -> Path | None:

@@ -16,6 +16,7 @@ from sieve.calibration.config import CalibrationConfig
 from sieve.compression.config import CompressionConfig
 from sieve.compression.low_rank.config import LowRankConfig
 from sieve.compression.masks.config import MaskConfig, MaskOptions
+from sieve.compression.vocabulary.config import VocabularyConfig
 from sieve.errors import InputError
 from sieve.healing.config import HealingConfig
 from sieve.models.config import EMBEDDED_MODEL, WHICH_MODEL, LoadConfig
@@ -55,6 +56,7 @@ class Recipe:
     compression: CompressionConfig
     low_rank: LowRankConfig
     masks: MaskConfig
+    vocabulary: VocabularyConfig
     healing: HealingConfig
     search_options: Options
     loading: LoadConfig

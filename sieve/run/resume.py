@@ -6,6 +6,7 @@ with the journal comes to where it was without running the model, and on to the 
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
     from sieve.searchers.engine.journal import Journal
 
 _LOCK, _RECIPE, _DATA, _DENSE, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "dense.txt", "journal.txt"
-_FILES = (_RECIPE, TASK_FILE, _DATA, _DENSE, _JOURNAL, _LOCK)  # the lock goes last: until then nobody else may begin
+_STAGES = "stages"  # a folder of those that keep more than a journal
+_FILES = (
+    _RECIPE,
+    TASK_FILE,
+    _DATA,
+    _DENSE,
+    _JOURNAL,
+    _STAGES,
+    _LOCK,
+)  # the lock goes last: until then nobody may begin
 
 
 class ResumableRun:
@@ -112,6 +122,13 @@ class ResumableRun:
 
         self.journal = self._open.enter_context(Journal(self._folder / _JOURNAL, None))
 
+    def stage(self, name: str) -> Path:
+        """A folder where a stage keeps what it need not do again."""
+        folder = self._folder / _STAGES / name
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def remove(self) -> None:
         """Remove what a run leaves in its folder, and the folder unless there is something else in it."""
         remove_leftovers(self._folder)
@@ -153,7 +170,10 @@ class ResumableRun:
 
     def _unlink(self, names: Sequence[str]) -> None:
         for name in names:
-            (self._folder / name).unlink(missing_ok=True)
+            if name == _STAGES:
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+            else:
+                (self._folder / name).unlink(missing_ok=True)
 
     def _check(self, data: Data) -> None:
         path = self._folder / _DATA

@@ -15,7 +15,7 @@ class Controls:
     """What stands beside a healed model's numbers.
 
     ngrams_taught: split → what an n-gram classifier scores that was trained on the dense model's answers, no label
-        read; empty where nobody answered.
+        read; empty where no model answered.
     tuned_dense: split → scores of the dense model tuned on the same labels; None where the model was not.
     """
 

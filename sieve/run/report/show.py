@@ -86,12 +86,16 @@ def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None
 def healing_line(healing: dict[str, Any]) -> str:
     """What healing did, in a line, with what letters reach that learned from the same teacher."""
     held = healing["held_back"]
+    taught = "the labels" if healing["kind"] == "tuned" else "the dense model"
     before = ", ".join(f"{split} {value['value']:.3f}" for split, value in healing["before"]["accuracy"].items())
     text = (
         f"Healed ({healing['kind']}), {healing['steps']} steps on {healing['rows']:,} calibration rows: on "
-        f"{held['rows']} rows held back {held['before']:.3f} → {held['after']:.3f} nats from the dense model; accuracy "
+        f"{held['rows']} rows held back {held['before']:.3f} → {held['after']:.3f} nats from {taught}; accuracy "
         f"before: {before}"
     )
+    if tuned := healing.get("tuned_dense"):
+        value = tuned["accuracy"]["test"]["value"]
+        text = f"{text}; the dense model tuned likewise: test {value:.3f}"
     letters = healing.get("ngrams_taught") or {}
     return f"{text}; n-gram classifier on the dense model's answers: test {letters['test']:.3f}" if letters else text
 

@@ -48,7 +48,7 @@ def test_healed_in_one_go_and_afterwards_is_the_same_model(run, world, near, tmp
         found = json.loads(run("eval", tmp_path / folder, "--json")[1])
         assert found["accuracy"] == report["accuracy"]["pruned"]["test"]
         assert found["loglik"] == report["loglik"]["pruned"]["test"]
-        assert yaml.safe_load((tmp_path / folder / "recipe.yaml").read_text())["heal"] is True
+        assert yaml.safe_load((tmp_path / folder / "recipe.yaml").read_text())["heal"] == "label-free"
     for shown in (run("info", tmp_path / "later")[1], (tmp_path / "later" / "README.md").read_text()):
         assert "label-free" in shown
         assert f"{report['healing']['held_back']['after']:.3f}" in shown
@@ -70,7 +70,7 @@ def test_rows_too_few_are_refused_before_the_long_work(run, world, tmp_path):  #
 def test_steps_without_healing(run, world, tmp_path, given):  # noqa: F811
     code, _, err = run(*options(world, tmp_path / "out"), *given)
     assert code == 2
-    assert "--heal-steps must be at least 1 and go with --heal" in err
+    assert "--heal-steps must be at least 1" in err or "--heal-steps 5 needs --heal" in err
 
 
 def test_what_cannot_be_healed(run, world, near, tmp_path):  # noqa: F811
@@ -92,3 +92,85 @@ def test_what_cannot_be_healed(run, world, near, tmp_path):  # noqa: F811
     assert code == 2
     assert "steps of healing must be" in err
     assert not Path(output).exists()
+
+
+def test_tuned_stands_beside_the_tuned_dense_model(run, world, near, tmp_path):  # noqa: F811
+    report = pruned(run, world, near, tmp_path / "tuned", "--heal", "tuned", "--heal-steps", 10)
+    pruned(run, world, near, tmp_path / "pruned")
+    code, out, err = run("heal", tmp_path / "pruned", "--output", tmp_path / "later", "--heal-steps", 10,
+                         "--kind", "tuned", "--json")  # fmt: skip
+    assert code == 0, err
+    later = json.loads(out)
+    for made in (report, later):
+        assert made["healing"]["kind"] == "tuned"
+        assert made["healing"]["ngrams_taught"] == {}
+        beside = made["healing"]["tuned_dense"]
+        difference = made["accuracy"]["pruned"]["test"]["value"] - beside["accuracy"]["test"]["value"]
+        assert beside["difference"]["accuracy"]["test"]["value"] == pytest.approx(difference)
+        assert beside["loglik"]["test"]["value"] != made["loglik"]["dense"]["test"]["value"]
+    assert later["healing"]["tuned_dense"] == report["healing"]["tuned_dense"]
+    assert later["accuracy"] == report["accuracy"]
+    assert yaml.safe_load((tmp_path / "later" / "recipe.yaml").read_text())["heal"] == "tuned"
+    shown = run("info", tmp_path / "later")[1]
+    assert "Healed (tuned)" in shown
+    assert "the dense model tuned likewise" in shown
+    assert "towards the labels" in (tmp_path / "later" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("given", [("--heal", "tuned"), ("--heal", "lora"), ("--heal",)])
+def test_heal_stands_alone_or_before_its_kind(given):
+    from sieve.commands.help import with_bare_values
+
+    kind = given[1] if given[1:] else "label-free"
+    assert with_bare_values([*given, "--seed", "1"]) == ["--heal", kind, "--seed", "1"]
+    assert with_bare_values(["--seed", "1", *given]) == ["--seed", "1", "--heal", kind]
+    assert with_bare_values([*given, "smollm2"]) == ["--heal", kind, "smollm2"]
+    assert with_bare_values(["--", *given]) == ["--", *given]
+
+
+def test_an_interrupted_healing_goes_on_with_the_same_command(run, world, near, tmp_path, monkeypatch):  # noqa: F811
+    from sieve.healing import loop
+
+    pruned(run, world, near, tmp_path / "pruned")
+    command = ("heal", tmp_path / "pruned", "--heal-steps", 10, "--json", "--output")
+    want = json.loads(run(*command, tmp_path / "whole")[1])
+    step, taken = loop._step, []
+
+    def killed(*args):
+        taken.append(1)
+        if len(taken) == 8:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr("sieve.healing.checkpoint.SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_step", killed)
+    code, _, err = run(*command, tmp_path / "out")
+    assert code == 130, err
+    left = tmp_path / "out.healing"
+    assert left.is_dir()
+    assert not (tmp_path / "out").exists()
+    code, _, err = run("heal", tmp_path / "pruned", "--heal-steps", 9, "--output", tmp_path / "out")
+    assert code == 2
+    assert "an interrupted healing of something else" in err
+    monkeypatch.setattr(loop, "_step", lambda *args: taken.append(2) or step(*args))
+    code, out, err = run(*command, tmp_path / "out")
+    assert code == 0, err
+    got = json.loads(out)
+    assert not left.exists()
+    assert 0 < taken.count(2) < sum(one["steps"] for one in want["healing"]["tries"]) + 10
+    for report in (want, got):
+        report["healing"].pop("seconds"), report.pop("seconds")
+    assert got == want
+
+
+def test_what_is_in_the_way_of_a_healing(run, world, near, tmp_path):  # noqa: F811
+    pruned(run, world, near, tmp_path / "pruned")
+    (tmp_path / "out.healing").mkdir()
+    (tmp_path / "out.healing" / "mine").write_text("x")
+    code, _, err = run("heal", tmp_path / "pruned", "--output", tmp_path / "out")
+    assert code == 2
+    assert "is in the way" in err
+    assert (tmp_path / "out.healing" / "mine").read_text() == "x"
+    code, _, err = run("heal", tmp_path / "pruned", "--output", tmp_path / "other", "--kind", "glued")
+    assert code == 2
+    assert "one of label-free, tuned, lora" in err

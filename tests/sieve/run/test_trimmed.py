@@ -67,3 +67,39 @@ def test_a_teacher_by_name_is_given_the_tokens_of_the_model(small_world):
     assert healing.before == pytest.approx(0, abs=1e-5)
     with pytest.raises(sieve.errors.InputError, match="match_vocabulary_"):
         sieve.heal(model, tokenizer, task, tiny_model("llama"), steps=1)
+
+
+@pytest.mark.parametrize("more", [(), ("--heal", "--heal-steps", 4, "--shared-input")])
+def test_prune_trims_first_and_says_what_is_over_which_tokens(run, small_world, tmp_path, more):  # noqa: F811
+    given = [
+        *options(small_world, tmp_path / "out"),
+        "--search",
+        "uniform",
+        "--kept",
+        0.4,
+        "--trim-vocabulary",
+        "--json",
+    ]
+    code, out, err = run(*given, *more)
+    assert code == 0, err
+    report = json.loads(out)
+    model, tokenizer = sieve.load(tmp_path / "out", device="cpu")
+    dense, _ = sieve.load_model(small_world.model, device="cpu")
+    assert report["vocabulary"]["after"] == len(tokenizer) < report["vocabulary"]["before"]
+    sizes = [sum(one.numel() for one in each.parameters()) for each in (model, dense)]
+    assert report["parameters"]["model"] == {"pruned": sizes[0], "dense": sizes[1]}
+    assert report["parameters"]["model_removed"] == pytest.approx(1 - sizes[0] / sizes[1])
+    assert report["bytes"]["dense"] == sum(one.nbytes for one in dense.parameters())
+    own = evaluate_source(small_world.model, small_world.task)
+    assert report["accuracy"]["dense"]["test"] == own["accuracy"]
+    against = evaluate_source(str(tmp_path / "out"), against=small_world.model)
+    assert report["difference"]["loglik"]["test"] == pytest.approx(against["loglik_difference"], abs=1e-6)
+    assert report["difference"]["accuracy"]["test"] == pytest.approx(against["accuracy_difference"], abs=1e-6)
+    assert any("tokens that were kept" in note for note in report["notes"])
+
+
+def test_a_tokenizer_that_cannot_be_trimmed_is_refused_before_the_long_work(run, world, tmp_path):  # noqa: F811
+    code, _, err = run(*options(world, tmp_path / "out"), "--trim-vocabulary")
+    assert code == 2
+    assert "cannot be trimmed: it is of type WordLevel" in err
+    assert "dense" not in err

@@ -1,0 +1,40 @@
+"""A report of a pruned model whose vocabulary was trimmed: what is over the same tokens, and what is not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sieve.compression.vocabulary.trim import TrimmedVocabulary
+from sieve.evaluation.confidence import bootstrap, paired
+from sieve.evaluation.scoring import Scores
+from sieve.run.report.build import interval_values
+
+
+def trimmed_report(
+    report: Mapping[str, Any],
+    trimmed: TrimmedVocabulary,
+    pruned: Mapping[str, Scores],
+    same_tokens: Mapping[str, Scores],
+) -> dict[str, Any]:
+    """The report with the dense model's likelihoods over the tokens that the pruned one has; accuracies stay those of
+    the dense model as it is, since a tolerance is a promise about that one.
+
+    Args:
+        pruned: split → scores of the pruned model.
+        same_tokens: split → scores of the dense model over the tokens that were kept.
+    """
+    logliks = {split: interval_values(bootstrap(one.loglik)) for split, one in same_tokens.items()}
+    differences = {
+        split: interval_values(paired(pruned[split].loglik, one.loglik)) for split, one in same_tokens.items()
+    }
+    accuracies = {split: interval_values(bootstrap(one.score)) for split, one in same_tokens.items()}
+    note = (
+        f"likelihoods are over the {len(trimmed.kept):,} of {trimmed.before:,} tokens that were kept, the dense "
+        "model's too"
+    )
+    return {
+        **report,
+        "vocabulary": {**trimmed.report(), "dense_accuracy": accuracies},
+        "loglik": report["loglik"] | {"dense": logliks},
+        "difference": report["difference"] | {"loglik": differences},
+        "notes": [*report["notes"], note],
+    }
