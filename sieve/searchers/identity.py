@@ -2,16 +2,23 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.compression.space import CompressionSpace
+from sieve.searchers.config import Options
 from sieve.tasks import Example, Task
 from sieve.utils.identity import identity_of
 
 _NAMES_OF_TASK = ("name", "description", "data", "file")
+# Runs that an earlier version began go on: what came later is left out where it is not used.
+_LATER = ("messages",)
+_FIRST_OPTIONS = (
+    "objective", "kept", "granularity", "paper", "population", "offspring", "generations", "budget", "layers",
+    "racing", "surrogate", "memory", "bottlenecks", "workers",
+)  # fmt: skip
 
 
 def search_identity(
@@ -31,10 +38,22 @@ def search_identity(
     }
 
 
+def options_identity(options: Options) -> dict[str, Any]:
+    """What of the options decides a search."""
+    usual = type(options)()
+    found = {
+        name: value
+        for name, value in asdict(options).items()
+        if name in _FIRST_OPTIONS or value != getattr(usual, name)
+    }
+    return found | {"workers": options.workers is not None}  # their number decides nothing
+
+
 def task_identity(task: Task) -> dict[str, Any]:
     """The fields of a task that its scores depend on; its examples come on top."""
     # Where the data lie does not matter; a function has no name that lasts but its own.
     asked = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NAMES_OF_TASK}
+    asked = {name: value for name, value in asked.items() if value or name not in _LATER}
     if callable(task.metric):
         asked["metric"] = f"{task.metric.__module__}:{task.metric.__qualname__}"
     return asked

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sieve.searchers.engine.engine import Engine, batching, split_into_rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import plan_key, remembered
-from sieve.searchers.identity import search_identity
+from sieve.searchers.identity import options_identity, search_identity
 from sieve.searchers.objective import SizeOf, size_of
 from sieve.searchers.problem import Candidate, Problem, within
 from sieve.searchers.reach import multiple_for
@@ -155,8 +155,8 @@ def run_search(
 
     recipe = {
         "search": searcher.name, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple,
-        "seed": seed, "matrices": sorted(chosen), "own fitness": fitness is not None, **asdict(choices),
-        "workers": choices.workers is not None,  # their number decides nothing
+        "seed": seed, "matrices": sorted(chosen), "own fitness": fitness is not None,
+        **options_identity(choices),
     }  # fmt: skip
 
     with ExitStack() as stack:
