@@ -5,14 +5,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
+from sieve.checkpoint.card_header import header
 from sieve.nn.formats.base import LayerFormat, formats
 from sieve.utils.terminal import printable
 
-# The first line of the file: without Sieve transformers says no more than that a file is missing.
+# The first line that a reader sees: without Sieve transformers says no more than that a file is missing.
 WARNING = (
-    "**Load this model only after `import sieve` (`pip install sieve-pruning`): without it transformers finds no "
-    "weights here.**"
+    "**Load this model only after `import sieve`, where Sieve is installed (from its source: `pip install -e .`): "
+    "without it transformers finds no weights here.**"
 )
+_PURPOSE = {
+    "multiple_choice": (
+        "This model **chooses**: it was judged by which of the given choices it finds likelier. Ask it by "
+        "`sieve predict FOLDER ROWS.jsonl`. It was not judged by what it writes: its free text usually loops."
+    ),
+    "generation": (
+        "This model **writes** the task's answers: `sieve predict FOLDER ROWS.jsonl` for many rows, "
+        '`sieve generate FOLDER "…"` for one. Text that is not of the task it may have unlearned.'
+    ),
+    "perplexity": (
+        "This model was judged by how likely it finds the task's texts (`sieve eval FOLDER`), not by what it writes."
+    ),
+}
 
 _USE = """\
 ```python
@@ -32,8 +48,9 @@ def model_card(
     stacked: bool = False,
     own_code: bool = False,
 ) -> str:
-    """Markdown: how to load the model, and what `report` (if there is one) says of its size and accuracy.
+    """A YAML header for hubs, and Markdown: what the model is for, how to load it, how small and accurate it is.
 
+    report: of the run, if there is one.
     stacked: matrices that read one input are stored as one.
     """
     report = report or {}
@@ -44,6 +61,8 @@ def model_card(
         name = str(report["model"])
         name = Path(name).name if Path(name).is_absolute() else name  # a card is shared: nobody else has that folder
         parts.append(f"Made by Sieve from {_code(name)} for the task {_code(report['task'])}{tolerance}.")
+    if report.get("task_type") in _PURPOSE:
+        parts.append(_PURPOSE[report["task_type"]])
     for kind in formats().values():
         own = [format for format in layers.values() if isinstance(format, kind)]
         if own and (summary := kind.summary(own)):
@@ -61,7 +80,8 @@ def model_card(
         )
     if report:
         parts.append("`report.json` has every number of the run.")
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts)
+    return str(ModelCard(f"---\n{header(report, bool(layers))}\n---\n\n{text}\n"))
 
 
 def _taught_by(healing: Mapping[str, Any]) -> str:

@@ -118,9 +118,7 @@ def _chrf(mode: str) -> Metric:
 def _require(metric: str) -> None:
     module, package = _LIBRARIES[metric]
     if importlib.util.find_spec(module) is None:
-        raise InputError(
-            f"metric {metric} needs {package}, which is not installed; run: pip install 'sieve-pruning[metrics]'"
-        )
+        raise InputError(f"metric {metric} needs {package}, which is not installed; run: pip install {package}")
 
 
 def _some(references: Sequence[str]) -> Sequence[str]:

@@ -18,6 +18,7 @@ from sieve.utils.messages import shorten
 from sieve.utils.options import option
 
 EMBEDDED_MODEL = "smollm2"
+EMBEDDED_BASE, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"  # what it is on the hub
 WHICH_MODEL = "smollm2 (embedded), a hub id, a local folder or a GGUF file"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "npu", "xla", "xpu")  # torch's, and those of packages that add to it

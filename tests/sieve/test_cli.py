@@ -80,7 +80,7 @@ def test_prune_eval_info(run, world, tmp_path):
     assert f"{report['parameters']['prunable_removed']:.1%}" in out
     assert "model.layers.0.self_attn.q_proj" in out
     assert "stored pivoted" in out
-    assert (output / "README.md").read_text().splitlines()[0].count("import sieve") == 1
+    assert (output / "README.md").read_text().split("\n---\n\n")[1].splitlines()[0].count("import sieve") == 1
     assert sieve.Recipe.load(output / "recipe.yaml").task == str(output / "task.yaml")
 
 

@@ -64,6 +64,8 @@ def build_report(
         "version": VERSION,
         "model": recipe.model,
         "task": task.name,
+        "task_type": task.type,
+        "metric": _metric(task),
         "data": data,
         "tolerance": recipe.tolerance,
         "parameters": {
@@ -132,6 +134,13 @@ def build_report(
         "bottlenecks": None if result.bottlenecks is None else [asdict(one) for one in result.bottlenecks],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def _metric(task: Task) -> str:
+    """What "accuracy" is in this report."""
+    if task.type == "generation":
+        return task.to_dict()["metric"]
+    return "accuracy" if task.type == "multiple_choice" else "token_probability"
 
 
 def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[dict[str, float | bool]]:

@@ -58,7 +58,7 @@ def require_workers(workers: int | str | None) -> None:
     if workers is None:
         return
     if find_spec("ray") is None:
-        raise InputError('--workers needs Ray, which is not installed; run: pip install "sieve-pruning[ray]"')
+        raise InputError('--workers needs Ray, which is not installed; run: pip install "ray[client]"')
     if isinstance(workers, str):
         try:
             address = urlsplit(workers)

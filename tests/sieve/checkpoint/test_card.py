@@ -1,5 +1,10 @@
 """The model card says how to load the model, and what the report measured."""
 
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
 from sieve.checkpoint.card import model_card
 from sieve.nn.formats.masked import Masked
 from sieve.nn.formats.pair import Pair
@@ -24,10 +29,54 @@ REPORT = {
 LAYERS = {"model.layers.0.mlp.up_proj": Pair(8), "model.layers.0.mlp.down_proj": Pair(16)}
 
 
+def body(card):
+    """What a reader sees: the card without its header."""
+    return card.split("\n---\n", 1)[1].strip()
+
+
 def test_first_line_warns():
-    first = model_card(LAYERS).splitlines()[0]
+    first = body(model_card(LAYERS)).splitlines()[0]
     assert "`import sieve`" in first
     assert "finds no weights" in first
+
+
+def test_no_package_is_promised_that_no_index_has():
+    for task_type in ("multiple_choice", "generation", "perplexity"):
+        card = model_card(LAYERS, {**REPORT, "task_type": task_type}, own_code=True)
+        assert not re.search(r"pip install (?!-e \.)", card)
+
+
+def test_the_header_is_what_hubs_read(tmp_path):
+    card = ModelCard(model_card(LAYERS, {**REPORT, "task_type": "multiple_choice"}))
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.license == "apache-2.0"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    assert card.data.metrics == ["accuracy"]
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_value, result.dataset_split) == ("geography", 0.755, "test")
+    written = ModelCard(model_card(LAYERS, {**REPORT, "task_type": "generation", "metric": "rouge_l"}))
+    assert written.data.metrics == ["rouge"]
+    own = ModelCard(model_card(LAYERS, {**REPORT, "task_type": "generation", "metric": "mine:score"}))
+    assert own.data.metrics is None
+    assert ModelCard(model_card(LAYERS)).data.base_model is None
+
+
+def test_a_base_model_in_a_folder_gives_its_license_and_no_name(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    data = ModelCard(model_card(LAYERS, {**REPORT, "model": str(tmp_path)})).data
+    assert (data.license, data.base_model) == ("mit", None)
+    (tmp_path / "README.md").write_text("---\nlicense: 'mit\\n\\e[2J'\n---\n")
+    assert ModelCard(model_card(LAYERS, {**REPORT, "model": str(tmp_path)})).data.license is None
+    assert ModelCard(model_card(LAYERS, {**REPORT, "model": "some/model"})).data.base_model == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("task_type", "words"),
+    [("multiple_choice", "`sieve predict"), ("generation", "`sieve generate"), ("perplexity", "`sieve eval")],
+)
+def test_the_card_says_what_the_model_is_for(task_type, words):
+    assert words in model_card(LAYERS, {**REPORT, "task_type": task_type})
+    assert "free text usually loops" not in model_card(LAYERS, {**REPORT, "task_type": "generation"})
 
 
 def test_numbers_of_the_report():
