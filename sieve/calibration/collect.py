@@ -75,12 +75,14 @@ def calibrate(
     )
     check_token_ids(model, tokenizer, max(max(text.ids, default=0) for text in sequences))
     learns = wanted.gradients
+    # Reuse what is there, if it is of exactly this.
     identity = identity_of(model, tokenizer) | {"data": fingerprint(sequences, learns), "kind": wanted.kind}
     file = None if path is None else kept_file(path, identity)
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
         return kept
     # Tried as for evaluation, which refuses a model that is not causal.
     verified(model, [[Continuation(*text)] for text in sequences if text.start < len(text.ids)], EVERYTHING)
+    # Methods that choose something need examples that were not summed.
     held_back = []
     if learns:
         if len(sequences) < 2:
@@ -109,6 +111,7 @@ def collect(
     With `gradients`, each batch also goes backward from its answers' loss.
     """
     model = PrunableModel.of(model)
+    # Which Gram matrices are summed, and of which size.
     matrices, groups = model.matrices(), model.input_groups
     sources = _choose_sides(groups, matrices, needs)
     tokens = sum(int(batch.mask.sum()) for batch in data)
@@ -119,6 +122,7 @@ def collect(
     if gradients:
         sources = {name: replace(source, gradient=f"{name}.gradient") for name, source in sources.items()}
         width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
+    # Hooks add to the sums while batches run.
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
     sums = {group[0]: torch.zeros(len(SUMS), matrices[group[0]].n, device=model.device) for group in groups}
     with evaluating(model.model), ExitStack() as stack, progress.bar("calibration", tokens, "tokens") as advance:
@@ -139,6 +143,7 @@ def collect(
                 model.run_decoder(batch.ids, mask.mask)
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
+    # Gradients that are all zero say nothing: the loss-aware projection could not go by them.
     if gradients and not any(bool(grams[source.gradient].diagonal().any()) for source in sources.values()):
         answers = sum(max(0, int(length) - start) for batch in data
                       for length, start in zip(batch.mask.sum(1), batch.starts.tolist(), strict=True))  # fmt: skip

@@ -81,6 +81,7 @@ class Statistics:
         """Read what `save` wrote. Raises StorageError for anything else, a single changed bit included."""
         try:
             with safe_open(path, framework="pt") as file:
+                # The header first: it says whether this is a calibration, and in which format.
                 metadata = file.metadata() or {}
                 if _HEADER not in metadata:
                     raise StorageError(f"{path} is no calibration of Sieve's: name another file with --statistics")
@@ -99,6 +100,7 @@ class Statistics:
                 f"{path} is no calibration of Sieve's, or damaged ({one_line(error)}): remove it if it is one, or name "
                 "another file with --statistics"
             ) from None
+        # Put the objects together again.
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
         texts, held_back = ([Sample(*text) for text in header[which]] for which in ("texts", "held_back"))

@@ -46,6 +46,7 @@ def calibration_sequences(
         raise InputError(
             f"--calibration-tokens {tokens} is too few: use at least {MINIMUM_TOKENS}, better {ENOUGH_TOKENS:,}"
         )
+    # Take examples until the budget is spent; the last one may be cut.
     sequences, left, truncated = [], tokens, 0
     for example in examples:
         ids, start = encode_target(tokenizer, task, example)
@@ -65,6 +66,7 @@ def calibration_sequences(
             break
     if truncated:
         progress.note(f"calibration: {truncated} prompts are longer than {context} tokens and were cut")
+    # Too few tokens to prune by are an error, few ones a note.
     found = sum(len(ids) for ids, _ in sequences)
     if found < MINIMUM_TOKENS:
         raise InputError(

@@ -207,6 +207,7 @@ def greedy_answers(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
     )
+    # Prompts of one length go together: not every model ignores padding.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     answers = [""] * len(prompts)
     tokens = 0
@@ -215,7 +216,6 @@ def greedy_answers(
         if rows == 0:
             return _read_again(model, tokenizer, prompts, max_new_tokens, stop, ends, advance)
         cells = batch_tokens if rows > 1 else 0
-        # Of one length: not every model makes nothing of padding.
         for span in batches([len(prompts[index]) for index in order], max_new_tokens, cells, padding=0):
             batch = order[span]
             ids = torch.tensor([prompts[index] for index in batch], device=model.device)
@@ -226,6 +226,7 @@ def greedy_answers(
                 logits_processor=LogitsProcessorList([_RequireFinite(model)]),
                 stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, length, stop)]),
             )
+            # Cut each answer at its end, without what was written while other rows went on.
             for index, row in zip(batch, output[:, length:].tolist(), strict=True):
                 row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
                 if _stopped(tokenizer, row, stop):

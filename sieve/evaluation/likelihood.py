@@ -123,6 +123,7 @@ def score_copies(
     """
     cached = sharing.prefix and can_reuse_cache(model)
     batch_tokens = batch_tokens if sharing.rows else 0
+    # Step 1: the beginning that all questions share, once.
     units = _units(questions, cached)
     shared = [
         min(length_in_common(ids for _, (ids, _) in unit), *(len(sequence.ids) - 1 for _, sequence in unit))
@@ -133,6 +134,7 @@ def score_copies(
     prefix = _run(model, [units[0][0][1].ids[:common]], [], [], results, keep=True) if common else []
     tokens = common
 
+    # Step 2: the rest of each question's shared beginning, in batches of similar length.
     order = sorted(range(len(units)), key=lambda index: (shared[index] if sharing.padding else 0, index))
     lengths = [shared[index] - common for index in order]
     most_padding = _PADDING.get(model.device.type) if sharing.padding else None
@@ -154,9 +156,11 @@ def score_copies(
             if keep is not None:
                 keep(batch, layers)
             tokens += sum(map(len, rows))
+            # Step 3: what is left of each sequence, on top of that.
             for end, group in groupby(sorted(tails), key=lambda tail: tail.cached):
                 tokens += _run_tails(model, layers, end, list(group), batch_tokens, results)
             advance(len(rows))
+    # One list for each candidate, as the questions were given.
     logliks = []
     for values in map(iter, results.tolist()):
         logliks.append([[next(values) for _ in question] for question in questions])
@@ -217,6 +221,7 @@ def _run(
     every = [(copy * len(rows) + row, position) for copy in range(copies) for row, position in cells]
     logits = logits_at(model, ids, torch.tensor(every, device=model.device), cache, few_logits)
 
+    # Log-probabilities of the asked tokens: the logit less the logarithm of the sum over the vocabulary.
     numbers = torch.tensor([where[query.row, query.position] for query in queries], dtype=torch.int64)
     chosen = torch.tensor([query.token for query in queries], dtype=torch.int64)
     normalizers = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(_ROWS)]).cpu()
@@ -262,6 +267,7 @@ def logits_at(
         output[next(iter(output))] = hidden
         return output
 
+    # Let the head see the chosen rows alone.
     decoder = model.get_decoder()
     if decoder is model.get_output_embeddings():  # an architecture that calls its head so
         decoder = model.base_model

@@ -244,6 +244,7 @@ def _perplexity(
     length = min(context or batch_tokens, batch_tokens)
     asked: list[list[Continuation]] = []
     owner: list[int] = []
+    # Texts without a token to score are left out.
     encoded = [encode(tokenizer, task, example, example.target) for example in examples]
     scorable = np.array([index for index, (ids, start) in enumerate(encoded) if len(ids) > start], dtype=np.int64)
     texts = [encoded[index] for index in scorable]

@@ -112,6 +112,7 @@ def _shortened(question: Sequence[Continuation], limit: int) -> list[Continuatio
 
 def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Sharing:
     sequences = [one for question in questions for one in question]
+    # What plain evaluation gives, and how far rounding moves it.
     plain = [_plain(model, one.ids) for one in sequences]
     sums = [_sum(values, one) for values, one in zip(plain, sequences, strict=True)]
     if not all(map(math.isfinite, sums)):
@@ -145,6 +146,7 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
         pairs = [(sum(got), float(want[-len(got) :].sum())) for got, want in zip(found, plain, strict=True)]
         return sharing.prefix and all(abs(one - two) <= bound for one, two in pairs)
 
+    # All shortcuts together, or those that work alone if they also work together.
     if works(EVERYTHING):
         return replace(EVERYTHING, steps=steps_work(EVERYTHING))
     names = [field.name for field in fields(Sharing) if field.name != "steps"]

@@ -101,6 +101,7 @@ def _reasons(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[nn.Modul
     """Why the way in which these layers are made and used keeps them dense; "" where it does not."""
     reasons = {name: "" if _is_linear(layer) else f"no plain linear layer ({type(layer).__name__})"
                for name, layer in layers.items()}  # fmt: skip
+    # Put a watcher in the place of each plain layer, and run the model once.
     watched = {name: _Watched(layer) for name, layer in layers.items() if not reasons[name]}
     if watched and not any(layer.weight.is_meta for layer in layers.values()):
         try:

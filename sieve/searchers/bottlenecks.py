@@ -35,24 +35,28 @@ def bottlenecks(problem: Problem, winner: Candidate) -> list[Bottleneck]:
 
     Only as many genes as asked for are tested: those whose next level the surrogate takes to cost most per gene.
     """
+    # The next smaller level of each gene, where there is one.
     genome = problem.genome()
     nearest, lower = genome.nearest(winner.plan), {}
     for gene, sizes in enumerate(genome.sizes):
         smaller = np.flatnonzero(sizes < _size(genome, gene, winner.plan))  # ranks need not be levels of this genome
         if len(smaller):
             lower[gene] = int(smaller[-1])
+    # The genes to test: those whose next level is predicted to cost most.
     genes = list(lower)
     if problem.curves is not None:
         surrogate = Surrogate(genome, problem.curves)
         cost = {gene: surrogate.marginal(gene, lower[gene]) - surrogate.marginal(gene, nearest[gene]) for gene in genes}
         genes.sort(key=lambda gene: (-cost[gene], gene))
     genes = genes[: problem.options.bottlenecks]
+    # The winner with one gene at its next level, for each of them.
     plans = [
         {**winner.plan, **dict(zip(genome.genes[gene].names, genome.genes[gene].levels[lower[gene]], strict=True))}
         for gene in genes
     ]
     progress.say(f"  bottlenecks: {len(genes)} matrices lose one level each")
     asked = [problem.engine.scores(plans, part) for part in range(len(problem.engine))]
+    # What that changed, and whether the tolerance still holds.
     floor = (1 - problem.tolerance) * problem.dense.score.sum()
     found = []
     for gene, *parts in zip(genes, *asked, strict=True):

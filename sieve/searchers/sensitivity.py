@@ -76,10 +76,12 @@ def sensitivity(
 
 def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
     """Σ d(r)² over the examples of one batch, by matrix."""
+    # The rows, and the positions that predict the tokens of right answers.
     longest = max(map(_length, batch))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch], device=model.device)
     cells = [(row, place - 1) for row, (tokens, start) in enumerate(batch) for place in range(start, len(tokens))]
     rows, places = torch.tensor(cells, device=model.device).T
+    # Note what every matrix reads and writes in a forward pass, then go backward from the answers' loss.
     inputs: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 

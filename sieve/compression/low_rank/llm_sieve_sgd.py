@@ -53,6 +53,7 @@ def train(
     """
     if not statistics.texts:
         raise InputError("the statistics hold no calibration examples: calibrate with method='llm_sieve_sgd'")
+    # Random beginnings, the same for the same seed.
     generator = torch.Generator().manual_seed(seed)
     learned = {
         name: _Learned(name, model.get_submodule(name), rank, learning_rate, generator) for name, rank in ranks.items()
@@ -68,6 +69,7 @@ def train(
 
         return hook
 
+    # Each pass of the dense model over a batch is one step of every matrix.
     handles = [model.get_submodule(name).register_forward_hook(watch(one)) for name, one in learned.items()]
     try:
         with evaluating(model), torch.no_grad(), progress.bar("training", epochs * len(data), "batches") as advance:

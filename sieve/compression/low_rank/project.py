@@ -80,6 +80,7 @@ def project(
         if plan is None:
             raise InputError(f"{method} learns one rank at a time: give the plan whose ranks it is to learn")
         return Factors(solve(model.model, statistics, ranks), method, pivot)
+    # Choose the shrinkage first, then the ridge, each with trial factors of a few matrices.
     ridge, share = math.inf, 0.0 if shrinkage in (None, "auto") else shrinkage
     if shrinkage == "auto":
 
@@ -93,6 +94,7 @@ def project(
             return Factors(_pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean), method, pivot)
 
         ridge = choose_ridge(model, statistics, matrices, factors_at)
+    # All matrices, with what was chosen.
     pairs = _pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean)
     return Factors(pairs, method, pivot, ridge, share)
 

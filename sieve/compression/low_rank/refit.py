@@ -87,6 +87,7 @@ def refit(
     matrices = model.matrices(plan.pivoted)
     plan.check(matrices)
     factors.check(matrices, plan)
+    # The examples to fit by come first, those that choose the ridge behind them.
     texts, held = _parts(statistics, ridge is None)
     data = batches(texts, batch_tokens)
     first_held = len(data)  # the batches from here on choose the ridge
@@ -99,6 +100,7 @@ def refit(
         advance(1)
         return pair
 
+    # Block by block: what leaves a refitted block enters the next.
     pairs: dict[str, FactorPair] = {}
     with (
         evaluating(model.model),
@@ -226,8 +228,10 @@ def _pair(
         )
     if not seen[0].gram.diagonal().mean() > 0:
         return old  # nothing comes in: nothing to learn
+    # Members of a stack count alike, however large their outputs.
     scale = balance(W, gram, "input", heights) if heights else W.new_ones(len(W), 1)
     target = scale * W
+    # The ridge with the least error on held-back examples; the old pair where that is better than any.
     if ridge is None:
         fit, held = seen[0].grams(centred), seen[1].grams(centred)
         A, B = (double(factor) for factor in old.slice(rank))
@@ -240,6 +244,7 @@ def _pair(
         )
         if ridge is None:
             return replace_fields(old, A=old.A[:rank], B=old.B[:, :rank])
+    # The pair of that ridge, fitted on all examples.
     A, B, energy = refitted(target, gram, cross, gradient, factors.ridge, ridge, whole.tokens)
     means = (whole.pruned / whole.tokens, (W @ (double(whole.dense) / whole.tokens)).float()) if centred else ()
     A, B = A[:rank].to(weight, copy=True), (B / scale)[:, :rank].to(weight, copy=True)

@@ -104,6 +104,7 @@ def output_errors(
 
         return hook
 
+    # One pass of the dense model over the held-back examples serves all candidates.
     with ExitStack() as hooks, evaluating(model.model):
         for name in ranks:
             hooks.callback(model.layer(name).register_forward_hook(watch(name)).remove)
@@ -111,6 +112,7 @@ def output_errors(
             attended = batch.mask.to(model.device)
             mask = attended.flatten().bool()
             model.run_decoder(batch.ids, attended)
+    # A share for each matrix that has outputs at all, then their mean.
     alive = [row for row in lost.values() if row[-1] > 0]
     shares = torch.stack([row[:-1] / row[-1] for row in alive]) if alive else torch.zeros(1, len(candidates))
     return shares.mean(0).tolist()

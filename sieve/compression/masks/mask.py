@@ -54,6 +54,7 @@ def mask(
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
     model = PrunableModel.of(model)
     matrices = maskable(model, options)
+    # The statistics that scores go by: of the task, and of general text where both count.
     sides = {"task": statistics} if wanted.side != "none" else {}
     if options.task_aware:
         sides["general"] = general
@@ -66,6 +67,7 @@ def mask(
             W = model.weight(name).detach()
             _require_finite(name, W)
             groups = PATTERNS[options.pattern]
+            # Matrices without a mask of this pattern stay dense.
             if groups and matrix.n % groups[1]:
                 skipped.append(name)
                 continue

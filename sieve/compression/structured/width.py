@@ -40,6 +40,7 @@ def drop_channels_(model: PreTrainedModel, statistics: Statistics, kept: float) 
     if not 0 < kept <= 1:
         raise InputError(f"the kept fraction must be in (0, 1], got {kept}")
     prefix, blocks = decoder_blocks(model)
+    # How much each channel of each MLP is used.
     mlps = [_mlp(block, f"{prefix}.{index}") for index, block in enumerate(blocks)]
     config = model.config.get_text_config(decoder=True)
     size = next((name for name in _SIZES if getattr(config, name, None)), None)
@@ -49,6 +50,7 @@ def drop_channels_(model: PreTrainedModel, statistics: Statistics, kept: float) 
         if source is None or source.inputs not in statistics.sums:
             raise InputError(f"the statistics hold no sums of the inputs of {name}: calibrate this model first")
         scores.append(statistics.sums[source.inputs][2])
+    # How many channels must go from each MLP so that the fraction is kept.
     channels = {len(score) for score in scores}
     if size is None or len(channels) > 1:
         raise InputError(f"the MLPs of {type(model).__name__} are of an unknown kind or of different widths")
@@ -60,6 +62,7 @@ def drop_channels_(model: PreTrainedModel, statistics: Statistics, kept: float) 
     left = width - math.ceil(round((1 - kept) * total / each, 6))
     if left < 1:
         raise InputError(f"the MLPs hold only {each * width / total:.0%} of the parameters: keep more than that leaves")
+    # Take the least used ones out, of all layers that hold them.
     for (_, reader, writers), score in zip(mlps, scores, strict=True):
         chosen = score.topk(left).indices.sort().values
         _take(reader, chosen, inputs=True)

@@ -177,6 +177,7 @@ class Evolution:
             utility: (levels, mean value) → positive where a candidate can still be of use; larger is better.
             keep: see `successive_halving`.
         """
+        # pymoo only proposes and selects; when to end is decided here.
         upper = self.genome.bounds - 1
         algorithm.setup(
             Space(n_var=len(self.genome), n_obj=len(objectives(self.genome.dense, 0.0)), xl=0, xu=upper, vtype=int),
@@ -188,6 +189,7 @@ class Evolution:
             if generation and self.options.budget is not None and engine.nominal >= self.options.budget:
                 progress.say(f"  the budget of {self.options.budget:,} layer-tokens is spent")
                 break
+            # Ask for candidates. The first generation is the seeds; of later ones the most promising are evaluated.
             asked = algorithm.ask()
             if asked is None or not len(asked):
                 break
@@ -198,6 +200,7 @@ class Evolution:
             else:
                 chosen = list(range(len(candidates)))
                 results = self.evaluate(candidates)
+            # Tell of those that were evaluated on all examples; states of others are of no use any more.
             stayed = sorted(results)
             if stayed:
                 told = Population.create(*[asked[chosen[index]] for index in stayed])

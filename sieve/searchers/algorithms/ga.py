@@ -49,6 +49,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
             return mean
         return (1 - evolution.share(levels)) * expit(_STEEPNESS * (mean - floor))
 
+    # Sizes and operators: the paper's, or our own.
     population = options.population or (PAPER_POPULATION if options.paper else POPULATION)
     offspring = options.offspring or (population if options.paper else OFFSPRING)
     if options.paper:
@@ -76,6 +77,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
         bar = float(algorithm.pop.get("F").max()) if len(algorithm.pop) >= population else np.inf
         return fitness(levels, mean) + bar
 
+    # The paper stops where the best fitness has stalled.
     generations = options.generations or (PAPER_GENERATIONS if options.paper else GENERATIONS)
     best: list[float] = []
 
@@ -86,6 +88,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
     evolution.run(
         algorithm, lambda levels, mean: [-fitness(levels, mean)], utility, offspring, generations, population, stalled
     )
+    # The fitness keeps some distance from the tolerance: look for the edge itself.
     if options.kept is None and not options.paper:
         best = max(evolution.scored.values(), key=lambda pair: fitness(pair[0], evolution.mean(pair[1])))[0]
         for start in (best, evolution.genome.dense):

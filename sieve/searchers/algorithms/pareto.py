@@ -23,11 +23,13 @@ def pareto(problem: Problem) -> Iterator[Candidate]:
     evolution = Evolution(problem)
     population = options.population or POPULATION
     limit = problem.size_limit
+    # Begin with candidates along the whole curve.
     every = [levels for share in SHARES for levels in evolution.sized(share)]
     seeds = list({levels.tobytes(): levels for levels in (evolution.fit(levels, limit) for levels in every)}.values())
     evolution.evaluate(seeds)
     evolution.fit_score_calibration()
 
+    # A candidate is of use where it raises the front.
     @lru_cache(maxsize=1)
     def front(evaluated: int) -> list[tuple[float, float]]:
         return [(evolution.share(levels), evolution.mean(scores)) for levels, scores in evolution.front()]
@@ -37,6 +39,7 @@ def pareto(problem: Problem) -> Iterator[Candidate]:
         share = evolution.share(levels)
         return min((mean - value for other, value in front(len(evolution.scored)) if other <= share), default=1.0)
 
+    # Evolve towards small sizes and large values.
     algorithm = NSGA2(
         pop_size=population,
         n_offsprings=(options.offspring or OFFSPRING) * (PROPOSALS if evolution.surrogate else 1),

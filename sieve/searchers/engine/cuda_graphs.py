@@ -142,6 +142,7 @@ class GraphedBlocks:
             for buffer, tensor in zip(call.results, found.tensors, strict=True):
                 _copy(buffer, tensor)
 
+        # Recording runs the work, on the values of this call.
         try:
             call = _Call(self._buffers(tensors, 0))
             for buffer, tensor in zip(call.inputs, tensors, strict=True):
