@@ -62,7 +62,7 @@ def main() -> None:
             for share in shares:
                 factors = sieve.project(model, statistics, options.method, plan=plan, shrinkage=share, prior=other)
                 seen, unseen = (
-                    output_errors(model, texts, [factors], compared)[0] for texts in (statistics.texts, new)
+                    output_errors(model, texts, [factors], compared)[0] for texts in (statistics.samples, new)
                 )
                 with factors.elastic(model) as elastic:
                     elastic.set_plan(plan)

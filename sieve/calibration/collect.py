@@ -73,7 +73,7 @@ def calibrate(
     sequences = calibration_sequences(
         tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048
     )
-    check_token_ids(model, tokenizer, max(max(text.ids, default=0) for text in sequences))
+    check_token_ids(model, tokenizer, max(max(sample.ids, default=0) for sample in sequences))
     learns = wanted.gradients
     # Reuse what is there, if it is of exactly this.
     identity = identity_of(model, tokenizer) | {"data": fingerprint(sequences, learns), "kind": wanted.kind}
@@ -81,7 +81,7 @@ def calibrate(
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
         return kept
     # Tried as for evaluation, which refuses a model that is not causal.
-    verified(model, [[Continuation(*text)] for text in sequences if text.start < len(text.ids)], EVERYTHING)
+    verified(model, [[Continuation(*sample)] for sample in sequences if sample.start < len(sample.ids)], EVERYTHING)
     # Methods that choose something need examples that were not summed.
     held_back = []
     if learns:
@@ -93,7 +93,7 @@ def calibrate(
         sequences, held_back = sequences[:-count], sequences[-count:]
         batch_tokens //= 4
     measured = collect(prunable, batches(sequences, batch_tokens), wanted.side, learns)
-    statistics = replace(measured, identity=identity, texts=sequences, held_back=held_back)
+    statistics = replace(measured, identity=identity, samples=sequences, held_back=held_back)
     if file is not None:
         keep(statistics, file)
     return statistics

@@ -49,7 +49,7 @@ class Statistics:
     tokens: how many tokens were summed.
     sums: key → [3, n] float32 on the model's device: Σ x, Σ |x| and Σ x² of each input channel (`SUMS`).
     identity: what these statistics are of: model, tokenizer, data, versions, and what kind of statistics they are.
-    texts: the calibration examples that were summed, for methods that look at them again.
+    samples: the calibration examples that were summed, for methods that look at them again.
     held_back: calibration examples that were left out of the sums, for a method that has something to choose.
     """
 
@@ -58,7 +58,7 @@ class Statistics:
     tokens: int
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
-    texts: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     held_back: list[Sample] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
@@ -67,7 +67,7 @@ class Statistics:
             "tokens": self.tokens,
             "identity": self.identity,
             "sources": {name: asdict(source) for name, source in self.sources.items()},
-            "texts": self.texts,
+            "texts": self.samples,
             "held_back": self.held_back,
         }
         tensors = self.grams | {f"{_SUMS}{key}": value for key, value in self.sums.items()}
@@ -103,10 +103,10 @@ class Statistics:
         # Put the objects together again.
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
-        texts, held_back = ([Sample(*text) for text in header[which]] for which in ("texts", "held_back"))
+        samples, held_back = ([Sample(*one) for one in header[which]] for which in ("texts", "held_back"))
         sums = {key.removeprefix(_SUMS): value for key, value in tensors.items() if key.startswith(_SUMS)}
         grams = {key: value for key, value in tensors.items() if not key.startswith(_SUMS)}
-        return cls(grams, sources, header["tokens"], sums, header["identity"], texts, held_back)
+        return cls(grams, sources, header["tokens"], sums, header["identity"], samples, held_back)
 
     @staticmethod
     def is_in(path: str | Path) -> bool:

@@ -56,12 +56,12 @@ def calibration_sequences(
             pieces = fitted(tokenizer, task, [(ids, start)], context)
             truncated += len(pieces[0][0]) < len(ids)
         for piece in pieces:
-            text = _within(tokenizer, task, piece, left)
-            if text is None:
+            sample = _within(tokenizer, task, piece, left)
+            if sample is None:
                 left = 0
                 break
-            sequences.append(text)
-            left -= len(text.ids)
+            sequences.append(sample)
+            left -= len(sample.ids)
         if left <= 0:
             break
     if truncated:
@@ -102,11 +102,11 @@ def fingerprint(sequences: Sequence[Sample], answers: bool = False) -> str:
 def batches(sequences: Sequence[Sample], batch_tokens: int) -> list[Batch]:
     """Sequences of similar length together, padded on the right; at most `batch_tokens` cells each."""
     result, rows = [], []
-    for text in sorted(sequences, key=lambda text: len(text.ids)):
-        if rows and (len(rows) + 1) * len(text.ids) > batch_tokens:
+    for sample in sorted(sequences, key=lambda sample: len(sample.ids)):
+        if rows and (len(rows) + 1) * len(sample.ids) > batch_tokens:
             result.append(_pad(rows))
             rows = []
-        rows.append(text)
+        rows.append(sample)
     return [*result, _pad(rows)]
 
 

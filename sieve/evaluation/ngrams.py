@@ -100,8 +100,8 @@ def _by_choices(training: Sequence[Example], answers: Sequence[Answer], examples
 
     def predict(smoothing: float) -> list[Answer]:
         wrong, good = _naive_bayes(seen, sums, prior, smoothing).T
-        evidence = np.split(good - wrong, np.cumsum([len(one.choices) for one in examples])[:-1])
-        return [int(values.argmax()) for values in evidence]
+        log_odds = np.split(good - wrong, np.cumsum([len(one.choices) for one in examples])[:-1])
+        return [int(values.argmax()) for values in log_odds]
 
     return predict
 

@@ -8,7 +8,7 @@ from sieve.compression.plan import Plan
 from sieve.models.matrix import DENSE
 from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
-from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.problem import Candidate, SearchProblem
 from sieve.searchers.surrogate import Surrogate
 from sieve.utils import progress
 
@@ -30,7 +30,7 @@ class Bottleneck:
     breaks: bool
 
 
-def bottlenecks(problem: Problem, winner: Candidate) -> list[Bottleneck]:
+def bottlenecks(problem: SearchProblem, winner: Candidate) -> list[Bottleneck]:
     """Ablations of the winner, the dearest (in log-likelihood) first.
 
     Only as many genes as asked for are tested: those whose next level the surrogate takes to cost most per gene.

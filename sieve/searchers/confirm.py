@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sieve.compression.plan import Plan
 from sieve.errors import ToleranceError
 from sieve.evaluation.scoring import Scores
-from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.problem import Candidate, SearchProblem, within
 from sieve.utils import progress
 
 
@@ -29,7 +29,7 @@ class Confirmed:
 
 
 def confirm(
-    problem: Problem, offered: Iterable[Candidate], stored: Callable[[Plan], Scores], dense: Scores
+    problem: SearchProblem, offered: Iterable[Candidate], stored: Callable[[Plan], Scores], dense: Scores
 ) -> Confirmed:
     """The first candidate whose stored form is within the tolerance; where a size is asked for, the best of all.
 
@@ -71,7 +71,7 @@ def validation_key(scores: Scores) -> tuple[float, float]:
     return scores.accuracy, float(scores.ranking_score.mean())
 
 
-def _nearest(problem: Problem, tried: list[Candidate], dense: Scores) -> str:
+def _nearest(problem: SearchProblem, tried: list[Candidate], dense: Scores) -> str:
     """Why no candidate was taken, and how near the best one came: on the validation split if any got so far."""
     candidates, reference, split = (
         (tried, dense, "validation") if tried else (problem.evaluated, problem.dense, "fitness")

@@ -31,7 +31,7 @@ class Candidate:
 
 
 @dataclass
-class Problem:
+class SearchProblem:
     """The smallest plan whose score stays within the tolerance of the dense model's, or the best of a given size.
 
     matrices: what may be pruned.

@@ -20,7 +20,7 @@ from sieve.searchers.algorithms.uniform import smallest
 from sieve.searchers.confirm import validation_key
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.remembered import plan_key, remembered
-from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.problem import Candidate, SearchProblem, within
 from sieve.searchers.run import SearchResult
 from sieve.tasks import Task
 from sieve.utils import progress
@@ -78,7 +78,7 @@ def smallest_refitted(
             pairs.keep()
         return scores
 
-    problem = Problem(result.matrices, score, result.dense["fitness"], tolerance, confident)
+    problem = SearchProblem(result.matrices, score, result.dense["fitness"], tolerance, confident)
     for attempts, candidate in enumerate(smallest(problem, [*result.smaller, result.plan]), 1):
         validation = scored(candidate.plan, "validation")
         if within(validation, result.dense["validation"], tolerance, confident):

@@ -26,7 +26,7 @@ from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import plan_key, remembered
 from sieve.searchers.identity import options_identity, search_identity
 from sieve.searchers.objective import SizeOf, size_of
-from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.problem import Candidate, SearchProblem, within
 from sieve.searchers.reach import multiple_for
 from sieve.searchers.recorded import dense_once, layer_times_once, predicted_losses_once
 from sieve.searchers.scorer import Fitness, Scorer
@@ -191,7 +191,7 @@ def run_search(
 
         # The search, and what the validation split says of the candidates that it offers, in their stored form.
         score = _reported(engine, every, reference["fitness"])
-        problem = Problem(
+        problem = SearchProblem(
             chosen, score, reference["fitness"], tolerance, confident, multiple, seed, engine, curves, choices, sizes
         )
         deciding = {split: scorer.prepare(splits[split]) for split in DECIDING}

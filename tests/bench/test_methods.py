@@ -106,7 +106,7 @@ def test_output_error_is_that_of_the_outputs(world):
     from sieve.calibration.text import batches
 
     with torch.no_grad():
-        for text in statistics.texts:
+        for text in statistics.samples:
             (batch,) = batches([text], 4096)
             model(input_ids=batch.ids)
     for handle in handles:

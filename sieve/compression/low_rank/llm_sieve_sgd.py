@@ -46,19 +46,19 @@ def train(
 ) -> dict[str, FactorPair]:
     """Pairs of exactly these ranks. Not nested, and without energies: it learns neither.
 
-    The dense model runs over `statistics.texts` once an epoch, and every matrix takes one step on each batch as its
+    The dense model runs over `statistics.samples` once an epoch, and every matrix takes one step on each batch as its
     inputs come by, so that no activations are kept.
 
     Raises: InputError where the statistics hold no texts, NumericsError naming the matrix that diverges.
     """
-    if not statistics.texts:
+    if not statistics.samples:
         raise InputError("the statistics hold no calibration examples: calibrate with method='llm_sieve_sgd'")
     # Random beginnings, the same for the same seed.
     generator = torch.Generator().manual_seed(seed)
     learned = {
         name: _Learned(name, model.get_submodule(name), rank, learning_rate, generator) for name, rank in ranks.items()
     }
-    data = batches(statistics.texts, batch_tokens)
+    data = batches(statistics.samples, batch_tokens)
     mask: torch.Tensor | None = None
 
     def watch(one: "_Learned"):

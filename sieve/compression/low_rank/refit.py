@@ -88,8 +88,8 @@ def refit(
     plan.check(matrices)
     factors.check(matrices, plan)
     # The examples to fit by come first, those that choose the ridge behind them.
-    texts, held = _parts(statistics, ridge is None)
-    data = batches(texts, batch_tokens)
+    samples, held = _samples(statistics, ridge is None)
+    data = batches(samples, batch_tokens)
     first_held = len(data)  # the batches from here on choose the ridge
     data += batches(held, batch_tokens) if held else []
     ranks, groups = plan.ranks(), model.input_groups
@@ -148,19 +148,19 @@ def _refit_block(
     return pairs
 
 
-def _parts(statistics: Statistics, choose: bool) -> tuple[list[Sample], list[Sample]]:
+def _samples(statistics: Statistics, choose: bool) -> tuple[list[Sample], list[Sample]]:
     """The examples to fit by, and those to choose the ridge by."""
-    texts, held = statistics.texts, statistics.held_back
-    if not texts:
+    samples, held = statistics.samples, statistics.held_back
+    if not samples:
         raise InputError("the statistics hold no calibration examples to refit by: calibrate again")
     if not choose:
-        return [*texts, *held], []
+        return [*samples, *held], []
     if held:
-        return texts, held
-    if len(texts) < 2:
+        return samples, held
+    if len(samples) < 2:
         raise InputError("a refit holds examples back and there is only one: raise --calibration-tokens")
-    count = max(1, len(texts) // HELD_BACK)
-    return texts[:-count], texts[-count:]
+    count = max(1, len(samples) // HELD_BACK)
+    return samples[:-count], samples[-count:]
 
 
 @dataclass

@@ -63,11 +63,11 @@ def split(model: PreTrainedModel | PrunableModel, statistics: Statistics) -> tup
     """Statistics without some of their examples, and those."""
     if statistics.held_back:
         return statistics, statistics.held_back
-    if len(statistics.texts) < 2:
+    if len(statistics.samples) < 2:
         raise InputError(
             "shrinkage is chosen on held-back calibration examples and there are too few: raise --calibration-tokens"
         )
-    held = statistics.texts[-max(1, len(statistics.texts) // HELD_BACK) :]
+    held = statistics.samples[-max(1, len(statistics.samples) // HELD_BACK) :]
     inputs = all(source.side == "input" for source in statistics.sources.values())
     seen = collect(model, batches(held, _BATCH_TOKENS), "input" if inputs else "cheapest")
     known = replace(
@@ -75,16 +75,16 @@ def split(model: PreTrainedModel | PrunableModel, statistics: Statistics) -> tup
         grams={key: gram - seen.grams[key] if key in seen.grams else gram for key, gram in statistics.grams.items()},
         sums={key: sums - seen.sums[key] for key, sums in statistics.sums.items()},
         tokens=statistics.tokens - seen.tokens,
-        texts=statistics.texts[: -len(held)],
+        samples=statistics.samples[: -len(held)],
     )
     return known, held
 
 
 @torch.no_grad()
 def output_errors(
-    model: PreTrainedModel | PrunableModel, texts: list[Sample], candidates: list[Pairs], ranks: Mapping[str, int]
+    model: PreTrainedModel | PrunableModel, samples: list[Sample], candidates: list[Pairs], ranks: Mapping[str, int]
 ) -> list[float]:
-    """Σ |y - ŷ|² / Σ |y|² at the inputs that the dense model has on `texts`, averaged over the matrices of `ranks`."""
+    """Σ |y - ŷ|² / Σ |y|² at the inputs that the dense model has on `samples`, a mean over the matrices of `ranks`."""
     model = PrunableModel.of(model)
     lost = {name: torch.zeros(len(candidates) + 1, dtype=torch.float64) for name in ranks}
     mask: torch.Tensor | None = None
@@ -108,7 +108,7 @@ def output_errors(
     with ExitStack() as hooks, evaluating(model.model):
         for name in ranks:
             hooks.callback(model.layer(name).register_forward_hook(watch(name)).remove)
-        for batch in batches(texts, _BATCH_TOKENS):
+        for batch in batches(samples, _BATCH_TOKENS):
             attended = batch.mask.to(model.device)
             mask = attended.flatten().bool()
             model.run_decoder(batch.ids, attended)

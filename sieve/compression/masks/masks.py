@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import write_mask_config
-from sieve.compression.masks.apply import ElasticWeights, mask_, masked
 from sieve.compression.masks.config import MaskOptions
+from sieve.compression.masks.elastic import ElasticWeights, mask_, masked
 from sieve.compression.masks.matrix import MaskedMatrix
 from sieve.compression.masks.methods import MASKING
 from sieve.compression.masks.sparsegpt import sparsegpt

@@ -60,7 +60,7 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
     """
     if measure not in MEASURES:
         raise InputError(f"unknown measure {shorten(measure)}: choose one of {', '.join(MEASURES)}")
-    if not statistics.texts:
+    if not statistics.samples:
         raise InputError("the statistics hold no calibration examples: calibrate again")
     if not count:
         return []
@@ -68,7 +68,7 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
     starts = range(len(blocks) if measure == "influence" else len(blocks) - count + 1)
     step = 1 if measure == "influence" else count
     total = torch.zeros(len(starts), dtype=torch.float64)
-    for batch in batches(statistics.texts, _BATCH_TOKENS):
+    for batch in batches(statistics.samples, _BATCH_TOKENS):
         states = _states(model, batch)
         for start in starts:
             if measure == "influence":

@@ -12,7 +12,7 @@ from sieve.searchers.config import Options
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
-    from sieve.searchers.problem import Candidate, Problem
+    from sieve.searchers.problem import Candidate, SearchProblem
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Searcher(Described):
     needs_surrogate: bool = False
     paper_constants: bool = False
 
-    def run(self, problem: Problem) -> Iterator[Candidate]:
+    def run(self, problem: SearchProblem) -> Iterator[Candidate]:
         """Candidates that the fitness split accepts, the one that the searcher would choose first.
 
         Where a size is asked for, all that it yields are tried on the validation split, and the best is taken.

@@ -10,13 +10,13 @@ from sieve.searchers.algorithms.allocate import allocate
 from sieve.searchers.algorithms.base import BUDGET
 from sieve.searchers.algorithms.uniform import smallest, uniform_plans
 from sieve.searchers.genome import Genome
-from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.problem import Candidate, SearchProblem
 from sieve.searchers.reach import STEPS
 from sieve.searchers.surrogate import Surrogate
 
 
 @implements(BUDGET)
-def budget(problem: Problem) -> Iterator[Candidate]:
+def budget(problem: SearchProblem) -> Iterator[Candidate]:
     """For a given size its allocation, scored once; for a tolerance, bisection over the sizes 1/50, 2/50, …"""
     genome = problem.genome()
     surrogate = Surrogate(genome, problem.curves)
@@ -39,7 +39,7 @@ def allocations(genome: Genome, surrogate: Surrogate, levels: np.ndarray | None 
     return plans[:0:-1]
 
 
-def smaller(problem: Problem, plan: Plan) -> list[Plan]:
+def smaller(problem: SearchProblem, plan: Plan) -> list[Plan]:
     """Plans that go on from this one to ever smaller sizes, smallest first; uniform ones where nothing is predicted."""
     if problem.curves is None:
         return [one for one in uniform_plans(problem) if problem.size(one) < problem.size(plan)]

@@ -9,14 +9,14 @@ import numpy as np
 from pymoo.algorithms.base.genetic import GeneticAlgorithm
 from pymoo.core.evaluator import Evaluator
 from pymoo.core.population import Population
-from pymoo.core.problem import Problem as Space
+from pymoo.core.problem import Problem as PymooProblem
 from pymoo.problems.static import StaticProblem
 
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores
 from sieve.searchers.algorithms.allocate import allocate
 from sieve.searchers.genome import LEVELS
-from sieve.searchers.problem import Candidate, Problem, within
+from sieve.searchers.problem import Candidate, SearchProblem, within
 from sieve.searchers.reach import STEPS
 from sieve.searchers.successive_halving import successive_halving
 from sieve.searchers.surrogate import Surrogate, rank_correlation
@@ -37,7 +37,7 @@ class Evolution:
     What counts as good enough in the end is the score itself; where the seeds show no such line, it is all there is.
     """
 
-    def __init__(self, problem: Problem, kept: Sequence[float] = LEVELS, smooth: bool = True):
+    def __init__(self, problem: SearchProblem, kept: Sequence[float] = LEVELS, smooth: bool = True):
         self.problem, self.options = problem, problem.options
         self.genome = problem.genome(kept)
         problem.require_reachable(self.genome.size(self.genome.dense * 0))
@@ -75,7 +75,7 @@ class Evolution:
                 self._line = float(y.mean() - slope * x.mean()), slope
                 return
 
-    def share(self, levels: np.ndarray) -> float:
+    def relative_size(self, levels: np.ndarray) -> float:
         """Size relative to the dense model's, in (0, 1]."""
         return self.genome.size(levels) / self.genome.size(self.genome.dense)
 
@@ -180,7 +180,9 @@ class Evolution:
         # pymoo only proposes and selects; when to end is decided here.
         upper = self.genome.bounds - 1
         algorithm.setup(
-            Space(n_var=len(self.genome), n_obj=len(objectives(self.genome.dense, 0.0)), xl=0, xu=upper, vtype=int),
+            PymooProblem(
+                n_var=len(self.genome), n_obj=len(objectives(self.genome.dense, 0.0)), xl=0, xu=upper, vtype=int
+            ),
             termination=("n_gen", 10**9),
             seed=self.problem.seed,
         )
@@ -254,10 +256,12 @@ class Evolution:
         front = [(levels, Candidate(self.genome.plan(levels), scores)) for levels, scores in self.front()]
         least = 0.0
         for levels, candidate in front:
-            if self.is_feasible(candidate.scores) and self.share(levels) >= least:
-                least = self.share(levels) + _STEP_BACK
+            if self.is_feasible(candidate.scores) and self.relative_size(levels) >= least:
+                least = self.relative_size(levels) + _STEP_BACK
                 yield candidate
-        yield from self._larger(least or max((self.share(levels) for levels, _ in self.scored.values()), default=1.0))
+        yield from self._larger(
+            least or max((self.relative_size(levels) for levels, _ in self.scored.values()), default=1.0)
+        )
 
     def _finalists(self) -> Iterator[Candidate]:
         """The best of the size asked for, and the allocation by predicted loss, for validation to choose among.

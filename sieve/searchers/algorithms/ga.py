@@ -26,7 +26,7 @@ from sieve.searchers.algorithms.operators import (
     RunMutation,
 )
 from sieve.searchers.genome import PAPER_LEVELS
-from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.problem import Candidate, SearchProblem
 from sieve.utils import progress
 
 POPULATION, OFFSPRING, GENERATIONS = 8, 60, 10
@@ -38,7 +38,7 @@ _SIZES = 32  # grid of the bisection that finds where to begin
 
 
 @implements(GA)
-def ga(problem: Problem) -> Iterator[Candidate]:
+def ga(problem: SearchProblem) -> Iterator[Candidate]:
     """Yield acceptable candidates along the front, the smallest first."""
     options = problem.options
     evolution = Evolution(problem, PAPER_LEVELS, smooth=False) if options.paper else Evolution(problem)
@@ -47,7 +47,7 @@ def ga(problem: Problem) -> Iterator[Candidate]:
     def fitness(levels: np.ndarray, mean: float) -> float:
         if options.kept is not None:
             return mean
-        return (1 - evolution.share(levels)) * expit(_STEEPNESS * (mean - floor))
+        return (1 - evolution.relative_size(levels)) * expit(_STEEPNESS * (mean - floor))
 
     # Sizes and operators: the paper's, or our own.
     population = options.population or (PAPER_POPULATION if options.paper else POPULATION)
@@ -103,7 +103,7 @@ def _bisect_size(evolution: Evolution, start: np.ndarray) -> None:
     """
     feasible = (levels for levels, scores in evolution.scored.values() if evolution.is_feasible(scores))
     smallest = min(map(evolution.share, feasible), default=1.0)
-    low, high = 0.8 * smallest, min(evolution.share(start), 1.05 * smallest)
+    low, high = 0.8 * smallest, min(evolution.relative_size(start), 1.05 * smallest)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         (scores,) = evolution.evaluate(

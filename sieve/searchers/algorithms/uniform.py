@@ -6,13 +6,13 @@ from sieve.compression.plan import Plan
 from sieve.models.matrix import DENSE
 from sieve.registry import implements
 from sieve.searchers.algorithms.base import UNIFORM
-from sieve.searchers.problem import Candidate, Problem
+from sieve.searchers.problem import Candidate, SearchProblem
 from sieve.searchers.reach import STEPS
 from sieve.utils import progress
 
 
 @implements(UNIFORM)
-def uniform(problem: Problem) -> Iterator[Candidate]:
+def uniform(problem: SearchProblem) -> Iterator[Candidate]:
     """Yield acceptable candidates, the smallest first and then ever larger ones.
 
     Where a size is asked for: the largest plan of that size, without any comparison.
@@ -25,7 +25,7 @@ def uniform(problem: Problem) -> Iterator[Candidate]:
     yield from smallest(problem, plans)
 
 
-def smallest(problem: Problem, plans: Sequence[Plan]) -> Iterator[Candidate]:
+def smallest(problem: SearchProblem, plans: Sequence[Plan]) -> Iterator[Candidate]:
     """Acceptable candidates among plans that grow, the smallest first and then ever larger ones.
 
     Bisection takes accuracy to grow with size. Where noise breaks that, it still ends at a plan that is acceptable next
@@ -45,7 +45,7 @@ def smallest(problem: Problem, plans: Sequence[Plan]) -> Iterator[Candidate]:
             yield candidate
 
 
-def uniform_plans(problem: Problem) -> list[Plan]:
+def uniform_plans(problem: SearchProblem) -> list[Plan]:
     """The distinct plans of the grid that prune anything, smallest first."""
     plans: list[Plan] = []
     for step in range(1, STEPS + 1):

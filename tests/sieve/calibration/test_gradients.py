@@ -125,8 +125,8 @@ def test_calibrate_holds_examples_back_and_stores_them(world, tmp_path):
     assert 0.05 < held / 1000 < 0.2
     again = Statistics.load(file)
     assert again.held_back == statistics.held_back
-    assert again.texts == statistics.texts
-    assert sum(len(ids) for ids, _ in again.texts) == again.tokens
+    assert again.samples == statistics.samples
+    assert sum(len(ids) for ids, _ in again.samples) == again.tokens
     assert again.sources == statistics.sources
     for which in ("grams", "sums"):
         stored, kept = getattr(again, which), getattr(statistics, which)

@@ -19,7 +19,7 @@ from sieve.searchers.config import Options
 from sieve.searchers.engine.cost import Cost, Spent
 from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
-from sieve.searchers.problem import Problem
+from sieve.searchers.problem import SearchProblem
 from sieve.searchers.run import run_search
 from sieve.searchers.surrogate import Surrogate
 from tests.sieve.searchers.engine.test_engine import svd_factors
@@ -83,7 +83,7 @@ def landscape_problem(tolerance=0.1, seed=0, **options):
     land = Landscape(matrices, seed)
     choices = Options(**options).check()
     curves = land.curves() if choices.surrogate else None
-    return Problem(matrices, land.full, land.full({}), tolerance, False, 4, seed, land, curves, choices)
+    return SearchProblem(matrices, land.full, land.full({}), tolerance, False, 4, seed, land, curves, choices)
 
 
 def first(searcher, **options):

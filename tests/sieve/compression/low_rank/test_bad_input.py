@@ -24,7 +24,7 @@ NESTED = [name for name, method in methods().items() if method.makes is LOW_RANK
 def statistics_of(model, sequences, method):
     wanted = methods()[method]
     statistics = collect(model, batches(sequences, 512), "input", wanted.gradients)
-    statistics.texts = sequences
+    statistics.samples = sequences
     statistics.held_back = sequences[:1] if wanted.gradients else []
     return statistics
 

@@ -18,7 +18,7 @@ SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 def statistics_of(model, needs="cheapest", **more):
     statistics = collect(model, batches(SEQUENCES, 512), needs, **more)
-    statistics.texts = SEQUENCES
+    statistics.samples = SEQUENCES
     return statistics
 
 

@@ -119,7 +119,7 @@ def test_dead_channels_and_no_data_at_all(method, m, n):
 def calibrated():
     model = tiny_model("llama")
     statistics = collect(model, batches(SEQUENCES, 512), "input")
-    statistics.texts = SEQUENCES
+    statistics.samples = SEQUENCES
     return model, statistics
 
 
@@ -194,7 +194,7 @@ class TestTheRecipe:
         """M = W P before a non-linearity, P W after one, P a projection of rank r; on every architecture."""
         model = tiny_model(name)
         statistics = collect(model, batches(SEQUENCES[:4], 512), "none")
-        statistics.texts = SEQUENCES[:4]
+        statistics.samples = SEQUENCES[:4]
         plan = Plan.uniform(prunable(model).values(), 0.5)
         factors = sieve.project(model, statistics, "llm_sieve_sgd", plan=plan)
         after = 0
@@ -240,13 +240,13 @@ class TestTheRecipe:
         original = llm_sieve_sgd._Learned.step
         llm_sieve_sgd._Learned.step = lambda self, x, y: (seen.append(len(x)), original(self, x, y))[1]
         try:
-            statistics.texts = [
+            statistics.samples = [
                 Sample(ids[:length], 1) for (ids, _), length in zip(SEQUENCES, (5, 9, 30), strict=False)
             ]
             train(model, statistics, {name: 4}, 1)
         finally:
             llm_sieve_sgd._Learned.step = original
-            statistics.texts = SEQUENCES
+            statistics.samples = SEQUENCES
         assert seen == [44]
 
     def test_divergence_names_the_matrix(self, calibrated):

@@ -96,7 +96,7 @@ def test_limits(m, n):
 
 def state(model, plan=None, method="output_aligned"):
     statistics = collect(model, batches(SEQUENCES, 512), gradients=method == "loss_aware")
-    statistics.texts = SEQUENCES
+    statistics.samples = SEQUENCES
     statistics.held_back = SEQUENCES[:2] if method == "loss_aware" else []
     plan = plan or Plan.uniform(prunable(model).values(), 0.5, 4)
     return statistics, sieve.project(model, statistics, method), plan

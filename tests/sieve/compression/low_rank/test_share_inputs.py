@@ -36,7 +36,7 @@ def logits(model):
 
 def statistics_of(model):
     found = collect(model, batches(SEQUENCES, 512))
-    found.texts = SEQUENCES
+    found.samples = SEQUENCES
     return found
 
 

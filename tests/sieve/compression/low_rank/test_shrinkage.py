@@ -19,7 +19,7 @@ SEQUENCES = [Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()]
 
 def statistics_of(model, sequences=SEQUENCES, needs="cheapest", **more):
     statistics = collect(model, batches(sequences, 512), needs, **more)
-    statistics.texts = list(sequences)
+    statistics.samples = list(sequences)
     return statistics
 
 
@@ -72,7 +72,7 @@ def test_what_is_held_back_is_taken_out_of_the_sums(calibrated):
     known, held = shrinkage.split(model, statistics)
     assert held == SEQUENCES[-2:]
     expected = statistics_of(model, SEQUENCES[:-2])
-    assert (known.tokens, known.texts) == (expected.tokens, SEQUENCES[:-2])
+    assert (known.tokens, known.samples) == (expected.tokens, SEQUENCES[:-2])
     for key, gram in expected.grams.items():
         assert torch.allclose(known.grams[key], gram, rtol=1e-3, atol=1e-3 * float(gram.abs().max()))
     for key, sums in expected.sums.items():

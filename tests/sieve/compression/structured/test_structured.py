@@ -21,7 +21,7 @@ SEQUENCES = [
 
 def statistics_of(model) -> Statistics:
     statistics = collect(model, batches(SEQUENCES, 100))
-    statistics.texts = SEQUENCES
+    statistics.samples = SEQUENCES
     return statistics
 
 

@@ -7,7 +7,7 @@ from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import Scores
 from sieve.models.matrix import Matrix
 from sieve.searchers.algorithms.uniform import uniform, uniform_plans
-from sieve.searchers.problem import Problem, within
+from sieve.searchers.problem import SearchProblem, within
 
 MATRICES = {name: Matrix(name, 64, 64, i) for i, name in enumerate("abc")}
 
@@ -17,8 +17,8 @@ def scores(right: int, n: int = 100) -> Scores:
     return Scores(values, values - 1, n)
 
 
-def problem(accuracy, tolerance: float = 0.05) -> Problem:
-    return Problem(MATRICES, lambda plan: scores(accuracy(plan)), scores(80), tolerance, rank_multiple=4)
+def problem(accuracy, tolerance: float = 0.05) -> SearchProblem:
+    return SearchProblem(MATRICES, lambda plan: scores(accuracy(plan)), scores(80), tolerance, rank_multiple=4)
 
 
 def kept(plan: Plan) -> float:
