@@ -11,5 +11,5 @@ if not torch.cuda.is_available():
 # Without it cuBLAS warns on every call where tests ask for the same bits each time.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# What somebody measured on this machine must not decide what is tested.
+# What was measured on this machine must not decide what is tested.
 os.environ["SIEVE_KERNELS_TUNING"] = "off"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 class Float64(TorchFunctionMode):
-    """While active, whoever asks for float32 gets float64: norms, softmax and scans go through float32 otherwise."""
+    """While active, code that asks for float32 gets float64: norms, softmax and scans go through float32 otherwise."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.float:

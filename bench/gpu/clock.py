@@ -99,7 +99,7 @@ def host_seconds(works: dict[str, Work], device: torch.device, calls: int, round
 
 
 def waited_seconds(works: dict[str, Work], device: torch.device, repeats: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a piece of work as somebody who waits for its result sees it, host and device."""
+    """Median seconds of a piece of work as a caller that waits for its result sees it, host and device."""
     times = {name: [] for name in works}
     names = list(works)
     for work in works.values():

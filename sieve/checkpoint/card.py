@@ -59,7 +59,7 @@ def model_card(
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
         name = str(report["model"])
-        name = Path(name).name if Path(name).is_absolute() else name  # a card is shared: nobody else has that folder
+        name = Path(name).name if Path(name).is_absolute() else name  # a card is shared, and that folder is not
         parts.append(f"Made by Sieve from {_code(name)} for the task {_code(report['task'])}{tolerance}.")
     if report.get("task_type") in _PURPOSE:
         parts.append(_PURPOSE[report["task_type"]])

@@ -170,7 +170,7 @@ def _why_no_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         return "its tokenizer has more tokens than its embedding has rows"
     name = _split_name(parts)
-    # Composing accents (NFC), as Qwen's tokenizer does, is left to whoever writes the text, as in all GGUF files of it.
+    # Composing accents (NFC), as Qwen's tokenizer does, is left to the writer of the text, as in all GGUF files of it.
     if name is None or (parts.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
         return "its tokenizer splits or rewrites text in a way for which there is no name"
     if name != "smollm":  # whose way transformers does not know, and llama.cpp does

@@ -1,7 +1,7 @@
 """Making transformers know `quant_method: sieve`, and peft pruned matrices, without importing either.
 
 Transformers' table of quantizers takes seconds to import, and `import sieve` should not. So where the table is not
-loaded yet, a finder on `sys.meta_path` waits for it and registers ours right after it has run. Whoever loads a model
+loaded yet, a finder on `sys.meta_path` waits for it and registers ours right after it has run. Loading a model
 imports that table anyway. So it is with peft.
 """
 

@@ -73,7 +73,7 @@ def predict_file(
             answered += 1
             advance(1)
             if output is None and streams.output_error() is not None:
-                break  # nobody reads on
+                break  # the reader has ended
     return answered
 
 

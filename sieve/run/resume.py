@@ -33,15 +33,8 @@ if TYPE_CHECKING:
 
 _LOCK, _RECIPE, _DATA, _DENSE, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "dense.txt", "journal.txt"
 _STAGES = "stages"  # a folder of those that keep more than a journal
-_FILES = (
-    _RECIPE,
-    TASK_FILE,
-    _DATA,
-    _DENSE,
-    _JOURNAL,
-    _STAGES,
-    _LOCK,
-)  # the lock goes last: until then nobody may begin
+# The lock goes last: until then no other process may begin.
+_FILES = (_RECIPE, TASK_FILE, _DATA, _DENSE, _JOURNAL, _STAGES, _LOCK)
 
 
 class ResumableRun:
@@ -76,7 +69,7 @@ class ResumableRun:
             if self._is_done():
                 self.remove()
                 raise InputError(f"{self.output} is finished already: look at it with sieve info {self.output}")
-            require_new(self.output)  # now that nobody else can be making it
+            require_new(self.output)  # now that no other process can be making it
             if not self._resume:
                 self._clear()
         except BaseException:

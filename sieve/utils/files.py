@@ -154,7 +154,7 @@ def locked_folder(place: Path, name: str) -> Iterator[Path]:
     remove_leftovers(place)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name[:50]}."))
     try:
-        # Nobody else knows of the folder yet, so that this lock cannot be taken.
+        # No other process knows of the folder yet, so that this lock cannot be taken.
         with try_lock(folder / _LOCK) or nullcontext():
             yield folder
     finally:
@@ -175,7 +175,7 @@ def remove_leftovers(place: str | Path) -> None:
                 continue
             held.enter_context(lock)
             if (second := try_lock(path)) is not None:
-                # Here two may hold a lock: this file system knows none, and nobody can tell who is alive.
+                # Here two may hold a lock: this file system has none, and it cannot be told which process is alive.
                 second.close()
                 continue
             shutil.rmtree(path.parent, ignore_errors=True)
@@ -239,7 +239,7 @@ def try_lock(path: str | Path) -> IO[str] | None:
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             file.close()
-        # In this order nobody ever finds it empty once it has had a holder.
+        # In this order it is never found empty once it has had a holder.
         file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}\n")
         file.truncate()
         file.flush()
@@ -247,7 +247,7 @@ def try_lock(path: str | Path) -> IO[str] | None:
 
 
 def take_lock(file: IO) -> bool:
-    """Lock an open file until it is closed; False where somebody else holds the lock. See `try_lock`."""
+    """Lock an open file until it is closed; False where another process holds the lock. See `try_lock`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

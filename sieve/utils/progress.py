@@ -67,7 +67,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def bar(description: str, total: int | None, unit: str, summary: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)` for work of `total` units (None where nobody knows yet); the bar goes when done and leaves a
+    """Yield `advance(n)` for work of `total` units (None: not known yet); the bar goes when done and leaves a
     line with time and rate.
 
     Without a terminal only that line is printed; `summary=False` leaves it out.

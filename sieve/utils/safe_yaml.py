@@ -1,4 +1,4 @@
-"""Reading YAML (and JSON, which is YAML too) that somebody else may have written: tasks and recipes.
+"""Reading YAML (and JSON, which is YAML too) from sources that are not trusted: tasks and recipes.
 
 Only plain values are made. A small file cannot become a large value: aliases count as what they stand for.
 """

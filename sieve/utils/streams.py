@@ -1,4 +1,4 @@
-"""Standard output and error that never end a run: what nobody takes is dropped, and the first error is remembered."""
+"""Standard output and error that never end a run: what has no reader is dropped, and the first error is remembered."""
 
 import errno
 import io
@@ -35,7 +35,7 @@ class _LenientFile(io.FileIO):
 
 @contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Replace `sys.stdout` and `sys.stderr` inside the block, unless somebody has replaced them already.
+    """Replace `sys.stdout` and `sys.stderr` inside the block, unless they have been replaced already.
 
     Characters that their encoding lacks are written as escapes. A descriptor that is closed is opened on the null
     device, since the next file to be opened would get its number, and with it whatever a library prints.

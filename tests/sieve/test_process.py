@@ -1,4 +1,4 @@
-"""Sieve as a process among others: signals end it cleanly, and its exit code is right whoever reads what it prints."""
+"""Sieve as a process among others: signals end it cleanly, and its exit code is right whatever reads its output."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def shell(command):
 
 @pytest.mark.parametrize("command", ["tasks", "tasks --json", "--help", "prune --help", "--version"])
 def test_what_is_printed_may_go_nowhere(command):
-    """The exit code tells how the command went, not whether somebody wanted all of its output."""
+    """The exit code tells how the command went, not whether all of its output was read."""
     line = f"{sys.executable} -m sieve {command}"
     for gone in ("| head -0", "| true", ">&-", ">&- 2>&-", ">/dev/null 2>&-", "<&-"):
         done = shell(f"{line} {gone}")

@@ -27,8 +27,22 @@ RETIRED = {
     "heights_of": "member_out_features",
     "mark_masked": "write_mask_config",
     "Unfinished": "ResumableRun",
+    "BlockWise": "BlockwiseRunner",
+    "Walk": "PairedStates",
+    "walk": "schedule",
+    "teams": "batches_of",
+    "Graphs": "GraphedBlocks",
+    "Seat": "WorkerSlot",
+    "_Seat": "_WorkerSlot",
+    "_hired": "_spawn",
+    "_dismiss": "_kill",
+    "Shares": "CandidateQueue",
+    "Rehearsal": "DryRun",
+    "asked_of": "task_identity",
 }
 """Retired name → the one that is used."""
+PEOPLE = re.compile(r"\b(whoever|somebody|nobody|everybody|stands? beside)\b", re.IGNORECASE)
+"""What neither docstrings nor comments say: code has callers, processes and candidates, and it names them."""
 UNCLEAR = re.compile(r"\b(whoever|somebody|nobody|anew|stands? beside|in the place of|alike|lucky)\b", re.IGNORECASE)
 """What no message to a user says: plain words do as well."""
 
@@ -44,6 +58,16 @@ def test_retired_names_stay_out():
         f"{path.relative_to(ROOT)}: {name}, which is {RETIRED[name]} now"
         for path in ROOT.rglob("*.py")
         for name in sorted(names(path) & RETIRED.keys())
+    ]
+    assert found == []
+
+
+def test_prose_names_what_it_is_about():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+        for path in ROOT.rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (match := PEOPLE.search(line))
     ]
     assert found == []
 

@@ -152,7 +152,7 @@ class TestCache:
             assert "the cache is not used" in capsys.readouterr().err
 
     def test_a_sticky_folder_may_hold_it(self, tmp_path, monkeypatch):
-        """As /tmp, where everyone can make files and nobody exchange another's."""
+        """As /tmp, where every user can make files and none can exchange another's."""
         (tmp_path / "shared").mkdir()
         (tmp_path / "shared").chmod(0o1777)
         monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "shared"))

@@ -1,4 +1,4 @@
-"""Factors and masks are one thing to a search: the same questions, and nobody asks which of them it has."""
+"""Factors and masks are one thing to a search: the same questions, and no search asks which of them it has."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models that bring code of their own: it runs where the user allows it, and nobody is asked in the middle of a run."""
+"""Models that bring code of their own: it runs where the user allows it, and no run stops to ask."""
 
 import json
 import subprocess

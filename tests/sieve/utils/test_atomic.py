@@ -70,7 +70,7 @@ def test_leftovers_of_a_killed_process_go_with_the_next_write(tmp_path, writer, 
 
 
 def test_what_is_not_ours_stays(tmp_path):
-    """Hidden folders with a lock file of somebody else's, links, and names that look like ours."""
+    """Hidden folders with a foreign lock file, links, and names that look like ours."""
     foreign = [tmp_path / ".out.abcd1234" / "model", tmp_path / ".mine" / "sieve.lock", tmp_path / ".git" / "config"]
     for file in foreign:
         file.parent.mkdir()
@@ -88,7 +88,7 @@ def test_what_is_not_ours_stays(tmp_path):
 
 
 def test_nothing_goes_where_locks_do_nothing(tmp_path, writer, monkeypatch):
-    """As on some network drives: nobody can tell whether the writer is alive."""
+    """As on some network drives: whether the writer is alive cannot be told."""
     writer("atomic_file", tmp_path / "out")
     monkeypatch.setattr(files.fcntl, "flock", lambda *args: None)
     write_text(tmp_path / "other", "x")

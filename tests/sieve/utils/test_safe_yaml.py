@@ -1,4 +1,4 @@
-"""YAML of somebody else's: plain values, or one line that says what is wrong."""
+"""YAML from anywhere: plain values, or one line that says what is wrong."""
 
 import json
 import tracemalloc
