@@ -1,4 +1,7 @@
-"""Model families: which of their modules run as our operators do. A new family is a row in `FAMILIES`."""
+"""Model families: which of their modules run as our operators do, and what their layers are called.
+
+A new family that also runs fast is a row in `FAMILIES`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -54,12 +57,27 @@ def family_of(model: nn.Module) -> Family | None:
 
 def kind_of(module: nn.Module) -> Kind | None:
     """What the module is, if its family is known to compute just that."""
-    return _KINDS.get(type(module).__name__)
+    name = type(module).__name__
+    for suffix, kind in _SUFFIXES.items():
+        family = FAMILIES.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
+        if family is not None and getattr(family, kind):
+            return kind
+    return None
 
 
-_KINDS = {
-    f"{prefix}{suffix}": kind
-    for prefix, family in FAMILIES.items()
-    for suffix, kind in _SUFFIXES.items()
-    if getattr(family, kind)
+LAYERS_OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""What layers that read one input are called, where they are separate."""
+
+MLP_LAYERS = {
+    "down_proj": (("gate_proj", "up_proj", "gate_up_proj"), {"gate_up_proj": 2}),
+    "fc2": (("fc1",), {}),
+    "dense_4h_to_h": (("dense_h_to_4h",), {}),
+    "c_proj": (("c_fc",), {}),
 }
+"""The layer of an MLP that reads its channels → those that write them, and into how many parts (gate and up in one
+matrix are two)."""
+
+LAYERS_AFTER_NONLINEARITY = (
+    "o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "fc_out",
+)  # fmt: skip
+"""What layers behind a non-linearity (attention is one) are called."""

@@ -8,13 +8,13 @@ import numpy as np
 from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.matrix import DENSE, Matrix
+from sieve.nn.families import LAYERS_OF_ONE_INPUT
 from sieve.searchers.config import GRANULARITIES
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.utils.messages import shorten
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 PAPER_LEVELS = (0.05, 0.1, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 0.9, 1.0)  # DESIGN 2.9
-_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # they read one input
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _members(matrices: Iterable[Matrix], granularity: str) -> list[list[Matrix]]
     genes: dict[tuple, list[Matrix]] = {}
     for matrix in sorted(matrices, key=lambda matrix: matrix.block):
         place, _, leaf = matrix.name.rpartition(".")
-        group = next((group for group in _GROUPS if leaf in group), matrix.name)
+        group = next((group for group in LAYERS_OF_ONE_INPUT if leaf in group), matrix.name)
         key = {"matrix": matrix.name, "group": (place, group), "block": matrix.block}[granularity]
         genes.setdefault((matrix.block, key), []).append(matrix)
     return list(genes.values())

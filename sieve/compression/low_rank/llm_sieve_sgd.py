@@ -23,6 +23,7 @@ from sieve.errors import InputError, NumericsError
 from sieve.models.decoder import run_decoder
 from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating
+from sieve.nn.families import LAYERS_AFTER_NONLINEARITY
 from sieve.registry import implements
 from sieve.utils import progress
 
@@ -30,8 +31,6 @@ LEARNING_RATE = 1e-3
 EPOCHS = 2
 BATCH_TOKENS = 5000
 _SPREAD = 0.01
-_AFTER = ("o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "fc_out")
-"""What the matrices behind a non-linearity (attention is one) are called."""
 
 
 @implements(LLM_SIEVE_SGD)
@@ -92,7 +91,7 @@ class _Learned:
     def __init__(self, name: str, layer: nn.Module, rank: int, learning_rate: float, generator: torch.Generator):
         self._name, self._weight = name, weight_of(layer).detach()
         m, n = self._weight.shape
-        self._after = name.rsplit(".", 1)[-1] in _AFTER
+        self._after = name.rsplit(".", 1)[-1] in LAYERS_AFTER_NONLINEARITY
         start = _SPREAD * torch.randn((rank, m) if self._after else (n, rank), generator=generator)
         self._A = start.to(self._weight.device).requires_grad_()
         self._optimizer = torch.optim.Adam([self._A], lr=learning_rate)

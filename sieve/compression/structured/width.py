@@ -11,13 +11,8 @@ from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
 from sieve.models.decoder import decoder_blocks
 from sieve.models.linears import prunable
+from sieve.nn.families import MLP_LAYERS
 
-_MLPS = {  # what reads a channel → what writes it, and in how many parts (gate and up in one matrix are two)
-    "down_proj": (("gate_proj", "up_proj", "gate_up_proj"), {"gate_up_proj": 2}),
-    "fc2": (("fc1",), {}),
-    "dense_4h_to_h": (("dense_h_to_4h",), {}),
-    "c_proj": (("c_fc",), {}),
-}
 _SIZES = ("intermediate_size", "n_inner", "ffn_dim")  # what configurations call the number of channels
 
 
@@ -76,9 +71,9 @@ def _mlp(block: nn.Module, prefix: str) -> tuple[str, nn.Module, list[tuple[nn.M
     """The block's matrix that reads the channels, with its name, and those that write them, with their parts."""
     for name, layer in block.named_modules():
         parent, _, last = name.rpartition(".")
-        if last not in _MLPS or not isinstance(layer, nn.Linear | Conv1D):
+        if last not in MLP_LAYERS or not isinstance(layer, nn.Linear | Conv1D):
             continue
-        names, parts = _MLPS[last]
+        names, parts = MLP_LAYERS[last]
         siblings = dict((block.get_submodule(parent) if parent else block).named_children())
         writers = [(siblings[other], parts.get(other, 1)) for other in names if other in siblings]
         if writers:

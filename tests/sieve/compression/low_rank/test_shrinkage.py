@@ -152,7 +152,7 @@ def test_bad_input(calibrated, monkeypatch):
     one = statistics_of(model, SEQUENCES[:1])
     with pytest.raises(InputError, match="too few"):
         sieve.project(model, one, shrinkage="auto")
-    with pytest.raises(InputError, match="calibrate it alike"):
+    with pytest.raises(InputError, match="calibrate it with the same method"):
         sieve.project(model, statistics, shrinkage=0.1, prior=statistics_of(model, needs="input"))
     monkeypatch.setitem(one.grams, "model.layers.0.self_attn.q_proj", one.grams["model.layers.0.self_attn.q_proj"] / 0)
     with pytest.raises(NumericsError, match=r"prior's statistics of model\.layers\.0\.self_attn\.q_proj"):
