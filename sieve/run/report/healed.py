@@ -12,7 +12,7 @@ from sieve.run.report.build import interval_values
 
 @dataclass(frozen=True)
 class Controls:
-    """What stands beside a healed model's numbers.
+    """What a report says of a healed model, apart from its scores.
 
     ngrams_taught: split → what an n-gram classifier scores that was trained on the dense model's answers, no label
         read; empty where no model answered.
