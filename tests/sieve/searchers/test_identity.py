@@ -32,5 +32,5 @@ def test_options():
 
 def test_tasks():
     assert list(task_identity(load_task("geography"))) == FIRST_OF_TASKS  # the order counts: a hash is made of it
-    chat = Task(type="generation", data=[{"turns": []}], messages="turns")
+    chat = Task("chat", type="generation", data=[{"turns": []}], messages="turns")
     assert task_identity(chat)["messages"] == "turns"
