@@ -7,7 +7,7 @@ code of a method says in its own file what it implements (`implements`), and is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
@@ -25,16 +25,13 @@ T = TypeVar("T", bound=Callable)
 
 
 @dataclass(frozen=True)
-class Described:
-    """Something with a name that a file of its own implements.
+class Implemented:
+    """Something that is described here and implemented in a file of its own.
 
-    about: one line for the user, without its full stop.
     room: the package whose modules are imported to find what implements it; "" where that is done already.
     """
 
-    name: str
-    about: str
-    room: str = ""
+    room: str = field(default="", kw_only=True)
 
     def implementation(self) -> Any:
         """What `implements` was said of, imported now."""
@@ -46,8 +43,19 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What is known of a method's results before there are any.
+class Described(Implemented):
+    """Something with a name.
+
+    about: one line for the user, without its full stop.
+    """
+
+    name: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Traits(Implemented):
+    """What is known of a method's results before there are any. What makes them implements `compression.methods.Kind`.
 
     results: what they are, in a message. kind: of method, in a list. stage: of a run, that makes them.
     default_searcher: by name.
@@ -103,11 +111,11 @@ class Method(Described):
         return f"{self.side}+gradients" if self.gradients else self.side
 
 
-_IMPLEMENTATIONS: dict[Described, Any] = {}
+_IMPLEMENTATIONS: dict[Implemented, Any] = {}
 _METHODS: dict[str, Method] = {}
 
 
-def implements(described: Described) -> Callable[[T], T]:
+def implements(described: Implemented) -> Callable[[T], T]:
     """A decorator that says, in a method's own file: this is it.
 
     Example:

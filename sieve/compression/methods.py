@@ -1,52 +1,62 @@
 """What a method makes of a model, by the method's name: for callers that serve methods of every kind."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
-from sieve.compression.low_rank.project import project
-from sieve.compression.masks.config import MaskOptions
-from sieve.compression.masks.mask import mask, maskable
-from sieve.compression.masks.masks import Masks
-from sieve.compression.masks.methods import MASKING
 from sieve.compression.space import CompressionSpace
 from sieve.models.matrix import Matrix
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 
 
+class Kind(Protocol):
+    """What makes the results of one kind of method; it says `@implements` of their traits."""
+
+    def compress(
+        self,
+        model: PrunableModel,
+        statistics: Statistics,
+        method: str,
+        config: Any,
+        general: Statistics | None,
+        own: dict[str, Any],
+    ) -> CompressionSpace:
+        """As `compress` below."""
+
+    def plannable(self, model: PrunableModel, method: str, config: Any) -> dict[str, Matrix]:
+        """As `plannable` below."""
+
+
 def compress(
     model: PrunableModel,
     statistics: Statistics,
     method: str,
+    config: Any,
     general: Statistics | None,
-    pivot: bool,
-    shrinkage: float | str | None,
-    options: MaskOptions,
-    own: Mapping[str, Any],
+    own: dict[str, Any],
 ) -> CompressionSpace:
     """All plans of a model by one method: the factors of `sieve.project` or the masks of `sieve.mask`.
 
-    own: options that the method alone has.
+    Args:
+        config: the options of methods of this kind, an instance of `Traits.config`.
+        general: statistics of general text, where the config asks for them.
+        own: options that the method alone has.
     """
-    if method_named(method).makes is MASKING:
-        return mask(model, statistics, method, general, options)
-    return project(model, statistics, method, pivot, shrinkage=shrinkage, **own)
+    return _kind(method).compress(model, statistics, method, config, general, own)
 
 
-def plannable(model: PrunableModel, method: str, pivot: bool, options: MaskOptions) -> dict[str, Matrix]:
+def plannable(model: PrunableModel, method: str, config: Any) -> dict[str, Matrix]:
     """The matrices that the method can prune, known from their shapes alone; InputError where there are none."""
-    if method_named(method).makes is not MASKING:
-        return model.matrices(pivot)
-    maskable(model, options)
-    # How far a ramp moves each matrix is known once it is scored.
-    return Masks({}, method, replace(options, ramp=0.0), {}).matrices(model)
+    return _kind(method).plannable(model, method, config)
 
 
 def method_report(space: CompressionSpace, model: PreTrainedModel, **more: Any) -> dict[str, Any] | None:
     """`space.report` and `more`; None where the space has nothing to report."""
     found = space.report(model)
     return None if found is None else found | more
+
+
+def _kind(method: str) -> Kind:
+    return method_named(method).makes.implementation()()

@@ -154,16 +154,7 @@ def _pruned(
         )
         general = _general(recipe, prunable, tokenizer, statistics) if recipe.task_aware else None
     with stages(recipe.traits.stage):
-        factors = compress(
-            prunable,
-            measured,
-            recipe.method,
-            general,
-            recipe.pivot,
-            recipe.shrinkage,
-            recipe.mask_options(),
-            recipe.own_options(),
-        )
+        factors = compress(prunable, measured, recipe.method, recipe.method_config(), general, recipe.own_options())
     with stages("search"), unfinished.search() as journal:
         result = run_search(
             prunable,
@@ -269,7 +260,7 @@ def _require_dense(model: PreTrainedModel, source: str) -> None:
 
 def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
     """InputError where nothing can be pruned, or not as far as the recipe asks."""
-    matrices = plannable(model, recipe.method, recipe.pivot, recipe.mask_options())
+    matrices = plannable(model, recipe.method, recipe.method_config())
     multiple = multiple_for(model.device, recipe.rank_multiple)
     require_plans(matrices, searcher_named(recipe.searcher), recipe.options(), multiple, model.dtype)
 

@@ -118,7 +118,11 @@ class Recipe:
 
     def mask_options(self) -> MaskOptions:
         """Those of masks."""
-        return MaskOptions(**{name: getattr(self.masks, name) for name in options_of(MaskOptions)})
+        return self.masks.options()
+
+    def method_config(self) -> Any:
+        """The options that methods of this kind have."""
+        return next(config for config in self.configs() if type(config) is self.traits.config)
 
     def own_options(self) -> dict[str, Any]:
         """Those that the method alone has."""

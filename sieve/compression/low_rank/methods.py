@@ -6,7 +6,7 @@ A new projection is a row here and a file of its own, whose function says `@impl
 the function.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sieve.compression.low_rank.config import LowRankConfig
 from sieve.registry import Method, Traits, register
@@ -20,6 +20,7 @@ LOW_RANK = Traits(
     objectives=("parameters", "bytes", "latency"),
     config=LowRankConfig,
     example="output_aligned",
+    room=__package__,
 )
 
 
@@ -30,7 +31,7 @@ class Projection(Method):
     balanced: the members of a stack (`sieve.share_inputs_`) count alike, however large their outputs.
     """
 
-    room: str = __package__
+    room: str = field(default=__package__, kw_only=True)
     makes: Traits = LOW_RANK
     balanced: bool = False
 

@@ -1,6 +1,6 @@
 """What a user can choose about masks beyond the method's name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sieve.errors import InputError
 from sieve.registry import method_named
@@ -71,3 +71,7 @@ class MaskConfig(MaskOptions):
     """The same in a recipe, with the general text that task-aware masks score on: "general" or a task file."""
 
     general: str = option("general", "Masks: general text, a task file of type perplexity", shown="Wikipedia and news")
+
+    def options(self) -> MaskOptions:
+        """Those of `sieve.mask`."""
+        return MaskOptions(**{one.name: getattr(self, one.name) for one in fields(MaskOptions)})

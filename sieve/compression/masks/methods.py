@@ -3,7 +3,7 @@
 A new one is a row here and a class in `scores.py` (or a file of its own) that says `@implements(ROW)`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sieve.compression.masks.config import MaskConfig
 from sieve.registry import Method, Traits, register
@@ -17,6 +17,7 @@ MASKING = Traits(
     objectives=("parameters",),
     config=MaskConfig,
     example="wanda",
+    room=__package__,
 )
 
 
@@ -27,7 +28,7 @@ class MaskMethod(Method):
     compensates: the weights that are kept make good for those that go, so that each rank is solved anew.
     """
 
-    room: str = __package__
+    room: str = field(default=__package__, kw_only=True)
     makes: Traits = MASKING
     side: str = "input"
     compensates: bool = False

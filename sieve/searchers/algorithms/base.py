@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
@@ -25,7 +25,7 @@ class Searcher(Described):
     paper_constants: knows the constants of DESIGN 2.9.
     """
 
-    room: str = __package__
+    room: str = field(default=__package__, kw_only=True)
     sequential: bool = False
     per_matrix: bool = True
     needs_surrogate: bool = False

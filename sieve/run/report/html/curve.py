@@ -17,6 +17,7 @@ from sieve.run.report.html.chart import (
 )
 from sieve.run.report.html.markup import Html, amount, interval, number, percent, table, tag
 from sieve.run.report.html.scores import bars
+from sieve.searchers.algorithms.base import SEARCHERS
 
 _SAVED = {
     "prefix": "shared beginnings of prompts run once",
@@ -29,6 +30,8 @@ _SAVED = {
 }
 _COUNTED = ("prefix", "layers", "racing")
 """What the ratio of plain to spent work is made of; the others would come on top of it."""
+_UNIFORM = [name for name, searcher in SEARCHERS.items() if not searcher.per_matrix]
+"""The searchers that vary all matrices together."""
 
 
 class Tried(NamedTuple):
@@ -72,7 +75,7 @@ def curve_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html |
     if not candidates or level is None or chosen is None:
         return None
     floor = _floor(report, recipe, level)
-    is_uniform = report["search"].get("search") == "uniform"
+    is_uniform = str(report["search"].get("search")) in _UNIFORM
     removed = report["parameters"]["prunable_removed"]
     x = scale_over([0, removed, *(one.removed for one in candidates + refits)], 44, WIDTH - 10, 0.04)
     heights = [level, chosen, *(one.accuracy for one in candidates + refits)]

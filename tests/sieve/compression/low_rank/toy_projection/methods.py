@@ -17,7 +17,11 @@ class LevelledConfig:
 
 
 LEVELLED = Projection(
-    "levelled", "least error of the outputs, of inputs with noise", __package__, side="input", options=LevelledConfig
+    "levelled",
+    "least error of the outputs, of inputs with noise",
+    side="input",
+    options=LevelledConfig,
+    room=__package__,
 )
 
 register(LEVELLED)

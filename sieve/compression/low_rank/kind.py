@@ -1,0 +1,31 @@
+"""Low-rank pairs as one kind of result: how a run gets them from its recipe."""
+
+from typing import Any
+
+from sieve.calibration.statistics import Statistics
+from sieve.compression.low_rank.config import LowRankConfig
+from sieve.compression.low_rank.factors import Factors
+from sieve.compression.low_rank.methods import LOW_RANK
+from sieve.compression.low_rank.project import project
+from sieve.models.matrix import Matrix
+from sieve.models.prunable_model import PrunableModel
+from sieve.registry import implements
+
+
+@implements(LOW_RANK)
+class LowRank:
+    """`sieve.project`, as `sieve.compression.methods.Kind` asks for it."""
+
+    def compress(
+        self,
+        model: PrunableModel,
+        statistics: Statistics,
+        method: str,
+        config: LowRankConfig,
+        general: Statistics | None,
+        own: dict[str, Any],
+    ) -> Factors:
+        return project(model, statistics, method, config.pivot, shrinkage=config.shrinkage, **own)
+
+    def plannable(self, model: PrunableModel, method: str, config: LowRankConfig) -> dict[str, Matrix]:
+        return model.matrices(config.pivot)

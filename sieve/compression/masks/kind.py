@@ -1,0 +1,34 @@
+"""Masks as one kind of result: how a run gets them from its recipe."""
+
+from dataclasses import replace
+from typing import Any
+
+from sieve.calibration.statistics import Statistics
+from sieve.compression.masks.config import MaskConfig
+from sieve.compression.masks.mask import mask, maskable
+from sieve.compression.masks.masks import Masks
+from sieve.compression.masks.methods import MASKING
+from sieve.models.matrix import Matrix
+from sieve.models.prunable_model import PrunableModel
+from sieve.registry import implements
+
+
+@implements(MASKING)
+class Masking:
+    """`sieve.mask`, as `sieve.compression.methods.Kind` asks for it."""
+
+    def compress(
+        self,
+        model: PrunableModel,
+        statistics: Statistics,
+        method: str,
+        config: MaskConfig,
+        general: Statistics | None,
+        own: dict[str, Any],
+    ) -> Masks:
+        return mask(model, statistics, method, general, config.options())
+
+    def plannable(self, model: PrunableModel, method: str, config: MaskConfig) -> dict[str, Matrix]:
+        maskable(model, config)
+        # How far a ramp moves each matrix is known once it is scored.
+        return Masks({}, method, replace(config.options(), ramp=0.0), {}).matrices(model)
