@@ -22,6 +22,7 @@ from sieve.commands.info import info
 from sieve.commands.methods import methods
 from sieve.commands.predict import predict
 from sieve.commands.prune import prune
+from sieve.commands.push import push
 from sieve.commands.tasks import tasks
 from sieve.errors import SieveError, StorageError
 from sieve.utils import interrupts, streams
@@ -78,6 +79,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "info": info,
     "compare": compare,
+    "push": push,
     "tasks": tasks,
     "methods": methods,
 }

@@ -30,6 +30,9 @@ class PruneConfig(TaskData, Trust, Shown):
     resume: Path | None = option(
         None, "Go on with the run that was interrupted on its way to this folder", group="Output"
     )
+    push_to_hub: str | None = option(
+        None, "Then upload the folder to this repository of the hub, a private one where it is new", group="Output"
+    )
 
 
 @command(PruneConfig, *recipe_options())
@@ -81,6 +84,10 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
             require_new(output)
         load_task(recipe.task, run.data)
         find_model(recipe.model)
+        if run.push_to_hub is not None:
+            from sieve.run.push import check_push, push
+
+            check_push(run.push_to_hub)
         from sieve.run import pipeline
         from sieve.run.report.show import show_report
 
@@ -93,6 +100,11 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
         trusted = " --trust-remote-code" if run.trust_remote_code else ""
         console().print(f"The pruned model is in {output}. Try: sieve eval {output}{trusted}", soft_wrap=True)
     say_saved(f"the pruned model is in {output}")
+    if run.push_to_hub is not None:
+        with progress.shown(not run.quiet):
+            address = push(output, run.push_to_hub)
+        if not run.as_json:
+            console().print(f"It is at {address}", soft_wrap=True)
 
 
 def _left(output: Path) -> str:

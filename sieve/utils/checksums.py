@@ -41,6 +41,11 @@ def write_checksums(folder: Path, identity: str) -> None:
     write_json(folder / CHECKSUMS, content | {"sha256": _digest_of(content)})
 
 
+def identity_in(folder: Path) -> str:
+    """The id of a folder with checksums; StorageError where they are damaged."""
+    return _read(folder / CHECKSUMS)[0]
+
+
 def verify(folder: str | Path) -> None:
     """Compare a saved folder's weights with its checksums; a folder without checksums passes.
 
