@@ -1,7 +1,7 @@
 """Where a calibration is kept: in the file or folder that the user names, or in the user's cache.
 
 A file that the user names is theirs: it must be what is asked for, and nothing else is touched. The cache is ours: what
-it holds is reused where it can be trusted and made anew where it cannot, it keeps one calibration, and it never ends a
+it holds is reused where it can be trusted and made again where it cannot, it keeps one calibration, and it never ends a
 run.
 """
 

@@ -80,7 +80,7 @@ def calibration_sequences(
 
 
 def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left: int) -> Sample | None:
-    """What of a sequence the budget has room for; None where that is not even the answer."""
+    """The part of a sequence that the budget has room for; None where the answer alone is longer."""
     ids, start = piece
     if not task.has_prompts:
         return Sample(ids[:left], start) if left > 0 else None

@@ -52,7 +52,7 @@ def _writes_plainly(
             for place in range(length, len(ids)):
                 given = torch.tensor([ids[:place]], device=model.device)
                 logits = model(input_ids=given, use_cache=False, return_dict=True).logits[0, -1].float()
-                # Two that are alike but for rounding may change places.
+                # Two tokens that differ by rounding alone may change places.
                 close = 32 * torch.finfo(model.dtype).eps * float(logits.abs().max().clamp(min=1))
                 if float(logits.max() - logits[ids[place]]) > close:
                     return False

@@ -34,7 +34,7 @@ def ngram_accuracies(
 
     Args:
         training: of the calibration split, at least `FEWEST`.
-        answers: of the training rows, in the place of the right ones. With those of a model the result is what letters
+        answers: of the training rows, instead of the right ones. With those of a model the result is what letters
             reach that have seen no label.
 
     Returns: split → score; nothing where there is no classifier: for perplexity, and for few training rows.

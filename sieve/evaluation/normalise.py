@@ -1,6 +1,6 @@
 """Words of an answer and of a reference, by which the two are compared.
 
-A text is spelled in one way (Unicode NFC, straight quotes, ASCII in the place of full-width characters) and cut into
+A text is spelled in one way (Unicode NFC, straight quotes, ASCII for full-width characters) and cut into
 tokens: words, and the sentence punctuation at their edges. Signs within or before a word belong to it, since they carry
 meaning: "-5", "3.5", "C++", "x > 3". `squad` then drops punctuation, articles and upper case, unless nothing would be
 left; `numeric` also writes numbers by their value; `none` keeps every token.

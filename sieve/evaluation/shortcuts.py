@@ -1,7 +1,7 @@
 """Which shortcuts of scoring give a model's plain result; found out once per model, on a few of the task's sequences.
 
 Plain is one sequence at a time, without cache, with all logits. Prefixes that are run once, logits of a few positions,
-rows of several sequences and steps of one token must come to the same but for rounding. How far rounding goes is
+rows of several sequences and steps of one token must come to the same up to rounding. How far rounding goes is
 measured on the model: by how much its log-likelihoods move when its embeddings move by their last digit. A shortcut
 that goes further is left out.
 """
@@ -51,7 +51,7 @@ def shortcuts_for(
 
 
 def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]], wanted: Sharing) -> Sharing:
-    """What of `wanted` gives the plain result on this model.
+    """The shortcuts of `wanted` that give the plain result on this model.
 
     Raises: InputError for a model that is not causal.
     """

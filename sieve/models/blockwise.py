@@ -89,7 +89,7 @@ class BlockwiseRunner:
             evaluation: runs the model; always by the same passes over the same tokens.
             start, states: first block that runs, and the hidden states entering it. 0 without states: the embeddings.
             keep: blocks whose entering states are wanted; L for what leaves the last one.
-            call_block: calls the blocks that run, in the place of a plain call.
+            call_block: calls the blocks that run, instead of a plain call.
             stop: the first block that does not run any more: it and all later ones pass on what they are given, so
                 that the result of `evaluation` means nothing. None: all run.
         """

@@ -80,7 +80,7 @@ def _make(gguf: Path, source: dict[str, Any], folder: Path) -> None:
 
 
 def _mend(gguf: Path, source: dict[str, Any], folder: Path) -> None:
-    """Put the files of a new conversion in the place of those that are there; others stay."""
+    """Replace the files that are there by those of a new conversion; other files stay."""
     with locked_folder(folder.parent, folder.name) as place:
         made = place / folder.name
         _make(gguf, source, made)

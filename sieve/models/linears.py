@@ -239,8 +239,8 @@ def by_pattern(left: Mapping[str, str], layers: Iterable[str]) -> dict[str, str]
     `layers`: names of those that are not left dense.
     """
     everywhere = Counter(map(_pattern, {*left, *layers}))
-    alike = Counter((_pattern(name), reason) for name, reason in left.items())
-    whole = {pattern for (pattern, _), count in alike.items() if count == everywhere[pattern]}
+    counts = Counter((_pattern(name), reason) for name, reason in left.items())
+    whole = {pattern for (pattern, _), count in counts.items() if count == everywhere[pattern]}
     return {_pattern(name) if _pattern(name) in whole else name: reason for name, reason in left.items()}
 
 

@@ -71,7 +71,7 @@ def load_model(
         if model.dtype == torch.float16 and place.type == "cpu":
             if wanted == "auto":
                 progress.say("  float16 is slow on most CPUs: using bfloat16")
-                # Loaded anew: a cast would round the rotary frequencies too.
+                # Loaded again: a cast would round the rotary frequencies too.
                 model = _pretrained(folder, torch.bfloat16, place, local, trust_remote_code)
             else:
                 warnings.warn("float16 is slow on most CPUs: consider bfloat16", stacklevel=2)

@@ -42,7 +42,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """B A [m, n], multiplied anew at each reading: for code that reads the weight of a layer it does not call."""
+        """B A [m, n], multiplied at each reading: for code that reads the weight of a layer it does not call."""
         return self.B.weight @ self.A.weight
 
     @property
@@ -94,7 +94,7 @@ class PivotedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The whole matrix [m, n], multiplied anew at each reading, as that of `LowRankLinear`."""
+        """The whole matrix [m, n], multiplied at each reading, as that of `LowRankLinear`."""
         rows = torch.cat([self.A.weight, self.C.weight @ self.A.weight])
         return rows[torch.argsort(self.permutation)]
 

@@ -21,7 +21,7 @@ def replace_forward(module: nn.Module, function: Callable) -> None:
 
 
 def replaced_by(module: nn.Module) -> Callable | None:
-    """The function that `replace_forward` has put in the place of the forward; None if it was not replaced here."""
+    """The function by which `replace_forward` has replaced the forward; None if it has not."""
     own = module.__dict__.get("forward")
     return own.func if type(own) is partial else None
 
@@ -33,7 +33,7 @@ def restore_forward(module: nn.Module) -> None:
 
 @contextmanager
 def forwarding(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Inside the block `forward` is in the place of the module's own."""
+    """Inside the block the module runs `forward` instead of its own."""
     own = module.__dict__.get("forward")  # accelerate, for one, sets such
     module.forward = forward
     try:

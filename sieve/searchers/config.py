@@ -32,10 +32,10 @@ class Options(EngineConfig):
 
     objective: what is to become small: "parameters", "bytes" or "latency" (seconds per layer, measured on this
         machine; pairs that are not faster than their matrix stay dense).
-    kept: fraction of it that may stay: "best at this size" in the place of "smallest within the
-        tolerance". None: the latter.
+    kept: fraction of it that may stay: the search is for the best model of this size. None: it is for the smallest
+        one within the tolerance.
     granularity: what one gene is: "matrix", "group" (q/k/v; gate/up) or "block".
-    paper: the constants of DESIGN 2.9 in the place of ours (`ga` only).
+    paper: the constants of DESIGN 2.9 instead of ours (`ga` only).
     population, offspring, generations: of the genetic searches; None for the searcher's own.
     budget: layer-tokens after which no new generation begins; None for no such limit.
     bottlenecks: of the winner's matrices, how many are tested for being one; 0 tests none.

@@ -1,4 +1,4 @@
-"""How much smaller a plan may become when its pairs are fitted anew: bisection over refitted candidates.
+"""How much smaller a plan may become when its pairs are refitted: bisection over refitted candidates.
 
 A refit makes up for what earlier pairs have lost, so the tolerance holds at sizes that a search over nested factors had
 to refuse. It follows one plan, so each candidate costs a refit: few are tried, of sizes below that of the search's
@@ -66,7 +66,7 @@ def smallest_refitted(
         result: of a search by a tolerance; `result.smaller` is what is tried beyond its plan.
         task, tolerance, confident, seed: the search's.
         journal: that of the search, which keeps the scores: what an earlier process has tried is not refitted again,
-            but for the plan that is taken.
+            except for the plan that is taken.
     """
     model = PrunableModel.of(model)
     pairs = _Pairs(lambda plan: refit(model, factors, plan, statistics))
@@ -97,7 +97,7 @@ def best_refitted(
     seed: int = 0,
     journal: Journal | None = None,
 ) -> Refitted:
-    """Of the plans that validation chose among, the one that is best when its pairs are fitted anew.
+    """Of the plans that validation chose among, the one that is best when its pairs are refitted.
 
     Args: those of `smallest_refitted`; `result` is of a search for a size.
     """

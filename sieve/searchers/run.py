@@ -127,7 +127,7 @@ def run_search(
         rank_multiple: ranks are rounded up to it; 8 on CPU and 32 on GPU unless given.
         seed: of the task's splits and of the search.
         matrices: names of those that may be pruned; the others stay dense.
-        fitness: scores in the place of the task's own: (model, examples) → one number per example, larger is better.
+        fitness: scores instead of the task's own: (model, examples) → one number per example, larger is better.
             The model is any candidate, in the end in the form in which it would be stored; the examples are those of
             the split that is asked about.
         journal: file that keeps every evaluation; a search begun again with it goes on where it was.

@@ -1,8 +1,8 @@
-"""What each matrix's loss of rank does to the task's loss, for all ranks of all matrices from one backward pass.
+"""By how much the task's loss grows when a matrix loses rank: for all ranks of all matrices, from one backward pass.
 
 With g_t the gradient of an example's loss at a matrix's output and A, B its nested factors, cutting the pair at rank r
 changes the output of token t by -e_t(r), e_t(r) = Σ_{i>r} b_i (a_i·x_t), and the loss, to second order and with the
-Fisher matrix in the place of the Hessian, by
+Fisher matrix for the Hessian, by
 
     Δ(r) = -E[d(r)] + ½ E[d(r)²],   d(r) = Σ_t g_t·e_t(r) = Σ_t g_t·(y_t - Σ_{i≤r} b_i (a_i·x_t)),
 

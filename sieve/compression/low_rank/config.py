@@ -20,8 +20,8 @@ class LowRankConfig:
     """pivot: store pairs pivoted (DESIGN 2.6): the same maps in fewer parameters, so smaller models in the tolerance.
     shrinkage: share in [0, 1] of a prior in the Gram matrices, or "auto", chosen on held-back examples; None: no prior.
     shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
-    refit: fit pairs anew, to inputs as the pruned model has them: those of the search's plan if `kept` names its size,
-        else of the smallest plan beyond it that is within the tolerance so.
+    refit: fit pairs again, to the inputs that they get in the pruned model. If `kept` names a size, the pairs of the
+        search's plan; else those of the smallest plan beyond it that is then within the tolerance.
     """
 
     GROUP = "Method"

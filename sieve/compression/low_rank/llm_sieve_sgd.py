@@ -100,7 +100,7 @@ class _Learned:
         """(A [r, n], B [m, r]) of the pair, float32."""
         A, W = self._A, self._weight.float()
         gram = A @ A.T if self._after else A.T @ A
-        # A hair of ridge, for columns that training has made alike.
+        # A tiny ridge, for columns that training has made equal.
         gram = gram + 1e-6 * gram.detach().diagonal().mean() * torch.eye(len(gram), device=gram.device)
         root, failed = torch.linalg.cholesky_ex(gram)
         if failed:

@@ -28,7 +28,7 @@ LOW_RANK = Traits(
 class Projection(Method):
     """A method that makes low-rank pairs.
 
-    balanced: the members of a stack (`sieve.share_inputs_`) count alike, however large their outputs.
+    balanced: the members of a stack (`sieve.share_inputs_`) have equal weight, however large their outputs are.
     """
 
     room: str = field(default=__package__, kw_only=True)

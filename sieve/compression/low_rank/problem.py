@@ -80,7 +80,7 @@ def balanced(problem: Problem, heights: Sequence[int]) -> tuple[Problem, torch.T
 
 
 def balance(W: torch.Tensor, gram: torch.Tensor, side: str, heights: Sequence[int]) -> torch.Tensor:
-    """What to multiply the outputs of a stack by [m, 1], so that its members, of so many rows each, count alike.
+    """Factors for the outputs of a stack [m, 1] that give its members, of so many rows each, equal weight.
 
     gram: of inputs or of outputs, as `side` says. A member without output is left as it is.
     """

@@ -54,7 +54,7 @@ def project(
             Search and `apply_` follow it.
         shrinkage: share in [0, 1] of a prior in the Gram matrices, which few tokens overstate; "auto" chooses it on
             held-back calibration examples. None: no prior.
-        prior: statistics of general text, collected alike; without them the prior is the Gram matrix's own diagonal.
+        prior: statistics of general text, of the same kind; without them the prior is the Gram matrix's own diagonal.
         mean: fit what inputs and outputs are beyond their means, which go into the bias (DESIGN 2.4): never worse on
             the calibration data, for m numbers more where the dense matrix has no bias. None: where it has one.
         plan: project only the matrices that it prunes, to its ranks. Methods that are not nested cannot do without.

@@ -228,7 +228,7 @@ def _pair(
         )
     if not seen[0].gram.diagonal().mean() > 0:
         return old  # nothing comes in: nothing to learn
-    # Members of a stack count alike, however large their outputs.
+    # Members of a stack have equal weight, however large their outputs are.
     scale = balance(W, gram, "input", heights) if heights else W.new_ones(len(W), 1)
     target = scale * W
     # The ridge with the least error on held-back examples; the old pair where that is better than any.

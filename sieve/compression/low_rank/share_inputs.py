@@ -17,7 +17,7 @@ from sieve.nn.stacked import stack_, stack_name
 def share_inputs_(model: PreTrainedModel) -> PreTrainedModel:
     """Stack the linear layers of a module that read one input into one layer, in place; returns the model.
 
-    Their outputs stay what they were, but for rounding. To be done before calibration; what was made of the
+    Their outputs stay what they were, up to rounding. To be done before calibration; what was made of the
     model before (statistics, factors, plans) does not fit it any more. A stack is named after its members:
     q_proj, k_proj, v_proj → qkv_proj; gate_proj, up_proj → gate_up_proj.
 

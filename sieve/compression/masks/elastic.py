@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def mask_(model: nn.Module, masks: "Masks", plan: Mapping[str, int | str]) -> dict[str, float]:
-    """Put the weights that the plan leaves in the place of the dense ones; the masks can be used again.
+    """Replace dense weights by those that the plan leaves; the masks can be used again.
 
     Returns: kept fraction of each matrix that was masked.
     """

@@ -46,7 +46,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class CompensatedMask:
-    """SparseGPT's of one matrix: solved anew at each rank, since what is kept makes good for what is not.
+    """SparseGPT's masks of one matrix: solved for each rank, since kept weights compensate for removed ones.
 
     weight: W [m, n]. channels: [n]; root: R [n, n], shared by matrices that read one input (`sparsegpt`).
     """

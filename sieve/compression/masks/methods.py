@@ -25,7 +25,7 @@ MASKING = Traits(
 class MaskMethod(Method):
     """A method that sets weights to zero.
 
-    compensates: the weights that are kept make good for those that go, so that each rank is solved anew.
+    compensates: the kept weights change to compensate for the removed ones, so that each rank is solved by itself.
     """
 
     room: str = field(default=__package__, kw_only=True)

@@ -1,4 +1,4 @@
-"""SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): masks whose kept weights make good for those that go."""
+"""SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): masks whose kept weights compensate for removed ones."""
 
 import torch
 
@@ -29,7 +29,7 @@ def sparsegpt(
         R: [n, n], upper triangular, Rᵀ R = (H + λ I)⁻¹ (`scores.inverse_root`).
         rank: weights kept per row; in each block, and over all, to within one.
         pattern, compare: as in `MaskOptions`. compare="layer" lets the weights of one block compete.
-        dtype: that the result will be stored in, rounding being one more error to make good for. Default: W's.
+        dtype: that the result will be stored in, rounding being one more error to compensate. Default: W's.
 
     Returns: [m, n] in `dtype`.
     """
@@ -46,7 +46,7 @@ def sparsegpt(
         for column in range(start, end):
             place = column - start
             if groups and column % groups[1] == 0:
-                # N:M: a group is chosen when it is reached, by all that was made good for before.
+                # N:M: a group is chosen when it is reached, with all compensation up to there.
                 group = slice(column, column + groups[1])
                 chosen = keep_n_of_m((left[group].square() * channels[group, None]).T, *groups).T
             keep = chosen[column % groups[1]] if groups else kept[place]

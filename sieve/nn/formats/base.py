@@ -45,7 +45,7 @@ class LayerFormat(ABC):
     def module(
         self, m: int, n: int, bias: bool, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> nn.Module | None:
-        """A module in the place of a matrix [m, n], for a checkpoint or `fill_` to fill; None: the dense one stays.
+        """A module for a matrix [m, n], for a checkpoint or `fill_` to fill; None: the dense one stays.
 
         bias: whether the dense layer has one.
 

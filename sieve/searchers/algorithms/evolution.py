@@ -54,7 +54,7 @@ class Evolution:
     def value(self, scores: Scores) -> np.ndarray:
         """Per example [N]; the mean is on the scale of the task's score.
 
-        Where a size is asked for, it is the ranking_score as it is: nothing has to be weighed against sizes then.
+        Where a size is asked for, it is the ranking_score itself: nothing has to be weighed against sizes then.
         """
         if self._line is None:
             return scores.score

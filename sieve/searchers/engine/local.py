@@ -227,7 +227,7 @@ class Evaluator:
 class DryRun(Evaluator):
     """Does all that an evaluator does but the passes: what they cost in a search that nothing interrupts.
 
-    A search that is resumed has lost the states that it shared, so that what it does anew is no measure.
+    A search that is resumed has lost the states that it shared, so that what it computes again is no measure.
 
     Args:
         evaluator: after its `check`; of models whose passes are fixed.
