@@ -9,7 +9,7 @@ SOURCES := $(wildcard $(foreach kind,cpp h inc,sieve_kernels/*/*.$(kind)))
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
-.PHONY: setup demo test test-cpus lint bench gpu aot clean
+.PHONY: setup demo test test-oldest test-cpus lint bench gpu aot clean
 
 setup: $(VENV)/ready
 
@@ -28,6 +28,19 @@ demo: setup
 WORKERS ?= 2
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The oldest transformers that pyproject.toml promises, and what it needs, in a folder that goes before the environment's:
+# formats, loading, fused operators, scoring and golden results.
+OLDEST := "transformers==5.17.0" "huggingface_hub<2" httpx httpcore h11
+OLDEST_TESTS := tests/golden tests/sieve/nn tests/sieve/checkpoint/test_folder.py tests/sieve/models/test_loading.py \
+	tests/sieve/models/test_linears.py tests/sieve/models/test_blockwise.py tests/sieve/evaluation/test_likelihood.py
+test-oldest: $(VENV)/oldest/ready
+	PYTHONPATH=$(VENV)/oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)
+
+$(VENV)/oldest/ready: $(VENV)/ready Makefile
+	rm -rf $(VENV)/oldest
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oldest $(OLDEST)
+	touch $@
 
 # As other processors would run it: minutes, and so not part of `make test`.
 test-cpus: setup

@@ -130,6 +130,8 @@ class SieveQuantizer(HfQuantizer):
             del config.transformers_weights
         return config
 
+    update_tp_plan = update_attn_implementation  # what earlier versions (5.17) call there
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.models.linears import layer_in, replace
         from sieve.nn.stacked import stack_
