@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sieve.compression.masks.mask import mask
     from sieve.compression.masks.masks import Masks
     from sieve.compression.plan import Plan
+    from sieve.compression.quantize import quantize_
     from sieve.compression.vocabulary.trim import TrimmedVocabulary, match_vocabulary_, trim_vocabulary_
     from sieve.evaluation.predict import Prediction, predict
     from sieve.evaluation.scoring import evaluate
@@ -65,6 +66,7 @@ _HOME = {
     "match_vocabulary_": "compression.vocabulary.trim",
     "project": "compression.low_rank.project",
     "prune": "run.pipeline",
+    "quantize_": "compression.quantize",
     "refit": "compression.low_rank.refit",
     "save": "checkpoint.folder",
     "search": "searchers.run",
@@ -100,6 +102,7 @@ __all__ = [
     "progress",
     "project",
     "prune",
+    "quantize_",
     "refit",
     "save",
     "search",

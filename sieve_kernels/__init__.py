@@ -13,7 +13,7 @@ from sieve_kernels.lowrank.lowrank_linear_group import lowrank_linear_group
 from sieve_kernels.lowrank.lowrank_linear_pivoted import lowrank_linear_pivoted
 from sieve_kernels.lowrank.lowrank_linear_population import lowrank_linear_population
 from sieve_kernels.lowrank.lowrank_linear_quantized import lowrank_linear_quantized
-from sieve_kernels.lowrank.quantize import quantize_rows
+from sieve_kernels.lowrank.quantize import dequantize_rows, quantize_rows
 from sieve_kernels.mlp.lowrank_mlp import lowrank_mlp
 from sieve_kernels.mlp.lowrank_swiglu import lowrank_swiglu
 from sieve_kernels.pointwise.ops import act_mul, channel_sums, rms_norm, rotary
@@ -24,6 +24,7 @@ __all__ = [
     "channel_sums",
     "check_settings",
     "cross_gram_",
+    "dequantize_rows",
     "gram_",
     "linear",
     "lowrank_linear",

@@ -29,7 +29,7 @@ def why_not_dense(model: PreTrainedModel) -> str | None:
 def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
     """Put W = B A in the place of every low-rank pair, and a matrix in that of every member of a stack; in place.
 
-    Products are made in float32 (float64 for such factors) and rounded once, to the dtype that the layer has. What is
+    Products are made in float32 (float64 for such factors) and rounded once, to the dtype of the model. What is
     left is a plain transformers model, as large as the dense one. Masked matrices stay: they are dense ones with zeros.
 
     Raises: InputError where the architecture has no place for a bias.
@@ -67,7 +67,7 @@ def _matrices(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor | 
         else:
             A, B, bias = format.factors(layer)
             wide = torch.promote_types(A.dtype, torch.float32)
-            weight = (B.to(wide) @ A.to(wide)).to(A.dtype)
+            weight = (B.to(wide) @ A.to(wide)).to(model.dtype)
         if name not in members:
             found[name] = weight, bias
             continue

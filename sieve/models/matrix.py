@@ -66,4 +66,4 @@ class Matrix:
         """Bytes stored at this rank, in a dtype of so many."""
         if rank == DENSE:
             return self.parameters * itemsize
-        return self.format.nbytes(self.m, self.n, rank, itemsize)
+        return self.format(rank).nbytes(self.m, self.n, itemsize)

@@ -23,7 +23,8 @@ def quantize_rows(W: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         q: int8 [rows, columns], or uint8 [rows, ⌈columns / 2⌉] for 4 bits.
-        scale: float32 [rows], or [rows, ⌈columns / 64⌉] for 4 bits. 1 where all elements are zero.
+        scale: float32 [rows], or [rows, ⌈columns / 64⌉] for 4 bits. 1 where all elements are
+            zero, or so small (below 2e-36) that they become zero.
 
     Raises:
         ValueError: W is no matrix, or bits is neither 8 nor 4.
@@ -53,7 +54,8 @@ def quantize_rows(W: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _scale(W: Tensor, most: int) -> Tensor:
     scale = W.abs().amax(-1) / most if W.shape[-1] else W.new_zeros(W.shape[:-1])
-    return torch.where(scale == 0, 1.0, scale)
+    # Below the smallest normal number a scale has too few digits: quotients by it could leave the integers' range.
+    return torch.where(scale < torch.finfo(scale.dtype).tiny, 1.0, scale)
 
 
 def dequantize_rows(q: Tensor, scale: Tensor, columns: int, dtype: torch.dtype) -> Tensor:

@@ -96,10 +96,9 @@ class LowRankFormat(LayerFormat):
     def rank_of(cls, m: int, n: int, numel: float) -> float:
         """The rank, not rounded, at which it is so many numbers: the inverse of `numel`."""
 
-    @classmethod
-    def nbytes(cls, m: int, n: int, rank: int, itemsize: int) -> int:
-        """What is stored at this rank, without a bias, in a dtype of so many bytes."""
-        return cls.numel(m, n, rank) * itemsize
+    def nbytes(self, m: int, n: int, itemsize: int) -> int:
+        """What is stored of a matrix [m, n], without a bias, in a dtype of so many bytes."""
+        return self.numel(m, n, self.rank) * itemsize
 
     @abstractmethod
     def fill_(

@@ -47,9 +47,8 @@ class PivotedPair(LowRankFormat):
         # The smaller root of r² - (m + n) r + numel = 0, in the form that does not cancel.
         return 2 * numel / (m + n + math.sqrt(max((m + n) ** 2 - 4 * numel, 0)))
 
-    @classmethod
-    def nbytes(cls, m: int, n: int, rank: int, itemsize: int) -> int:
-        return cls.numel(m, n, rank) * itemsize + _INDEX_BYTES * m
+    def nbytes(self, m: int, n: int, itemsize: int) -> int:
+        return super().nbytes(m, n, itemsize) + _INDEX_BYTES * m
 
     @classmethod
     def of(cls, module: PivotedLinear) -> PivotedPair:

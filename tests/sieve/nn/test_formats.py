@@ -39,7 +39,7 @@ def test_what_ranks_cost_is_what_is_stored(kind, m, n):
         layer = kind(rank).module(m, n, bias=False, dtype=torch.bfloat16)
         assert sum(one.numel() for one in layer.parameters()) == kind.numel(m, n, rank)
         stored = sum(one.nbytes for one in (*layer.parameters(), *layer.buffers()))
-        assert stored == kind.nbytes(m, n, rank, 2)
+        assert stored == kind(rank).nbytes(m, n, 2)
         assert kind.rank_of(m, n, kind.numel(m, n, rank)) == pytest.approx(rank)
 
 
@@ -65,7 +65,7 @@ def test_config_round_trip(format):
 
 
 def test_names():
-    assert list(formats()) == ["dense", "mask", "pair", "pivoted_pair"]
+    assert list(formats()) == ["dense", "mask", "pair", "pivoted_pair", "quantized_pair"]
     assert formats_of(tiny_model("llama")) == {}
 
 
