@@ -27,9 +27,7 @@ class PruneConfig(TaskData, Trust, Shown):
         None, "Keep the calibration in this file, and use it again if it fits", shown="the cache", group="Machine"
     )
     output: Path | None = option(None, "Folder to make for the pruned model", group="Output")
-    resume: Path | None = option(
-        None, "Go on with the run that was interrupted on its way to this folder", group="Output"
-    )
+    resume: Path | None = option(None, "Go on with the interrupted run that makes this folder", group="Output")
     push_to_hub: str | None = option(
         None, "Then upload the folder to this repository of the hub, a private one where it is new", group="Output"
     )

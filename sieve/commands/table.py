@@ -1,4 +1,4 @@
-"""The docs' table of options: `python -m sieve.commands.table > docs/options.md` writes it anew."""
+"""The docs' table of options: `python -m sieve.commands.table > docs/options.md` writes it again."""
 
 from collections.abc import Mapping
 
@@ -10,8 +10,9 @@ HEAD = """# Options of `sieve prune`
 
 What decides the result can also stand in a recipe (`--config recipe.yaml`), by its name without the leading hyphens
 and with `_` for `-`: `calibration_tokens: 16000`. In Python it is `sieve.Recipe("smollm2", "geography",
-calibration_tokens=16_000)`. Every output folder holds the recipe that made it. A switch is off unless its default says
-on.
+calibration_tokens=16_000)`. A recipe may also group options by component, as `sieve.Recipe` does:
+`goal: {tolerance: 0.1, search: ga}`. Every output folder holds the recipe that made it. A switch is off unless its
+default says on.
 """
 
 

@@ -40,7 +40,7 @@ def evaluate_source(
     """Score the model at `source` on one split; with `against`, also the paired difference to that model.
 
     Code that a model brings runs only with `trust_remote_code`.
-    Task and seed default to those that a pruned folder was made with; `data` is a file or folder in the place of the
+    Task and seed default to those that a pruned folder was made with; `data` is a file or folder instead of the
     task's. Returns plain numbers, ready for JSON; `same_data` says whether the examples are those of the folder's
     report, and is None where there is nothing to compare. "chance",
     "majority" and "ngrams" are what is scored without a model on the split (None where the task has none); "notes" says

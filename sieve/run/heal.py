@@ -55,7 +55,7 @@ def heal_folder(
         source: folder that `sieve prune` made; it stays as it is.
         teacher: the dense model; None: the one that the folder's report names.
         steps, kind: as for `sieve.heal`. Beside a "tuned" model the dense one is tuned likewise.
-        data: file or folder in the place of the one that the task names.
+        data: file or folder instead of the one that the task names.
 
     Raises: InputError for a folder that is not pruned or of other data, too few calibration rows, or a teacher with
         another vocabulary; nothing is left behind then.

@@ -73,7 +73,7 @@ def prune(
         statistics: file or folder that keeps the calibration (see `sieve.calibrate`).
         resume: go on with the run that was interrupted on its way to `output`.
         trust_remote_code: run the code that the model brings; a permission, so no recipe gives it.
-        data: file or folder in the place of the one that the task names.
+        data: file or folder instead of the one that the task names.
 
     Raises: every error of the stages; nothing is left behind then but the calibration and, once there are results of
         the search, what is needed to resume it. InputError if another process is making `output`.

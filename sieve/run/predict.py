@@ -48,7 +48,7 @@ def predict_file(
         source: a model, usually a pruned folder, whose task and seed are the defaults.
         file: .jsonl, .csv or .parquet; "-" reads JSON lines from standard input.
         output: new .jsonl or .csv file, which appears when it is complete; None prints JSON lines as they are answered.
-        data: file or folder in the place of the task's, from which few-shot examples are taken, if it has such.
+        data: file or folder instead of the task's, from which few-shot examples are taken, if it has such.
     """
     find_model(source)
     output = None if output is None else _require_output(output)

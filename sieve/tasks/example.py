@@ -33,7 +33,7 @@ class Example:
     question: what makes two examples the same one, whatever their few-shot examples.
     group: examples of one group are in one split; "" where the question alone counts.
     where: the row of the data that it was made of, for messages.
-    turns: the conversation that a chat template is to render in the place of `prompt`; empty where there is none.
+    turns: the conversation that a chat template is to render instead of `prompt`; empty where there is none.
     """
 
     prompt: str
@@ -72,7 +72,7 @@ def template_fields(template: str, where: str) -> list[str]:
 
 
 def fill(template: str, values: dict[str, str]) -> str:
-    """The template with `values` in the place of its fields."""
+    """The template with `values` instead of its fields."""
     parsed = string.Formatter().parse(template)
     return "".join(literal + ("" if name is None else values[name]) for literal, name, _, _ in parsed)
 

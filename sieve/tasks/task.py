@@ -57,7 +57,7 @@ class Task:
         {dataset:, config:, split:} for `datasets`, {package:, path:} inside an installed package,
         {builtin:} for ours, or the rows themselves.
     prompt: template with {fields}; for perplexity the text itself, or with `answer` what stands before it.
-    messages: in the place of prompt and answer, the name of a field with a conversation, which the tokenizer's chat
+    messages: instead of prompt and answer, the name of a field with a conversation, which the tokenizer's chat
         template renders. Its last turn is the answer of a generation question; for perplexity all answers are scored.
     choices: templates of the choices (their leading space included), or the name of a field that holds a list or
         lettered lines.
@@ -245,7 +245,7 @@ def load_task(task: str | Path | Task, data: str | Path | None = None) -> Task:
     """A task from a built-in name, a YAML file or lm-eval's (`lm_eval:NAME`, `lm_eval:FILE`); a `Task` stays as it is.
 
     Args:
-        data: a file or folder in the place of the one that the task names.
+        data: a file or folder instead of the one that the task names.
 
     Raises: InputError in one line that names the file, the key and the fix.
 

@@ -36,7 +36,7 @@ class Option:
     within: an interval such as "(0, 1]" or "[1, ∞)"; "" is any number.
     hint: what a message about a value outside adds.
     shown: the default in words, where the value does not say it.
-    check: raises InputError for a bad value, in the place of choices and range.
+    check: raises InputError for a bad value, instead of choices and range.
     flags: on the command line, where they do not follow from the name. argument: it is given by its place there.
     bare: what the flag alone stands for, where it may be followed by a value or not.
     """

@@ -21,7 +21,7 @@ _UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes in the place of characters that a terminal would act on.
+    """The text on one line, with escapes instead of characters that a terminal would act on.
 
     >>> printable("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'

@@ -173,7 +173,7 @@ def _floor(report: Mapping[str, Any], recipe: Mapping[str, Any], dense: float) -
 
 
 def _asked(recipe: Mapping[str, Any]) -> float | None:
-    """The kept fraction that was asked for in the place of a tolerance."""
+    """The kept fraction that was asked for instead of a tolerance."""
     return number(recipe.get("kept"))
 
 
