@@ -44,7 +44,7 @@ class AskedChoices:
     batch_tokens: int
 
     def run(self, model: PreTrainedModel, copies: int = 1) -> tuple[list[ChoiceLogliks], int]:
-        """Log-likelihoods by each candidate that the model is at a time, and the tokens that one of them ran."""
+        """Log-likelihoods by each candidate that the model runs at a time, and the tokens that one of them ran."""
         logliks, tokens = score_copies(
             model, self.questions, self.batch_tokens, "multiple choice", self.sharing, copies
         )

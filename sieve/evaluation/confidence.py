@@ -1,4 +1,4 @@
-"""How sure a measured mean is."""
+"""The uncertainty of a measured mean: standard errors, bootstrap intervals, paired differences."""
 
 import math
 from collections.abc import Sequence

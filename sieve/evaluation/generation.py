@@ -147,14 +147,14 @@ class _Writer:
         self._ends = _ends(self.model, self.tokenizer)
 
     def add(self, number: int, layers: Layers) -> None:
-        """A prompt, and the cache of its first tokens, not of all."""
+        """Queue a prompt with the cache of its first tokens; at least one token is left to be read."""
         longest = max(len(self.prompts[one]) for one in (number, *self._waiting)) + self.max_new_tokens
         if (len(self._waiting) + 1) * longest > self.cells:
             self.write()
         self._waiting[number] = layers
 
     def write(self) -> None:
-        """Write the answers of all that wait."""
+        """Write the answers of all queued prompts."""
         if not self._waiting:
             return
         numbers, caches = list(self._waiting), list(self._waiting.values())
@@ -239,7 +239,7 @@ def greedy_answers(
 
 
 def _tried(model: PreTrainedModel, ids: torch.Tensor, pad: int) -> torch.Tensor:
-    """ids [rows, length] with a few tokens more, whatever they are."""
+    """ids [rows, length] with the few tokens that `generate` writes behind them."""
     config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, num_beams=1, pad_token_id=pad)
     return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
 

@@ -116,7 +116,7 @@ def score_copies(
     copies: int,
     keep: Keep | None = None,
 ) -> tuple[list[list[list[float]]], int]:
-    """`score` of a model that is several ones at a time: of all rows that it reads, candidate p sees the p-th part.
+    """`score` of a model that runs several candidates at a time: the p-th part of all rows is for candidate p.
 
     Every forward pass has so many copies of its rows, one after the other, and so many times `batch_tokens` cells.
     Returns the log-likelihoods of each candidate, and the tokens that one of them ran.

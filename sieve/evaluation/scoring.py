@@ -75,7 +75,7 @@ class Prepared:
     fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
     largest_id: of the tokens of all sequences.
     truncated: how many examples' prompts were cut to the model's context.
-    run_copies: (model, P) → scores of the P candidates that the model is at a time (see `score_copies`), if it can.
+    run_copies: (model, P) → scores of the P candidates that the model runs at a time (`score_copies`); None: it cannot.
     """
 
     run: Callable[[PreTrainedModel], Scores]

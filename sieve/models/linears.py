@@ -1,4 +1,4 @@
-"""Which matrices a model has, and how one is read and replaced."""
+"""A model's linear layers: which of them can be pruned, and how one is read and replaced."""
 
 import re
 from collections import Counter

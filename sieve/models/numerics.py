@@ -1,4 +1,4 @@
-"""Where NaN or infinity comes from."""
+"""Finding the weight or layer in which NaN or infinity begins."""
 
 import torch
 from torch import nn

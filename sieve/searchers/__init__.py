@@ -1,1 +1,1 @@
-"""Which candidate next: from nested factors and a task to the smallest plan within the tolerance."""
+"""Searching: from nested factors and a task to the smallest plan within the tolerance."""

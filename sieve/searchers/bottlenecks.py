@@ -55,7 +55,7 @@ def bottlenecks(problem: SearchProblem, winner: Candidate) -> list[Bottleneck]:
         for gene in genes
     ]
     progress.say(f"  bottlenecks: {len(genes)} matrices lose one level each")
-    asked = [problem.engine.scores(plans, part) for part in range(len(problem.engine))]
+    asked = [problem.engine.scores(plans, rung) for rung in range(len(problem.engine))]
     # What that changed, and whether the tolerance still holds.
     floor = (1 - problem.tolerance) * problem.dense.score.sum()
     found = []

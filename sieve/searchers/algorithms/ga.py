@@ -1,4 +1,4 @@
-"""The genetic algorithm of LLM-Sieve (arXiv 2505.18350), with operators and seeds of our own or, asked for, its own.
+"""The genetic algorithm of LLM-Sieve (arXiv 2505.18350), with our own operators and seeds or, if asked, the paper's.
 
 Fitness, as publicly re-implemented (DESIGN 2.9, constants unverified): compression / (1 + exp(-50 (accuracy - a₀))),
 with the removed share as compression and a₀ the accuracy that the tolerance demands. Where a size is asked for, the
@@ -97,7 +97,7 @@ def ga(problem: SearchProblem) -> Iterator[Candidate]:
 
 
 def _bisect_size(evolution: Evolution, start: np.ndarray) -> None:
-    """Evaluate ever smaller candidates between `start` and the smallest that is still good enough, by bisection.
+    """Evaluate ever smaller candidates between `start` and the smallest feasible one, by bisection.
 
     The fitness wants some distance from the tolerance's edge; what is asked for is the edge.
     """
@@ -129,7 +129,7 @@ def _seeds(evolution: Evolution, population: int) -> list[np.ndarray]:
 
 
 def _start(evolution: Evolution) -> float:
-    """The smallest share at which an allocated candidate is within the tolerance, by bisection."""
+    """The smallest relative size at which an allocated candidate is within the tolerance, by bisection."""
     low, high = 0, _SIZES
     while high - low > 1:
         middle = (low + high) // 2
@@ -167,6 +167,6 @@ class Generational(Survival):
 
 
 def _best(pop: Population, P: np.ndarray, **kwargs) -> np.ndarray:
-    """Of each row of competitors the fittest."""
+    """The fittest competitor of each row."""
     F = pop.get("F")[:, 0]
     return P[np.arange(len(P)), F[P].argmin(axis=1)][:, None].astype(int)
