@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 import sieve
-from sieve.compression.low_rank.problem import double
 from sieve.compression.masks.residual import low_rank_plus_mask
 from sieve.evaluation.confidence import paired
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable, weight_of
 from sieve.models.matrix import Matrix
+from sieve.models.numerics import double
 from sieve.tasks import load_task
 from sieve.utils import progress
 

@@ -1,7 +1,14 @@
-"""Finding the weight or layer in which NaN or infinity begins."""
+"""Numbers: float64 where a device has it, and the weight or layer in which NaN or infinity begins."""
 
 import torch
 from torch import nn
+
+
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 where it can be had: Apple's GPUs have none, so there it is the CPU's."""
+    if tensor.device.type == "mps":
+        tensor = tensor.cpu()
+    return tensor.detach().to(torch.float64)
 
 
 @torch.inference_mode()

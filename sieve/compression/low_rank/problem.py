@@ -9,6 +9,7 @@ import torch
 
 from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError, NumericsError
+from sieve.models.numerics import double
 
 Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """A [k, n], B [m, k] best first, energy [k] of the outputs in each direction, k = min(m, n); float64."""
@@ -128,10 +129,3 @@ def _prior(
     if sums is None:
         raise InputError("statistics of outputs can only be shrunk with the sums of inputs: calibrate again")
     return W * sums[2] @ W.T
-
-
-def double(tensor: torch.Tensor) -> torch.Tensor:
-    """float64 where it can be had: Apple's GPUs have none, so there it is the CPU's."""
-    if tensor.device.type == "mps":
-        tensor = tensor.cpu()
-    return tensor.detach().to(torch.float64)

@@ -29,11 +29,12 @@ from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.loss_aware import loss_aware
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.paired_states import PairedStates
-from sieve.compression.low_rank.problem import Solution, balance, double
+from sieve.compression.low_rank.problem import Solution, balance
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating
+from sieve.models.numerics import double
 from sieve.models.prunable_model import PrunableModel
 from sieve.nn.stacked import member_out_features
 from sieve.utils import progress

@@ -14,6 +14,7 @@ from sieve.compression.masks.task_aware import fuse, pooled
 from sieve.compression.masks.tied import check_untied
 from sieve.errors import InputError, NumericsError
 from sieve.models.matrix import Matrix
+from sieve.models.numerics import double
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 from sieve.utils import progress
@@ -110,7 +111,7 @@ class _Inputs:
 
     def __init__(self, name: str, grams: dict[str, torch.Tensor], method: MaskMethod, options: MaskOptions):
         device = grams["task"].device
-        grams = {side: _double(H) for side, H in grams.items()}
+        grams = {side: double(H) for side, H in grams.items()}
         H = grams["task"]
         if "general" in grams:
             H = pooled(grams["general"], grams["task"], options.task_share)
@@ -152,8 +153,3 @@ def _note_lengths(task: int, general: int) -> None:
             f"{task:,} tokens of the task and {general:,} of general text: both weigh what was "
             "asked for, but the statistics of the smaller set are noisy"
         )
-
-
-def _double(tensor: torch.Tensor) -> torch.Tensor:
-    """float64 where it can be had: Apple's GPUs have none, so there it is the CPU's."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
