@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sieve.checkpoint import import_hook
+from sieve.utils import noise
 
 __version__ = "0.1.0"
 
@@ -120,3 +121,4 @@ def __getattr__(name: str) -> Any:
 
 
 import_hook.register()
+noise.quiet_imports()

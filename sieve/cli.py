@@ -1,7 +1,6 @@
 """The command line. Results go to standard output, progress and errors to standard error."""
 
 import errno
-import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -32,8 +31,6 @@ from sieve.utils.terminal import printable
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
 6 workers lost · 130, 143, 129 ended by Ctrl-C, SIGTERM, SIGHUP"""
-
-NOISY = ("torchao", "torch.utils._pytree")  # their warnings, as they are imported, are of no use to a user
 
 
 class _Commands(TyperGroup):
@@ -93,8 +90,6 @@ def main() -> None:
     """Entry point: a one-line message and an exit code in place of a traceback (SIEVE_TRACEBACK=1 shows it)."""
     if os.environ.get("SIEVE_TRACEBACK"):
         app()
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     with streams.lenient_streams(), interrupts.handled():
         code = _run()
     sys.exit(code)

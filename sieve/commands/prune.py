@@ -1,5 +1,6 @@
 """`sieve prune`: the main job."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sieve.utils import interrupts, progress
 from sieve.utils.files import require_new
 from sieve.utils.options import option
 from sieve.utils.terminal import console
+from sieve.utils.trackers import TRACKERS, check_tracker, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class PruneConfig(TaskData, Trust, Shown):
     )
     output: Path | None = option(None, "Folder to make for the pruned model", group="Output")
     resume: Path | None = option(None, "Go on with the interrupted run that makes this folder", group="Output")
+    track: str | None = option(
+        None, "Send what is measured to a tracker that is installed", choices=TRACKERS, group="Output"
+    )
     push_to_hub: str | None = option(
         None, "Then upload the folder to this repository of the hub, a private one where it is new", group="Output"
     )
@@ -82,6 +87,8 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
             require_new(output)
         load_task(recipe.task, run.data)
         find_model(recipe.model)
+        if run.track is not None:
+            check_tracker(run.track)
         if run.push_to_hub is not None:
             from sieve.run.push import check_push, push
 
@@ -90,7 +97,9 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
         from sieve.run.report.show import show_report
 
         kept = run.statistics or pipeline.calibration_cache()
-        report = pipeline.prune(recipe, output, kept, resume, run.trust_remote_code, run.data)
+        tracker = nullcontext() if run.track is None else tracked(run.track, output.name, recipe.to_dict())
+        with tracker:
+            report = pipeline.prune(recipe, output, kept, resume, run.trust_remote_code, run.data)
     if run.as_json:
         print_json(report)
     else:

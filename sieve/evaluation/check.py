@@ -25,7 +25,7 @@ def check_splits(
     """
     prepared: dict[str, Prepared] = {}
     # Notes and warnings come when the examples are scored.
-    with progress.shown(False), warnings.catch_warnings():
+    with progress.muted(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for split, examples in splits.items():
             try:

@@ -60,7 +60,7 @@ def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]]
     key = getattr(model.config, "_attn_implementation", None), model.dtype, str(model.device), beyond
     known = _found.setdefault(model, {})
     if key not in known:
-        with evaluating(model), torch.inference_mode(), progress.shown(False):
+        with evaluating(model), torch.inference_mode(), progress.muted():
             found = _verify(model, _sample(questions, window if beyond else 0))
         known[key] = found
         left_out = [_NAMES[field.name] for field in fields(Sharing) if not getattr(found, field.name)]

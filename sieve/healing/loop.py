@@ -16,6 +16,7 @@ from sieve.healing.masters import Masters, trained_parameters
 from sieve.healing.rows import in_passes
 from sieve.healing.teacher import Lesson, Lessons
 from sieve.models.loading import evaluating, going_backward
+from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,6 +120,7 @@ class Healer:
                 self.course.losses.append(
                     _step(self._model, self._masters, next(self._drawn), self.course.setting, self._together)
                 )
+                progress.measured({"heal/loss": self.course.losses[-1]}, self.steps)
                 advance(1)
                 keep(self)
         lost = math.inf if self.course.diverged else held_back_distance(self._model, self._held_back, self._together)

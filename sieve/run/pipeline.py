@@ -221,6 +221,12 @@ def _pruned(
         report = healed_report(
             report, healing, scores["dense"], same_tokens or scores["dense"], healed, controls, stages.seconds["heal"]
         )
+    progress.measured(
+        {
+            "result/removed": report["parameters"]["prunable_removed"],
+            **{f"result/accuracy/{split}": one["value"] for split, one in report["accuracy"]["pruned"].items()},
+        }
+    )
     kept = recipe.beside_task()
     save(model, tokenizer, output, report=report, recipe=kept, task=task, pages=run_pages(report, kept))
     return report
@@ -278,6 +284,7 @@ class Stages:
         yield
         self.seconds[name] = time.perf_counter() - started
         progress.say(f"  {self.seconds[name]:.1f} s")
+        progress.measured({f"seconds/{name}": self.seconds[name]})
 
 
 def _general(

@@ -14,6 +14,7 @@ from sieve.searchers.engine.engine import Engine
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import SizeOf, parameters
 from sieve.searchers.reach import require_reachable
+from sieve.utils import progress
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class SearchProblem:
         """Record a plan that was scored elsewhere, on all of the fitness split."""
         spent = 0 if self.engine is None else self.engine.cost.spent
         self.evaluated.append(Candidate(plan, scores, spent, self._is_uniform(plan)))
+        measured = {"removed": plan.prunable_removed(self.matrices), "accuracy": scores.accuracy, "layer_tokens": spent}
+        progress.measured({f"search/{name}": value for name, value in measured.items()}, len(self.evaluated))
         return self.evaluated[-1]
 
     def _is_uniform(self, plan: Plan) -> bool:

@@ -1,26 +1,104 @@
-"""Progress of long work: a named stage with a bar, a rate and an estimate, on standard error.
+"""Progress of long work: one stream of events, which the terminal's bars, `logging` and trackers all listen to.
 
-Progress is shown where standard error is a terminal. `with sieve.progress.shown():` shows it anywhere (the command line
-does so), `with sieve.progress.shown(False):` nowhere.
+Bars and lines are shown where standard error is a terminal. `with sieve.progress.shown():` shows them anywhere (the
+command line does so), `with sieve.progress.shown(False):` nowhere. Lines also go to the logger "sieve", whatever is
+shown: `logging.basicConfig(level="INFO")` prints them as a program's own. `with sieve.progress.listening(callback):`
+calls with every event.
 """
 
+import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from sieve.utils.messages import one_line
 from sieve.utils.terminal import console as make_console
 from sieve.utils.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 _shown: bool | None = None
-_noted: set[str] = set()
-_drawing = False
+_muted = False
+_noted: set[tuple[bool, str]] = set()
+_log = logging.getLogger("sieve")
+_log.addHandler(logging.NullHandler())  # without a configuration of the program's nothing is printed
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a listener may want to know.
+
+    kind: a "line" for the user, a "note" that should not be missed, the "begin", each "advance" and the "end" of a
+        piece of work, or "values" that were measured.
+    text: the line; of work, what it is. style: of a line.
+    done, total, unit: of a piece of work; `total` is None where nobody knows it.
+    values: name → number. step: what they are counted by, such as candidates; None where they stand alone.
+    """
+
+    kind: Literal["line", "note", "begin", "advance", "end", "values"]
+    text: str = ""
+    style: str = ""
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    step: int | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Inside the block `listener` is called with every event; one that fails is named in a note, and called no more.
+
+    Example:
+        >>> with sieve.progress.listening(lambda event: print(event.kind, event.done, event.total)):
+        ...     sieve.prune(recipe, "runs/mine")
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        if listener in _listeners:
+            _listeners.remove(listener)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Inside the block there are no events: for work that is repeated, or that nobody asked for."""
+    global _muted
+    before, _muted = _muted, True
+    try:
+        yield
+    finally:
+        _muted = before
+
+
+def emit(event: Event) -> None:
+    """Tell all listeners."""
+    if _muted:
+        return
+    _terminal(event)
+    _logged(event)
+    for listener in list(_listeners):
+        try:
+            listener(event)
+        except Exception as error:  # whatever a tracker makes of a network: the work is worth more
+            _listeners.remove(listener)
+            note(f"a listener to progress failed and is told no more: {type(error).__name__}: {one_line(error)}")
+
+
+def measured(values: Mapping[str, float], step: int | None = None) -> None:
+    """Numbers for trackers: name → value."""
+    emit(Event("values", values=values, step=step))
 
 
 @contextmanager
@@ -36,24 +114,24 @@ def shown(on: bool = True) -> Iterator[None]:
 
 def is_shown() -> bool:
     """Whether progress is shown at the moment."""
-    return _on_a_terminal() if _shown is None else _shown
+    return not _muted and (_on_a_terminal() if _shown is None else _shown)
 
 
 def say(message: str, style: str = "") -> None:
     """A line for the user, printed only where progress is shown; the message is printed as it is, without markup."""
-    if is_shown():
-        console().print(message, style=style, soft_wrap=True)
+    emit(Event("line", message, style))
 
 
 def note(message: str) -> None:
     """A line that the user should not miss."""
-    say(f"  note: {message}", style="yellow")
+    emit(Event("note", message, "yellow"))
 
 
 def note_once(message: str) -> None:
-    """`note`, but only the first time in this process."""
-    if is_shown() and message not in _noted:
-        _noted.add(message)
+    """`note`, but only the first time in this process (once more where the first was not shown)."""
+    key = is_shown(), message
+    if not _muted and key not in _noted:
+        _noted.add(key)
         note(message)
 
 
@@ -72,41 +150,69 @@ def bar(description: str, total: int | None, unit: str, summary: bool = True) ->
 
     Without a terminal only that line is printed; `summary=False` leaves it out.
     """
-    global _drawing
-    done = 0
-    if not is_shown():
-        yield lambda n: None
-        return
-    from rich import progress as rich
+    done, started = 0, time.perf_counter()
 
-    # One bar at a time: a terminal has one last line.
-    draws, before = console().is_terminal and not _drawing, _drawing
-    started = time.perf_counter()
-    columns = (
-        rich.TextColumn("  {task.description}", markup=False),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn(unit, markup=False),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=console(), transient=True, disable=not draws) as progress:
-        task = progress.add_task(printable(description), total=total)
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        emit(Event("advance", description, done=done, total=total, unit=unit))
 
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            progress.advance(task, n)
-
-        _drawing = before or draws
-        try:
-            yield advance
-        finally:
-            _drawing = before
+    emit(Event("begin", description, total=total, unit=unit))
+    try:
+        yield advance
+    finally:
+        emit(Event("end", description, done=done, total=total, unit=unit))
     seconds = time.perf_counter() - started
     if summary:
         say(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+
+
+class _Terminal:
+    """Bars and lines on standard error."""
+
+    def __init__(self) -> None:
+        self._bars: list[Progress | None] = []  # of the pieces of work that are going on, the innermost last
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "begin":
+            # One bar at a time: a terminal has one last line.
+            draws = is_shown() and console().is_terminal and not any(self._bars)
+            self._bars.append(self._begun(event) if draws else None)
+        elif event.kind == "advance" and self._bars and (bar := self._bars[-1]) is not None:
+            bar.update(bar.task_ids[0], completed=event.done)
+        elif event.kind == "end" and self._bars and (bar := self._bars.pop()) is not None:
+            bar.stop()
+        elif event.kind in ("line", "note") and is_shown():
+            text = f"  note: {event.text}" if event.kind == "note" else event.text
+            console().print(text, style=event.style, soft_wrap=True)
+
+    def _begun(self, event: Event) -> "Progress":
+        from rich import progress as rich
+
+        columns = (
+            rich.TextColumn("  {task.description}", markup=False),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn(event.unit, markup=False),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+        )
+        bar = rich.Progress(*columns, console=console(), transient=True)
+        bar.add_task(printable(event.text), total=event.total)
+        bar.start()
+        return bar
+
+
+def _logged(event: Event) -> None:
+    if event.kind in ("line", "note"):
+        _log.log(logging.WARNING if event.kind == "note" else logging.INFO, "%s", printable(event.text.strip()))
+    elif event.kind == "values":
+        _log.debug("%s", printable(str(dict(event.values))))
+
+
+_terminal = _Terminal()
+_listeners: list[Listener] = []
 
 
 @cache

@@ -102,7 +102,7 @@ class Evaluator:
         if not self.layers:
             return 0
         self.elastic.set_plan({})
-        with progress.shown(False):
+        with progress.muted():
             self.layers = self.blocks.can_start_midway(lambda: self.rungs[0].run(self.model), _same)
         return self.blocks.checked
 
@@ -205,7 +205,7 @@ class Evaluator:
     ) -> tuple[list[Scores], RunTrace]:
         """The forward passes of one candidate, or of candidate_batch_size; see `BlockwiseRunner.run`."""
         rung, number = self.rungs[self._rung], len(batch)
-        with progress.shown(False):
+        with progress.muted():
             if number == 1:
                 self.elastic.set_plan(self._plan(batch[0]))
                 scores, trace = self.blocks.run(lambda: rung.run(self.model), start, states, keep)
