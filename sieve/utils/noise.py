@@ -1,4 +1,4 @@
-"""What other libraries say as they are imported, and what is of no use to anybody who does not use them."""
+"""Messages of other libraries as they are imported, which say nothing of use where those libraries are not used."""
 
 import logging
 import re

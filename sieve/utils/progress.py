@@ -38,7 +38,7 @@ class Event:
     kind: a "line" for the user, a "note" that should not be missed, the "begin", each "advance" and the "end" of a
         piece of work, or "values" that were measured.
     text: the line; of work, what it is. style: of a line.
-    done, total, unit: of a piece of work; `total` is None where nobody knows it.
+    done, total, unit: of a piece of work; `total` is None where it is not known.
     values: name → number. step: what they are counted by, such as candidates; None where they stand alone.
     """
 
@@ -73,7 +73,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Inside the block there are no events: for work that is repeated, or that nobody asked for."""
+    """Inside the block there are no events: for work that is repeated, or that was not asked for."""
     global _muted
     before, _muted = _muted, True
     try:
