@@ -6,6 +6,7 @@ from torch import nn
 
 from sieve.nn.formats.base import format_of
 from sieve.nn.formats.masked import masked_layers
+from sieve.nn.formats.quantized_pair import QuantizedPair
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -17,10 +18,17 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def model_parameters(model: nn.Module) -> int:
-    """Numbers that decide what the model computes: parameters, tied ones counted once, less the zeros of its masks."""
+    """Numbers that decide what the model computes: parameters, tied ones counted once, less the zeros of its masks.
+
+    The integers of quantised pairs count, too.
+    """
     weights = [model.get_submodule(name).weight for name in masked_layers(model)]
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
-    return sum(parameter.numel() for parameter in model.parameters()) - zeros
+    integers = 0
+    for layer in model.modules():
+        if isinstance(format := format_of(layer), QuantizedPair):
+            integers += format.numel(layer.out_features, layer.in_features, format.rank)
+    return sum(parameter.numel() for parameter in model.parameters()) + integers - zeros
 
 
 def weight_bytes(path: str | Path) -> int:

@@ -21,6 +21,7 @@ from sieve.healing.heal import check_steps, heal_, healing_key, lessons_of, requ
 from sieve.healing.lora import require_adaptable
 from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.loading import load_model
+from sieve.nn.formats.quantized_pair import QuantizedPair
 from sieve.run.evaluate import own_recipe, own_task
 from sieve.run.report.healed import Controls, healed_report
 from sieve.run.report.html.run_page import run_pages
@@ -135,6 +136,8 @@ def _require_pruned(model: PreTrainedModel, source: str | Path) -> None:
     config = getattr(model.config, "quantization_config", None)
     if not (isinstance(config, SieveConfig) and config.is_pruned):
         raise InputError(f"nothing in {source} is pruned, so there is nothing to heal: name a folder of `sieve prune`")
+    if any(isinstance(format, QuantizedPair) for format in config.layers.values()):
+        raise InputError(f"{source} is quantised: heal the model that it was made from, and quantise the result")
 
 
 def _require_same_data(report: Mapping[str, Any], splits: Mapping[str, Sequence[Example]], source: str | Path) -> None:

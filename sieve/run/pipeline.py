@@ -18,6 +18,7 @@ from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.methods import compress, method_report, plannable
+from sieve.compression.quantize import quantize_
 from sieve.compression.vocabulary.bpe import require_bpe
 from sieve.compression.vocabulary.trim import keep_tokens_, match_vocabulary_, task_sequences
 from sieve.errors import InputError
@@ -37,6 +38,7 @@ from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
 from sieve.run.report.healed import Controls, healed_report
 from sieve.run.report.html.run_page import run_pages
+from sieve.run.report.rescored import quantised_report
 from sieve.run.report.trimmed import trimmed_report
 from sieve.run.resume import ResumableRun
 from sieve.searchers.algorithms.base import searcher_named
@@ -221,6 +223,14 @@ def _pruned(
         report = healed_report(
             report, healing, scores["dense"], same_tokens or scores["dense"], healed, controls, stages.seconds["heal"]
         )
+    if recipe.quantize is not None:
+        with stages("quantize"):
+            quantize_(model, recipe.quantize, measured)
+            quantised = Measured(task, splits, unfinished.journal)(f"quantised {recipe.quantize}", model, tokenizer)
+        report = quantised_report(
+            report, recipe.quantize, model_bytes(model), quantised, scores["dense"], same_tokens or scores["dense"],
+            stages.seconds["quantize"],
+        )  # fmt: skip
     progress.measured(
         {
             "result/removed": report["parameters"]["prunable_removed"],

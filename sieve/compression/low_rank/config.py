@@ -6,6 +6,8 @@ from sieve.errors import InputError
 from sieve.utils.messages import shorten
 from sieve.utils.options import option
 
+QUANTIZED = ("int8", "int4")
+
 
 def check_shrinkage(shrinkage: float | str | None) -> None:
     """InputError unless `sieve.project` can use it."""
@@ -22,6 +24,7 @@ class LowRankConfig:
     shared_input: one pair for the matrices that read one input (q, k, v; gate, up): `sieve.share_inputs_`.
     refit: fit pairs again, to the inputs that they get in the pruned model. If `kept` names a size, the pairs of the
         search's plan; else those of the smallest plan beyond it that is then within the tolerance.
+    quantize: store the factors in 8 or 4 bits (`sieve.quantize_`), the last step; None: in the model's dtype.
     """
 
     GROUP = "Method"
@@ -35,3 +38,6 @@ class LowRankConfig:
     )
     shared_input: bool = option(False, "Make one pair for q, k and v, and one for gate and up")
     refit: bool = option(False, "Fit pairs again to the inputs of the pruned model: smaller models")
+    quantize: str | None = option(
+        None, "Store the pairs as integers with scales, after everything else", choices=QUANTIZED, shown="in the dtype"
+    )

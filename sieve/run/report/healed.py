@@ -8,6 +8,7 @@ from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores
 from sieve.healing.heal import Healing
 from sieve.run.report.build import interval_values
+from sieve.run.report.rescored import FIELDS, rescored
 
 
 @dataclass(frozen=True)
@@ -40,40 +41,25 @@ def healed_report(
         same_tokens: as `dense`, over the tokens that the healed model has: likelihoods are compared with those.
         seconds: of the whole stage, teaching and evaluation included.
     """
-    splits = list(healed)
-    fields = {"accuracy": "score", "loglik": "loglik"}
-    references = {"accuracy": dense, "loglik": same_tokens}
-    made = dict(report)
-    before = {measure: report[measure]["pruned"] for measure in fields}
-    for measure, field in fields.items():
-        values = {split: getattr(healed[split], field) for split in splits}
-        made[measure] = report[measure] | {
-            "pruned": {split: interval_values(bootstrap(values[split])) for split in splits}
-        }
-        differences = {split: paired(values[split], getattr(references[measure][split], field)) for split in splits}
-        made["difference"] = made["difference"] | {
-            measure: {split: interval_values(differences[split]) for split in splits}
-        }
+    made, before = rescored(report, healed, dense, same_tokens)
     made["healing"] = {**healing.report(), "before": before, "ngrams_taught": dict(controls.ngrams_taught)}
     if controls.tuned_dense is not None:
-        made["healing"]["tuned_dense"] = _beside(healed, controls.tuned_dense, fields)
+        made["healing"]["tuned_dense"] = _beside(healed, controls.tuned_dense)
     made["seconds"] = report["seconds"] | {"heal": round(report["seconds"].get("heal", 0.0) + seconds, 3)}
     return made
 
 
-def _beside(
-    healed: Mapping[str, Scores], other: Mapping[str, Scores], fields: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
+def _beside(healed: Mapping[str, Scores], other: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     """Another model's numbers, and how far the healed one's are from them."""
     found = {
         measure: {split: interval_values(bootstrap(getattr(other[split], field))) for split in healed}
-        for measure, field in fields.items()
+        for measure, field in FIELDS.items()
     }
     found["difference"] = {
         measure: {
             split: interval_values(paired(getattr(healed[split], field), getattr(other[split], field)))
             for split in healed
         }
-        for measure, field in fields.items()
+        for measure, field in FIELDS.items()
     }
     return found

@@ -46,6 +46,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print(line, soft_wrap=True)
     if report.get("healing"):
         console.print(healing_line(report["healing"]), soft_wrap=True)
+    if report.get("quantization"):
+        console.print(quantization_line(report["quantization"]), soft_wrap=True)
     for note in report.get("notes", ()):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if report.get("left_dense"):
@@ -98,6 +100,14 @@ def healing_line(healing: dict[str, Any]) -> str:
         text = f"{text}; the dense model tuned likewise: test {value:.3f}"
     letters = healing.get("ngrams_taught") or {}
     return f"{text}; n-gram classifier on the dense model's answers: test {letters['test']:.3f}" if letters else text
+
+
+def quantization_line(quantization: dict[str, Any]) -> str:
+    """What the model was before its pairs were quantised, in a line."""
+    before = quantization["before"]
+    accuracy = ", ".join(f"{split} {value['value']:.3f}" for split, value in before["accuracy"].items())
+    size = f"{before['bytes'] / 2**20:.1f} MiB"
+    return f"The pairs are quantised ({quantization['kind']}); before: {size}, accuracy {accuracy}"
 
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from sieve.run.report.html.markup import Html, leaves, number, tag
 from sieve.run.report.html.page import page, section
 from sieve.run.report.html.scores import accuracy_parts, bars, size_parts
 from sieve.run.report.html.verdict import verdict
-from sieve.run.report.show import healing_line
+from sieve.run.report.show import healing_line, quantization_line
 from sieve.utils import progress
 from sieve.utils.messages import one_line
 
@@ -32,6 +32,8 @@ def run_page(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     notes = [tag("p", note, class_="note") for note in report.get("notes") or ()]
     if report.get("healing"):
         notes.append(tag("p", healing_line(report["healing"])))
+    if report.get("quantization"):
+        notes.append(tag("p", quantization_line(report["quantization"])))
     return page(
         title,
         "sieve prune",

@@ -1,0 +1,54 @@
+"""A report whose pruned model was changed after the search, with its numbers as they are now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sieve.evaluation.confidence import bootstrap, paired
+from sieve.evaluation.scoring import Scores
+from sieve.run.report.build import interval_values
+
+FIELDS = {"accuracy": "score", "loglik": "loglik"}
+
+
+def rescored(
+    report: Mapping[str, Any], scores: Mapping[str, Scores], dense: Mapping[str, Scores], same_tokens: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report with `scores` as those of the pruned model; and what they were before.
+
+    Args:
+        scores, dense: split → scores, on the same examples.
+        same_tokens: as `dense`, over the tokens that the pruned model has: likelihoods are compared with those.
+    """
+    references = {"accuracy": dense, "loglik": same_tokens}
+    made, before = dict(report), {measure: report[measure]["pruned"] for measure in FIELDS}
+    for measure, field in FIELDS.items():
+        values = {split: getattr(scores[split], field) for split in scores}
+        made[measure] = report[measure] | {
+            "pruned": {split: interval_values(bootstrap(values[split])) for split in scores}
+        }
+        differences = {split: paired(values[split], getattr(references[measure][split], field)) for split in scores}
+        made["difference"] = made["difference"] | {
+            measure: {split: interval_values(differences[split]) for split in scores}
+        }
+    return made, before
+
+
+def quantised_report(
+    report: Mapping[str, Any],
+    kind: str,
+    nbytes: int,
+    scores: Mapping[str, Scores],
+    dense: Mapping[str, Scores],
+    same_tokens: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The report of a model whose pairs were quantised; what was measured before is kept under "quantization".
+
+    Parameters stay those of the plan: each takes fewer bits.
+    """
+    made, before = rescored(report, scores, dense, same_tokens)
+    made["quantization"] = {"kind": kind, "before": {**before, "bytes": report["bytes"]["pruned"]}}
+    made["bytes"] = report["bytes"] | {"pruned": nbytes}
+    made["pivoted"] = False
+    made["seconds"] = report["seconds"] | {"quantize": round(seconds, 3)}
+    return made
