@@ -177,10 +177,6 @@ class SieveQuantizer(HfQuantizer):
         return True
 
 
-def register() -> None:
-    """Nothing is left to do: to import this module registers its classes."""
-
-
 def needs_sieve(model: nn.Module) -> bool:
     """Whether its layers are others than transformers would make."""
     return any(format_of(layer) is not None or isinstance(layer, StackedOutput) for layer in model.modules())

@@ -16,7 +16,7 @@ _OURS = {
     "transformers.quantizers.auto": "sieve.checkpoint.hf_quantizer",
     "peft": "sieve.checkpoint.adapters",
 }
-"""What is waited for → our module with a function `register` for it."""
+"""What is waited for → our module, which registers as it is imported, or has a function `register`."""
 
 
 def register() -> None:
@@ -29,7 +29,10 @@ def register() -> None:
 
 
 def _register(theirs: str) -> None:
-    importlib.import_module(_OURS[theirs]).register()
+    # A program may import our module first, which imports theirs: then it is not complete yet, and registers itself.
+    then = getattr(importlib.import_module(_OURS[theirs]), "register", None)
+    if then is not None:
+        then()
 
 
 class _Waiting(MetaPathFinder):

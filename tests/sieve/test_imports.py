@@ -109,3 +109,8 @@ def test_what_is_quick_to_import_leaves_torch_alone(statement):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["sieve.checkpoint.hf_quantizer", "sieve.checkpoint.adapters"])
+def test_what_waits_for_another_library_can_be_imported_first(module):
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)

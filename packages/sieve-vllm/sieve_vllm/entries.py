@@ -1,0 +1,67 @@
+"""What `config.json` of a pruned model says of its layers, read without Sieve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PAIRS = ("pair", "pivoted_pair")
+_DENSE = ("dense", "mask")  # masked weights are stored as dense ones
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer: its format, a pair's rank, whether it has a bias for which the architecture may have no place."""
+
+    format: str
+    rank: int = 0
+    bias: bool = False
+
+    @property
+    def is_pair(self) -> bool:
+        return self.format in PAIRS
+
+
+DENSE = Entry("dense")
+
+
+def read_entries(config: Mapping[str, Any]) -> dict[str, Entry]:
+    """Dotted name of each layer that is not dense → its entry; of `quantization_config`, version 1 or 2.
+
+    Raises: ValueError for another version, and for a format that is not known here.
+    """
+    version = config.get("version", 1)
+    if version == 1:
+        kind = "pivoted_pair" if config.get("pivoted") else "pair"
+        layers = {
+            name: {"format": kind, "rank": rank, "bias": bool(config.get("biased"))}
+            for name, rank in (config.get("ranks") or {}).items()
+        }
+    elif version == 2:
+        layers = config["layers"]
+    else:
+        raise ValueError(f"this model was saved in Sieve's format {version!r}: install a newer sieve-vllm")
+    entries = {}
+    for name, entry in layers.items():
+        if entry["format"] not in (*PAIRS, *_DENSE):
+            raise ValueError(
+                f"{name} is stored as {entry['format']!r}, which sieve-vllm does not serve: save the model with pairs "
+                "in 16 bits, or install a newer sieve-vllm"
+            )
+        if entry["format"] in PAIRS:
+            entries[name] = Entry(entry["format"], int(entry["rank"]), bool(entry.get("bias")))
+    return entries
+
+
+def entries_of(prefix: str, packed: Mapping[str, list[str]], entries: Mapping[str, Entry]) -> list[Entry] | None:
+    """The entries of the parts that a layer of vLLM is fused from; one where the whole is one pair; None: all dense.
+
+    Args:
+        prefix: the layer's dotted name. packed: name of a fused layer → names of its parts.
+    """
+    if prefix in entries:
+        return [entries[prefix]]
+    path, _, name = prefix.rpartition(".")
+    parts = [entries.get(f"{path}.{part}", DENSE) for part in packed.get(name, [name])]
+    return parts if any(part.is_pair for part in parts) else None
