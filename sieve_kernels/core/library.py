@@ -38,7 +38,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         raise SettingError(f"{VARIABLE}={wanted} is not one of {', '.join((NONE, *ISAS))}")
     if wanted == NONE:
         return None, f"the compiled CPU kernels are switched off ({VARIABLE}={NONE}); torch's own products serve"
+    # A wheel's library was built by another Python perhaps, which does not matter to ctypes.
     found = [path for suffix in EXTENSION_SUFFIXES if (path := _BUILT / f"_library{suffix}").exists()]
+    found += sorted(_BUILT.glob("_library.*.so"))
     if not found:
         return None, _MISSING
     try:
