@@ -102,7 +102,7 @@ def _bisect_size(evolution: Evolution, start: np.ndarray) -> None:
     The fitness wants some distance from the tolerance's edge; what is asked for is the edge.
     """
     feasible = (levels for levels, scores in evolution.scored.values() if evolution.is_feasible(scores))
-    smallest = min(map(evolution.share, feasible), default=1.0)
+    smallest = min(map(evolution.relative_size, feasible), default=1.0)
     low, high = 0.8 * smallest, min(evolution.relative_size(start), 1.05 * smallest)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
