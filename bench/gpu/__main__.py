@@ -41,6 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    # On which device, under which name.
     gpu = torch.cuda.is_available()
     if not gpu and not options.smoke:
         print("no GPU found, so nothing was measured; --smoke tries the program without one", file=sys.stderr)
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         identity["commit"] = options.commit
     name = re.sub(r"\W+", "-", identity["device"]).strip("-") + ("-smoke" if options.smoke else "")
     summary = Summary(Path(os.environ.get("OUT") or RESULTS / name), identity)
+    # The parts, each in a process of its own for its share of the time.
     parts = [PARTS[name] for name in options.parts]
     budget = Budget(60 * options.minutes, [part.weight for part in parts])
     worker = ["--device", device.type, *(["--smoke"] if options.smoke else [])]

@@ -56,6 +56,7 @@ def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, flo
         "int8": [partial(quantized, x, *pair) for pair in integers[8]],
         "int4": [partial(quantized, x, *pair) for pair in integers[4]],
     }
+    # Whether all compute the same layer.
     first = {name: calls[0]() for name, calls in contenders.items()}
     check("linear", first["linear"], first["dense"])
     check("lowrank_linear", first["pair"], first["two"])
@@ -65,6 +66,7 @@ def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, flo
         r = layers.pair(m, n)[0].shape[0]
         factors = dequantize_rows(A, a, n, x.dtype), dequantize_rows(B, b, r, x.dtype)
         check(f"lowrank_linear_quantized, {bits} bits", first[name], two(x, *factors))
+    # How long they take, in turns.
     taken = clock.cold_seconds(contenders, place.device, sizes.rounds)
     where, size = f"t{T}.{m}x{n}", sum(factor.nbytes for factor in pairs[0])
     bandwidth = ceilings.copied_bytes(place.device, sizes.copied)

@@ -55,6 +55,7 @@ def measure(place: Place, sizes: Sizes) -> dict[str, float]:
         "rotary": lambda: sieve_kernels.rotary(q, k, angles, angles),
         "act_mul": lambda: sieve_kernels.act_mul(x, x),
     }
+    # Ratios over two library products, and microseconds.
     with torch.no_grad():
         taken = clock.host_seconds(works, place.device, sizes.calls, 2 * sizes.rounds)
     ratios = {f"host_over_two.{name}": taken[name] / taken["two"] for name in OPERATORS}

@@ -24,6 +24,15 @@ def _many_shapes() -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
+class SweepRows:
+    """Rows of the calls for which `choices` tries configs first."""
+
+    pair: int = 16
+    group: int = 256
+    mlp: int = 64
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Matrices are (outputs m, inputs n); T is rows of input."""
 
@@ -80,8 +89,9 @@ class Sizes:
     calls: int = 32
     """Calls in a row whose host time is taken together; the launches of all of them fit the GPU's queue."""
     rounds: int = 21
-    choices: tuple[str, ...] = ()
-    """Options of `sieve_kernels.autotune`."""
+    sweep_rows: SweepRows = SweepRows()
+    choices: tuple[str, ...] = ("--no-configs",)
+    """Options of `sieve_kernels.autotune`, beside the sweep: configs take some seconds of compilation each."""
     ships: bool = True
     """Whether the package gets the choices."""
 
@@ -121,6 +131,7 @@ SMOKE = Sizes(
     },
     calls=2,
     rounds=2,
+    sweep_rows=SweepRows(pair=4, group=8, mlp=4),
     choices=("--rows", "1", "--ranks", "8", "--size", "64", "--rounds", "1"),
     ships=False,
 )

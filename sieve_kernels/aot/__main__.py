@@ -75,6 +75,7 @@ def show(programs: list[dict], traffic: list[dict]) -> None:
         print("the tables are stored only: pip install rich to see them here")
         return
 
+    # Programs: one row each, those with a fault in red.
     console = Console(width=None if sys.stdout.isatty() else 190)
     table = Table("case", "shape", "dtype", "target", "kernel", "tile", title="Compiled programs (static counts)")
     for heading in ("warps", "registers", "spills", "shared", "occupancy"):
@@ -88,6 +89,7 @@ def show(programs: list[dict], traffic: list[dict]) -> None:
     console.print(table)
     if not traffic:
         return
+    # Traffic, beside what cannot be avoided.
     table = Table("case", "shape", "dtype", title="Bytes that programs load and store, and the least that must move")
     for heading in ("moved", "minimum", "ratio"):
         table.add_column(heading, justify="right")
@@ -108,7 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=TABLE, help="the stored table; rows that are not made stay")
     options = parser.parse_args(arguments)
 
-    os.environ.pop("TRITON_INTERPRET", None)  # the compiler must see compiled kernels
+    # Compile and count. The compiler must see kernels that are not interpreted.
+    os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9's default, without its warning
     programs = compiled(options.targets, options.dtypes, options.cases, options.shapes, options.jobs)
     traffic = [] if options.no_traffic else counted(options.cases)
@@ -117,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     from torch import __version__ as torch_version
     from triton import __version__ as triton_version
 
+    # Store the rows that were made in the place of earlier ones, and say what is wrong with them.
     table = read(options.output) | {"versions": {"torch": torch_version, "triton": triton_version}}
     for part, rows in (("programs", programs), ("traffic", traffic)):
         made = {tuple(row[key] for key in KEYS[part]) for row in rows}

@@ -59,6 +59,7 @@ def _counting() -> Iterator[list[int]]:
     builder = interpreter.interpreter_builder
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
 
+    # What every operation adds.
     def note(pointers, mask, times: int = 1) -> None:
         found.append(int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8 * times)
 

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-configs", action="store_true", help="implementations only, with the configs there are")
     parser.add_argument("--output", type=Path, help="default: where dispatch looks")
     options = parser.parse_args(arguments)
+    # What would be in the way later is said before anything is measured.
     try:
         dispatch.check_settings()
     except SettingError as error:
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{file} is no file of choices, or damaged: remove it or name another with --output", file=sys.stderr)
         return 2
 
+    # Every operator for every kind of rows, and of ranks where it has one.
     measured = Measured(device, options.rounds, not options.no_configs)
     with torch.inference_mode():
         for case in (CASES_BY_OPERATOR[name] for name in options.operators):
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for rows in options.rows:
                     for rank in options.ranks if is_ranked(case) else options.ranks[:1]:
                         for entry in measured.add(case, Problem(rows, options.size, options.size, rank, dtype)):
-                            _say(entry)
+                            say(entry)
     if not measured.choices and not measured.configs:
         print("nothing to choose: every call has a single implementation here")
         return 0
@@ -69,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _say(entry: dict) -> None:
+def say(entry: dict) -> None:
+    """A line for an entry of the file."""
     taken = ", ".join(f"{name} {1e3 * value:.3f} ms" for name, value in entry["seconds"].items())
     if "kernel" in entry:
         call = f"{entry['kernel']} {entry['dtype']} {entry['M']}×{entry['N']}×{entry['K']} {entry['traits']}".strip()

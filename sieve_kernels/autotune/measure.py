@@ -95,8 +95,11 @@ class Measured:
     def add(self, case: Case, problem: Problem) -> list[dict]:
         """Measure an operator for a problem; the entries that are new. None where there is nothing to choose."""
         call = dispatch.Call(self.device, problem.dtype, problem.T, problem.r if is_ranked(case) else 0)
-        able, arguments = candidates(case.name, call), arguments_of(case, problem, self.device)
-        before, works = len(self.configs), {}
+        return self.add_call(case.name, call, arguments_of(case, problem, self.device))
+
+    def add_call(self, operator: str, call: dispatch.Call, arguments: Sequence) -> list[dict]:
+        """Measure an operator for its arguments, as implementations take them; the entries that are new."""
+        able, before, works = candidates(operator, call), len(self.configs), {}
         # Every implementation with the configs that are fastest for it.
         for one in able:
             with ExitStack() as held:
@@ -109,8 +112,8 @@ class Measured:
             taken = medians(works, self.device, self.rounds)
             made.append(
                 {
-                    "operator": case.name,
-                    "dtype": str(problem.dtype).removeprefix("torch."),
+                    "operator": operator,
+                    "dtype": str(call.dtype).removeprefix("torch."),
                     "rows": tuning_cache.shape_class(call.rows),
                     "rank": tuning_cache.shape_class(call.rank),
                     "implementation": fastest(taken),
@@ -151,6 +154,19 @@ class Measured:
                     # A candidate that this GPU or Triton cannot compile is no candidate.
                     print(f"{launch.kernel.name} {launch.shape}: {config} left out: {str(error)[:100]}", flush=True)
         return medians(works, self.device, self.rounds) if len(works) > 1 else {}
+
+
+def compile_candidates(operator: str, call: dispatch.Call, arguments: Sequence, share: int, count: int) -> None:
+    """Compile the share-th of `count` parts of what `add_call` will try: processes beside one another fill the cache of
+    Triton's compiler in a fraction of the time."""
+    for one in candidates(operator, call):
+        for launch in dispatch.configs(one, arguments):
+            for config in launch.kernel.candidates(launch.shape)[share::count]:
+                with launch.kernel.trying(launch.shape, config):
+                    try:
+                        one.load()(*arguments)
+                    except Exception as error:
+                        print(f"{launch.kernel.name} {launch.shape}: {config}: {str(error)[:100]}", flush=True)
 
 
 def prepared(function: Callable, arguments: Sequence, device: torch.device) -> Work:

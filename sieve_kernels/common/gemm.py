@@ -54,10 +54,12 @@ def grouped_gemm(
     Ns, Ks = tuple(t.shape[0] for t in b), tuple(t.shape[1] for t in b)
     config = config or MATMUL.choose(shape_of(a, b))
     split_k = config.split_k
+    # Results, or the parts of split sums.
     if split_k > 1:
         out = [torch.empty((split_k, M, N), dtype=tiles.accumulator(dtype), device=device) for N in Ns]
     else:
         out = [torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=device) for N in Ns]
+    # One launch for the tiles of all products, side by side.
     num_tiles_n = sum(triton.cdiv(N, config.block_n) for N in Ns)
     tma = _takes_descriptors(a, b) and config.block_m >= 64
     if M > 0 and num_tiles_n > 0:

@@ -194,6 +194,7 @@ def summed_matmul_kernel(
 ):
     """out = Σ a bᵀ over several products, rounded once. Grid: (tiles,)."""
     row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
+    # The products, one after the other into the same accumulator.
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for i in tl.static_range(len(b_ptrs)):
         acc = gemm_mainloop(
@@ -220,6 +221,7 @@ def summed_matmul_kernel(
             BLOCK_N,
             BLOCK_K,
         )
+    # Rounded once.
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     tiles.store_tile(out_ptr, acc, rows, cols, stride_out[0], stride_out[1], M, N)

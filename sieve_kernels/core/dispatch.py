@@ -128,12 +128,21 @@ def some_rows(call: Call) -> bool:
     return call.rows in SOME_ROWS_GPU and _copies_tiles(call)
 
 
+def few_tiles(call: Call) -> bool:
+    """More rows than the kernels for few, and so few that a product of them leaves much of a GPU idle."""
+    return GEMV_ROWS_GPU < call.rows < SOME_ROWS_GPU.stop and _copies_tiles(call)
+
+
 def half_tile(call: Call) -> bool:
     return call.rows in HALF_TILE_ROWS and call.rank <= 1024 and _copies_tiles(call)
 
 
 def on_amx(call: Call) -> bool:
     return on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and library.has_amx()
+
+
+def on_avx512(call: Call) -> bool:
+    return on_cpu(call) and call.dtype in (torch.bfloat16, torch.float32) and library.has_avx512()
 
 
 def on_cpp(call: Call) -> bool:

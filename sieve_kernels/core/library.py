@@ -75,6 +75,11 @@ def has_amx() -> bool:
     return isa() == "amx"
 
 
+def has_avx512() -> bool:
+    """Whether kernels with 512-bit vectors can run here."""
+    return isa() in ISAS[ISAS.index("avx512") :]
+
+
 def status() -> str:
     """One line for people: what serves on this CPU."""
     if library() is None:

@@ -6,6 +6,9 @@
 // tokens at a time it packs the block's channels into tiles, left (transposed) and right (pairs of tokens), multiplies
 // and adds, all inside its L2 cache. Channels are packed again for every block, which costs less than fetching packed
 // ones from further away.
+#include "gram.h"
+
+#include "cpu_features.h"
 #include "threading.h"
 
 #include "amx.h"
@@ -20,24 +23,12 @@ constexpr int64_t PANELS_PER_SIDE = 12;  // most panels along a block
 constexpr int64_t ACCUMULATORS = PANEL * PANEL;
 constexpr int64_t MAX_TOKENS_PER_SUM = 4096;  // tokens per sum: longer sums would lose digits, so they are sums of sums
 
-enum Type { BF16 = 0, FLOAT32 = 1 };
-
-struct Tokens {
-  const char* data;  // [T, n]
-  int64_t stride;    // elements from one token to the next
-  int64_t n;
-  const int64_t* index;  // which tokens; nullptr: the first ones
-  Type type;
-
-  const char* row(int64_t t) const { return data + (index ? index[t] : t) * stride * (type == BF16 ? 2 : 4); }
-};
-
 // Sixteen channels of tokens t and t + 1 as pairs, one register a term; tokens from `end` on are zero.
 // Tells whether all of it can be cut into terms, which infinities and NaN cannot.
-template <Type type>
+template <TokenType type>
 inline bool load_pairs(const Tokens& x, int64_t t, int64_t end, int64_t channel, __mmask16 mask, __m512i* terms) {
   const bool first = t < end, second = t + 1 < end;
-  if (type == BF16) {
+  if (type == TOKENS_BF16) {
     const auto load = [&](int64_t row) {
       return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x.row(row) + 2 * channel));
     };
@@ -62,9 +53,9 @@ inline bool load_pairs(const Tokens& x, int64_t t, int64_t end, int64_t channel,
 }
 
 // One panel of tokens first … end as [step of 32 tokens][term][tile]; either destination may be nullptr.
-template <Type type>
+template <TokenType type>
 bool pack_panel(const Tokens& x, int64_t first, int64_t end, int64_t panel, char* left, char* right) {
-  constexpr int terms = type == BF16 ? 1 : 3;
+  constexpr int terms = type == TOKENS_BF16 ? 1 : 3;
   bool regular = true;
   for (int64_t step = first; step < end; step += DEPTH)
     for (int tile = 0; tile < 2; ++tile) {
@@ -104,7 +95,7 @@ inline void multiply_right(const char* at) {
 }
 
 // accumulators [2 × 2 tiles] += left panel × right panel.
-template <Type type>
+template <TokenType type>
 inline void multiply_panels(const char* left, const char* right, int64_t steps, float* accumulators) {
   constexpr int64_t TERM = 2 * TILE_BYTES;
   _tile_loadd(0, accumulators, 64);
@@ -114,7 +105,7 @@ inline void multiply_panels(const char* left, const char* right, int64_t steps, 
   for (int64_t step = 0; step < steps; ++step) {
     load_left(left);
     multiply_right(right);
-    if (type == FLOAT32) {
+    if (type == TOKENS_FLOAT32) {
       multiply_right(right + TERM);
       multiply_right(right + 2 * TERM);
       load_left(left + TERM);
@@ -123,8 +114,8 @@ inline void multiply_panels(const char* left, const char* right, int64_t steps, 
       load_left(left + 2 * TERM);
       multiply_right(right);
     }
-    left += type == BF16 ? TERM : 3 * TERM;
-    right += type == BF16 ? TERM : 3 * TERM;
+    left += type == TOKENS_BF16 ? TERM : 3 * TERM;
+    right += type == TOKENS_BF16 ? TERM : 3 * TERM;
   }
   _tile_stored(0, accumulators, 64);
   _tile_stored(1, accumulators + 256, 64);
@@ -175,11 +166,11 @@ void add_accumulators(const float* accumulators, float* out, int64_t stride, int
     }
 }
 
-template <Type type>
+template <TokenType type>
 void block(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t from, int64_t to, int64_t top,
            int64_t bottom, int64_t start, int64_t end, bool symmetric, Workspace& workspace) {
-  constexpr int64_t STEPS = type == BF16 ? 8 : 4;  // packed at a time: a right panel stays in L1, all of them in L2
-  constexpr int64_t PANEL_BYTES = STEPS * (type == BF16 ? 1 : 3) * 2 * TILE_BYTES;
+  constexpr int64_t STEPS = type == TOKENS_BF16 ? 8 : 4;  // packed at a time: a right panel stays in L1, all of them in L2
+  constexpr int64_t PANEL_BYTES = STEPS * (type == TOKENS_BF16 ? 1 : 3) * 2 * TILE_BYTES;
   char* left = workspace.get(2 * PANELS_PER_SIDE * PANEL_BYTES +
                              PANELS_PER_SIDE * PANELS_PER_SIDE * ACCUMULATORS * sizeof(float));
   char* right = left + PANELS_PER_SIDE * PANEL_BYTES;
@@ -217,7 +208,7 @@ int64_t blocks_along(int64_t panels) {
   return blocks;
 }
 
-template <Type type>
+template <TokenType type>
 void accumulate(float* out, int64_t stride, const Tokens& x, const Tokens& y, int64_t count, bool symmetric) {
   const int64_t rows = round_up(x.n, PANEL) / PANEL, columns = round_up(y.n, PANEL) / PANEL;
   const int64_t blocks_m = blocks_along(rows), blocks_n = blocks_along(columns);
@@ -246,17 +237,21 @@ TARGET_END
 #endif
 
 // out [n, m] += Σ_t x_t y_tᵀ over `count` tokens, those of `index` (or the first ones). y = nullptr: y = x, the upper
-// triangle of out is read and both are written. type: 0 bf16, 1 float32. Returns whether it could (AMX).
+// triangle of out is read and both are written. type: 0 bf16, 1 float32. Returns whether it could: with AMX, or for
+// y = x with AVX-512.
 extern "C" int sieve_gram(int type, float* out, int64_t out_stride, const void* x, int64_t x_stride, int64_t n,
                           const void* y, int64_t y_stride, int64_t m, const int64_t* index, int64_t count) {
-#ifdef SIEVE_AMX
   using namespace sieve;
-  if (isa_in_use < AMX) return 0;
-  const Tokens left{static_cast<const char*>(x), x_stride, n, index, static_cast<Type>(type)};
-  const Tokens right{static_cast<const char*>(y), y_stride, m, index, static_cast<Type>(type)};
-  (type == BF16 ? accumulate<BF16> : accumulate<FLOAT32>)(out, out_stride, left, y ? right : left, count, y == nullptr);
-  return 1;
-#else
-  return 0;
+  const Tokens left{static_cast<const char*>(x), x_stride, n, index, static_cast<TokenType>(type)};
+#ifdef SIEVE_AMX
+  if (isa_in_use >= AMX) {
+    const Tokens right{static_cast<const char*>(y), y_stride, m, index, static_cast<TokenType>(type)};
+    const auto add = type == TOKENS_BF16 ? accumulate<TOKENS_BF16> : accumulate<TOKENS_FLOAT32>;
+    add(out, out_stride, left, y ? right : left, count, y == nullptr);
+    return 1;
+  }
 #endif
+  if (isa_in_use < AVX512 || y != nullptr) return 0;
+  gram_avx512(out, out_stride, left, count);
+  return 1;
 }

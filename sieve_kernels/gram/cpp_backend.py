@@ -1,4 +1,5 @@
-"""Compiled CPU path of the Gram family (csrc/gram.cpp): bf16 and float32 tokens on AMX tiles, no copy of x."""
+"""Compiled CPU path of the Gram family: bf16 and float32 tokens on AMX tiles (csrc/gram.cpp), or with AVX-512
+(csrc/gram_avx512.cpp). No copy of x but the packed tokens of a step."""
 
 import ctypes
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def _accumulate(out: Tensor, x: Tensor, y: Tensor | None, weight: Tensor | None)
         right = (None, 0, 0) if y is None else (y.data_ptr(), y.stride(0), y.shape[1])
         left = (x.data_ptr(), x.stride(0), x.shape[1])
         selected = None if index is None else index.data_ptr()
-        _sieve_gram()(_TYPES[x.dtype], out.data_ptr(), out.stride(0), *left, *right, selected, count)
+        if not _sieve_gram()(_TYPES[x.dtype], out.data_ptr(), out.stride(0), *left, *right, selected, count):
+            return False
         torch.autograd.graph.increment_version(out)
     return True
 

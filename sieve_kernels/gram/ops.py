@@ -113,7 +113,11 @@ _gram = define_op(
     "(Tensor(a!) out, Tensor x, Tensor? weight) -> ()",
     (
         Implementation(
-            "cpp", lambda: cpp_backend.gram_, "compiled kernel on AMX tiles", dispatch.on_amx, dispatch.on_cpu
+            "cpp",
+            lambda: cpp_backend.gram_,
+            "compiled kernel: tiles on and above the diagonal",
+            dispatch.on_avx512,
+            dispatch.on_cpu,
         ),
         Implementation(
             "torch",

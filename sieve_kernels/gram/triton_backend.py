@@ -180,6 +180,7 @@ def _launch(
         weight = weight.to(out.dtype)  # Triton 3.6 compiles no float64 product of operands masked by bytes
     if x.dtype.itemsize == 2 and out.dtype == torch.float64:
         x, y = x.float(), y.float()  # … nor of elements that were loaded as 16 bits
+    # What the config depends on.
     masked = weight is not None and weight.dtype == torch.bool
     weighted = weight is not None and not masked
     if config is None:
@@ -194,6 +195,7 @@ def _launch(
     split_size = triton.cdiv(triton.cdiv(T, block_t), config.split_k) * block_t
     split_k = triton.cdiv(T, split_size)
     workspace = out.new_empty((split_k, count, block, block)) if split_k > 1 else out
+    # Tiles, and the sums of their parts.
     with tiles.on_device(x):
         gram_kernel[(count, split_k)](
             x,

@@ -74,6 +74,7 @@ def expand_kernel(
 
 def _prepare(Cs: Sequence[Tensor], indices: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
     count, dtype, device = len(Cs), Cs[0].dtype, Cs[0].device
+    # What one launch cannot take: more members than it has places for, rows whose elements are apart.
     if count > MOST_MEMBERS:
         rest = _prepare(Cs[MOST_MEMBERS:], indices[MOST_MEMBERS:])
         these = _prepare(Cs[:MOST_MEMBERS], indices[:MOST_MEMBERS])
@@ -84,6 +85,7 @@ def _prepare(Cs: Sequence[Tensor], indices: Sequence[Tensor]) -> Callable[..., l
     if any(C.stride(1) != 1 and C.shape[1] > 1 for C in Cs):
         rows = _prepare([C.contiguous() for C in Cs], indices)
         return lambda Cs, indices: rows([C.contiguous() for C in Cs], indices)
+    # The launch for all members.
     ms, rs = [len(index) for index in indices], [C.shape[1] for C in Cs]
     shapes, missing = list(zip(ms, rs, strict=True)), [0] * (MOST_MEMBERS - count)
     overlapping = has_tma(device) and not INTERPRETED

@@ -15,6 +15,12 @@ def triton_gemv() -> ModuleType:
     return triton_gemv
 
 
+def triton_grouped() -> ModuleType:
+    from sieve_kernels.mlp import triton_grouped
+
+    return triton_grouped
+
+
 def torch_gpu() -> ModuleType:
     from sieve_kernels.mlp import torch_backend_gpu
 

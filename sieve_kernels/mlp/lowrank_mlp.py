@@ -87,6 +87,7 @@ def _layer(x: Tensor, tensors: Layer) -> Tensor:
 def _check(x: Tensor, layers: Sequence[Layer], activation: str) -> None:
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+    # Each layer by itself, of as many inputs as the one before has outputs.
     require_float("x", x)
     n = x.shape[-1] if x.dim() else None
     names = ("gate", "up", "down") if len(layers) == 3 else ("gate and up, stacked,", "down")
@@ -103,7 +104,8 @@ def _check(x: Tensor, layers: Sequence[Layer], activation: str) -> None:
             if layer[2].dtype != torch.int64:
                 raise TypeError(f"the permutation of {name} must be int64, got {describe(layer[2])}")
             require_same_device("x", x, name, layer[2])
-        if place == len(layers) - 2:  # what comes of it is the input of the last
+        # What comes of gate and up is the input of the last layer.
+        if place == len(layers) - 2:
             first, n = reference.width(layers[0]), reference.width(layer)
             if first != n:
                 raise ValueError(f"gate and up must have as many outputs, got {first} and {n}")
@@ -157,6 +159,13 @@ _mlp = define_op(
             dispatch.by_library,
         ),
         dispatch.triton_gemv(lambda: backends.triton_gemv().mlp),
+        Implementation(
+            "triton_grouped",
+            lambda: backends.triton_grouped().mlp,
+            "gate and up in launches that they share, sums split to fill the GPU",
+            dispatch.few_tiles,
+            dispatch.never,
+        ),
         Implementation("parts", lambda: parts, "the operators of its parts", dispatch.anywhere),
     ),
     fake=lambda x, tensors, counts, _: x.new_empty((*x.shape[:-1], reference.width(_split(tensors, counts)[-1]))),

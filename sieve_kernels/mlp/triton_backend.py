@@ -45,6 +45,7 @@ def swiglu_kernel(
 ):
     """y = act(z_gate B_gateᵀ) · (z_up B_upᵀ), or the gradients of the two products. Grid: (tiles of y,)."""
     row, col = swizzle_tile(tl.program_id(0), T, tl.cdiv(m, BLOCK_N), BLOCK_M, GROUP_M)
+    # The same tile of both products.
     gate = gemm_mainloop(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
         z_ptrs[0],
@@ -93,10 +94,12 @@ def swiglu_kernel(
         BLOCK_N,
         BLOCK_K,
     )
+    # What becomes of them: y, or the gradients of both.
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     if BACKWARD:
         grad = tiles.load_tile(grad_ptr, rows, cols, stride_grad[0], stride_grad[1], T, m, EVEN_M, EVEN_N).to(ACC)
+        # Recomputed gate and up are needed here only.
         d_gate = grad * up * slope(gate, ACTIVATION)
         tiles.store_tile(out_ptrs[0], d_gate, rows, cols, stride_out[0], stride_out[1], T, m)
         d_up = grad * activate(gate, ACTIVATION)
@@ -144,6 +147,7 @@ def _launch(
         torch.empty((T, m), dtype=tiles.compute_dtype(dtype), device=Bs[0].device)
         for _ in range(1 if grad is None else 2)
     ]
+    # One launch: tiles of gate and up meet in registers.
     if out[0].numel() > 0:
         ranks = tuple(B.shape[1] for B in Bs)
         traits = frozenset() if is_vectorizable(*zs, *Bs) else frozenset((UNALIGNED,))

@@ -61,6 +61,7 @@ def gemv_glu_kernel(
     VECTOR: tl.constexpr,
 ):
     """out = act(gate) · up. Grid: (tiles of out,)."""
+    # Gates, behind a wait for what they are made of.
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     gate, _, _ = product_tile(
         xg_ptr + xg_at,
@@ -91,7 +92,7 @@ def gemv_glu_kernel(
         SPLIT_K,
         VECTOR,
     )
-    # Nothing more to wait for.
+    # Ups of the same columns: there is nothing more to wait for.
     up, _, _ = product_tile(
         xu_ptr + xu_at,
         wu_ptr,
@@ -121,6 +122,7 @@ def gemv_glu_kernel(
         SPLIT_K,
         VECTOR,
     )
+    # Both meet.
     t = tl.arange(0, BLOCK_T)
     at = out_ptr + out_at + t[None, :].to(tl.int64) * N + cols[:, None]
     y = activate(gate, ACTIVATION) * up

@@ -120,6 +120,7 @@ def rotary_kernel(
     BLOCK: tl.constexpr,  # ≥ half
 ):
     """Queries and keys of one token rotated. Grid: (groups of query heads, then of key heads · b · t,)."""
+    # Which heads, of which token.
     q_groups = tl.cdiv(h, HEADS)
     groups = q_groups + tl.cdiv(g, HEADS)
     group = tl.program_id(0) % groups
@@ -128,6 +129,7 @@ def rotary_kernel(
     place = (token % t).to(tl.int64)
     cols = tl.arange(0, BLOCK)[None, :]
     known = cols < half
+    # Its angles, read once for all of these heads.
     begin(PDL)
     cos = cos_ptr + batch * stride_cb + place * stride_ct + cols * stride_cd
     sin = sin_ptr + batch * stride_sb + place * stride_st + cols * stride_sd
@@ -135,6 +137,7 @@ def rotary_kernel(
     cos_second = tl.load(cos + half * stride_cd, mask=known, other=0.0).to(ACC)
     sin_first = tl.load(sin, mask=known, other=0.0).to(ACC)
     sin_second = tl.load(sin + half * stride_sd, mask=known, other=0.0).to(ACC)
+    # Queries, or keys.
     if group < q_groups:
         heads = group * HEADS + tl.arange(0, HEADS)
         rotate(
@@ -181,6 +184,7 @@ def _prepare_rms_norm(x, weight, epsilon):
     rows = rows_in_place(x)
     if rows is None or weight.stride(0) != 1:
         return lambda x, weight, epsilon: rms_norm(x.contiguous(), weight.contiguous(), epsilon)
+    # A row in a program, or several where they are short and there are enough of them.
     (T, n), shape, dtype, device = rows.shape, x.shape, x.dtype, x.device
     block = triton.next_power_of_2(n)
     together = max(1, min(SMALL_ROWS // block, triton.next_power_of_2(triton.cdiv(T, 2 * num_sms(device)))))

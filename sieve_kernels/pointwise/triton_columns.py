@@ -214,8 +214,10 @@ def _prepare_join_columns(z, c, index, bias=None, out=None):
     T, n = shape = z.shape[0], index.shape[0]
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
+    # Rows whose elements are apart are copied first.
     if not are_in_one_piece(z, c, index, bias):
         return lambda *arguments: join_columns(*map(in_one_piece, arguments[:4]), *arguments[4:])
+    # One launch, to `out` where kernels store what hardware stores.
     rows, block, warps = column_blocks(T, n, True, device)
     direct = out is not None and dtype == compute
     launch = Launch(
@@ -269,11 +271,13 @@ def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=N
     shape = (*gate.shape[:-1], (gate if gate_index is None else gate_index).shape[-1])
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
+    # Rows whose elements are apart are copied first.
     gates, ups, n = rows_in_place(gate), rows_in_place(up), shape[-1]
     if gates is None or ups is None or not are_in_one_piece(gate_index, up_index):
         return lambda gate, up, activation, *others: act_mul(
             gate.contiguous(), up.contiguous(), activation, *map(in_one_piece, others[:2]), *others[2:]
         )
+    # One launch, to `out` where kernels store what hardware stores.
     T, direct = len(gates), out is not None and dtype == compute
     rows, block, warps = column_blocks(T, n, gate_index is not None or up_index is not None, device)
     launch = Launch(

@@ -27,6 +27,7 @@ from sieve_kernels import (
     rotary,
 )
 from sieve_kernels.core import dispatch, library
+from sieve_kernels.lowrank import cpp_backend, reference, torch_backend
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason=library.status())
 
@@ -81,9 +82,56 @@ def test_every_instruction_set(isa):
         "    assert (k.rms_norm(x, weight, 1e-6).double() - norm).norm() < allowed * norm.norm()\n"
         "    gram = x.double().T @ x.double()\n"
         "    assert (k.gram_(torch.zeros(83, 83), x).double() - gram).norm() < 1e-6 * gram.norm()\n"
-        "assert ('cpp' in dispatch.explain('gram_', x)) == compiled.has_amx()\n"
+        "assert ('cpp' in dispatch.explain('gram_', x)) == compiled.has_avx512()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {library.VARIABLE: isa})
+
+
+@pytest.mark.skipif(library.library() is None, reason="the C++ library is not compiled")
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("largest", [1, 30, 300, 3000])
+def test_8_bit_factors_of_inputs_with_outliers(rows, largest):
+    """One channel that is large and matters little: what the others hold must not be lost in fixed point."""
+    x, A, B = torch.randn(rows, 576), torch.randn(208, 576) / 24, torch.randn(300, 208) / 14
+    x[:, 5] *= largest
+    A[:, 5] *= 0.01 / largest
+    tensors = [x.bfloat16(), *quantize_rows(A, 8), *quantize_rows(B, 8), None]
+    exact = reference.quantized(tensors[0].double(), *tensors[1:])
+    error, torchs = (
+        ((f(*tensors).double() - exact).norm() / exact.norm()).item()
+        for f in (cpp_backend.quantized, torch_backend.quantized)
+    )
+    assert error <= 2 * torchs
+
+
+@pytest.mark.skipif("avx512" not in library.available(), reason="this processor has no AVX-512")
+def test_gram_matrices_without_amx():
+    """Few and many channels, whole and cut panels, several chunks of tokens; masked tokens that hold NaN; the lower
+    triangle, which is not read; the same bits for any number of threads."""
+    code = (
+        "import torch, sieve_kernels as k\n"
+        "torch.manual_seed(0)\n"
+        "for n, T in ((1, 1), (17, 3), (48, 128), (83, 300), (800, 1100)):\n"
+        "    for dtype in (torch.float32, torch.bfloat16):\n"
+        "        wide = torch.randn(T, n + 5).to(dtype)\n"
+        "        x, kept = wide[:, 2 : n + 2], torch.rand(T) < 0.7\n"
+        "        start = torch.randn(n, n)\n"
+        "        start = start + start.T\n"
+        "        exact = start.double() + x.double().T @ x.double()\n"
+        "        found = []\n"
+        "        for threads in (1, 2, 3):\n"
+        "            torch.set_num_threads(threads)\n"
+        "            out = torch.where(torch.ones(n, n).triu().bool(), start, torch.nan)\n"
+        "            found.append(k.gram_(out, x))\n"
+        "        assert all(torch.equal(found[0], other) for other in found[1:])\n"
+        "        assert torch.equal(found[0], found[0].T)\n"
+        "        assert (found[0].double() - exact).norm() < 1e-6 * exact.norm(), (n, T, dtype)\n"
+        "        x[~kept] = torch.nan\n"
+        "        out = k.gram_(torch.zeros(n, n + 3)[:, 1 : n + 1], x, kept)\n"
+        "        exact = x[kept].double().T @ x[kept].double()\n"
+        "        assert (out.double() - exact).norm() <= 1e-6 * exact.norm(), (n, T, dtype)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {library.VARIABLE: "avx512"})
 
 
 @pytest.mark.parametrize(
@@ -139,8 +187,10 @@ def test_same_bits_for_any_number_of_threads(dtype, sizes):
             torch.set_num_threads(threads)
             found.append([y for rows in sizes for y in results(rows)])
             found[-1] += [rms_norm(many, weight, 1e-6), *channel_sums(many, None)]
+            if library.has_avx512():
+                found[-1] += [gram_(torch.zeros(512, 512), many)]
             if library.has_amx():
-                found[-1] += [gram_(torch.zeros(512, 512), many), cross_gram_(torch.zeros(512, 512), many, many)]
+                found[-1] += [cross_gram_(torch.zeros(512, 512), many, many)]
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:

@@ -221,3 +221,16 @@ def test_bad_arguments(raised, change, text):
 
 def test_explained():
     assert "parts" in dispatch.explain("lowrank_mlp", torch.zeros(2, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("implementation", ["triton_grouped"], indirect=True)
+@pytest.mark.parametrize("kinds", [("pair",) * 3, ("pair", "dense", "pair"), ("pivoted", "pair", "pair")])
+@torch.no_grad()
+def test_some_rows_by_launches_that_gate_and_up_share(implementation, kinds, device, pretend):
+    """Sums split, several tiles each way, edges; and layers that they are not for."""
+    if dispatch.INTERPRETED:
+        pretend(has_descriptors=True, num_sms=20)
+    x, layers = make((70,), 1032, 136, 72, kinds, (72, 40, 48), torch.bfloat16, device)
+    y = dispatch.implementation("lowrank_mlp", x, 72)(x, layers, "silu")
+    wide = [tuple(t.double() if t.is_floating_point() else t for t in layer) for layer in layers]
+    assert_accurate(y, reference.mlp(x.double(), wide, "silu"), reference.mlp(x, layers, "silu"))

@@ -41,6 +41,7 @@ def member(
 ):
     """A tile of one product. SCATTER: 0, to columns 0 … N - 1 of out; 1, to those that the index names; 2, without the
     bias to 0 … N - 1 of out, and with it to those that the index names of copy."""
+    # The tile in registers, and where it goes.
     cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     y, places, bias = product_tile(
         x_ptr,
@@ -71,6 +72,7 @@ def member(
         SPLIT_K,
         VECTOR,
     )
+    # To the output; of both destinations first in order, as the next product reads it.
     t = tl.arange(0, BLOCK_T)
     inside = (cols < N)[:, None] & (t < T)[None, :]
     if SCATTER == 2:
@@ -150,12 +152,14 @@ def gemv_kernel(
 
     Grid: (tiles of all products,).
     """
+    # Where the tiles of each product begin.
     pid = tl.program_id(0)
     second = tl.cdiv(N0, BLOCK_N)
     third = second
     if COUNT > 1:
         third += tl.cdiv(N1, BLOCK_N)
-    # Each branch has its own pointers, of which Triton knows the alignment.
+    # The tile of the product that it belongs to. Each branch has its own pointers, of which Triton knows the
+    # alignment.
     if pid < second:
         member(
             x_ptr + x0_at,

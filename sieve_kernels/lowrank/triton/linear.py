@@ -49,12 +49,14 @@ def fused_kernel(
     """out = (x Aᵀ) Bᵀ + bias for r ≤ BLOCK_R. Grid: (tiles of tokens,); each program makes whole rows of out."""
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     ranks = tl.arange(0, BLOCK_R)
+    # z of these tokens, which stays in registers.
     z = tl.zeros((BLOCK_T, BLOCK_R), dtype=ACC)
     for start in range(0, n, BLOCK_N):
         k = start + tl.arange(0, BLOCK_N)
         x = tiles.load_tile(x_ptr, tokens, k, stride_xt, stride_xn, T, n, EVEN_T, EVEN_N)  # [BLOCK_T, BLOCK_N]
         a = tiles.load_tile(a_ptr, ranks, k, stride_ar, stride_an, r, n, EVEN_R, EVEN_N)  # [BLOCK_R, BLOCK_N]
         z = tiles.multiply(x, tl.trans(a), z, PRECISION, UPCAST)
+    # Their outputs, a tile of columns at a time.
     if not UPCAST:
         z = z.to(b_ptr.dtype.element_ty)
     for start in range(0, m, BLOCK_M):
@@ -97,6 +99,7 @@ def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, config: G
     out = torch.empty((T, m), dtype=tiles.compute_dtype(x.dtype), device=x.device)
     if out.numel() == 0:
         return out.to(x.dtype).reshape(*shape[:-1], m)
+    # One program for each tile of tokens, which makes whole rows.
     block_r = max(16, triton.next_power_of_2(r))
     config = config or FUSED.choose(GemmShape(T, (m,), (n,), x.dtype, x.device, 8 * x.dtype.itemsize))
     with tiles.on_device(x):

@@ -63,6 +63,7 @@ def scatter_matmul_kernel(
         a = tiles.load_tile(a_ptr, rows, k, stride_am, stride_ak, M, K, EVEN_M, EVEN_K)  # [BLOCK_M, BLOCK_K]
         b = tiles.load_tile(b_ptr, cols, k, stride_bn, stride_bk, N, K, EVEN_N, EVEN_K)  # [BLOCK_N, BLOCK_K]
         acc = tiles.multiply(a, tl.trans(b), acc, PRECISION, UPCAST)
+    # The product itself, for the next one; then its columns where they belong.
     if KEEP:
         tiles.store_tile(kept_ptr, acc, rows, cols, stride_km, stride_kn, M, N)
     columns = tl.load(columns_ptr + cols * stride_columns, mask=cols < N, other=0)  # [BLOCK_N]
@@ -114,6 +115,7 @@ def _scatter(
     (M, K), N = a.shape, b.shape[0]
     if M * N == 0:
         return
+    # How the product is cut depends on how its results are stored.
     traits = () if is_vectorizable(a, b, out, *([] if kept is None else [kept])) else (SCATTERED,)
     config = config or SCATTER_MATMUL.choose(shape_of([a], [b], *traits))
     with tiles.on_device(a):

@@ -124,6 +124,7 @@ def _product(
     bits = 4 if q.dtype == torch.uint8 else 8
     traits = frozenset(traits if is_vectorizable(a, q) else (*traits, UNALIGNED))
     config = config or QUANTIZED.choose(GemmShape(M, (N,), (K,), dtype, a.device, bits, traits))
+    # The result, or the parts of split sums.
     split_k = config.split_k
     if split_k > 1:
         out = torch.empty((split_k, M, N), dtype=tiles.accumulator(dtype), device=a.device)

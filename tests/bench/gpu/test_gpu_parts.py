@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,9 @@ from bench.gpu.contestants import contestants
 from bench.gpu.job import Place, WrongResult
 from bench.gpu.layers import check
 from bench.gpu.sizes import SMOKE
-from sieve_kernels.core import tuning_cache
+from sieve_kernels.autotune import measure
+from sieve_kernels.core import decisions, dispatch, tuning_cache
+from sieve_kernels.core import device as devices
 
 PARTS = (ceilings, host, few_rows, many_rows, groups, gram, decoder, pointwise, training)
 JOBS = {job.name: job for part in PARTS for job in part.jobs(SMOKE)}
@@ -77,12 +80,56 @@ def test_cold_seconds_are_those_of_a_call():
     assert 0.002 <= taken["six"] < 0.01
 
 
+@pytest.mark.parametrize("name", choices.SWEEPS)
+def test_sweep(name, place):
+    """Of calls that the operator takes: as many entries as there is something to choose, on a CPU."""
+    sweep = choices.SWEEPS[name]
+    for call, arguments in sweep.calls(place.device, SMOKE):
+        dispatch.implementation(sweep.operator, arguments[0], call.rank)(*arguments)
+    (job,) = (job for job in choices.jobs(SMOKE) if job.name == f"sweep.{name}")
+    cells = job.run(place)
+    assert cells.keys() == set(job.cells)
+    if cells[f"sweep.{name}"]:
+        assert json.loads((place.folder / choices.FILE).read_text())["choices"][0]["operator"] == sweep.operator
+
+
+@pytest.mark.skipif(not dispatch.INTERPRETED, reason="tries configs with tensors on CPU")
+def test_a_sweep_writes_the_configs_that_launches_then_take(place, monkeypatch):
+    """All candidates are called; the last one is said to be the fastest."""
+    gemv = pytest.importorskip("sieve_kernels.lowrank.triton.gemv_launch")
+    roomy = replace(devices.INTERPRETER, shared_memory=227 << 10)
+    monkeypatch.setattr(devices, "properties", lambda device: roomy)
+    monkeypatch.setattr(measure, "candidates", lambda *_: [_named("lowrank_linear", "triton_gemv")])
+
+    def medians(works, device, rounds):
+        assert all(work() is not None for work in works.values())
+        return {name: 1.0 / (i + 1) for i, name in enumerate(works)}
+
+    monkeypatch.setattr(measure, "medians", medians)
+    monkeypatch.setenv(tuning_cache.VARIABLE, str(place.folder / choices.FILE))
+    monkeypatch.setenv(dispatch.VARIABLE, "triton_gemv")
+    (job,) = (job for job in choices.jobs(replace(SMOKE, few_shapes=((64, 64),))) if job.name == "sweep.pair")
+    assert job.run(place)["sweep.pair"] == 2
+    decisions.forget()
+    ((_, arguments),) = choices.SWEEPS["pair"].calls(place.device, replace(SMOKE, few_shapes=((64, 64),)))
+    chosen = dispatch.configs(_named("lowrank_linear", "triton_gemv"), arguments)
+    assert [launch.source for launch in chosen] == [f"measured fastest, {place.folder / choices.FILE}"] * 2
+    assert all(launch.config == gemv.GEMV.candidates(launch.shape)[-1] for launch in chosen)
+    decisions.forget()
+
+
+def _named(operator, name):
+    return next(one for one in dispatch.TABLE[operator] if one.name == name)
+
+
 def test_choices_are_measured_and_shipped(place, monkeypatch, tmp_path):
     """Beside the results; the package gets those of full sizes only."""
     monkeypatch.setattr(tuning_cache, "SHIPPED", tmp_path / "configs")
     jobs = {job.name: job for job in choices.jobs(SMOKE)}
     found = {name: job.run(place)[name] for name, job in jobs.items()}
-    assert sum(found.values()) == len(json.loads((tmp_path / choices.FILE).read_text())["choices"]) > 0
+    counts = Counter(entry["operator"] for entry in json.loads((tmp_path / choices.FILE).read_text())["choices"])
+    assert counts
+    assert all(found[f"choices.{name}"] == counts[name] for name in counts if f"choices.{name}" in found)
     assert not tuning_cache.SHIPPED.exists()
     name = max(found, key=found.get)
     {job.name: job for job in choices.jobs(replace(SMOKE, ships=True))}[name].run(place)
