@@ -31,7 +31,7 @@ from sieve.utils.options import Option, option, options_of, require_types, requi
 from sieve.utils.safe_yaml import read_yaml
 
 VERSION = 1
-_POSITIONAL = ("tolerance", "search")
+_POSITIONAL = ("tolerance", "search", "method")
 
 
 @dataclass(frozen=True, init=False)
@@ -64,7 +64,9 @@ class Recipe:
     version: int = VERSION
 
     def __init__(self, model: str, task: str, *given: Any, **values: Any):
-        """Args: given: tolerance and search. values: options by name, and whole configs by their fields' names."""
+        """Args: given: tolerance, search, method. values: options by name, and whole configs by their fields' names."""
+        if len(given) > len(_POSITIONAL) or values.keys() & set(_POSITIONAL[: len(given)]):
+            raise TypeError(f"of a recipe's options only {', '.join(_POSITIONAL)} are given by their place, and once")
         values |= dict(zip(_POSITIONAL, given, strict=False))
         found = {"model": model, "task": task, "version": values.pop("version", VERSION)}
         for name, config in _configs().items():
