@@ -68,7 +68,9 @@ class ResumableRun:
         try:
             if self._is_done():
                 self.remove()
-                raise InputError(f"{self.output} is finished already: look at it with sieve info {self.output}")
+                raise InputError(
+                    f"{self.output} is finished, there is nothing to resume: look at it with sieve info {self.output}"
+                )
             require_new(self.output)  # now that no other process can be making it
             if not self._resume:
                 self._clear()
