@@ -22,7 +22,7 @@ from sieve_kernels.autotune.config import (
     fits_shared_memory,
 )
 from sieve_kernels.common import tiles
-from sieve_kernels.core.device import INTERPRETED, num_sms
+from sieve_kernels.core.device import INTERPRETED, num_sms, shared_memory
 from sieve_kernels.core.plans import Plans
 from sieve_kernels.gram import triton_tma
 from sieve_kernels.gram.tiling import SYMMETRIC
@@ -247,6 +247,8 @@ def gram_config(shape: GemmShape) -> GemmConfig:
     acc_dtype = torch.float64 if FLOAT64 in shape.traits else torch.float32
     weighted, masked, unaligned = (trait in shape.traits for trait in (WEIGHTED, MASKED, UNALIGNED))
     block, block_t = _blocks(shape.dtype, acc_dtype, weighted, masked, not unaligned)
+    if not _mirror_fits(block, shape):
+        block, block_t = 64, min(block_t, 32)
     count = num_tiles(shape.M, shape.N, block, SYMMETRIC in shape.traits)
     split_k, _ = split(shape.K, count, block_t, num_sms(shape.device))
     return GemmConfig(block, block, block_t, split_k, 8 if block == 128 else 4)
@@ -267,8 +269,13 @@ CONFIGS = {
 def _supports(config: GemmConfig, shape: GemmShape) -> bool:
     """Whether tiles are square and not larger than registers hold where operands pass through them."""
     in_registers = shape.traits & {WEIGHTED, UNALIGNED, FLOAT64}
-    fits = INTERPRETED or fits_shared_memory(config, shape)
+    fits = fits_shared_memory(config, shape) and _mirror_fits(config.block_m, shape)
     return fits and config.block_m == config.block_n and not (in_registers and config.block_m > 64)
+
+
+def _mirror_fits(block: int, shape: GemmShape) -> bool:
+    """Whether a tile of sums, which is turned in shared memory to be mirrored, fits there."""
+    return block * block * (8 if FLOAT64 in shape.traits else 4) <= shared_memory(shape.device)
 
 
 GRAM = TunedKernel("gram", gram_config, CONFIGS, _supports)

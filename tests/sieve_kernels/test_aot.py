@@ -1,6 +1,7 @@
 """Kernels compiled for GPUs that are not there: no spills, within limits, on the expected path."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,33 @@ def test_all_programs(tmp_path):
     code, rows = compile_table(tmp_path / "table.json")
     assert [(row, faults(row)) for row in rows if faults(row)] == []
     assert code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="all other tests compile the kernels, for the GPU at hand")
+def test_programs_for_a_gpu_that_no_cost_model_knows():
+    """Without tensor descriptors and with 48 KiB of shared memory, what the compiler makes of each config fits."""
+    code = (
+        "import json, torch\n"
+        "from sieve_kernels.aot.compile import programs\n"
+        "from sieve_kernels.aot.targets import Target\n"
+        "from sieve_kernels.core.cases import CASES\n"
+        "from sieve_kernels.core.problems import PROBLEMS\n"
+        "target = Target('sm_86', 'cuda', 86, 40, 48 << 10, 100 << 10, 48)\n"
+        "names = ('gram_', 'gram_ weighted', 'lowrank_linear', 'lowrank_linear few rows', 'lowrank_swiglu')\n"
+        "found = [\n"
+        "    (case.name, shape, program.shared, program.spills)\n"
+        "    for case in CASES if case.name in names\n"
+        "    for shape, problem in case.problems(PROBLEMS, torch.bfloat16).items() if shape in ('aligned', 'few')\n"
+        "    for program in programs(case, problem, target)\n"
+        "]\n"
+        "print(json.dumps(found))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len({name for name, *_ in found}) == 5
+    assert [one for one in found if one[2] > 48 << 10 or one[3]] == []
 
 
 def test_stored_table_is_complete_and_without_faults():
