@@ -32,10 +32,11 @@ test: setup
 # The oldest packages that pyproject.toml promises, as far as they run with the torch of the environment, in a folder that
 # goes before it: formats, loading, fused operators, scoring, searchers and golden results.
 OLDEST := "transformers==5.17.0" "huggingface_hub<2" httpx httpcore h11 "safetensors==0.8.0" "accelerate==1.1.0" \
-	"numpy==1.26.4" "scipy==1.11.4" "pymoo==0.6.1.6" "gguf==0.17.0" "pyyaml==6.0.1" "typer==0.15.1" "rich==13.7.1"
+	"numpy==1.26.4" "scipy==1.11.4" "pymoo==0.6.1.6" "gguf==0.17.0" "pyyaml==6.0.1" "typer==0.20.0" "rich==13.7.1"
 OLDEST_TESTS := tests/golden tests/sieve/nn tests/sieve/checkpoint/test_folder.py tests/sieve/models/test_loading.py \
 	tests/sieve/models/test_linears.py tests/sieve/models/test_blockwise.py tests/sieve/evaluation/test_likelihood.py \
-	tests/sieve/searchers/algorithms tests/sieve/searchers/test_surrogate.py
+	tests/sieve/searchers/algorithms tests/sieve/searchers/test_surrogate.py \
+	tests/sieve/test_cli.py::test_help_lists_every_option_and_exit_code
 test-oldest: $(VENV)/oldest/ready
 	PYTHONPATH=$(CURDIR)/$(VENV)/oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)
 
