@@ -17,55 +17,85 @@ TICKS = (0, -0.25, -0.5, -1, -2, -5, -10, -20)
 
 
 def curves(measured: Results, path: Path) -> Path:
-    """Accuracy and log-likelihood less those of the dense model of the same seed, by kept fraction: a column a task."""
+    """What methods lose against the dense model of the same seed, by kept fraction.
+
+    A row a task and measure, a column a family of methods, whose lines are named at their ends; the other families' are
+    grey behind them. Bands span the seeds.
+    """
     sizes: dict[str, set] = {}
     for row in measured:
         if row["contender"] in PROJECTIONS:
             sizes.setdefault(row["task"], set()).add(row["kept"])
-    tasks = [task for task, found in sizes.items() if len(found) > 1]
-    styles = _styles()
+    rows = [(task, name) for task, found in sizes.items() if len(found) > 1 for name in LOST]
+    shape = max(len(rows), 1), len(FAMILIES)
     figure, axes = pyplot.subplots(
-        2, max(len(tasks), 1), figsize=(5.5 * max(len(tasks), 1), 7.5), squeeze=False, sharex=True
+        *shape, figsize=(3.6 * shape[1], 2.7 * shape[0]), squeeze=False, sharex=True, sharey="row"
     )
-    for column, task in enumerate(tasks):
-        dense = {row["seed"]: row for row in measured.find(task=task, contender=grid.DENSE_CELL)}
-        for axis, name in zip(axes[:, column], ("accuracy", "loglik"), strict=True):
-            axis.axhline(0, color="black", linewidth=0.8, label="dense")
-            for contender, style in styles.items():
-                rows = [row for row in measured.find(task=task, contender=contender) if row["seed"] in dense]
-                kept = sorted({row["kept"] for row in rows})
-                lost = [
-                    np.mean([row[name] - dense[row["seed"]][name] for row in rows if row["kept"] == one])
-                    for one in kept
-                ]
-                if kept:
-                    axis.plot(kept, lost, label=contender, markersize=5, **style)
-            axis.grid(alpha=0.3, which="both")
-        axes[1, column].set_yscale("symlog", linthresh=0.5)  # methods differ by factors; some gain
-        axes[1, column].set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
-        axes[0, column].set_title(task)
-        axes[1, column].set_xlabel("kept fraction of the prunable parameters")
-    axes[0, 0].set_ylabel("accuracy on the test split − dense")
-    axes[1, 0].set_ylabel("log-likelihood of the right answer − dense, nats")
-    shown = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[0, -1].legend(shown.values(), shown, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    for (task, name), panels in zip(rows, axes, strict=False):
+        lost = {contender: _lost(measured, task, contender, name) for contender in PROJECTIONS}
+        lost = {contender: found for contender, found in lost.items() if found}
+        for axis, (family, members) in zip(panels, FAMILIES.items(), strict=True):
+            axis.axhline(0, color="black", linewidth=0.8)
+            for contender, found in lost.items():
+                if contender not in members:
+                    axis.plot(list(found), [np.mean(one) for one in found.values()], color="0.85", linewidth=0.8)
+            if name == "loglik":
+                axis.set_yscale("symlog", linthresh=0.5)  # methods differ by factors; some gain
+                axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            axis.grid(alpha=0.3, which="major")
+            axis.set_xlim(0.37, 1.42)
+            axis.set_xticks([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.set_title(family if axis in axes[0] else "", fontsize=10, loc="left")
+        panels[0].set_ylabel(f"{task}\n{LOST[name]}", fontsize=9)
+        figure.canvas.draw()  # labels are spread by places on the page
+        for axis, members in zip(panels, FAMILIES.values(), strict=True):
+            _named(axis, {contender: lost[contender] for contender in members if contender in lost})
+    for axis in axes[-1]:
+        axis.set_xlabel("kept fraction", fontsize=9)
     return _saved(figure, path)
 
 
-def _styles() -> dict[str, dict]:
-    """Ours solid, published projections dashed, structured removal dotted; what has few sizes is points."""
-    ours = [name for name in LOW_RANK if name.startswith(OURS)]
-    groups = (
-        (ours, "-", "."),
-        ([n for n in LOW_RANK if n not in ours], "--", "."),
-        (STRUCTURED, ":", "x"),
-        (SLOW, "", "s"),
-    )
-    return {
-        name: {"color": f"C{index}", "linestyle": line, "marker": marker}
-        for names, line, marker in groups
-        for index, name in enumerate(names)
-    }
+LOST = {"accuracy": "test accuracy − dense", "loglik": "log-likelihood − dense, nats"}
+_OWN = [name for name in LOW_RANK if name.startswith(OURS)]
+FAMILIES = {
+    "ours, from one calibration": [name for name in _OWN if "refit" not in name],
+    "ours, refitted": [name for name in _OWN if "refit" in name],
+    "published projections": [name for name in LOW_RANK if name not in _OWN],
+    "structure removed; trained pairs": [*STRUCTURED, *SLOW],
+}
+"""Title of a column → its contenders: as many as can be told apart."""
+
+
+def _lost(measured: Results, task: str, contender: str, name: str) -> dict[float, list[float]]:
+    """Kept fraction → what each seed lost, in the order of the fractions."""
+    dense = {row["seed"]: row[name] for row in measured.find(task=task, contender=grid.DENSE_CELL)}
+    found: dict[float, list[float]] = {}
+    for row in measured.find(task=task, contender=contender):
+        if row["seed"] in dense:
+            found.setdefault(row["kept"], []).append(row[name] - dense[row["seed"]])
+    return dict(sorted(found.items()))
+
+
+def _named(axis, lost: dict[str, dict[float, list[float]]]) -> None:
+    """The lines of one family, each with its band over seeds and its name at the right end."""
+    ends = {}
+    for index, (contender, found) in enumerate(lost.items()):
+        kept, values = list(found), list(found.values())
+        means = [np.mean(one) for one in values]
+        axis.plot(kept, means, color=f"C{index}", marker="osD^"[index % 4], markersize=4, linewidth=1.6)
+        low, high = [min(one) for one in values], [max(one) for one in values]
+        axis.fill_between(kept, low, high, color=f"C{index}", alpha=0.15)
+        ends[contender] = kept[-1], means[-1], f"C{index}"
+    to_page, least, above = axis.transData, 13 * axis.figure.dpi / 100, np.inf
+    for contender, (kept, mean, color) in sorted(ends.items(), key=lambda one: -one[1][1]):
+        # From the highest down, each name under the one above it.
+        above = min(to_page.transform((kept, mean))[1], above - least)
+        place = to_page.inverted().transform((0, above))[1]
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5)}
+        axis.annotate(
+            contender, (kept, mean), (0.97, place), fontsize=8, color=color, va="center", arrowprops=leader
+        )  # fmt: skip
 
 
 def matrix(crossed: Results, path: Path) -> Path:

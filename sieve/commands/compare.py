@@ -12,6 +12,9 @@ from sieve.commands.output import print_json, say_saved
 from sieve.utils.options import option
 from sieve.utils.terminal import console
 
+SHORT = ("run", "removed", "pruned", "pruned − dense", "search")
+"""What of the page's columns a narrow terminal has room for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(AsJson):
@@ -40,10 +43,11 @@ def compare(run: CompareConfig, given: dict[str, Any]) -> None:
     else:
         for task, some in by_task(runs).items():
             table = Table(title=task)
-            for name in HEAD:
-                table.add_column(name, justify="left" if name == HEAD[0] else "right")
+            for name in SHORT:
+                table.add_column(name, justify="left" if name == SHORT[0] else "right")
             for one in some:
-                table.add_row(*numbers(one))
+                known = dict(zip(HEAD, numbers(one), strict=True))
+                table.add_row(*(known[name] for name in SHORT))
             console().print(table)
             console().print(compared(some), soft_wrap=True)
             for note in differences_of_data(some):
