@@ -64,5 +64,10 @@ gpu:
 aot: setup
 	$(BIN)/python -m sieve_kernels.aot
 
+# The pages of docs/, into site/; links that lead nowhere are errors.
+docs: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
