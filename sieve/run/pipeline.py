@@ -166,6 +166,7 @@ def _pruned(
             recipe.tolerance,
             recipe.searcher,
             confident=recipe.confident,
+            margin=recipe.margin,
             rank_multiple=recipe.rank_multiple,
             seed=recipe.seed,
             journal=journal,

@@ -11,6 +11,7 @@ from sieve.utils.options import option
 class GoalConfig:
     """tolerance: ε in [0, 1), relative to the dense model's accuracy.
     search: name of a searcher; None: the method's own, "budget" for pairs and "uniform" for masks.
+    margin: correct the tolerance for the luck of the choice among many candidates (`sieve.searchers.margin`).
     confident: demand the lower end of the paired 95 % interval, not the mean.
     allow_no_signal: go on where the dense model scores 0, so that every candidate is within the tolerance.
     rank_multiple: ranks are rounded up to it; None means 8 on CPU, 32 on GPU.
@@ -24,6 +25,7 @@ class GoalConfig:
     search: str | None = option(
         None, "Searcher", choices=lambda: tuple(SEARCHERS), shown="budget; uniform for masks", group="Search"
     )
+    margin: bool = option(False, "Keep the tolerance by a margin for the luck of choosing among many candidates")
     confident: bool = option(False, "Ask the lower end of the 95 % interval, not the mean, to be in tolerance")
     allow_no_signal: bool = option(False, "Go on although the dense model scores 0, so that every candidate passes")
     rank_multiple: int | None = option(

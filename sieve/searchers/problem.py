@@ -45,6 +45,7 @@ class SearchProblem:
     engine: for searchers that compare many candidates.
     curves: predicted loss of each matrix at each rank (`sensitivity`); None where the surrogate is switched off.
     size_of: (matrix, rank) → what the search is to make small; parameters by default.
+    margin: by how much of the score the tolerance must be kept (`selection_margin`), once the candidates are known.
     rank_correlation: a searcher's own, of predicted and true losses, once it is known.
     """
 
@@ -61,6 +62,7 @@ class SearchProblem:
     size_of: SizeOf = parameters
     evaluated: list[Candidate] = field(default_factory=list)
     rank_correlation: float | None = None
+    margin: float = 0.0
 
     def evaluate(self, plan: Plan) -> Candidate:
         """Score a plan; the same plan is never scored twice."""
@@ -85,7 +87,7 @@ class SearchProblem:
         """Whether the candidate is within the tolerance; where a size is asked for, whether it is that small."""
         if self.options.kept is not None:
             return self.size(candidate.plan) <= self.size_limit * (1 + 1e-9)  # seconds are sums of rounded numbers
-        return within(candidate.scores, self.dense, self.tolerance, self.confident)
+        return within(candidate.scores, self.dense, self.tolerance, self.confident, self.margin)
 
     def genome(self, kept: Sequence[float] = LEVELS) -> Genome:
         """The genes that a search varies, at levels of these kept fractions."""
@@ -105,9 +107,9 @@ class SearchProblem:
         require_reachable(self.options, smallest, self.size({}))
 
 
-def within(scores: Scores, dense: Scores, tolerance: float, confident: bool = False) -> bool:
-    """Whether accuracy ≥ (1 - ε) · dense accuracy, by the mean or by the lower end of the paired interval."""
-    floor = (1 - tolerance) * dense.score
+def within(scores: Scores, dense: Scores, tolerance: float, confident: bool = False, margin: float = 0.0) -> bool:
+    """Whether accuracy ≥ (1 - ε) · dense accuracy + margin, by the mean or by the lower end of the paired interval."""
+    floor = (1 - tolerance) * dense.score + margin
     if confident:
         return paired(scores.score, floor).low >= 0
     # The comparison is of sums of the same few values: allow for their rounding.

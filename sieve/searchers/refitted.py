@@ -74,14 +74,14 @@ def smallest_refitted(
 
     def score(plan: Plan) -> Scores:
         scores = scored(plan, "fitness")
-        if within(scores, result.dense["fitness"], tolerance, confident):
+        if within(scores, result.dense["fitness"], tolerance, confident, result.margin):
             pairs.keep()
         return scores
 
-    problem = SearchProblem(result.matrices, score, result.dense["fitness"], tolerance, confident)
+    problem = SearchProblem(result.matrices, score, result.dense["fitness"], tolerance, confident, margin=result.margin)
     for attempts, candidate in enumerate(smallest(problem, [*result.smaller, result.plan]), 1):
         validation = scored(candidate.plan, "validation")
-        if within(validation, result.dense["validation"], tolerance, confident):
+        if within(validation, result.dense["validation"], tolerance, confident, result.margin):
             pruned = {"fitness": candidate.scores, "validation": validation}
             return Refitted(candidate.plan, pairs(candidate.plan), pruned, problem.evaluated, attempts)
     return None

@@ -53,6 +53,7 @@ class SearchResult:
     bottlenecks: of the searches that vary matrices one by one, else None.
     smaller: plans that go on from `plan` to ever smaller sizes, the smallest first: what a refit may reach.
     unpredicted: matrices that were left dense, as the answers have no gradient there.
+    margin: by which the tolerance was kept on either split, in units of the score.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class SearchResult:
     bottlenecks: list[Bottleneck] | None = None
     smaller: Sequence[Plan] = ()
     unpredicted: tuple[str, ...] = ()
+    margin: float = 0.0
 
     @property
     def validation_attempts(self) -> int:
@@ -109,6 +111,7 @@ def run_search(
     search: str | None = None,
     *,
     confident: bool = False,
+    margin: bool = False,
     rank_multiple: int | None = None,
     seed: int = 0,
     matrices: Sequence[str] | None = None,
@@ -124,6 +127,7 @@ def run_search(
         tolerance: ε in [0, 1), relative: accuracy ≥ (1 - ε) · dense accuracy.
         search: a name in `sieve.searchers.algorithms.base.SEARCHERS`; None for the default of what `factors` are.
         confident: demand the lower end of the paired 95 % interval instead of the mean.
+        margin: correct the tolerance for the luck of the choice among many candidates (`sieve.searchers.margin`).
         rank_multiple: ranks are rounded up to it; 8 on CPU and 32 on GPU unless given.
         seed: of the task's splits and of the search.
         matrices: names of those that may be pruned; the others stay dense.
@@ -197,7 +201,7 @@ def run_search(
         deciding = {split: scorer.prepare(splits[split]) for split in DECIDING}
         stored = _StoredScores(prunable, factors, elastic, deciding, book)
         offered = searcher.run(problem)
-        found = confirm(problem, offered, lambda plan: stored(plan, "validation"), reference["validation"])
+        found = confirm(problem, offered, lambda plan: stored(plan, "validation"), reference["validation"], margin)
         plan = found.winner.plan
         fitness_scores = stored(plan, "fitness")
         tested = bottlenecks(problem, found.winner) if choices.bottlenecks and searcher.per_matrix else None
@@ -205,7 +209,7 @@ def run_search(
             Plan(plan, pivoted=factors.pivoted), every, reference,
             {"fitness": fitness_scores, "validation": found.validation}, problem.evaluated, found.tried, limits,
             engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes}, problem.rank_correlation, tested,
-            smaller(problem, plan), unpredicted,
+            smaller(problem, plan), unpredicted, found.margin,
         )  # fmt: skip
 
 

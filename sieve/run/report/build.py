@@ -123,6 +123,7 @@ def build_report(
             "seconds": round(seconds["search"], 3),
             "surrogate_rank_correlation": result.rank_correlation,
             "validation_attempts": result.validation_attempts,
+            "margin": result.margin,
             "evaluated": _candidates(result.evaluated, result),
         },
         "refit": refitted
