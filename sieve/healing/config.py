@@ -26,6 +26,8 @@ def check_heal(heal: bool | str) -> None:
 class HealingConfig:
     """heal: take gradient steps of the pruned model on calibration rows (`sieve.heal`): "label-free" (or true) towards
         the dense model, "tuned" towards the labels, "lora" towards the dense model by adapters.
+    rounds: how often the model is pruned and healed, each time to three quarters of the size before, as long as the
+        healed one is within the tolerance; the last that is, is stored.
     heal_steps: how many; None: 50, or so many that no row is seen more than twice.
     """
 
@@ -37,6 +39,7 @@ class HealingConfig:
         bare=LABEL_FREE,
         check=check_heal,
     )
+    rounds: int = option(1, "Number of times to prune and heal, each time to a smaller size", within="[1, ∞)")
     heal_steps: int | None = option(
         None, "Number of healing steps", within="[1, ∞)", shown="50, or two passes over the calibration rows"
     )
@@ -50,3 +53,5 @@ class HealingConfig:
         """InputError for steps of a healing that is not asked for."""
         if self.heal_steps is not None and not self.heal:
             raise InputError(f"--heal-steps {self.heal_steps} needs --heal: add it, or leave --heal-steps out")
+        if self.rounds > 1 and not self.heal:
+            raise InputError(f"--rounds {self.rounds} needs --heal: add it, or leave --rounds out")

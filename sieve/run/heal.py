@@ -101,7 +101,9 @@ def heal_folder(
                 heal_(dense, lessons, steps, seed, kind, unfinished.checkpoint("dense", key))
                 tuned = measured("tuned dense", dense, tokenizer)
         controls = Controls(letters_taught(task, lessons, splits), tuned)
-        made = healed_report(report, healing, scores, same_tokens, healed, controls, time.perf_counter() - started)
+        made = healed_report(
+            report, healing.report(), scores, same_tokens, healed, controls, time.perf_counter() - started
+        )
         recipe = {**recipe, "heal": kind, "heal_steps": steps}
         save(model, tokenizer, output, report=made, recipe=recipe, task=task, pages=run_pages(made, recipe))
     return made

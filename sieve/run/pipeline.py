@@ -39,8 +39,10 @@ from sieve.run.report.build import build_report
 from sieve.run.report.healed import Controls, healed_report
 from sieve.run.report.html.run_page import run_pages
 from sieve.run.report.rescored import quantised_report
+from sieve.run.report.rounds import rounds_report
 from sieve.run.report.trimmed import trimmed_report
 from sieve.run.resume import ResumableRun
+from sieve.run.rounds import Rounds
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
@@ -215,7 +217,13 @@ def _pruned(
     if lessons is not None:
         with stages("heal"):
             scored = Measured(task, splits, unfinished.journal)
-            healing = heal_(model, lessons, recipe.heal_steps, recipe.seed, kind, checkpoint)
+            healing = heal_(model, lessons, recipe.heal_steps, recipe.seed, kind, checkpoint).report()
+            if recipe.rounds > 1:
+                first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
+                rounds = Rounds(recipe, task, splits, result, lessons, unfinished, key, trust_remote_code)
+                model, done = rounds.run(model, tokenizer, first)
+                report = rounds_report(report, done)
+                healing = report.pop("healing")
             healed = scored("healed", model, tokenizer)
             tuned = None
             if kind == TUNED:

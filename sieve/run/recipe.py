@@ -102,6 +102,13 @@ class Recipe:
         self.masks.check(self.method)
         self._check_options_of_others()
         self.healing.check()
+        if self.healing.rounds > 1:
+            if self.traits.config is not LowRankConfig:
+                raise InputError(
+                    f"--rounds is for pairs only, and {self.method} makes {self.traits.results}: leave it out"
+                )
+            # Later rounds ask for a size.
+            searcher_named(self.searcher).check(replace(self.search_options, kept=0.5), self.traits)
         return self
 
     @property

@@ -6,7 +6,6 @@ from typing import Any
 
 from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores
-from sieve.healing.heal import Healing
 from sieve.run.report.build import interval_values
 from sieve.run.report.rescored import FIELDS, rescored
 
@@ -26,7 +25,7 @@ class Controls:
 
 def healed_report(
     report: Mapping[str, Any],
-    healing: Healing,
+    healing: Mapping[str, Any],
     dense: Mapping[str, Scores],
     same_tokens: Mapping[str, Scores],
     healed: Mapping[str, Scores],
@@ -37,12 +36,13 @@ def healed_report(
 
     Args:
         report: of the model before.
+        healing: what was done (`Healing.report`).
         dense, healed: split → scores, on the same examples.
         same_tokens: as `dense`, over the tokens that the healed model has: likelihoods are compared with those.
         seconds: of the whole stage, teaching and evaluation included.
     """
     made, before = rescored(report, healed, dense, same_tokens)
-    made["healing"] = {**healing.report(), "before": before, "ngrams_taught": dict(controls.ngrams_taught)}
+    made["healing"] = {**healing, "before": before, "ngrams_taught": dict(controls.ngrams_taught)}
     if controls.tuned_dense is not None:
         made["healing"]["tuned_dense"] = _beside(healed, controls.tuned_dense)
     made["seconds"] = report["seconds"] | {"heal": round(report["seconds"].get("heal", 0.0) + seconds, 3)}

@@ -48,6 +48,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print(healing_line(report["healing"]), soft_wrap=True)
     if report.get("quantization"):
         console.print(quantization_line(report["quantization"]), soft_wrap=True)
+    for one in report.get("rounds") or ():
+        console.print(round_line(one), soft_wrap=True)
     for note in report.get("notes", ()):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if report.get("left_dense"):
@@ -108,6 +110,13 @@ def quantization_line(quantization: dict[str, Any]) -> str:
     accuracy = ", ".join(f"{split} {value['value']:.3f}" for split, value in before["accuracy"].items())
     size = f"{before['bytes'] / 2**20:.1f} MiB"
     return f"The pairs are quantised ({quantization['kind']}); before: {size}, accuracy {accuracy}"
+
+
+def round_line(one: dict[str, Any]) -> str:
+    """How a round of pruning and healing ended."""
+    after = ", ".join(f"{split} {value['value']:.3f}" for split, value in one["after"]["accuracy"].items())
+    verdict = "within the tolerance" if one["held"] else "not within the tolerance"
+    return f"Round {one['round']}: {one['prunable_removed']:.1%} removed, healed {after}: {verdict}"
 
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:

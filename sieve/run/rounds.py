@@ -1,0 +1,185 @@
+"""Prune, heal, prune again: a healed model is made smaller as long as it keeps the tolerance once it is healed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sieve.calibration.collect import calibrate
+from sieve.checkpoint.folder import save
+from sieve.checkpoint.size import model_bytes, model_parameters
+from sieve.compression.apply import apply_
+from sieve.compression.low_rank.expand import at_most, expand_
+from sieve.compression.methods import compress
+from sieve.evaluation.confidence import bootstrap
+from sieve.evaluation.scoring import Scores, evaluate
+from sieve.healing.checkpoint import Checkpoint
+from sieve.healing.heal import heal_
+from sieve.healing.teacher import Lessons
+from sieve.models.loading import load_model
+from sieve.models.prunable_model import PrunableModel
+from sieve.run.recipe import Recipe
+from sieve.run.report.build import interval_values
+from sieve.run.resume import ResumableRun
+from sieve.searchers.engine.remembered import remembered
+from sieve.searchers.problem import within
+from sieve.searchers.run import SearchResult, run_search
+from sieve.searchers.signal import DECIDING
+from sieve.tasks import Example, Task
+from sieve.utils import progress
+from sieve.utils.files import write_json
+
+SMALLER = 0.75  # of the prunable parameters that the round before kept
+
+
+class Rounds:
+    """The rounds after the first, each from the healed model of the one before.
+
+    Statistics, sensitivities and ranks are found anew in each. A round that is done is kept in the folder of the
+    unfinished run, with its model; one that was interrupted goes on by its own journal and checkpoint.
+
+    Args:
+        result: of the first round's search; its margin holds for all rounds.
+        lessons: of the dense model, or the labels: the same in every round.
+        key: what the run depends on.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        splits: Mapping[str, Sequence[Example]],
+        result: SearchResult,
+        lessons: Lessons,
+        unfinished: ResumableRun,
+        key: str,
+        trust_remote_code: bool = False,
+    ):
+        self._recipe, self._task, self._splits, self._result = recipe, task, splits, result
+        self._lessons, self._unfinished, self._key, self._trust = lessons, unfinished, key, trust_remote_code
+        self._folder = unfinished.stage("rounds")
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Mapping[str, Any]
+    ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+        """The model of the last round that kept the tolerance, and what there is to say of each.
+
+        Args:
+            model: pruned and healed once.
+            first: "kept" (matrix → fraction), "healing" (`Healing.report`), "seconds".
+        """
+        total, kept = self._total(), self._result.plan.size(self._result.matrices)
+        scores = self._scores(1, model, tokenizer)
+        done = [self._record(1, kept / total, scores, model) | dict(first)]
+        if not done[0]["held"]:
+            progress.note("the healed model is not within the tolerance: no further round")
+            return model, done
+        self._keep(1, model, tokenizer)
+        while len(done) < self._recipe.rounds and done[-1]["held"]:
+            number = len(done) + 1
+            done.append(self._known(number) or self._round(number, SMALLER * done[-1]["kept_share"]))
+            verdict = "within the tolerance" if done[-1]["held"] else "not within the tolerance, the last round"
+            progress.say(f"  round {number}: {1 - done[-1]['kept_share']:.1%} removed and healed: {verdict}")
+        last = max(number for number, one in enumerate(done, 1) if one["held"])
+        if last > 1:
+            model, _ = self._loaded(last)
+        return model, done
+
+    def _round(self, number: int, share: float) -> dict[str, Any]:
+        recipe, started = self._recipe, time.perf_counter()
+        progress.say(f"round {number}: {1 - share:.1%} removed", style="bold")
+        model, tokenizer = self._loaded(number - 1)
+        ranks = expand_(model)
+        prunable = PrunableModel(model)
+        statistics = calibrate(
+            prunable, tokenizer, self._task, recipe.calibration_tokens, recipe.method, recipe.seed,
+            path=self._folder / f"calibration-{number}.safetensors",
+        )  # fmt: skip
+        factors = compress(prunable, statistics, recipe.method, recipe.method_config(), None, recipe.own_options())
+        result = run_search(
+            prunable, tokenizer, factors, self._task, recipe.tolerance, recipe.searcher,
+            rank_multiple=recipe.rank_multiple, seed=recipe.seed, journal=self._folder / f"journal-{number}.txt",
+            dense=self._result.dense, allow_no_signal=recipe.allow_no_signal,
+            **asdict(replace(recipe.options(), kept=share)),
+        )  # fmt: skip
+        plan = at_most(result.plan, ranks)
+        apply_(model, factors, plan)
+        checkpoint = Checkpoint(self._unfinished.stage(f"heal {number}"), f"{self._key} {number}")
+        healing = heal_(model, self._lessons, recipe.heal_steps, recipe.seed, recipe.healing.kind, checkpoint)
+        scores = self._scores(number, model, tokenizer)
+        record = self._record(number, plan.size(result.matrices) / self._total(), scores, model)
+        record |= {
+            "kept": plan.kept(result.matrices),
+            "healing": healing.report(),
+            "before": _numbers(result.pruned),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        if record["held"]:
+            self._keep(number, model, tokenizer)
+        write_json(self._place(number).with_suffix(".json"), {"key": self._key, "record": record})
+        return record
+
+    def _record(
+        self, number: int, share: float, scores: Mapping[str, Scores], model: PreTrainedModel
+    ) -> dict[str, Any]:
+        recipe, result = self._recipe, self._result
+        held = all(
+            within(scores[split], result.dense[split], recipe.tolerance, recipe.confident, result.margin)
+            for split in DECIDING
+        )
+        return {
+            "round": number,
+            "kept_share": share,
+            "prunable_removed": 1 - share,
+            "parameters": model_parameters(model),
+            "bytes": model_bytes(model),
+            "held": held,
+            "after": _numbers(scores),
+        }
+
+    def _scores(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
+        """On the splits that decide: the test split is not looked at here."""
+        return {
+            split: remembered(
+                self._unfinished.journal,
+                f"round {number} on {split}",
+                lambda split=split: evaluate(model, tokenizer, self._task, self._splits[split]),
+            )
+            for split in DECIDING
+        }
+
+    def _total(self) -> int:
+        return sum(matrix.parameters for matrix in self._result.matrices.values())
+
+    def _place(self, number: int) -> Path:
+        return self._folder / f"round-{number}"
+
+    def _keep(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        shutil.rmtree(self._place(number), ignore_errors=True)  # what a killed process may have left
+        save(model, tokenizer, self._place(number))
+
+    def _loaded(self, number: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_model(str(self._place(number)), "auto", self._recipe.device, self._trust)
+
+    def _known(self, number: int) -> dict[str, Any] | None:
+        """What an earlier process found in this round."""
+        path = self._place(number).with_suffix(".json")
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found["record"] if found["key"] == self._key else None
+
+
+def _numbers(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+    fields = {"accuracy": "score", "loglik": "loglik"}
+    return {
+        measure: {split: interval_values(bootstrap(getattr(one, field))) for split, one in scores.items()}
+        for measure, field in fields.items()
+    }
