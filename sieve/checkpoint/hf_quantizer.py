@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -33,7 +33,6 @@ METHOD = "sieve"
 VERSION = 2
 
 
-@register_quantization_config(METHOD)
 class SieveConfig(QuantizationConfigMixin):
     """What `config.json` says of a pruned model.
 
@@ -114,7 +113,6 @@ def _read(entry: Any) -> tuple[LayerFormat, list[str] | None]:
     return format_from_config(values), members
 
 
-@register_quantizer(METHOD)
 class SieveQuantizer(HfQuantizer):
     """Puts a module of its format wherever the configuration names a layer."""
 
@@ -175,6 +173,15 @@ class SieveQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def register() -> None:
+    """Put our classes into transformers' tables, as they are now: a reload makes new ones."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = SieveConfig
+    auto.AUTO_QUANTIZER_MAPPING[METHOD] = SieveQuantizer
+
+
+register()
 
 
 def needs_sieve(model: nn.Module) -> bool:
