@@ -32,7 +32,7 @@ def _register(theirs: str) -> None:
     import importlib
 
     try:
-        # A program may import our module first, which imports theirs: then it is not complete yet, and registers itself.
+        # Where a program imports our module first, it is not complete yet, and registers itself.
         then = getattr(importlib.import_module(_OURS[theirs]), "register", None)
         if then is not None:
             then()
