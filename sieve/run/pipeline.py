@@ -1,8 +1,6 @@
 """The main job: from a recipe to a folder that holds the pruned model."""
 
-import time
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from sieve.compression.apply import apply_
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.methods import compress, method_report, plannable
 from sieve.compression.quantize import quantize_
+from sieve.compression.space import CompressionSpace
 from sieve.compression.vocabulary.bpe import require_bpe
-from sieve.compression.vocabulary.trim import keep_tokens_, match_vocabulary_, task_sequences
+from sieve.compression.vocabulary.trim import TrimmedVocabulary, keep_tokens_, match_vocabulary_, task_sequences
 from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
@@ -43,12 +42,14 @@ from sieve.run.report.rounds import rounds_report
 from sieve.run.report.trimmed import trimmed_report
 from sieve.run.resume import ResumableRun
 from sieve.run.rounds import Rounds
+from sieve.run.stages import Stages
 from sieve.searchers.algorithms.base import searcher_named
+from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.identity import task_identity
 from sieve.searchers.reach import multiple_for, require_plans
-from sieve.searchers.refitted import best_refitted, smallest_refitted
+from sieve.searchers.refitted import Refitted, best_refitted, smallest_refitted
 from sieve.searchers.run import run_search
 from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.tasks import load_task
@@ -88,83 +89,141 @@ def prune(
     if statistics is not None:
         require_place(statistics)
     with ResumableRun(output, resume) as unfinished:
-        report = _pruned(recipe, output, statistics, unfinished, trust_remote_code, data)
+        report = _Pipeline(recipe, output, statistics, unfinished, trust_remote_code, data).run()
         unfinished.remove()
     return report
 
 
-def _pruned(
-    recipe: Recipe,
-    output: Path,
-    statistics: str | Path | None,
-    unfinished: ResumableRun,
-    trust_remote_code: bool,
-    data: str | Path | None,
-) -> dict[str, Any]:
-    stages = Stages()
-    with stages("load"):
-        task = load_task(recipe.task, data)
-        splits = task.splits(recipe.seed)
-        found = describe_data(splits)
-        model, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
-        _require_dense(model, recipe.model)
-        prunable = PrunableModel(model)
+class _Pipeline:
+    """One run, a method per stage. What a stage finds out and later ones use are attributes."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        statistics: str | Path | None,
+        unfinished: ResumableRun,
+        trust_remote_code: bool,
+        data: str | Path | None,
+    ):
+        self.recipe, self.output, self.statistics, self.unfinished = recipe, output, statistics, unfinished
+        self.trust, self.data = trust_remote_code, data
+        self.stages = Stages()
+        self.trimmed: TrimmedVocabulary | None = None
+        # Of the dense model with the vocabulary of the trimmed one.
+        self.same_tokens: dict[str, Scores] | None = None
+        self.lessons: Lessons | None = None
+        self.refitted: Refitted | None = None
+
+    def run(self) -> dict[str, Any]:
+        """All stages in their order; returns the report."""
+        recipe, stages = self.recipe, self.stages
+        with stages("load"):
+            self._load()
+        self.unfinished.begin(recipe, self.task, self.found)
+        identity = identity_of(self.model, self.tokenizer) | {"task": repr(task_identity(self.task))}
+        with stages("dense"), self.unfinished.dense(identity) as kept:
+            self._score_dense(kept)
+            self._trim(kept)
+            self._learn_lessons(identity)
+            if recipe.shared_input:
+                self.prunable = PrunableModel(share_inputs_(self.model))
+                _require_plans(recipe, self.prunable)
+        with stages("calibrate"):
+            self._calibrate()
+        with stages(recipe.traits.stage):
+            self.factors = compress(
+                self.prunable, self.measured, recipe.method, recipe.method_config(), self.general, recipe.own_options()
+            )
+        with stages("search"), self.unfinished.search() as journal:
+            self._search(journal)
+        chosen = self.factors
+        if recipe.refit:
+            with stages("refit"):
+                chosen = self._refit()
+        with stages("test"):
+            self._apply_and_test(chosen)
+        report = self._report()
+        if self.lessons is not None:
+            report = self._heal(report)
+        if recipe.quantize is not None:
+            report = self._quantize(report)
+        self._save(report)
+        return report
+
+    def _load(self) -> None:
+        """The task and the model, and every refusal that needs them: before the long work."""
+        recipe = self.recipe
+        self.task = load_task(recipe.task, self.data)
+        self.splits = self.task.splits(recipe.seed)
+        self.found = describe_data(self.splits)
+        self.model, self.tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, self.trust)
+        _require_dense(self.model, recipe.model)
+        self.prunable = PrunableModel(self.model)
         if not recipe.shared_input:
-            _require_plans(recipe, prunable)
-        ready = check_splits(model, tokenizer, task, splits)
-        truncated = {name: part.truncated for name, part in ready.items()}
+            _require_plans(recipe, self.prunable)
+        ready = check_splits(self.model, self.tokenizer, self.task, self.splits)
+        self.truncated = {name: part.truncated for name, part in ready.items()}
         if recipe.healing.kind:
-            require_rows(task, splits["calibration"])
+            require_rows(self.task, self.splits["calibration"])
         if recipe.healing.kind == LORA:
-            require_adaptable(model)
+            require_adaptable(self.model)
         if recipe.trim_vocabulary:
-            require_bpe(tokenizer)
+            require_bpe(self.tokenizer)
         if recipe.task_aware:
             general_text(recipe.general).splits(recipe.seed)
-        require_space(output, model_bytes(model) + _JOURNAL_BYTES)  # masked or not, no model grows
-    unfinished.begin(recipe, task, found)
-    identity = identity_of(model, tokenizer) | {"task": repr(task_identity(task))}
-    with stages("dense"), unfinished.dense(identity) as kept:
+        # Masked or not, no model grows.
+        require_space(self.output, model_bytes(self.model) + _JOURNAL_BYTES)
+
+    def _score_dense(self, kept: Journal) -> None:
+        """What the dense model reaches: before the long work, which a task without signal would waste."""
+        model, tokenizer, task, splits = self.model, self.tokenizer, self.task, self.splits
 
         def score(split: str) -> Scores:
-            key = f"dense on {split} {found[split]['sha256']}"
+            key = f"dense on {split} {self.found[split]['sha256']}"
             return remembered(kept, key, lambda: evaluate(model, tokenizer, task, splits[split]))
 
-        # Before anything is done to the model, and before the long work that a task without signal would be lost on.
-        levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
-        dense = dense_scores(model, tokenizer, task, splits, recipe.allow_no_signal, levels, score)
-        dense_test = score("test")
-        whole_size, trimmed, same_tokens = _size(model), None, None
-        if recipe.trim_vocabulary:
-            trimmed = keep_tokens_(model, tokenizer, task_sequences(tokenizer, task, splits["calibration"]))
-            check_splits(model, tokenizer, task, splits)
-            progress.say(f"  {len(trimmed.kept):,} of {trimmed.before:,} tokens stay")
-            same_tokens = Measured(task, splits, kept)("dense, the same tokens", model, tokenizer)
-        gone = {name: value - _size(model)[name] for name, value in whole_size.items()}
-        lessons = None
+        self.levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
+        self.dense = dense_scores(model, tokenizer, task, splits, self.recipe.allow_no_signal, self.levels, score)
+        self.dense_test = score("test")
+
+    def _trim(self, kept: Journal) -> None:
+        """Leave out the tokens that the task does not use, where the recipe says so."""
+        whole = _size(self.model)
+        if self.recipe.trim_vocabulary:
+            sequences = task_sequences(self.tokenizer, self.task, self.splits["calibration"])
+            self.trimmed = keep_tokens_(self.model, self.tokenizer, sequences)
+            check_splits(self.model, self.tokenizer, self.task, self.splits)
+            progress.say(f"  {len(self.trimmed.kept):,} of {self.trimmed.before:,} tokens stay")
+            measure = Measured(self.task, self.splits, kept)
+            self.same_tokens = measure("dense, the same tokens", self.model, self.tokenizer)
+        self.gone = {name: value - _size(self.model)[name] for name, value in whole.items()}
+
+    def _learn_lessons(self, identity: dict[str, Any]) -> None:
+        """What healing teaches: from the dense model, as long as it is there."""
+        recipe, rows = self.recipe, self.splits["calibration"]
         if kind := recipe.healing.kind:
-            key = digest(identity, recipe.to_dict(), found)
-            checkpoint = Checkpoint(unfinished.stage("heal"), key)
-            lessons = checkpoint.lessons(
-                lambda: lessons_of(model, tokenizer, task, splits["calibration"], recipe.heal_steps, kind),
-                splits["calibration"],
+            self.heal_key = digest(identity, recipe.to_dict(), self.found)
+            self.checkpoint = Checkpoint(self.unfinished.stage("heal"), self.heal_key)
+            self.lessons = self.checkpoint.lessons(
+                lambda: lessons_of(self.model, self.tokenizer, self.task, rows, recipe.heal_steps, kind), rows
             )
-        if recipe.shared_input:
-            prunable = PrunableModel(share_inputs_(model))
-            _require_plans(recipe, prunable)
-    with stages("calibrate"):
-        measured = calibrate(
-            prunable, tokenizer, task, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics
-        )
-        general = _general(recipe, prunable, tokenizer, statistics) if recipe.task_aware else None
-    with stages(recipe.traits.stage):
-        factors = compress(prunable, measured, recipe.method, recipe.method_config(), general, recipe.own_options())
-    with stages("search"), unfinished.search() as journal:
-        result = run_search(
-            prunable,
-            tokenizer,
-            factors,
-            task,
+
+    def _calibrate(self) -> None:
+        recipe = self.recipe
+        self.measured = calibrate(
+            self.prunable, self.tokenizer, self.task, recipe.calibration_tokens, recipe.method, recipe.seed,
+            path=self.statistics,
+        )  # fmt: skip
+        self.general = _general(recipe, self.prunable, self.tokenizer, self.statistics) if recipe.task_aware else None
+
+    def _search(self, journal: Path) -> None:
+        recipe = self.recipe
+        self.result = run_search(
+            self.prunable,
+            self.tokenizer,
+            self.factors,
+            self.task,
             recipe.tolerance,
             recipe.searcher,
             confident=recipe.confident,
@@ -172,100 +231,119 @@ def _pruned(
             rank_multiple=recipe.rank_multiple,
             seed=recipe.seed,
             journal=journal,
-            dense=dense,
+            dense=self.dense,
             allow_no_signal=recipe.allow_no_signal,
             **asdict(recipe.options()),
         )
-    chosen, refitted = factors, None
-    if recipe.refit:
-        with stages("refit"):
-            if recipe.kept is not None:
-                refitted = best_refitted(
-                    prunable, tokenizer, factors, measured, result, task, recipe.seed, unfinished.journal
-                )
-            else:
-                refitted = smallest_refitted(
-                    prunable, tokenizer, factors, measured, result, task, recipe.tolerance, recipe.confident,
-                    recipe.seed, unfinished.journal,
-                )  # fmt: skip
-            if refitted is None:
-                progress.say("  no refitted plan stays within the tolerance: the pairs are not refitted")
-            else:
-                chosen, result = refitted.factors, replace(result, plan=refitted.plan, pruned=refitted.pruned)
-    with stages("test"):
-        scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
-        size = {"dense": {name: value + gone[name] for name, value in _size(model).items()}}
-        scores["dense"]["test"] = dense_test
-        left = _left_dense(prunable, factors, recipe, result.unpredicted)
-        apply_(model, chosen, result.plan)
-        size["pruned"] = _size(model)
-        # What was confirmed is what is stored now: only the test split has not been asked yet.
-        scores["pruned"]["test"] = remembered(
-            unfinished.journal,
-            f"stored on test {found['test']['sha256']}",
-            lambda: evaluate(model, tokenizer, task, splits["test"]),
+
+    def _refit(self) -> CompressionSpace:
+        """The factors that are stored: refitted ones where a plan of them stays within the tolerance."""
+        recipe, result = self.recipe, self.result
+        given = (self.prunable, self.tokenizer, self.factors, self.measured, result, self.task)
+        if recipe.kept is not None:
+            refitted = best_refitted(*given, recipe.seed, self.unfinished.journal)
+        else:
+            refitted = smallest_refitted(
+                *given, recipe.tolerance, recipe.confident, recipe.seed, self.unfinished.journal
+            )
+        if refitted is None:
+            progress.say("  no refitted plan stays within the tolerance: the pairs are not refitted")
+            return self.factors
+        self.refitted = refitted
+        self.result = replace(result, plan=refitted.plan, pruned=refitted.pruned)
+        return refitted.factors
+
+    def _apply_and_test(self, chosen: CompressionSpace) -> None:
+        """Make the model what was confirmed, and only then ask the test split."""
+        result = self.result
+        self.scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
+        self.size = {"dense": {name: value + self.gone[name] for name, value in _size(self.model).items()}}
+        self.scores["dense"]["test"] = self.dense_test
+        self.left = _left_dense(self.prunable, self.factors, self.recipe, result.unpredicted)
+        apply_(self.model, chosen, result.plan)
+        self.size["pruned"] = _size(self.model)
+        self.scores["pruned"]["test"] = remembered(
+            self.unfinished.journal,
+            f"stored on test {self.found['test']['sha256']}",
+            lambda: evaluate(self.model, self.tokenizer, self.task, self.splits["test"]),
         )
-    text = None if general is None else {"text": recipe.general, "tokens": general.tokens}
-    masks = method_report(factors, model, general=text)
-    report = build_report(
-        recipe, task, found, result, scores, size, measured.tokens, stages.seconds, factors.ridge, masks,
-        factors.shrinkage, refitted, levels, signal_notes(task, splits, result.dense, levels),
-        truncated, left,
-    )  # fmt: skip
-    if trimmed is not None:
-        report = trimmed_report(report, trimmed, scores["pruned"], same_tokens)
-    if lessons is not None:
-        with stages("heal"):
-            scored = Measured(task, splits, unfinished.journal)
-            healing = heal_(model, lessons, recipe.heal_steps, recipe.seed, kind, checkpoint).report()
+
+    def _report(self) -> dict[str, Any]:
+        """The report of the pruned model, before it is healed or quantised."""
+        text = None if self.general is None else {"text": self.recipe.general, "tokens": self.general.tokens}
+        report = build_report(
+            self.recipe,
+            self.task,
+            self.found,
+            self.result,
+            self.scores,
+            self.size,
+            self.measured.tokens,
+            self.stages.seconds,
+            self.factors.ridge,
+            method_report(self.factors, self.model, general=text),
+            self.factors.shrinkage,
+            self.refitted,
+            self.levels,
+            signal_notes(self.task, self.splits, self.result.dense, self.levels),
+            self.truncated,
+            self.left,
+        )
+        if self.trimmed is None:
+            return report
+        return trimmed_report(report, self.trimmed, self.scores["pruned"], self.same_tokens)
+
+    def _heal(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Train the model on the lessons, prune and heal again as often as the recipe says; the report of it."""
+        recipe, lessons, unfinished, kind = self.recipe, self.lessons, self.unfinished, self.recipe.healing.kind
+        with self.stages("heal"):
+            scored = Measured(self.task, self.splits, unfinished.journal)
+            healing = heal_(self.model, lessons, recipe.heal_steps, recipe.seed, kind, self.checkpoint).report()
             if recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
-                rounds = Rounds(recipe, task, splits, result, lessons, unfinished, key, trust_remote_code)
-                model, done = rounds.run(model, tokenizer, first)
+                rounds = Rounds(
+                    recipe, self.task, self.splits, self.result, lessons, unfinished, self.heal_key, self.trust
+                )
+                self.model, done = rounds.run(self.model, self.tokenizer, first)
                 report = rounds_report(report, done)
                 healing = report.pop("healing")
-            healed = scored("healed", model, tokenizer)
-            tuned = None
-            if kind == TUNED:
-                tuned = _tuned_dense(recipe, tokenizer, lessons, scored, unfinished, key, trust_remote_code)
-            controls = Controls(letters_taught(task, lessons, splits), tuned)
-        report = healed_report(
-            report, healing, scores["dense"], same_tokens or scores["dense"], healed, controls, stages.seconds["heal"]
+            healed = scored("healed", self.model, self.tokenizer)
+            tuned = self._tuned_dense(scored) if kind == TUNED else None
+            controls = Controls(letters_taught(self.task, lessons, self.splits), tuned)
+        dense = self.scores["dense"]
+        return healed_report(
+            report, healing, dense, self.same_tokens or dense, healed, controls, self.stages.seconds["heal"]
         )
-    if recipe.quantize is not None:
-        with stages("quantize"):
-            quantize_(model, recipe.quantize, measured)
-            quantised = Measured(task, splits, unfinished.journal)(f"quantised {recipe.quantize}", model, tokenizer)
-        report = quantised_report(
-            report, recipe.quantize, model_bytes(model), quantised, scores["dense"], same_tokens or scores["dense"],
-            stages.seconds["quantize"],
-        )  # fmt: skip
-    progress.measured(
-        {
-            "result/removed": report["parameters"]["prunable_removed"],
-            **{f"result/accuracy/{split}": one["value"] for split, one in report["accuracy"]["pruned"].items()},
-        }
-    )
-    kept = recipe.beside_task()
-    save(model, tokenizer, output, report=report, recipe=kept, task=task, pages=run_pages(report, kept))
-    return report
 
+    def _tuned_dense(self, scored: Measured) -> dict[str, Scores]:
+        """What the dense model scores once it is tuned as the pruned one was."""
+        recipe = self.recipe
+        progress.say("  the dense model, tuned likewise")
+        dense, own = load_model(recipe.model, recipe.dtype, recipe.device, self.trust)
+        match_vocabulary_(dense, own, self.tokenizer)
+        checkpoint = Checkpoint(self.unfinished.stage("tuned dense"), self.heal_key)
+        heal_(dense, self.lessons, recipe.heal_steps, recipe.seed, TUNED, checkpoint)
+        return scored("tuned dense", dense, self.tokenizer)
 
-def _tuned_dense(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    lessons: Lessons,
-    scored: Measured,
-    unfinished: ResumableRun,
-    key: str,
-    trust_remote_code: bool,
-) -> dict[str, Scores]:
-    """What the dense model scores once it is tuned as the pruned one was."""
-    progress.say("  the dense model, tuned likewise")
-    dense, own = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
-    match_vocabulary_(dense, own, tokenizer)
-    heal_(dense, lessons, recipe.heal_steps, recipe.seed, TUNED, Checkpoint(unfinished.stage("tuned dense"), key))
-    return scored("tuned dense", dense, tokenizer)
+    def _quantize(self, report: dict[str, Any]) -> dict[str, Any]:
+        bits, dense = self.recipe.quantize, self.scores["dense"]
+        with self.stages("quantize"):
+            quantize_(self.model, bits, self.measured)
+            measure = Measured(self.task, self.splits, self.unfinished.journal)
+            quantised = measure(f"quantised {bits}", self.model, self.tokenizer)
+        size, seconds = model_bytes(self.model), self.stages.seconds["quantize"]
+        return quantised_report(report, bits, size, quantised, dense, self.same_tokens or dense, seconds)
+
+    def _save(self, report: dict[str, Any]) -> None:
+        progress.measured(
+            {
+                "result/removed": report["parameters"]["prunable_removed"],
+                **{f"result/accuracy/{split}": one["value"] for split, one in report["accuracy"]["pruned"].items()},
+            }
+        )
+        kept = self.recipe.beside_task()
+        pages = run_pages(report, kept)
+        save(self.model, self.tokenizer, self.output, report=report, recipe=kept, task=self.task, pages=pages)
 
 
 def calibration_cache() -> Path | None:
@@ -288,22 +366,6 @@ def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
     matrices = plannable(model, recipe.method, recipe.method_config())
     multiple = multiple_for(model.device, recipe.rank_multiple)
     require_plans(matrices, searcher_named(recipe.searcher), recipe.options(), multiple, model.dtype)
-
-
-class Stages:
-    """Names and times the stages of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        progress.say(name, style="bold")
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-        progress.say(f"  {self.seconds[name]:.1f} s")
-        progress.measured({f"seconds/{name}": self.seconds[name]})
 
 
 def _general(
