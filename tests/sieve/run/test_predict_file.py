@@ -121,7 +121,7 @@ def test_choices_are_not_written(world):
     ("content", "words"),
     [
         ('{"number": 1, "animal": "a"}\n{"number": 2}\n', "line 2 has no field 'animal'"),
-        ('{"number": 1, "animal": "a", "probability": 1}', "line 1 has a field 'probability' already"),
+        ('{"number": 1, "animal": "a", "probability": 1}', "line 1 already has a field 'probability'"),
         ('{"number": 1, "animal": "a"}\n[1]\n', "line 2 must be a JSON object"),
         ("", "holds no rows"),
         ('{"number": 1}', "prompt names an unknown field 'animal'"),
