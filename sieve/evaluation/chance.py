@@ -13,9 +13,10 @@ from sieve.tasks import Example, Task
 class Chance:
     """Expected scores in [0, 1] on N examples.
 
-    chance: of guessing, the mean of 1 / number of choices; None where answers are written.
-    majority: of the one answer that is right most often, given to every example.
-    ngrams: of a classifier of letters, trained on the calibration rows (`sieve.evaluation.ngrams`); None without one.
+    chance: the score of guessing, the mean of 1 / number of choices; None where answers are written.
+    majority: the score of the one answer that is right most often, given to every example.
+    ngrams: the score of a classifier of letters, trained on the calibration rows (`sieve.evaluation.ngrams`); None if
+        there is none.
     """
 
     chance: float | None
@@ -24,7 +25,7 @@ class Chance:
 
     @property
     def best(self) -> float:
-        """The highest of them: what a model must beat to show that it does the task."""
+        """The highest of these scores: a model must beat it to show that it does the task."""
         return max(self.majority, self.chance or 0.0, self.ngrams or 0.0)
 
     def __str__(self) -> str:
@@ -36,14 +37,14 @@ class Chance:
 def control_levels(
     task: Task, splits: Mapping[str, Sequence[Example]], training: Sequence[Example]
 ) -> dict[str, Chance | None]:
-    """`chance_level` of each split, with what letters reach that were learned from the `training` rows."""
+    """`chance_level` of each split, with the score of a classifier of letters trained on the `training` rows."""
     letters = ngram_accuracies(task, training, splits)
     levels = {name: chance_level(task, part) for name, part in splits.items()}
     return {name: level and replace(level, ngrams=letters.get(name)) for name, level in levels.items()}
 
 
 def chance_level(task: Task, examples: Sequence[Example]) -> Chance | None:
-    """What knowing nothing scores on `examples` of `task`; None for perplexity, where nothing is right or wrong.
+    """The score on `examples` without any knowledge; None for perplexity, where no answer is right or wrong.
 
     The most frequent answer is the place or the text of a choice, whichever is right more often; where answers are
     written, the most frequent reference, judged by the task's metric.

@@ -1,4 +1,4 @@
-"""What can be known of a task's examples before a model runs: that each of them can be scored."""
+"""Checks, before a model runs, that each example of a task can be scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check_splits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: Mapping[str, Sequence[Example]]
 ) -> dict[str, Prepared]:
-    """The examples of every split, tokenised as they will be scored; nothing runs.
+    """Tokenise the examples of every split as scoring does, to find errors early; the model does not run.
 
     Raises: InputError naming the split and the row of an example that cannot be scored, such as one with an answer that
         is longer than the model's context.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ChoiceLogliks = tuple[list[np.ndarray], list[np.ndarray]]
-"""Of each example, in nats: float64 [choices] as they are, and the same as the task compares them."""
+"""Two float64 arrays [choices] per example, in nats: log-likelihoods as they are, and as the task compares them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class AskedChoices:
 
     def _judged(self, raw: list[np.ndarray], priors: dict[str, list[float]]) -> list[np.ndarray]:
         asked = list(zip(raw, self.examples, strict=True))
-        if self.task.normalize == "length":  # characters, as lm-eval's acc_norm: independent of the tokenizer
+        # Per character, as lm-eval's acc_norm does, so that the score does not depend on the tokenizer.
+        if self.task.normalize == "length":
             return [values / [max(len(text.strip()), 1) for text in one.choices] for values, one in asked]
         if self.task.normalize == "prior":
             return [
@@ -149,6 +150,7 @@ def _fitted(
 ) -> tuple[list[list[Continuation]], int]:
     """Questions within the model's context, and how many prompts were cut for that."""
     context = context_length(model)
-    limit = None if context is None else context + 1  # the last token is scored, not read
+    # One token more than the context: the last token is scored, but never read.
+    limit = None if context is None else context + 1
     short = [[Continuation(*one) for one in fitted(tokenizer, task, question, limit)] for question in questions]
     return short, sum(len(one[0].ids) < len(two[0].ids) for one, two in zip(short, questions, strict=True))

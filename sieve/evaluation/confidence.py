@@ -8,7 +8,8 @@ import numpy as np
 
 from sieve.errors import InputError
 
-_CELLS = 4_000_000  # drawn indices at a time: bounds the memory of a bootstrap
+# Number of indices drawn at a time; it bounds the memory of a bootstrap.
+_CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What n examples can tell about a tolerance.
+    """Whether n examples are enough to measure a loss as small as the tolerance.
 
     accuracy: the dense model's mean score on n examples.
     standard_error: of that accuracy.
@@ -57,7 +58,7 @@ class Resolution:
 
 
 def standard_error(values: Sequence[float] | np.ndarray) -> float:
-    """Of the mean of values [n]: s / √n with the sample deviation s; infinite for a single value."""
+    """Standard error of the mean of values [n]: s / √n with the sample deviation s; infinite for a single value."""
     values = _checked(values)
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
 
@@ -102,7 +103,7 @@ def difference(values: Sequence[float] | np.ndarray, reference: Sequence[float] 
 
 
 def resolution(scores: Sequence[float] | np.ndarray, epsilon: float) -> Resolution:
-    """What scores [n] of the dense model can tell about a loss of `epsilon` times their mean."""
+    """Whether the dense model's scores [n] are enough to measure a loss of `epsilon` times their mean."""
     scores = _checked(scores)
     # Equal scores have no deviation; one more example that differs is then always possible.
     error = standard_error(scores) or 1 / (len(scores) + 1)

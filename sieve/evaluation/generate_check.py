@@ -1,4 +1,4 @@
-"""Whether `generate` writes what a model predicts: alone, and several prompts at a time. Found out once per model.
+"""Whether `generate` writes what a model predicts, for one prompt and for several at a time. Checked once per model.
 
 Transformers prepares each architecture's inputs in its own way: XLM's reads a mask behind the prompt, and RWKV's mixes
 the states of the rows of a batch.
@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from sieve.utils import progress
 
-TOKENS = 4  # that each of two prompts is followed by
-_LONGEST = 64  # tokens of a prompt that is tried
+# Tokens that `generate` writes behind each of two prompts.
+TOKENS = 4
+# Only this many tokens of a prompt are tried, to keep the check short.
+_LONGEST = 64
 _found: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 
 
@@ -30,14 +32,14 @@ def rows_of_generate(
         if _found[model] < 2:
             how = "one prompt after the other" if _found[model] else "by one full pass for each token"
             progress.note_once(
-                f"the `generate` of {type(model).__name__} writes otherwise than the model predicts: answers are "
+                f"the `generate` of {type(model).__name__} does not write what the model predicts: answers are "
                 f"written {how}"
             )
     return _found[model]
 
 
 def _pair(prompts: Sequence[list[int]]) -> list[list[int]]:
-    """Two prompts of one length, that of the shortest; not the same where there are others."""
+    """Two different prompts of the shortest one's length; the second is the first reversed if all are the same."""
     first = min(prompts, key=len)[-_LONGEST:]
     ends = (prompt[-len(first) :] for prompt in prompts)
     return [first, next((end for end in ends if end != first), first[::-1])]

@@ -1,8 +1,8 @@
 """Greedy answers.
 
-They are written on top of the passes that score the right answers: a prompt is run once for both. Models whose cache
-cannot be cut to the prompt write by `generate`, prompts of one length at a time; where that writes otherwise than the
-model predicts, one prompt after the other or, if it still does, without it.
+Answers are written on top of the passes that score the right answers, so each prompt is run once for both. Models whose
+cache cannot be cut to the prompt use `generate`, with prompts of one length at a time. If `generate` does not write
+what the model predicts, it gets one prompt at a time; if that does not help, every token takes one full pass.
 """
 
 from collections import defaultdict
@@ -45,7 +45,9 @@ from sieve.utils import progress
 
 __all__ = ["greedy_answers", "prompts_of", "room_for_prompt", "score_and_answer", "score_answer", "write_answers"]
 
-_REST = 4  # tokens of a prompt, beyond what it has in common with its right answer, that are read one at a time
+# A prompt may have this many tokens beyond what it shares with its right answer; these are read one at a time. With
+# more tokens left, the prompt is read in a pass of its own.
+_REST = 4
 
 
 def score_and_answer(
@@ -62,16 +64,20 @@ def score_and_answer(
 
     Returns also the number of tokens read and written, and of those written alone, padding excluded.
     """
+    # Without reusable caches, scoring and writing are separate passes.
     if not (sharing.prefix and sharing.steps and can_reuse_cache(model)):
         logliks, tokens = score(model, questions, batch_tokens, "right answers", sharing)
         rows = batch_tokens if sharing.rows else 0
         answers, more = greedy_answers(model, tokenizer, prompts, max_new_tokens, stop, rows)
         return [value for (value,) in logliks], answers, tokens + more, more - sum(map(len, prompts))
+    # Plan the reads: usually the right answer's pass also holds the prompt, so the prompt needs no pass of its own.
     reads = list(questions)
-    sources: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # read → prompts, and how much of them it has
+    # Read → numbers of the prompts that start from its cache, and how many of their tokens it holds.
+    sources: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, ((target,), prompt) in enumerate(zip(questions, prompts, strict=True)):
         source, known = number, min(length_in_common((target.ids[:-1], prompt)), len(prompt) - 1)
-        if len(prompt) - known > _REST:  # it was cut elsewhere to fit the context
+        if len(prompt) - known > _REST:
+            # Prompt and right answer were cut differently to fit the context: read this prompt by itself.
             source, known = len(reads), len(prompt) - 1
             reads.append([Continuation(prompt, known)])
         sources[source].append((number, known))
@@ -82,6 +88,7 @@ def score_and_answer(
             for number, known in sources[read]:
                 writer.add(number, row_of(layers, row, known))
 
+    # Score the right answers; `keep` gives each pass's cache to the writer, which writes when its memory is full.
     logliks, tokens = score(model, reads, batch_tokens, "answers", sharing, keep)
     writer.write()
     written = sum(map(len, writer.written))
@@ -92,7 +99,7 @@ def score_and_answer(
 def prompts_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example]
 ) -> tuple[list[list[int]], int]:
-    """Token ids of each prompt, cut so that the longest answer fits behind it, and how many were cut.
+    """Token ids of each prompt, cut so that the longest answer fits behind it, and how many prompts were cut.
 
     Raises: InputError where the model has no room for such an answer.
     """
@@ -131,7 +138,7 @@ def write_answers(
 
 @dataclass
 class _Writer:
-    """Writes answers of prompts whose beginnings are cached, of as many at a time as `cells` of cache allow."""
+    """Writes the answers to prompts whose beginnings are cached, as many at a time as fit into `cells` of cache."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -161,7 +168,8 @@ class _Writer:
         rests = [self.prompts[number][layers[0][0].shape[-2] :] for number, layers in zip(numbers, caches, strict=True)]
 
         def follow(rows: list[int], logits: torch.Tensor) -> list[int | None]:
-            finite = torch.isfinite(logits.amax(-1)).tolist()  # -inf alone is a forbidden token
+            # Only the maximum must be finite: a single -inf is a forbidden token.
+            finite = torch.isfinite(logits.amax(-1)).tolist()
             for row, fine in zip(rows, finite, strict=True):
                 number = numbers[row]
                 if not fine:
@@ -200,6 +208,7 @@ def greedy_answers(
 
     Returns: the texts before `stop`, and the number of tokens read and written, padding excluded.
     """
+    # Configure `generate` to be greedy, with an end and a padding token that the model has.
     ends = _ends(model, tokenizer)
     # A padding token that was added to the tokenizer alone has no embedding.
     pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
@@ -212,6 +221,7 @@ def greedy_answers(
     answers = [""] * len(prompts)
     tokens = 0
     with progress.bar("generation", len(prompts), "answers") as advance, _only(model, config):
+        # Ask how many prompts `generate` can take at a time without changing its answers; 0: none.
         rows = rows_of_generate(model, prompts, lambda ids: _tried(model, ids, pad)) if prompts else 2
         if rows == 0:
             return _read_again(model, tokenizer, prompts, max_new_tokens, stop, ends, advance)
@@ -230,7 +240,8 @@ def greedy_answers(
             for index, row in zip(batch, output[:, length:].tolist(), strict=True):
                 row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
                 if _stopped(tokenizer, row, stop):
-                    while row[-1] == pad:  # written by the library while other rows went on
+                    # Other rows were still being written, so the library filled this one with padding.
+                    while row[-1] == pad:
                         row.pop()
                 answers[index] = _text(tokenizer, row, stop)
                 tokens += len(prompts[index]) + len(row)
@@ -253,7 +264,7 @@ def _read_again(
     ends: Sequence[int],
     advance: Callable[[int], None],
 ) -> tuple[list[str], int]:
-    """As `greedy_answers`, without `generate`: the whole sequence is read again for each token."""
+    """Like `greedy_answers`, but without `generate`: the whole sequence is read again for each token."""
     answers, tokens = [], 0
     for prompt in prompts:
         written: list[int] = []
@@ -278,12 +289,12 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
 
 
 def _stopped(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: str | None) -> bool:
-    """Whether the text, begun with something other than white space, holds `stop`."""
+    """Whether the text holds `stop`, after white space at its beginning is removed."""
     return bool(stop) and stop in tokenizer.decode(ids).lstrip()
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: str | None) -> str:
-    """What an answer of these tokens says before `stop`."""
+    """The text of these tokens before `stop`."""
     text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
     return text[: text.index(stop)] if stop and stop in text else text
 
@@ -306,14 +317,15 @@ class _RequireFinite(LogitsProcessor):
         self.model = model
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not torch.isfinite(scores.amax(-1)).all():  # -inf alone is a forbidden token
+        # Only the maximum must be finite: a single -inf is a forbidden token.
+        if not torch.isfinite(scores.amax(-1)).all():
             raise NumericsError(f"the model's output is not finite: {first_nonfinite(self.model, input_ids)}")
         return scores
 
 
 @contextmanager
 def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """The model generates by `config` alone: its own sampling and repetition settings would not be greedy."""
+    """Within the block the model generates by `config` alone: its own sampling settings would not be greedy."""
     before, model.generation_config = model.generation_config, config
     try:
         yield

@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations, with every token run once that several sequences begin with.
+"""Log-likelihoods of continuations; tokens that several sequences begin with are run once.
 
-A question is a list of token sequences that usually share a beginning: its prompt with each choice. Three steps, as the
-levels of a trie:
+A question is a list of token sequences that usually share a beginning: its prompt with each choice. Scoring takes three
+steps, which are the levels of a trie:
 
 1. the beginning that *all* questions share (instruction, few-shot examples) is run once;
 2. on top of its KV cache, the rest of each question's shared beginning, in batches of similar length;
@@ -30,9 +30,12 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CACHED_BATCHES = 8  # rows × (cached + new) tokens of one forward, in batch_tokens: bounds the memory of the cache
-_PADDING = {"cpu": 128}  # a forward pass costs as much as this many tokens before the first: more padding is dearer
-_ROWS = 256  # rows of logits that are converted to float32 at a time
+# Largest rows × (cached + new) tokens of one forward pass, in units of batch_tokens; it bounds the memory of the cache.
+CACHED_BATCHES = 8
+# A forward pass has a fixed cost, as much as this many tokens; a batch with more padding than that is split.
+_PADDING = {"cpu": 128}
+# Rows of logits that are converted to float32 at a time, to bound memory.
+_ROWS = 256
 
 
 class Continuation(NamedTuple):
@@ -47,7 +50,7 @@ class Continuation(NamedTuple):
 
 @dataclass(frozen=True)
 class Sharing:
-    """What spares work; each can be switched off alone. With all off, every sequence is run whole, on its own rows.
+    """Shortcuts that save work; each can be switched off alone. With all off, every sequence is run whole and alone.
 
     prefix: tokens that several sequences begin with are run once.
     logits: the head runs on the positions that predict a scored token.
@@ -64,8 +67,10 @@ class Sharing:
 
 
 EVERYTHING = Sharing()
-Layers = list[tuple[torch.Tensor, torch.Tensor]]  # per layer keys and values [rows, heads, tokens, head_dim]
-Keep = Callable[[list[int], Layers], None]  # (numbers of the questions, one in each row; the cache of their tokens)
+# Keys and values of each layer, [rows, heads, tokens, head_dim].
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+# Called with the numbers of the questions, one per row, and the cache of their tokens.
+Keep = Callable[[list[int], Layers], None]
 
 
 class _Query(NamedTuple):
@@ -78,7 +83,7 @@ class _Query(NamedTuple):
 
 
 class _Tail(NamedTuple):
-    """What is left of sequence `number` after the first `cached` of its tokens, which are those of row `row`."""
+    """The rest of sequence `number` behind its first `cached` tokens, which are cached in row `row`."""
 
     cached: int
     length: int
@@ -97,8 +102,8 @@ def score(
 ) -> tuple[list[list[float]], int]:
     """Log-likelihood in nats of each sequence's scored tokens, and the number of tokens run.
 
-    keep: is given the cache of each pass; for questions of one sequence, on models that `can_reuse_cache`.
-    The order of the work follows from the arguments alone, so that the same model gives the same bits.
+    keep: called with the cache of each pass; only for questions of one sequence, on models that `can_reuse_cache`.
+    The order of the work depends on the arguments alone, so that the same model gives the same bits.
 
     Raises: NumericsError naming the first layer whose output is not finite.
     """
@@ -116,9 +121,9 @@ def score_copies(
     copies: int,
     keep: Keep | None = None,
 ) -> tuple[list[list[list[float]]], int]:
-    """`score` of a model that runs several candidates at a time: the p-th part of all rows is for candidate p.
+    """`score` for a model that runs several candidates at a time: the p-th part of all rows belongs to candidate p.
 
-    Every forward pass has so many copies of its rows, one after the other, and so many times `batch_tokens` cells.
+    Every forward pass has `copies` copies of its rows, one after the other, and `copies` × `batch_tokens` cells.
     Returns the log-likelihoods of each candidate, and the tokens that one of them ran.
     """
     cached = sharing.prefix and can_reuse_cache(model)
@@ -168,7 +173,7 @@ def score_copies(
 
 
 def _units(questions: Sequence[Sequence[Continuation]], cached: bool) -> list[list[tuple[int, Continuation]]]:
-    """Numbered sequences in groups that share a beginning; alone where nothing can be shared."""
+    """Numbered sequences in groups that share a beginning; each sequence is a group if nothing can be shared."""
     units: list[list[tuple[int, Continuation]]] = []
     number = 0
     for question in questions:
@@ -225,7 +230,8 @@ def _run(
     numbers = torch.tensor([where[query.row, query.position] for query in queries], dtype=torch.int64)
     chosen = torch.tensor([query.token for query in queries], dtype=torch.int64)
     normalizers = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(_ROWS)]).cpu()
-    numbers = torch.arange(copies)[:, None] * len(cells) + numbers  # [copies, queries]
+    # Shape [copies, queries].
+    numbers = torch.arange(copies)[:, None] * len(cells) + numbers
     picked = logits[numbers.to(logits.device), chosen.to(logits.device)].float().cpu()
     logprobs = picked.double() - normalizers[numbers].double()
     if not (torch.isfinite(normalizers).all() and torch.isfinite(logprobs).all()):
@@ -256,7 +262,8 @@ def logits_at(
         nonlocal taken
         # Decoders return an output object, a tuple, or the hidden states alone.
         alone = isinstance(output, torch.Tensor)
-        hidden = output if alone else output[0]  # their first field, too
+        # In output objects and tuples the hidden states come first.
+        hidden = output if alone else output[0]
         if hidden.shape[:2] != ids.shape:
             return output
         taken, hidden = True, hidden[cells[:, 0], cells[:, 1]][None]
@@ -269,7 +276,8 @@ def logits_at(
 
     # Let the head see the chosen rows alone.
     decoder = model.get_decoder()
-    if decoder is model.get_output_embeddings():  # an architecture that calls its head so
+    # Some architectures call their head "decoder".
+    if decoder is model.get_output_embeddings():
         decoder = model.base_model
     handle = decoder.register_forward_hook(take) if few and decoder is not model else None
     try:
@@ -291,7 +299,7 @@ def can_reuse_cache(model: PreTrainedModel) -> bool:
 
 
 def _take_rows(layers: Layers, rows: list[int], length: int, copies: int) -> Layers:
-    """The first `length` cached tokens of some rows of each copy, each as often as it is named."""
+    """The first `length` cached tokens of the given rows of each copy; a row may be named several times."""
     if not layers:
         return []
     each = len(layers[0][0]) // copies
@@ -302,7 +310,8 @@ def _take_rows(layers: Layers, rows: list[int], length: int, copies: int) -> Lay
 def length_in_common(sequences: Iterable[Sequence[int]]) -> int:
     """Length of the longest common beginning."""
     length = 0
-    for tokens in zip(*sequences, strict=False):  # up to the shortest
+    # The loop ends with the shortest sequence.
+    for tokens in zip(*sequences, strict=False):
         if len(set(tokens)) > 1:
             break
         length += 1
@@ -310,13 +319,13 @@ def length_in_common(sequences: Iterable[Sequence[int]]) -> int:
 
 
 def _common_to_all(units: Sequence[Sequence[tuple[int, Continuation]]]) -> int:
-    """Length of what all sequences begin with, short of the first token that predicts a scored one."""
+    """Length of the common beginning of all sequences, without the first token that predicts a scored one."""
     first = min(sequence.start for unit in units for _, sequence in unit)
     return min(first - 1, length_in_common(unit[0][1].ids for unit in units))
 
 
 def batches(lengths: Sequence[int], cached: int, batch_tokens: int, padding: int | None = None) -> Iterator[slice]:
-    """Spans of `lengths`, best ascending, that fit into one forward pass on top of `cached` tokens per row.
+    """Spans of `lengths` that fit into one forward pass on top of `cached` tokens per row; ascending lengths pad least.
 
     padding: cells of padding that a span may have at most; None for any number.
     """

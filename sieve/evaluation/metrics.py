@@ -13,7 +13,8 @@ from sieve.errors import InputError
 from sieve.evaluation.normalise import ARTICLES, words
 from sieve.utils.messages import one_line
 
-Metric = Callable[[str, Sequence[str]], float]  # (answer, references) → score in [0, 1]
+# Maps (answer, references) to a score in [0, 1].
+Metric = Callable[[str, Sequence[str]], float]
 _LIBRARIES = {"rouge_l": ("rouge_score", "rouge-score"), "bleu": ("sacrebleu",) * 2, "chrf": ("sacrebleu",) * 2}
 
 
@@ -39,7 +40,7 @@ def score_answer(answer: str, references: Sequence[str], metric: str | Metric, n
 
 @cache
 def metric_function(metric: str | Metric, normalise: str = "squad") -> Metric:
-    """What judges answers; found once for many of them. Arguments and errors as for `score_answer`."""
+    """The function that judges answers, for many of them. Arguments and errors are those of `score_answer`."""
     if callable(metric):
         return _checked(metric, getattr(metric, "__qualname__", repr(metric)))
     if ":" in metric:
@@ -78,7 +79,7 @@ _BY_WORDS = {"exact_match": _exact, "contains": _contains, "f1": _f1}
 
 
 def _readings(answer: str, reference: str, mode: str) -> list[tuple[list[str], list[str]]]:
-    """Words of both texts without articles, and with them: what is an article in one may be a letter in the other."""
+    """Words of both texts without articles, and with them: an article in one text may be a letter in the other."""
     readings = [(words(answer, mode), words(reference, mode))]
     if mode != "none" and any(word not in ARTICLES for word in readings[0][1]):
         readings.append((words(answer, mode, articles=True), words(reference, mode, articles=True)))
@@ -90,7 +91,7 @@ def _rouge_l(mode: str) -> Metric:
     from rouge_score.rouge_scorer import RougeScorer
 
     class Words:
-        """The library's own tokenizer knows ASCII letters alone."""
+        """A tokenizer for the library, whose own one knows ASCII letters only."""
 
         def tokenize(self, text: str) -> list[str]:
             return words(text, mode)
@@ -103,7 +104,8 @@ def _bleu(mode: str) -> Metric:
     _require("bleu")
     from sacrebleu.metrics import BLEU
 
-    bleu = BLEU(effective_order=True)  # an answer of three words has no 4-grams
+    # `effective_order`, because an answer of three words has no 4-grams.
+    bleu = BLEU(effective_order=True)
     return lambda answer, references: min(bleu.sentence_score(answer, list(_some(references))).score / 100, 1.0)
 
 
@@ -147,7 +149,8 @@ def _checked(function: Metric, name: str) -> Metric:
     def judge(answer: str, references: Sequence[str]) -> float:
         try:
             score = float(function(answer, references))
-        except Exception as error:  # whatever a user's function raises
+        except Exception as error:
+            # A user's function may raise any exception.
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"metric {name} failed for the answer {answer[:60]!r}: {reason}") from error
         if not 0 <= score <= 1 or math.isnan(score):

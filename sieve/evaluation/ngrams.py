@@ -1,9 +1,9 @@
-"""What letters alone reach: naive Bayes on character n-grams, trained on a task's calibration rows.
+"""The score that letters alone reach: naive Bayes on character n-grams, trained on a task's calibration rows.
 
 A task on which a language model is no better than this does not show what the model knows. Two classifiers are tried:
-one goes by which answer the letters of the *prompt* stand with, the other by the letters that right *choices* have and
-wrong ones lack, for questions whose choices are sentences of their own. Which of them, and how strongly counts are
-smoothed, is chosen on a quarter of the training rows.
+one predicts the answer from the letters of the *prompt*; the other looks for letters that right *choices* have and
+wrong ones lack, for questions whose choices are whole sentences. A quarter of the training rows decides which of the
+two is used and how strongly its counts are smoothed.
 """
 
 from collections import Counter
@@ -15,13 +15,19 @@ from scipy.sparse import csr_matrix
 from sieve.evaluation.metrics import score_answer
 from sieve.tasks import Example, Task
 
-LONGEST = 5  # characters of an n-gram
-SMOOTHINGS = (0.01, 0.1, 1.0)  # added to every count
-FEWEST = 8  # training rows, below which there is no classifier
-_CHARACTERS = 4000  # of a text that are read
+# Characters of the longest n-gram.
+LONGEST = 5
+# Values to choose from; the chosen one is added to every count.
+SMOOTHINGS = (0.01, 0.1, 1.0)
+# With fewer training rows there is no classifier.
+FEWEST = 8
+# Only this many characters of a text are read.
+_CHARACTERS = 4000
 
-Answer = int | str  # a choice's index, or a written text
-Predict = Callable[[float], list[Answer]]  # smoothing → an answer for each example
+# The index of a choice, or a written text.
+Answer = int | str
+# Maps a smoothing to an answer for each example.
+Predict = Callable[[float], list[Answer]]
 
 
 def ngram_accuracies(
@@ -34,8 +40,8 @@ def ngram_accuracies(
 
     Args:
         training: of the calibration split, at least `FEWEST`.
-        answers: of the training rows, instead of the right ones. With those of a model the result is what letters
-            reach that have seen no label.
+        answers: used as the training rows' answers instead of the right ones. With a model's answers, the result is
+            the score of letters without any label.
 
     Returns: split → score; nothing where there is no classifier: for perplexity, and for few training rows.
 
@@ -49,7 +55,8 @@ def ngram_accuracies(
     if answers is None:
         answers = [one.answer if one.choices else one.references[0] for one in training]
     kinds = (_by_prompts, _by_choices) if task.type == "multiple_choice" else (_by_prompts,)
-    fit = len(training) - len(training) // 4  # the last quarter: rows of one group lie side by side
+    # Hold the last quarter back, not random rows: rows of one group lie side by side.
+    fit = len(training) - len(training) // 4
     tried = [
         (_agreement(task, training[fit:], answers[fit:], predict(smoothing)), kind, smoothing)
         for kind, predict in ((kind, kind(training[:fit], answers[:fit], training[fit:])) for kind in kinds)
@@ -62,6 +69,7 @@ def ngram_accuracies(
 
 def _by_prompts(training: Sequence[Example], answers: Sequence[Answer], examples: Sequence[Example]) -> Predict:
     """P(answer's text | n-grams of the prompt): one class for each text that is an answer in the training rows."""
+    # Give every answer text of the training rows a class, and sum the n-gram counts of its prompts.
     texts = [
         one.choices[answer].strip() if one.choices else answer for one, answer in zip(training, answers, strict=True)
     ]
@@ -72,8 +80,10 @@ def _by_prompts(training: Sequence[Example], answers: Sequence[Answer], examples
 
     def predict(smoothing: float) -> list[Answer]:
         scores = _naive_bayes(seen, sums, prior, smoothing)
-        nothing = csr_matrix((1, sums.shape[1]))  # of an answer that is none in the training rows
+        # The score of an answer that no training row has.
+        nothing = csr_matrix((1, sums.shape[1]))
         unknown = _naive_bayes(seen, nothing, np.zeros(1), smoothing, prior.sum())[:, 0]
+        # Take the best class, or of given choices the best one; a choice that is no class scores as unknown.
         if not examples[0].choices:
             return [list(classes)[best] for best in scores.argmax(1)]
         return [
@@ -89,7 +99,7 @@ def _by_prompts(training: Sequence[Example], answers: Sequence[Answer], examples
 
 
 def _by_choices(training: Sequence[Example], answers: Sequence[Answer], examples: Sequence[Example]) -> Predict:
-    """P(right | n-grams of the choice): what right choices look like, whatever is asked."""
+    """P(right | n-grams of the choice): how right choices look, independent of the question."""
     right = [
         place == answer for one, answer in zip(training, answers, strict=True) for place in range(len(one.choices))
     ]
@@ -122,7 +132,7 @@ def _naive_bayes(
 
 
 def _counts(texts: Sequence[str], known: int) -> tuple[csr_matrix, csr_matrix]:
-    """Counts of the n-grams that the first `known` texts have: of these texts, and of the others [texts, n-grams]."""
+    """Counts [texts, n-grams] of the n-grams of the first `known` texts, in these texts and in the others."""
     columns: dict[str, int] = {}
     values, indices, ends = [], [], [0]
     for number, text in enumerate(texts):
@@ -143,16 +153,17 @@ def _grams(text: str) -> Counter[str]:
 
 
 def _contents(examples: Sequence[Example]) -> list[str]:
-    """Prompts without the beginning that all have: instructions and solved examples."""
+    """Prompts without their common beginning: instructions and solved examples."""
     prompts = [one.prompt for one in examples]
-    first, last = min(prompts), max(prompts)  # what these two have in common, all between them have
+    # In sorted order, all prompts between the first and the last share what these two have in common.
+    first, last = min(prompts), max(prompts)
     common = next((place for place, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), 0)
     words = len(first[:common].rpartition(" ")[0])
     return [prompt[words:] for prompt in prompts]
 
 
 def _agreement(task: Task, examples: Sequence[Example], answers: Sequence[Answer], given: Sequence[Answer]) -> float:
-    """How often what is given are the answers that the classifier is to learn."""
+    """The fraction of given answers that equal the answers the classifier should learn."""
     if examples[0].choices:
         return float(np.mean([one == other for one, other in zip(given, answers, strict=True)]))
     scores = [

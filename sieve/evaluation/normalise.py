@@ -22,7 +22,8 @@ _SPELLING = (
     | {ord("—"): " — ", ord("…"): "...", ord("。"): ".", ord("、"): ",", ord("،"): ",", ord("؟"): "?", ord("؛"): ";"}
 )
 _HAN_OR_KANA = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
-_SPACING = [  # signs that are words of their own, however the writer spaces them
+# Signs that are words of their own, whether or not the writer puts spaces around them.
+_SPACING = [
     (re.compile(r"(?<=[^\W\d_])([,;])(?=[^\W\d_])"), r"\1 "),
     (re.compile(r"\s*(<=|>=|!=|==|[=<>≤≥≠])\s*"), r" \1 "),
     (re.compile(r"(?<=\d)([%‰€£¥$])(?!\w)"), r" \1"),
@@ -55,13 +56,14 @@ def words(text: str, mode: str, articles: bool = False) -> list[str]:
 
 
 def spelled(text: str) -> str:
-    """The text in NFC, with one spelling for characters that differ in their looks alone."""
+    """The text in NFC, with one spelling for characters that differ only in how they look."""
     return unicodedata.normalize("NFC", text).translate(_SPELLING)
 
 
 def tokens(text: str) -> list[str]:
     """Words, and the sentence punctuation before and behind them."""
-    text = _HAN_OR_KANA.sub(r" \1 ", spelled(text))  # written without spaces: each character counts as a word
+    # Han and Kana are written without spaces: each character counts as a word.
+    text = _HAN_OR_KANA.sub(r" \1 ", spelled(text))
     for pattern, spaced in _SPACING:
         text = pattern.sub(spaced, text)
     odd = {quote for quote in "\"'" if text.count(quote) % 2}
@@ -69,7 +71,7 @@ def tokens(text: str) -> list[str]:
 
 
 def _peeled(chunk: str, odd: set[str]) -> list[str]:
-    """The chunk with punctuation at its edges apart. `odd`: quotes without a partner, which may be feet or inches."""
+    """The chunk and the punctuation at its edges. `odd`: quotes without a partner, which may be feet or inches."""
     before, behind = [], []
     while chunk and not _SENTENCE.issuperset(chunk):
         if chunk.startswith("..."):
@@ -113,7 +115,8 @@ def _without_articles(every: list[str]) -> list[str]:
     for place, token in enumerate(every):
         following = every[place + 1] if place + 1 < len(every) else ""
         article = token.lower() in ARTICLES and following[:1].isalnum()
-        if article and token.lower() == "a":  # else a letter that names something
+        # An "a" before anything but a word is a letter that names something.
+        if article and token.lower() == "a":
             article = following[0].isalpha() and len(following) > 1 and (token == "a" or place == 0 or shouted)
         if not article:
             kept.append(token)

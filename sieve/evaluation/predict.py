@@ -1,4 +1,4 @@
-"""What a model answers to rows whose right answers are not known."""
+"""A model's answers to rows whose right answers are not known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 256
 """Rows that are read before the first of them is answered: batches are made of rows of similar length among them."""
-_CHARACTERS = 1 << 19  # of their texts: bounds the memory where rows are long
+# Characters of these rows' texts: bounds the memory if rows are long.
+_CHARACTERS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ def predict(
     batch_tokens: int = 2048,
     seed: int = 0,
 ) -> Iterator[Prediction]:
-    """Answer the task's question of each row, in their order; rows are read as answers are asked for, some ahead.
+    """Answer the task's question for each row, in order; rows are read a few ahead, as answers are asked for.
 
-    The answers are those that `sieve.evaluate` judges: a row's numbers depend on the rows beside it by rounding alone.
+    `sieve.evaluate` judges the same answers. The other rows change a row's numbers by rounding only.
 
     Args:
         model: any `AutoModelForCausalLM`; left as it was.
         task: a `Task`, a built-in name or a task file, of type multiple_choice or generation.
-        rows: field → value, as the task's data has them. Fields beside those of prompt and choices need not be there.
+        rows: field → value, as the task's data has them. Only the fields of prompt and choices are needed.
         batch_tokens: cells (rows × padded length) of one forward pass; memory grows with it.
         seed: of the task's splits, from which the few-shot examples are taken, where it has such.
 
@@ -143,7 +144,8 @@ def _written(
     examples: Sequence[Example],
     batch_tokens: int,
 ) -> list[Prediction]:
-    from sieve.evaluation.generation import prompts_of, write_answers  # imports much of transformers
+    # This import loads much of transformers.
+    from sieve.evaluation.generation import prompts_of, write_answers
 
     prompts, truncated = prompts_of(model, tokenizer, task, examples)
     say_truncated(task, truncated, context_length(model))

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 class Scores:
     """Results of one model on N examples, in their order (of texts for perplexity, those that can be scored).
 
-    score: float64 [N], in [0, 1]: accuracy, exact match, containment or F1; for perplexity exp(loglik), the
+    score: float64 [N], in [0, 1]: accuracy or the task's metric; for perplexity exp(loglik), the
         geometric mean probability of a token (its mean over the examples is not the inverse of a corpus perplexity).
-    loglik: float64 [N], in nats: log-likelihood of the right answer given the prompt; for perplexity of a token,
+    loglik: float64 [N], in nats: log-likelihood of the right answer given the prompt; for perplexity that of a token,
         on average over the text.
     tokens: how many the model had to read or write, padding excluded.
     choice_logprob: float64 [N], in nats: log-likelihood of the right choice given that it is one of the choices, as
         they are judged (log softmax of what the task compares); None where there are no choices.
     written: how many tokens of answers the model wrote.
-    examples: int64 [N], ascending: which of the examples that were asked these are; None: all of them.
+    examples: int64 [N], ascending: indices of the N scored examples among those that were given; None: all of them.
     """
 
     score: np.ndarray
@@ -57,9 +57,10 @@ class Scores:
 
     @property
     def ranking_score(self) -> np.ndarray:
-        """What tells similar models apart, float64 [N]: `choice_logprob` where there are choices, else `loglik`.
+        """The measure that tells similar models apart, float64 [N]: `choice_logprob` if there are choices.
 
-        The likelihood of a right choice also grows with that of the wrong ones, which says nothing of the score.
+        Without choices it is `loglik`. The likelihood of a right choice also grows with that of the wrong ones, and
+        then says nothing about the score.
         """
         return self.loglik if self.choice_logprob is None else self.choice_logprob
 
@@ -75,7 +76,7 @@ class Prepared:
     fixed_passes: whether every model runs the same forward passes over the same tokens (writing answers does not).
     largest_id: of the tokens of all sequences.
     truncated: how many examples' prompts were cut to the model's context.
-    run_copies: (model, P) → scores of the P candidates that the model runs at a time (`score_copies`); None: it cannot.
+    run_copies: (model, P) → scores of the P candidates that the model runs at a time (`score_copies`), or None.
     """
 
     run: Callable[[PreTrainedModel], Scores]
@@ -125,10 +126,10 @@ def prepare(
     batch_tokens: int = 2048,
     sharing: Sharing = EVERYTHING,
 ) -> Prepared:
-    """What `evaluate` does before the model runs: rendering and tokenising, which no change of weights alters.
+    """Do what `evaluate` does before the model runs: render and tokenise, which does not depend on the weights.
 
-    `sharing`: which work is spared; it changes no result. The first time, a few of the sequences are run to see what
-    of it the model can do (`sieve.evaluation.shortcuts`).
+    `sharing`: which shortcuts may be taken; they change no result. The first time, a few of the sequences are run to
+    find out which of them work on this model (`sieve.evaluation.shortcuts`).
     """
     if not examples:
         raise InputError(f"{task.where}: there are no examples to evaluate: choose a split that is not empty")
@@ -195,7 +196,9 @@ def _generation(
     # Imports much of transformers.
     from sieve.evaluation.generation import prompts_of, room_for_prompt, score_and_answer, score_answer
 
-    metric_function(task.metric, task.normalise)  # a missing library is found before the model runs
+    # Find a missing library before the model runs.
+    metric_function(task.metric, task.normalise)
+    # Tokenise right answers behind their prompts, and prompts alone, within the model's context.
     targets = [encode_target(tokenizer, task, example) for example in examples]
     prompts, _ = prompts_of(model, tokenizer, task, examples)
     context, room = context_length(model), room_for_prompt(model, task)
@@ -208,6 +211,7 @@ def _generation(
     say_truncated(task, truncated, context)
     sharing = shortcuts_for(model, tokenizer, questions, sharing)
 
+    # Each model writes its own answers, so only the reading can be counted in advance.
     def run(model: PreTrainedModel) -> Scores:
         limits = task.max_new_tokens, task.stop, batch_tokens
         logliks, answers, tokens, written = score_and_answer(model, tokenizer, questions, prompts, *limits, sharing)
@@ -235,10 +239,10 @@ def _perplexity(
     batch_tokens: int,
     sharing: Sharing,
 ) -> Prepared:
-    """Answers are read after their prompts, texts in windows of at most the context (or a batch); each token is scored
-    once, in its window.
+    """Answers are read after their prompts; texts are read in windows of at most the context (or a batch). Each token
+    is scored once.
 
-    Texts in which this tokenizer leaves no token to score are left out, and counted in a warning.
+    Texts without a token to score are left out, and counted in a warning.
     """
     context = context_length(model)
     length = min(context or batch_tokens, batch_tokens)
@@ -253,6 +257,7 @@ def _perplexity(
         raise InputError(f"{task.where}: {few}: give the task longer ones")
     if len(texts) < len(examples):
         progress.warn(f"{task.where}: {few} and left out")
+    # Cut each text into sequences; `owner` says which text a sequence belongs to.
     truncated = 0
     for index, (ids, start) in enumerate(texts):
         if task.has_prompts:
@@ -265,6 +270,7 @@ def _perplexity(
     say_truncated(task, truncated, context)
 
     sharing = shortcuts_for(model, tokenizer, asked, sharing)
+    # A text's score is the mean over the scored tokens of all its sequences.
     scored = np.zeros(len(texts))
     np.add.at(scored, owner, [len(ids) - start for ((ids, start),) in asked])
 

@@ -1,9 +1,9 @@
-"""Which shortcuts of scoring give a model's plain result; found out once per model, on a few of the task's sequences.
+"""Which shortcuts of scoring give a model's plain result; tried once per model, on a few of the task's sequences.
 
-Plain is one sequence at a time, without cache, with all logits. Prefixes that are run once, logits of a few positions,
-rows of several sequences and steps of one token must come to the same up to rounding. How far rounding goes is
-measured on the model: by how much its log-likelihoods move when its embeddings move by their last digit. A shortcut
-that goes further is left out.
+Plain scoring runs one sequence at a time, without cache, with all logits. Every shortcut (prefixes that are run once,
+logits of a few positions, rows of several sequences, steps of one token) must give the same result up to rounding. The
+size of rounding is measured on the model: how much do its log-likelihoods move when its embeddings move by their last
+digit? A shortcut that changes results by more is not used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LONGEST = 512  # tokens of a sequence that is looked at, unless a window is longer
-_SAME = 1e-4  # nats that float32 may always be off
+# Only this many tokens of a sequence are tried, unless the model's window is longer.
+LONGEST = 512
+# float32 may always be off by this many nats.
+_SAME = 1e-4
 _NAMES = {
     "prefix": "run shared beginnings once",
     "logits": "compute few logits",
@@ -45,13 +47,13 @@ def shortcuts_for(
     questions: Sequence[Sequence[Continuation]],
     wanted: Sharing,
 ) -> Sharing:
-    """`verified`, once all tokens of the questions are known to have an embedding; InputError where one has not."""
+    """`verified`, after a check that all tokens of the questions have an embedding (else InputError)."""
     check_token_ids(model, tokenizer, max(max(one.ids) for question in questions for one in question))
     return verified(model, questions, wanted)
 
 
 def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]], wanted: Sharing) -> Sharing:
-    """The shortcuts of `wanted` that give the plain result on this model.
+    """Those of the `wanted` shortcuts that give the plain result on this model.
 
     Raises: InputError for a model that is not causal.
     """
@@ -66,14 +68,14 @@ def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]]
         left_out = [_NAMES[field.name] for field in fields(Sharing) if not getattr(found, field.name)]
         if left_out:
             progress.note_once(
-                f"{type(model).__name__} scores otherwise, or not at all, where Sieve would {', '.join(left_out)}: "
+                f"{type(model).__name__} gives another result, or none, if Sieve would {', '.join(left_out)}: "
                 "it is evaluated without"
             )
     return _both(wanted, known[key])
 
 
 def allowed(model: PreTrainedModel) -> Sharing:
-    """What `verified` left of all shortcuts; all of them before it has looked."""
+    """The shortcuts that `verified` has found to work; all of them before its first run."""
     found = EVERYTHING
     for one in _found.get(model, {}).values():
         found = _both(found, one)
@@ -116,7 +118,8 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
     plain = [_plain(model, one.ids) for one in sequences]
     sums = [_sum(values, one) for values, one in zip(plain, sequences, strict=True)]
     if not all(map(math.isfinite, sums)):
-        return EVERYTHING  # the evaluation itself names the layer
+        # Let the evaluation itself run into the fault: its error names the layer.
+        return EVERYTHING
     with _last_digits_moved(model):
         moved = [_sum(_plain(model, one.ids), one) for one in sequences]
     spread = max(abs(one - two) for one, two in zip(sums, moved, strict=True))
@@ -131,22 +134,25 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
             if sharing.prefix and not _fills_cache(model, sequences[0].ids):
                 return False
             found, _ = score(model, questions, 1 << 20, "", sharing)
-        except Exception:  # whatever an architecture makes of a cache that it does not know
+        except Exception:
+            # An architecture may raise anything for a cache that it does not know.
             return False
         got = [value for values in found for value in values]
         return all(abs(one - two) <= bound for one, two in zip(got, sums, strict=True))
 
     def steps_work(sharing: Sharing) -> bool:
         if not can_reuse_cache(model):
-            return True  # they are not made
+            # Without a reusable cache there are no steps that could be wrong.
+            return True
         try:
             found = last_logprobs(model, sequences, sharing)
-        except Exception:  # as above
+        except Exception:
+            # As above, an architecture may raise anything.
             return False
         pairs = [(sum(got), float(want[-len(got) :].sum())) for got, want in zip(found, plain, strict=True)]
         return sharing.prefix and all(abs(one - two) <= bound for one, two in pairs)
 
-    # All shortcuts together, or those that work alone if they also work together.
+    # Take all shortcuts together, or else those that work alone, if these also work together.
     if works(EVERYTHING):
         return replace(EVERYTHING, steps=steps_work(EVERYTHING))
     names = [field.name for field in fields(Sharing) if field.name != "steps"]
@@ -156,7 +162,7 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
 
 
 def _fills_cache(model: PreTrainedModel, ids: Sequence[int]) -> bool:
-    """Whether the model keeps what it reads: else a continuation loses its prompt, however little that shows."""
+    """Whether the model fills its cache: else a continuation loses its prompt, even if the result hardly shows it."""
     if not can_reuse_cache(model):
         return True
     cache = DynamicCache()
@@ -179,7 +185,7 @@ def _sum(logprobs: torch.Tensor, sequence: Continuation) -> float:
 def _require_causal(
     model: PreTrainedModel, sequences: Sequence[Continuation], plain: Sequence[torch.Tensor], bound: float
 ) -> None:
-    """InputError where another last token changes what is predicted before it."""
+    """InputError if a different last token changes the predictions before it: the model is not causal."""
     for sequence, before in zip(sequences, plain, strict=True):
         ids = sequence.ids
         other = next((token for token in reversed(ids) if token != ids[-1]), 0 if ids[-1] else 1)

@@ -1,4 +1,4 @@
-"""One token at a time, on top of the caches of prompts of any lengths, which come from passes that are made anyway.
+"""Running one token at a time, on top of caches that other passes have left, for prompts of any lengths.
 
 Caches are padded on the left, so that all rows end at one place; a mask hides the padding, and positions are those of
 each prompt alone. A row that is complete leaves at once.
@@ -19,15 +19,16 @@ from sieve.evaluation.likelihood import Continuation, Layers, Sharing, score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TRIED = 3  # last tokens of a sequence that are looked at
+# Last tokens of a sequence that are tried.
+_TRIED = 3
 # (rows that are left, logits [rows, vocabulary]) → the token that each goes on with, None where it is complete
 Follow = Callable[[list[int], torch.Tensor], list[int | None]]
 
 
 def run_steps(model: PreTrainedModel, caches: Sequence[Layers], first: Sequence[int], follow: Follow) -> int:
-    """Feed each row its `first` token, then whatever `follow` says; returns the number of tokens run.
+    """Feed each row its `first` token, then the tokens that `follow` returns; returns the number of tokens run.
 
-    caches: per row and layer, keys and values [heads, cached, head_dim] of the tokens before the first, maybe none.
+    caches: per row and layer, keys and values [heads, cached, head_dim] of the tokens before the first; may be empty.
     """
     lengths = [layers[0][0].shape[-2] for layers in caches]
     longest = max(lengths)
