@@ -19,7 +19,7 @@ def resolve_answers(
 ) -> list[int]:
     """Index of the right choice for each row.
 
-    The column as a whole is read in one way, one that fits all of its rows: "1" among the choices "0", "1", "2" may be
+    All rows of the column are read in the same way, one that fits every row: "1" among the choices "0", "1", "2" may be
     a text in one row and an index in the next only by mistake.
 
     Args:
@@ -28,8 +28,8 @@ def resolve_answers(
         where: the task's file, for messages.
         answer_is: "index", "text" or "letter"; None finds it out.
 
-    Raises: InputError naming the first row whose answer is not among its choices, or the first that has two meanings
-        where two ways of reading fit all rows.
+    Raises: InputError naming the first row whose answer is not among its choices, or the first row with two meanings
+        if two ways of reading fit all rows.
     """
     values = [row.field(name) for row in rows]
     columns: list[tuple[str, Column]] = []
@@ -88,14 +88,15 @@ def _as_text(value: Any, choices: Sequence[str]) -> int | None:
 
 
 def _lettered_text(value: Any, choices: Sequence[str]) -> int | None:
-    """ "B. the text": the halves must agree; the text alone tells where the letter is none of the choices'."""
+    """ "B. the text": letter and text must agree; if no choice has this letter, the text alone decides."""
     match = re.match(r"\s*(\(?[A-Z][.):])\s*(.*)", str(value), re.DOTALL)
     if match is None:
         return None
     index = _letter(match[1], choices)
     if index is None:
         return _as_text(match[2], choices)
-    return index if _words(match[2]) == _words(choices[index]) else None  # the letter vouches for the rest
+    # A valid letter must agree with its text.
+    return index if _words(match[2]) == _words(choices[index]) else None
 
 
 def _letter(value: Any, choices: Sequence[str]) -> int | None:
@@ -112,7 +113,7 @@ def _index(value: Any, choices: Sequence[str]) -> int | None:
 
 
 def _index_or_truth(value: Any, choices: Sequence[str]) -> int | None:
-    """A yes/no label: the second choice is the one that holds."""
+    """A yes/no label: false is the first choice, true the second."""
     text = str(value).strip().lower()
     return _in_range(int(text == "true"), choices) if text in ("false", "true") else _index(value, choices)
 
@@ -125,7 +126,7 @@ def _in_range(index: int, choices: Sequence[str]) -> int | None:
     return index if 0 <= index < len(choices) else None
 
 
-# Of one kind, the first that fits all rows counts.
+# The order matters: among readings of one name, the first that fits all rows is used.
 _READINGS: list[tuple[str, Reading]] = [
     ("index", _index),
     ("text", _as_text),

@@ -1,8 +1,8 @@
 """Conversations: how data writes them, which of their turns are answers, and how a chat template renders them.
 
-Every answer is rendered on its own, with the turns before it as the template writes them *then*: templates may change
-earlier turns once others follow (drop reasoning, move the system prompt), so that a place in the whole conversation
-says nothing of the prompt that the model would have had.
+Every answer is rendered on its own, behind its earlier turns only. Templates may change earlier turns when more turns
+follow (drop reasoning, move the system prompt), so the whole conversation, rendered once, would not show the prompt
+that the model really had.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 ASSISTANT = "assistant"
 CONVERSATION = " conversation"
-"""A field that no data has: what all turns of one conversation share, so that they are in one split."""
-_NAMES = (("role", "content"), ("from", "value"))  # of OpenAI's messages, and of ShareGPT's conversations
-_ROLES = {"human": "user", "gpt": ASSISTANT}  # ShareGPT's words for them
-_DATED = "strftime_now"  # what a template calls to print the day
+"""A field name that no data has. All turns of one conversation share its value, so that they are in one split."""
+# Keys of role and text in OpenAI's messages, and in ShareGPT's conversations.
+_NAMES = (("role", "content"), ("from", "value"))
+# ShareGPT's names of the roles.
+_ROLES = {"human": "user", "gpt": ASSISTANT}
+# Templates call this function to print the date.
+_DATED = "strftime_now"
 
 Turn = tuple[str, str]
 """Role and text."""
@@ -44,7 +47,7 @@ class ChatRow(Row):
 def turns_of(row: Row, name: str) -> tuple[Turn, ...]:
     """The conversation in a field: a list of {role, content} or {from, value}, or the same as JSON.
 
-    Raises: InputError naming the row, where it is none, or has a turn that is not text.
+    Raises: InputError naming the row, if the field holds no conversation or a turn is not text.
     """
     value = row.values.get(name)
     if isinstance(value, str):
@@ -75,12 +78,12 @@ def _turn(row: Row, number: int, turn: Mapping[str, Any]) -> Turn:
 
 
 def _is_text_part(part: Any) -> bool:
-    """Whether a part of a turn's content is text, as images and tools are not."""
+    """Whether a part of a turn's content is text, and not an image or a tool call."""
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def answers_of(task: Task, row: Row) -> list[ChatRow]:
-    """The row's answers: of a generation task the last turn, else every turn of the assistant that follows a user's.
+    """The row's answers: for generation the last turn, else every turn of the assistant that follows one of the user.
 
     Raises: InputError where there is none.
     """
@@ -103,13 +106,13 @@ def answers_of(task: Task, row: Row) -> list[ChatRow]:
 
 
 def unanswered(task: Task, row: Row) -> ChatRow:
-    """The row as a question: its conversation without the answer that it may end with."""
+    """The row as a question: its conversation without a final answer, if it has one."""
     turns = turns_of(row, task.messages)
     return ChatRow(row.values, row.where, turns[:-1] if turns[-1][0] == ASSISTANT and turns[1:] else turns)
 
 
 def as_text(turns: Sequence[Turn]) -> str:
-    """The conversation for people, for comparing questions and for what reads no template."""
+    """The conversation as plain text: for people, for comparing questions and for code that uses no chat template."""
     return "\n".join(f"{role}: {text}" for role, text in turns)
 
 
@@ -134,7 +137,7 @@ def chat_answer(tokenizer: PreTrainedTokenizerBase, task: Task, turns: Sequence[
     prompt = chat_prompt(tokenizer, task, turns)
     whole = _rendered(tokenizer, task, [*turns, (ASSISTANT, answer)], add_generation_prompt=False)
     if not whole.startswith(prompt):
-        # The template opens an answer otherwise than it remembers one, such as with the beginning of its reasoning.
+        # Some templates begin a new answer differently from one that was given before, as with the start of reasoning.
         before = _rendered(tokenizer, task, turns, add_generation_prompt=False)
         place = whole.find(answer.strip(), len(before)) if whole.startswith(before) else -1
         if place < 0:
@@ -154,12 +157,13 @@ def _rendered(
         raise InputError(f"{task.where}: chat is true, but the model's tokenizer has no chat template: {key}")
     if _DATED in str(tokenizer.chat_template):
         progress.note_once(
-            "the model's chat template prints the day: tomorrow the prompts are others, and so may be the scores"
+            "the model's chat template prints the day: prompts, and perhaps scores, will change from one day to the next"
         )
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # what a template raises is its author's choice
+    except Exception as error:
+        # A template's author decides what it raises.
         raise InputError(
             f"{task.where}: the model's chat template refuses a conversation: {one_line(error)} "
             f"({shorten(as_text(turns))})"

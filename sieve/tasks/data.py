@@ -1,4 +1,4 @@
-"""Where a task's data comes from: files, folders of split files, `datasets`, installed packages, our own lists.
+"""Reading a task's data: files, folders of split files, `datasets`, installed packages, built-in lists.
 
 A source gives *pools*: name → rows. One file is one pool, named ""; a folder of split files has one per split.
 """
@@ -24,7 +24,8 @@ BUILTIN = {
     "geography_2": geography.geography_2,
     "us_cities": geography.us_cities,
 }
-_KINDS = {  # the key that tells a kind of source → all keys it may have
+# The key that tells which kind of source it is → all keys that such a source may have.
+_KINDS = {
     "dataset": ("dataset", "config", "split"),
     "package": ("package", "path"),
     "builtin": ("builtin",),
@@ -33,11 +34,13 @@ _KINDS = {  # the key that tells a kind of source → all keys it may have
 
 
 def check_source(data: Any, where: str) -> None:
-    """InputError where `data:` is of no known form; nothing is read."""
+    """InputError if `data:` has no known form; the data itself is not read."""
     forms = "a file, a folder, {dataset: …}, {package: …, path: …} or a list of rows"
+    # Whether a file or folder exists is checked later, when it is read.
     if isinstance(data, str | Path) and str(data):
         return
     if isinstance(data, Mapping):
+        # A mapping names its kind of source by one key; this kind decides which other keys are allowed.
         kind = next((key for key in _KINDS if key in data), None)
         if kind is None:
             raise InputError(f"{where}: data must be {forms}, got the keys {listed(data)}")
@@ -49,6 +52,7 @@ def check_source(data: Any, where: str) -> None:
         for key, value in data.items():
             if not isinstance(value, str):
                 raise InputError(f"{where}: {key} in data must be a text, got {shorten(value)}")
+        # Then check what is special to one kind.
         if kind == "package" and "path" not in data:
             raise InputError(f"{where}: data from a package needs a path inside it")
         if kind == "package":
@@ -62,14 +66,15 @@ def check_source(data: Any, where: str) -> None:
 
 
 def absolute_source(data: Any, folder: Path) -> Any:
-    """The source as it is named from anywhere; `folder` is what its paths are relative to."""
+    """The source with absolute paths, valid in any working directory; its relative paths start at `folder`."""
     if isinstance(data, str | Path):
         return os.path.abspath(folder / os.path.expanduser(data))
     if isinstance(data, Mapping) and "lm_eval" in data:
         own = data["lm_eval"].endswith((".yaml", ".yml"))
         return {**data, "lm_eval": os.path.abspath(folder / data["lm_eval"])} if own else dict(data)
     if isinstance(data, Mapping):
-        local = "dataset" in data and os.path.isdir(data["dataset"])  # `datasets` takes folders, of the current one
+        # `datasets` accepts a local folder, relative to the working directory.
+        local = "dataset" in data and os.path.isdir(data["dataset"])
         return {**data, "dataset": os.path.abspath(data["dataset"])} if local else dict(data)
     return [dict(row) for row in data]
 
@@ -128,7 +133,8 @@ def _from_path(path: Path, where: str, package: Path | None = None) -> dict[str,
         if file.suffix.lower() in SUFFIXES:
             if package is not None:
                 require_inside(file, package, where)
-            name = file.stem.split("-0")[0].lower()  # train-00000-of-00002.parquet is a part of train
+            # train-00000-of-00002.parquet is a part of train.
+            name = file.stem.split("-0")[0].lower()
             pools.setdefault(name, []).extend(read_rows(file))
     if not pools:
         raise InputError(f"{where}: the folder {path} holds no {', '.join(SUFFIXES)} file")
@@ -145,17 +151,19 @@ def _from_lm_eval(data: Mapping[str, str], folder: Path, where: str) -> dict[str
 
 
 def _from_datasets(data: Mapping[str, str], where: str, files: Mapping[str, Any] | None = None) -> dict[str, list[Row]]:
-    """files: more arguments of `load_dataset`, which name the user's own data files."""
+    """Load by the `datasets` library. files: extra arguments of `load_dataset` that name the user's own data files."""
     name = data["dataset"]
     reached = bool(files) or os.path.isdir(name) or hub_answers()
-    from datasets import load_dataset  # seconds to import, and needed for this alone
+    # Imported here because it takes seconds, and only this function needs it.
+    from datasets import load_dataset
 
     try:
         with nullcontext() if reached else _offline():
             # Code that comes with a data set is never run.
             options = {"split": data.get("split"), "trust_remote_code": False, **(files or {})}
             loaded = load_dataset(name, data.get("config"), **options)
-    except Exception as error:  # the library raises many kinds: hub, network, format, unknown split
+    except Exception as error:
+        # The library raises many kinds of errors: hub, network, format, unknown split.
         if not reached:
             raise InputError(
                 f"{where}: the hub cannot be reached, and the dataset {shorten(name)} is neither in its local cache "
@@ -168,7 +176,7 @@ def _from_datasets(data: Mapping[str, str], where: str, files: Mapping[str, Any]
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Inside the block `datasets` looks into its cache alone, and at once."""
+    """Inside the block `datasets` uses its cache only, and does not wait for the network."""
     from datasets import config
 
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from sieve.tasks.task import Task
 
-Encoded = tuple[list[int], int]  # ids and start: tokens from ids[start] on are scored, 1 ≤ start ≤ len(ids)
+# Token ids and start: tokens from ids[start] on are scored, 1 ≤ start ≤ len(ids).
+Encoded = tuple[list[int], int]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, continuation: str) -> Encoded:
@@ -31,7 +32,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, con
 
     Returns: ids and start, 1 ≤ start ≤ len(ids).
 
-    Of a conversation whose answers are scored as they are trained (`type: perplexity`), the continuation is closed as
+    If a conversation's answers are scored as in training (`type: perplexity`), the continuation is closed as
     the template closes a turn.
 
     Raises: InputError where chat is asked for and the tokenizer has no template.
@@ -49,9 +50,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, con
 def encode_choices(
     tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str, choices: Sequence[str]
 ) -> list[Encoded]:
-    """`encode` for each choice after one prompt, all of them scored from one place: the first start of any.
+    """`encode` for each choice after one prompt; all are scored from the same place, the smallest start of any choice.
 
-    After "Answer: " the token of " yes" spans the border and "1" has one of its own: from one place, both pay for the
+    After "Answer: " the token of " yes" spans the border, but "1" has its own token. From one place, both pay for the
     space. Before the start, all of them have the same tokens.
     """
     if not task.is_chat:
@@ -81,7 +82,7 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, task: Task, example: Examp
 def fitted(
     tokenizer: PreTrainedTokenizerBase, task: Task, question: Sequence[Encoded], limit: int | None
 ) -> list[Encoded]:
-    """Sequences of one question in at most `limit` tokens (None: any number): the prompt loses what is too much.
+    """Sequences of one question in at most `limit` tokens (None: any number): the prompt is cut if it is too long.
 
     `task.truncate` says where: "left" the prompt's beginning, "middle" its middle. Special tokens at the beginning and
     the scored part always stay. The same tokens are cut from all sequences, which agree in all before `start`.
@@ -94,7 +95,8 @@ def fitted(
     ids, start = question[0]
     special = set(tokenizer.all_special_ids)
     first = next((place for place in range(start) if ids[place] not in special), start)
-    room = start - first - excess  # what stays of the prompt
+    # Tokens of the prompt that stay.
+    room = start - first - excess
     if room < 0 or first + room < 1:
         text = tokenizer.decode(max(question, key=lambda one: len(one[0]))[0][start:])
         raise InputError(
@@ -106,12 +108,12 @@ def fitted(
 
 
 def windows(ids: list[int], start: int, length: int) -> list[Encoded]:
-    """A text in pieces that score at most `length` tokens each, every token from `start` on in one of them."""
+    """A text in pieces that score at most `length` tokens each; every token from `start` on is scored in one piece."""
     return [(ids[first - 1 : first + length], 1) for first in range(start, len(ids), length)]
 
 
 def _start(ids: Sequence[int], context: Sequence[int], continuation: str) -> int:
-    """How many tokens are those of the prompt alone; a continuation has at least one."""
+    """Number of tokens that belong to the prompt alone; at least one is left for the continuation."""
     start = 0
     while start < min(len(ids), len(context)) and ids[start] == context[start]:
         start += 1
@@ -121,4 +123,5 @@ def _start(ids: Sequence[int], context: Sequence[int], continuation: str) -> int
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
     ids = tokenizer.encode(text, add_special_tokens=special)
     ended = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
-    return ids[:-1] if ended else ids  # some tokenizers close every text; ours goes on
+    # Some tokenizers add an end token to every text; more text follows here, so drop it.
+    return ids[:-1] if ended else ids

@@ -28,9 +28,9 @@ class Example:
         that are scored as a whole.
     choices: continuations of the prompt (leading space included) of a multiple-choice question, else empty.
     answer: index of the right choice; -1 where there are no choices.
-    references: right answers of a generation question; for perplexity the text that is scored, alone.
+    references: right answers of a generation question; for perplexity only the text that is scored.
     neutral: the prompt without its content, against which `normalize: prior` judges a choice.
-    question: what makes two examples the same one, whatever their few-shot examples.
+    question: two examples with the same value are the same question, even if their few-shot examples differ.
     group: examples of one group are in one split; "" where the question alone counts.
     where: the row of the data that it was made of, for messages.
     turns: the conversation that a chat template is to render instead of `prompt`; empty where there is none.
@@ -100,7 +100,7 @@ def render(task: Task, rows: Sequence[Row]) -> list[Example]:
 
 
 def render_unanswered(task: Task, rows: Sequence[Row]) -> list[Example]:
-    """Examples of rows that need no field but those of prompt and choices: without right answers, and in no split."""
+    """Examples without right answers, outside the splits; rows need only the fields of prompt and choices."""
     check_fields(task, rows, answered=False)
     return _asked(task, [unanswered(task, row) for row in rows] if task.messages else rows)
 
@@ -114,7 +114,7 @@ def _answered(task: Task, example: Example, row: Row) -> Example:
 
 
 def _asked(task: Task, rows: Sequence[Row]) -> list[Example]:
-    """What is asked, one example per row: prompts and choices."""
+    """One example per row with its prompt and choices, without the right answer."""
     if task.messages:
         return [Example(as_text(row.turns), turns=row.turns, where=row.where) for row in rows]
     names = template_fields(task.prompt, task.where)
@@ -127,7 +127,7 @@ def _asked(task: Task, rows: Sequence[Row]) -> list[Example]:
 
 
 def without_empty(task: Task, pools: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    """Rows that hold a text, of a perplexity task: those that do not are left out and counted in a note."""
+    """Rows with a text, for perplexity tasks; rows without one are left out and counted in a note."""
     check_fields(task, [row for rows in pools.values() for row in rows])
     names = template_fields(task.prompt, task.where)
     kept = {pool: [row for row in rows if not all(map(row.is_blank, names))] for pool, rows in pools.items()}
@@ -196,7 +196,7 @@ def _choices(task: Task, row: Row, prompt: str) -> tuple[str, ...]:
 
 
 def _distinct(task: Task, row: Row, texts: Sequence[str]) -> tuple[str, ...]:
-    """The choices, of which none is empty and no two are equal but for white space around them."""
+    """The choices; InputError if one is empty, or two are equal except for white space around them."""
     seen: set[str] = set()
     for text in map(str.strip, texts):
         if not text:
@@ -211,7 +211,7 @@ def _distinct(task: Task, row: Row, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def has_distinct_choices(task: Task, row: Row) -> bool:
-    """Whether no two of the row's listed choices are equal; for data that is not the user's to correct."""
+    """Whether all of the row's listed choices differ; for data that the user cannot correct."""
     texts = (
         [text.strip() for text in _listed(row.values.get(task.choices, []))] if isinstance(task.choices, str) else []
     )

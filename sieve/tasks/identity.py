@@ -1,4 +1,4 @@
-"""Which rows belong together: the same question, or what they share. They are never divided among the splits."""
+"""Groups of rows that ask the same question or share a value. A group is never divided among the splits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sieve.tasks.row import Row, plain
 
 
 def same(text: str) -> str:
-    """The text, but for case and white space."""
+    """The text without differences in case and white space."""
     return " ".join(text.casefold().split())
 
 
 def question_names(prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[str]:
-    """What makes two rows the same question: the prompt, and where rows of one prompt differ in their choices, those.
+    """The key of a question: its prompt and, if rows with this prompt have different choices, its choices.
 
     The order of choices makes no difference.
     """
@@ -33,8 +33,8 @@ def question_names(prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> 
 def group_names(rows: Sequence[Row], questions: Sequence[str], fields: Sequence[str]) -> list[str]:
     """A name for each row, the same for rows that share a question or a value of one of the fields.
 
-    Rows that share something with a third one share its name, too. The name is the least of the questions that come
-    together, so that it does not depend on the order of the rows.
+    Rows that share something with a third row share its name too. The name is the smallest of the questions in the
+    group, so that it does not depend on the order of the rows.
     """
     if not fields:
         return list(questions)
@@ -46,7 +46,7 @@ def group_names(rows: Sequence[Row], questions: Sequence[str], fields: Sequence[
     for question in questions:
         root = sets.root(("question", question))
         least[root] = min(question, least.get(root, question))
-    # Where one group has all rows of a prompt, the prompt names it, as it names a question whose choices do not differ.
+    # If one group has all rows of a prompt, the prompt is its name, as for questions whose choices do not differ.
     prompts = Counter(name.partition("\n")[0] for name in least.values())
     short = {name: prompt for name in least.values() if prompts[prompt := name.partition("\n")[0]] == 1}
     names = (least[sets.root(("question", question))] for question in questions)

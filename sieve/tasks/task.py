@@ -35,8 +35,10 @@ _ALLOWED = {
 }
 _METRICS = ("exact_match", "contains", "f1", "rouge_l", "bleu", "chrf")
 _OWN_METRIC = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
-ALLOW_CODE = "SIEVE_ALLOW_CODE"  # set to 1, task files may name functions of the user's own
-_ONLY_FOR = {  # keys that have no meaning for the other types
+# If this variable is 1, task files may name functions of the user's own.
+ALLOW_CODE = "SIEVE_ALLOW_CODE"
+# Keys that have a meaning for one type of task only.
+_ONLY_FOR = {
     "choices": "multiple_choice",
     "answer_is": "multiple_choice",
     "normalize": "multiple_choice",
@@ -114,12 +116,12 @@ class Task:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether something stands before what is scored; else texts are scored as a whole."""
+        """Whether a prompt stands before the scored text; if not, whole texts are scored."""
         return self.type != "perplexity" or bool(self.answer or self.messages)
 
     @property
     def where(self) -> str:
-        """What messages call this task: its file, else its name."""
+        """The task's name in messages: its file, or else its name."""
         return str(self.file) if self.file and self.file.parent != _BUILTIN else f"task {shorten(self.name)}"
 
     def splits(self, seed: int = 0) -> dict[str, list[Example]]:
@@ -136,7 +138,7 @@ class Task:
         )
 
     def solved_examples(self, seed: int = 0) -> list[Example]:
-        """The few-shot examples before every prompt of `splits(seed)`; where there are none, no data is read."""
+        """The few-shot examples before every prompt of `splits(seed)`; without shots no data is read."""
         return self._parts(seed)[0] if self.shots else []
 
     def _parts(self, seed: int) -> tuple[list[Example], dict[str, list[Example]]]:
@@ -163,7 +165,7 @@ class Task:
         return shots, {**parts, "calibration": rest}
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of the task's file, with `data` named from anywhere: what `load_task` makes the same task of."""
+        """The keys of the task's file, with absolute paths in `data`; `load_task` makes the same task from them."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "file"}
         values = {key: value for key, value in values.items() if _ONLY_FOR.get(key, self.type) == self.type}
         del values["prompt" if self.messages else "messages"]
@@ -176,6 +178,7 @@ class Task:
         return values
 
     def _check(self) -> None:
+        # Values that every type of task has: types and choices.
         for name in ("name", "prompt", "answer", "description", "messages"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
         for name, values in _ALLOWED.items():
@@ -188,14 +191,17 @@ class Task:
             whole = isinstance(value, int) and not isinstance(value, bool)
             self._require(whole and value >= least, name, f"a whole number of at least {least}")
         self._require(self.answer_is in (None, *ANSWER_IS), "answer_is", f"one of {', '.join(ANSWER_IS)}")
+        # The types of groups, chat, stop and splits.
         named = isinstance(self.group, tuple) and all(isinstance(name, str) and name for name in self.group)
         self._require(named, "group", "the name of a field or a list of them")
         self._require(isinstance(self.chat, bool), "chat", "true or false")
         self._require(self.stop is None or (isinstance(self.stop, str) and self.stop), "stop", "a text or null")
         self._require(isinstance(self.split_sizes, Mapping), "splits", "a fraction or count per split", "split_sizes")
+        # Data and prompt have checks of their own, with messages of their own.
         check_sizes(self.split_sizes, self.where)
         check_source(self.data, self.where)
         template_fields(self.prompt, self.where)
+        # What each type of task needs.
         if self.type == "multiple_choice":
             texts = isinstance(self.choices, tuple) and all(isinstance(text, str) for text in self.choices)
             named = isinstance(self.choices, str) and self.choices
@@ -209,6 +215,7 @@ class Task:
             self._require(bool(template_fields(self.prompt, self.where)), "prompt", 'a text with fields, as "{text}"')
         if self.type == "perplexity":
             self._require(not self.shots, "shots", "0 for perplexity")
+        # Options without a meaning for this type are refused: they would be ignored silently.
         for other in fields(self):
             if _ONLY_FOR.get(other.name, self.type) != self.type and getattr(self, other.name) != other.default:
                 raise InputError(
@@ -216,7 +223,7 @@ class Task:
                 )
 
     def _check_messages(self) -> None:
-        """A conversation is prompt and answer, and its template writes no solved examples before it."""
+        """Check `messages`: they replace prompt and answer, and templates cannot add solved examples."""
         for key, asked in (("prompt", self.prompt), ("answer", self.answer), ("shots", self.shots)):
             if asked:
                 raise InputError(f"{self.where}: messages hold the whole conversation: remove {key}")
