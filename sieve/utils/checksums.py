@@ -1,8 +1,8 @@
 """Checksums of a saved folder: `checksums.json` beside the weights, verified when Sieve or transformers loads them.
 
-The weights that belong to it carry its id in the metadata of their header, twice, so that a flipped bit cannot hide
-them. What `save_pretrained`, an adapter's merge or another tool writes into the folder later carries none: it is
-unverified, and not refused.
+The weights that belong to the folder carry its id twice in the metadata of their header, so that a flipped bit cannot
+hide them. Files that `save_pretrained`, an adapter's merge or another tool writes later carry no id: they are not
+verified, and not refused.
 """
 
 import hashlib
@@ -20,16 +20,19 @@ from sieve.utils.files import storage_errors, write_json
 CHECKSUMS = "checksums.json"
 VERSION = 1
 PIECE = 1 << 26
-"""Bytes that are hashed together. A file's checksum is of the checksums of its pieces: they are hashed in parallel."""
+"""Bytes of one piece. A file's checksum is taken over those of its pieces, which are hashed in parallel."""
 _BLOCK = 1 << 20
-_HEAD = 4096  # bytes of a safetensors file that hold its metadata
-_FREE = {CHECKSUMS, "README.md"}  # not checked: a model card may be edited
+# These first bytes of a safetensors file hold its metadata.
+_HEAD = 4096
+# Not checked: users may edit the model card.
+_FREE = {CHECKSUMS, "README.md"}
 
-_verified: dict[Path, tuple[int, ...]] = {}  # file → its status when its checksum was right
+# File → its status when its checksum was last found right, so that it is not hashed again.
+_verified: dict[Path, tuple[int, ...]] = {}
 
 
 def write_checksums(folder: Path, identity: str) -> None:
-    """Write `checksums.json` of all files in `folder`, the last of them to be written."""
+    """Write `checksums.json` for all files in `folder`; call it after all of them are written."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in _FREE)
     digests = _digests([folder / name for name in names])
     content = {
@@ -56,6 +59,8 @@ def verify(folder: str | Path) -> None:
     folder = Path(folder)
     if not (folder / CHECKSUMS).is_file():
         return
+    # Hash only files that are not known to be right. The status is taken before hashing, so that a change during it is
+    # noticed next time.
     with storage_errors(folder):
         identity, recorded = _read(folder / CHECKSUMS)
         there = [name for name in recorded if (folder / name).is_file()]
@@ -63,6 +68,7 @@ def verify(folder: str | Path) -> None:
         unknown = [name for name in belonging if _verified.get(folder / name) != _status(folder / name)]
         before = [_status(folder / name) for name in unknown]
         digests = _digests([folder / name for name in unknown])
+    # Weights of the saved model must match; other files may have been edited.
     changed = [name for name in recorded if name not in belonging]
     for name, status, digest in zip(unknown, before, digests, strict=True):
         if digest == recorded[name]:
@@ -97,7 +103,7 @@ def _read(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def _belongs(path: Path, identity: str) -> bool:
-    """Whether a file is the one that was saved, whole or damaged; of others than weights there is no telling."""
+    """Whether weights are those that were saved, whole or damaged; other files carry no id and always count."""
     if not _is_weights(path.name):
         return True
     with path.open("rb") as file:
@@ -122,7 +128,8 @@ def _digests(files: Iterable[Path]) -> list[str]:
     files = list(files)
     pieces = [(file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)]
     totals = {file: hashlib.sha256() for file in files}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
+    # Threads are enough: hashing releases the GIL.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (file, _), digest in zip(pieces, pool.map(_piece_digest, pieces), strict=True):
             totals[file].update(digest)
     return [total.hexdigest() for total in totals.values()]

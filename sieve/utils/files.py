@@ -20,8 +20,10 @@ import yaml
 from sieve.errors import InputError, StorageError
 from sieve.utils import progress
 
-_LOCK = "sieve.lock"  # in a folder that is being written
-_HOLDER = "process "  # what every lock of ours begins with
+# Name of the lock file in a folder that is being written.
+_LOCK = "sieve.lock"
+# Every lock file of Sieve begins with this text.
+_HOLDER = "process "
 
 
 def cache_dir() -> Path:
@@ -41,7 +43,7 @@ def cache_dir() -> Path:
 def cache_folder(name: str) -> Path | None:
     """The user's own cache folder of this name; made, and closed to others, if it is missing.
 
-    None, with a note, where there is none: it cannot be made, belongs to another user or is open to everyone.
+    Returns None, with a note, if the folder cannot be made, belongs to another user or is open to everyone.
     """
     try:
         folder = cache_dir() / name
@@ -69,7 +71,7 @@ def in_cache(path: str | Path) -> bool:
 def why_untrusted(path: str | Path) -> str | None:
     """Why others may have put something at this path; None where only this user and root could.
 
-    In a folder with the sticky bit, such as /tmp, everyone can make files, but not put them in the place of others'.
+    In a folder with the sticky bit, such as /tmp, everyone can make files, but nobody can replace other users' files.
     """
     status = Path(path).stat()
     if status.st_uid not in (0, os.getuid()):
@@ -80,7 +82,7 @@ def why_untrusted(path: str | Path) -> str | None:
 
 @cache
 def process_folder() -> Path:
-    """A folder for this process alone, for what a cache would hold; it goes when the process ends.
+    """A folder for this process alone that stands in for a cache; it is removed when the process ends.
 
     Raises: StorageError where no temporary folder can be made.
     """
@@ -105,8 +107,8 @@ def require_new(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; on success its file is synced and renamed to `path`, else removed.
 
-    The file gets the mode that the user's umask gives to new files. What a killed process leaves behind is removed by
-    the next one that writes beside `path`, see `remove_leftovers`.
+    The file gets the mode that the user's umask gives to new files. If a process is killed, the next one that writes
+    beside `path` removes what it left, see `remove_leftovers`.
 
     Raises: StorageError where the file cannot be written.
     """
@@ -125,7 +127,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(mode)  # safetensors makes its files unreadable for others, such as a server
+                # safetensors makes files that other users, such as a server, cannot read.
+                file.chmod(mode)
             _sync(file)
         _sync(temporary)
         if final.is_dir():
@@ -135,7 +138,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _making(path: Path) -> Iterator[tuple[Path, Path, int]]:
-    """A temporary path for what becomes `path`, `path` without links, and the mode of new files.
+    """Yield a temporary path that will be renamed, the final path without links, and the mode of new files.
 
     The temporary path lies in a hidden folder beside `path`, with a lock that says that this process is alive.
     """
@@ -143,18 +146,18 @@ def _making(path: Path) -> Iterator[tuple[Path, Path, int]]:
         final = Path(os.path.realpath(path))
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked_folder(final.parent, final.name) as folder:
-            # The lock was made as users make files: its mode is what their umask leaves of 0666.
+            # The lock was made with default permissions, so its mode shows the user's umask.
             yield folder / final.name, final, stat.S_IMODE((folder / _LOCK).stat().st_mode)
             _sync(final.parent)
 
 
 @contextmanager
 def locked_folder(place: Path, name: str) -> Iterator[Path]:
-    """A new hidden folder in `place` for this process alone, named after `name`; it goes when the block ends."""
+    """A new hidden folder in `place` for this process alone, named after `name`; it is removed when the block ends."""
     remove_leftovers(place)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name[:50]}."))
     try:
-        # No other process knows of the folder yet, so that this lock cannot be taken.
+        # No other process knows the folder yet, so nobody else can hold this lock.
         with try_lock(folder / _LOCK) or nullcontext():
             yield folder
     finally:
@@ -162,9 +165,9 @@ def locked_folder(place: Path, name: str) -> Iterator[Path]:
 
 
 def remove_leftovers(place: str | Path) -> None:
-    """Remove what killed processes have left half-written in the folder `place`.
+    """Remove the half-written files of killed processes in the folder `place`.
 
-    Only hidden folders with a lock of ours go, and never one that a live process may still write to.
+    Only hidden folders with one of our locks are removed, and never one that a live process may still write to.
     """
     for path in Path(place).glob(f".*/{_LOCK}"):
         if path.parent.is_symlink() or not lock_holder(path).startswith(_HOLDER):
@@ -175,14 +178,14 @@ def remove_leftovers(place: str | Path) -> None:
                 continue
             held.enter_context(lock)
             if (second := try_lock(path)) is not None:
-                # Here two may hold a lock: this file system has none, and it cannot be told which process is alive.
+                # This file system has no locks, so it is unknown whether the folder's process is alive: keep it.
                 second.close()
                 continue
             shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def require_writable(path: str | Path) -> None:
-    """StorageError now, not after long work, where `atomic_file` could not write to this path."""
+    """Check before long work that `atomic_file` could write to this path; StorageError if not."""
     with _making(Path(path)):
         pass
 
@@ -193,7 +196,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def require_space(path: str | Path, needed: int) -> None:
-    """StorageError unless the disk that `path` is on, or will be on, has so many bytes left."""
+    """StorageError unless the disk of `path` has so many bytes left; `path` need not exist."""
     place = Path(os.path.realpath(path))
     while not place.exists():
         place = place.parent
@@ -234,12 +237,12 @@ def try_lock(path: str | Path) -> IO[str] | None:
             if not take_lock(file):
                 file.close()
                 return None
-            # Its last holder may have removed the file between the two calls: then this is a lock on nothing.
+            # The last holder may have removed the file between the two calls; then this lock is worthless: try again.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             file.close()
-        # In this order it is never found empty once it has had a holder.
+        # Write first, then shorten: other processes never find the file empty.
         file.write(f"{_HOLDER}{os.getpid()} on {socket.gethostname()}\n")
         file.truncate()
         file.flush()
@@ -247,7 +250,7 @@ def try_lock(path: str | Path) -> IO[str] | None:
 
 
 def take_lock(file: IO) -> bool:
-    """Lock an open file until it is closed; False where another process holds the lock. See `try_lock`."""
+    """Lock an open file until it is closed; False if another process holds the lock. See `try_lock`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -269,7 +272,7 @@ def lock_holder(path: str | Path) -> str:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """The operating system's refusals, as one line that names the file."""
+    """Turn errors of the operating system into a StorageError of one line that names the file."""
     try:
         yield
     except StorageError:
@@ -278,7 +281,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
         ) from error
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
+    except Exception as error:
+        # safetensors reports a full disk by its own kind of exception.
         if type(error).__module__.startswith("safetensors"):
             raise StorageError(f"cannot write {path}: {error}; free some space or choose another place") from error
         raise

@@ -1,15 +1,15 @@
-"""Whether the hub of models and data sets can be reached; what its clients would spend half a minute to find out."""
+"""Whether the hub of models and data sets can be reached; its own clients would need half a minute to find out."""
 
 import threading
 
 SECONDS = 3.0
-"""How long an answer is waited for."""
+"""How long to wait for an answer."""
 
 
 def hub_answers() -> bool:
-    """Whether the hub answers at all. One short try, bounded in time whatever the network does with it."""
+    """Whether the hub answers at all: one short try, limited in time whatever the network does."""
     answered: list[bool] = []
-    # A look-up of the host's name keeps no time limit: it is left behind in a thread that ends no process.
+    # Looking up the host's name obeys no time limit, so it runs in a daemon thread that can be left behind.
     thread = threading.Thread(target=lambda: answered.append(_answers()), daemon=True)
     thread.start()
     thread.join(SECONDS)
@@ -22,6 +22,7 @@ def _answers() -> bool:
 
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception:  # which HTTP library raises what differs between versions of the client
+    except Exception:
+        # The client's versions use different HTTP libraries, which raise different errors.
         return False
     return True

@@ -1,8 +1,8 @@
-"""What a calibration or a journal belongs to: all that decides the numbers in it, by the names that a refusal gives.
+"""The identity of a calibration or journal: everything that decides its numbers, by names that error messages use.
 
 model           every parameter
-layers          the classes of all modules and what they say of themselves: an activation that was exchanged shows
-buffers         every buffer, those that are not saved too: rotary frequencies, permutations
+layers          the classes of all modules and their descriptions, which show an exchanged activation
+buffers         every buffer, saved or not: rotary frequencies, permutations
 configuration   of the model and of its generation, key by key
 tokenizer       its whole state
 versions        of Sieve, of transformers (which holds the models' code) and of torch (whose products are rounded as
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PACKAGES = ("sieve-pruning", "torch", "transformers")
-# Where the model came from, and what its weights say: they decide nothing.
+# Keys that decide no number: where the model came from, and facts that its weights show anyway.
 _VOLATILE = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 _TOKENIZER_SETTINGS = (
     "special_tokens_map",
@@ -60,7 +60,7 @@ def identity_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Names of what differs between two identities; where it is a few keys of a mapping, with these."""
+    """Names of the parts in which two identities differ; if a few keys of a mapping differ, with these keys."""
     names = []
     for name in {**found, **wanted}:
         one, other = found.get(name), wanted.get(name)
@@ -79,10 +79,10 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (hex) of a tokenizer's whole state, but for how the last call padded and cut."""
+    """SHA-256 (hex) of a tokenizer's whole state, except the padding and cutting that its last call set."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # A version and what the last call asked for come first. Reading the JSON would take most of the time.
+        # The version and the last call's settings come first: cut them off as text, since parsing the JSON is slow.
         text = backend.to_str()
         state = hashlib.sha256(text[max(text.find('"added_tokens"'), 0) :].encode()).hexdigest()
     else:
@@ -95,7 +95,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 (hex) over every tensor's name, shape, dtype and contents, in the order that they have."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
+    # Threads are enough: hashing releases the GIL.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(_content_digest, tensors.values())
         total = hashlib.sha256()
         for (name, tensor), digest in zip(tensors.items(), digests, strict=True):
@@ -104,7 +105,7 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All buffers; of rotary frequencies that follow the length of the last input, those that they began with."""
+    """All buffers; rotary frequencies that depend on the last input's length are replaced by their original values."""
     buffers = {}
     for name, buffer in model.named_buffers():
         parent, _, leaf = name.rpartition(".")
@@ -115,7 +116,7 @@ def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will be read back from JSON, without what is volatile."""
+    """The values as JSON will return them, without volatile keys."""
     read = json.loads(json.dumps(values, default=str))
     return _without_volatile(read)
 

@@ -4,11 +4,12 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-_LONGEST_INTEGER = 256  # bits; Python refuses to write integers of more than 4,300 digits
+# Bits of an integer that is written out; Python cannot write integers of more than 4,300 digits.
+_LONGEST_INTEGER = 256
 
 
 class _Repr(reprlib.Repr):
-    """A repr that looks at the first few items of the first few levels alone."""
+    """A repr that only looks at the first few items of the first few levels."""
 
     def __init__(self, limit: int):
         super().__init__()
@@ -41,14 +42,14 @@ def shorten(value: Any, limit: int = 60) -> str:
 
 
 def listed(names: Iterable[Any], limit: int = 20) -> str:
-    """Names with commas between them; of more than `limit` the first, and how many there are."""
+    """Names with commas between them; of a longer list only the first `limit`, and their total number."""
     names = list(names)
     text = ", ".join(_plain(name) for name in names[:limit])
     return text if len(names) <= limit else f"{text}, … ({len(names):,} in all)"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an error of another library says, on one line."""
+    """The message of another library's error, on one line."""
     text = " ".join(str(error)[: 4 * limit].split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

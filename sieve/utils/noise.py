@@ -1,12 +1,12 @@
-"""Messages of other libraries as they are imported, which say nothing of use where those libraries are not used."""
+"""Dropping messages that other libraries print at import, which mean nothing to users of Sieve."""
 
 import logging
 import re
 
 _USELESS = {
-    # Compiled parts for other Pythons and GPUs, which torchao goes without.
+    # torchao works without its compiled parts for other Pythons and GPUs.
     "torchao": re.compile(r"Failed to load .*_C|Skipping import of cpp extensions", re.DOTALL),
-    # torchao registers enums in a way that torch has come to do by itself.
+    # torchao registers enums, which torch now does by itself.
     "torch.utils._pytree": re.compile(r".*is an Enum subclass and is now natively supported", re.DOTALL),
 }
 """Logger → messages that are dropped; all others pass."""

@@ -21,13 +21,14 @@ from sieve.utils.messages import shorten
 GROUPS = ("Task", "Size", "Method", "Search", "Machine", "Output")
 """The parts of `sieve prune --help`."""
 
-LARGEST = 2**63 - 1  # what integers of tensors can hold; NaN is not below it either
+# Largest integer that tensors can hold. NaN fails this comparison too.
+LARGEST = 2**63 - 1
 _WORDS: dict[type, str] = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one option.
+    """All facts about one option.
 
     name: in Python and in recipes; on the command line with hyphens.
     types: of its values. default: `dataclasses.MISSING` where it must be given.
@@ -35,10 +36,10 @@ class Option:
     choices: the values there are, or a function that lists them. listed: whether help texts list them.
     within: an interval such as "(0, 1]" or "[1, ∞)"; "" is any number.
     hint: what a message about a value outside adds.
-    shown: the default in words, where the value does not say it.
+    shown: the default in words, if the value alone is not clear.
     check: raises InputError for a bad value, instead of choices and range.
-    flags: on the command line, where they do not follow from the name. argument: it is given by its place there.
-    bare: what the flag alone stands for, where it may be followed by a value or not.
+    flags: on the command line, if they do not follow from the name. argument: given by its position there.
+    bare: the value that a flag without a value stands for, if the value is optional.
     """
 
     name: str
@@ -58,12 +59,12 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As a user types it."""
+        """The option as a user types it."""
         return self.flags[0] if self.flags else f"--{self.name.replace('_', '-')}"
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The values there are; empty where any will do."""
+        """The allowed values; empty if there is no list of them."""
         return tuple(self.choices()) if callable(self.choices) else self.choices
 
     @property
@@ -75,14 +76,15 @@ class Option:
 
     @property
     def range_text(self) -> str:
-        """The values there are, in words: "2:4 or 4:8", "in [0, 1)", "at least 1"; empty where any will do."""
+        """The allowed values in words: "2:4 or 4:8", "in [0, 1)", "at least 1"; empty if all are allowed."""
         if known := self.known:
             return " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
         return _range_text(self.within) if self.within else ""
 
     def require(self, value: Any) -> None:
-        """InputError where the value could not work."""
-        numeric = float if self.check else int | float  # a check of its own knows whole numbers
+        """InputError if the value cannot work."""
+        # Options with a check of their own also check whole numbers there.
+        numeric = float if self.check else int | float
         if isinstance(value, numeric) and not -LARGEST <= value <= LARGEST:
             raise InputError(f"{self.name} must be a finite number, at most {LARGEST:,}, got {shorten(value)}")
         if self.check is not None:
@@ -118,7 +120,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 @cache
 def options_of(config: type) -> dict[str, Option]:
-    """The options of a config dataclass by name, its own before those that it inherits; without help there is none."""
+    """The options of a config dataclass by name, its own before inherited ones; fields without help are no options."""
     hints = get_type_hints(config)
     group = getattr(config, "GROUP", "")
 
@@ -139,7 +141,7 @@ def require_types(config: Any) -> None:
 
 
 def require_values(config: Any) -> None:
-    """InputError for the first value that could not work, by its option alone."""
+    """InputError for the first value that its option does not allow."""
     for name, one in options_of(type(config)).items():
         value = getattr(config, name)
         if one.check is None:

@@ -28,14 +28,15 @@ _shown: bool | None = None
 _muted = False
 _noted: set[tuple[bool, str]] = set()
 _log = logging.getLogger("sieve")
-_log.addHandler(logging.NullHandler())  # without a configuration of the program's nothing is printed
+# Print nothing unless the program configures logging.
+_log.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a listener may want to know.
+    """One step of progress, sent to all listeners.
 
-    kind: a "line" for the user, a "note" that should not be missed, the "begin", each "advance" and the "end" of a
+    kind: a "line" for the user, an important "note", the "begin", each "advance" and the "end" of a
         piece of work, or "values" that were measured.
     text: the line; of work, what it is. style: of a line.
     done, total, unit: of a piece of work; `total` is None where it is not known.
@@ -57,7 +58,7 @@ Listener = Callable[[Event], None]
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Inside the block `listener` is called with every event; one that fails is named in a note, and called no more.
+    """Inside the block `listener` is called with every event; if it fails, a note says so and it is not called again.
 
     Example:
         >>> with sieve.progress.listening(lambda event: print(event.kind, event.done, event.total)):
@@ -73,7 +74,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Inside the block there are no events: for work that is repeated, or that was not asked for."""
+    """Inside the block there are no events: for repeated work, or work that the user did not ask for."""
     global _muted
     before, _muted = _muted, True
     try:
@@ -91,9 +92,10 @@ def emit(event: Event) -> None:
     for listener in list(_listeners):
         try:
             listener(event)
-        except Exception as error:  # whatever a tracker makes of a network: the work is worth more
+        except Exception as error:
+            # A tracker may fail in any way, for example without a network; the run must go on.
             _listeners.remove(listener)
-            note(f"a listener to progress failed and is told no more: {type(error).__name__}: {one_line(error)}")
+            note(f"a listener to progress failed and is not called again: {type(error).__name__}: {one_line(error)}")
 
 
 def measured(values: Mapping[str, float], step: int | None = None) -> None:
@@ -145,7 +147,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def bar(description: str, total: int | None, unit: str, summary: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)` for work of `total` units (None: not known yet); the bar goes when done and leaves a
+    """Yield `advance(n)` for work of `total` units (None: not known yet). At the end the bar disappears and leaves a
     line with time and rate.
 
     Without a terminal only that line is printed; `summary=False` leaves it out.
@@ -171,11 +173,12 @@ class _Terminal:
     """Bars and lines on standard error."""
 
     def __init__(self) -> None:
-        self._bars: list[Progress | None] = []  # of the pieces of work that are going on, the innermost last
+        # Bars of the running pieces of work, the innermost last; None for one without a bar.
+        self._bars: list[Progress | None] = []
 
     def __call__(self, event: Event) -> None:
         if event.kind == "begin":
-            # One bar at a time: a terminal has one last line.
+            # Only one bar at a time: it is drawn on the terminal's last line.
             draws = is_shown() and console().is_terminal and not any(self._bars)
             self._bars.append(self._begun(event) if draws else None)
         elif event.kind == "advance" and self._bars and (bar := self._bars[-1]) is not None:
@@ -217,12 +220,13 @@ _listeners: list[Listener] = []
 
 @cache
 def console() -> "Console":
-    """The terminal of this module; rich is imported with it."""
+    """The console for progress; created late because importing rich takes time."""
     return make_console(stderr=True)
 
 
 def _on_a_terminal() -> bool:
     try:
         return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it is closed
+    except ValueError:
+        # Standard error is closed.
         return False

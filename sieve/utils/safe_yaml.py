@@ -1,6 +1,6 @@
 """Reading YAML (and JSON, which is YAML too) from sources that are not trusted: tasks and recipes.
 
-Only plain values are made. A small file cannot become a large value: aliases count as what they stand for.
+Only plain values are made. A small file cannot become a huge value: aliases count with their full size.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from sieve.errors import InputError
 from sieve.utils.messages import one_line, shorten
 
 LARGEST = 2 * 2**20
-"""Bytes of a file; with every alias written out its values may be twice as many characters."""
+"""Largest file in bytes; with every alias written out, its values may have twice as many characters."""
 
 DEEPEST = 50
-"""Levels of lists and mappings inside one another."""
+"""Deepest nesting of lists and mappings."""
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
@@ -37,7 +37,8 @@ def read_yaml(path: str | Path, what: str) -> Any:
         raise InputError(f"cannot read {what} {path}: it is not UTF-8") from None
     except OSError as error:
         raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
-    except ValueError as error:  # a path with a null character
+    except ValueError as error:
+        # The path has a null character.
         raise InputError(f"cannot read {what} {path}: {error}") from None
     if len(content) > LARGEST:
         raise InputError(f"{what} {path} is larger than {LARGEST >> 20} MiB: keep examples in a data file of their own")
@@ -51,12 +52,14 @@ def read_yaml(path: str | Path, what: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is costly while the document's tree is built, before any value is."""
+    """Refuses costly documents while their tree is built, before any value is made."""
 
     def __init__(self, text: str):
         super().__init__(text)
-        self._open: list[str | None] = []  # anchors of the nodes that are being read
-        self._sizes: dict[int, int] = {}  # id of a node → characters of its values, aliases written out
+        # Anchors of the nodes that are being read.
+        self._open: list[str | None] = []
+        # Id of a node → characters of its values, with aliases written out.
+        self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
@@ -96,7 +99,7 @@ def _refuse_twins(node: yaml.MappingNode) -> None:
 
 
 def _whole_characters(node: yaml.ScalarNode) -> str:
-    """The text, with JSON's two escapes for one character (`\\ud83d\\ude00`) as that character."""
+    """The text, with JSON's pairs of escapes (`\\ud83d\\ude00`) joined to one character."""
     if node.value.isascii():
         return node.value
     try:

@@ -1,4 +1,4 @@
-"""Standard output and error that never end a run: what has no reader is dropped, and the first error is remembered."""
+"""Standard output and error that never end a run: output without a reader is dropped, the first error is kept."""
 
 import errno
 import io
@@ -13,7 +13,7 @@ _forgiven = False
 
 
 class _LenientFile(io.FileIO):
-    """A file descriptor to write to; after its first error it takes everything and keeps nothing."""
+    """A file descriptor to write to; after its first error it accepts everything and drops it."""
 
     def __init__(self, descriptor: int, error: OSError | None = None):
         super().__init__(descriptor, "w", closefd=False)
@@ -28,7 +28,7 @@ class _LenientFile(io.FileIO):
             else:
                 if written is not None:
                     return written
-                # A pipe that another process has made non-blocking is full.
+                # Another process has made the pipe non-blocking, and it is full.
                 select.select([], [self], [])
         return len(data)
 
@@ -57,14 +57,14 @@ def lenient_streams() -> Iterator[None]:
 
 
 def output_error() -> OSError | None:
-    """What has kept standard output from taking everything so far, or None."""
+    """The error that has stopped standard output from taking everything, or None."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _LenientFile) and not _forgiven else None
 
 
 def forgive() -> None:
-    """Report no error of standard output any more."""
+    """Stop reporting errors of standard output."""
     global _forgiven
     _forgiven = True
 

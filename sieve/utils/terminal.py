@@ -1,4 +1,4 @@
-"""Text for a terminal: what users name their files, tasks and layers is printed as it is, and steers nothing.
+"""Text for a terminal: names of files, tasks and layers are printed literally and cannot control the terminal.
 
 A console made here reads no markup and no emoji codes, and shows control characters as escapes (`\\x1b`). Rich is
 imported with the first of them: a layer that only has something to note needs no terminal.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# Characters that reverse the order of the text around them, so that a name reads as another one.
+# Characters that reverse the text around them, so that one name could look like another.
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Control characters, lone surrogates (bytes of a file name that are not UTF-8), separators of lines and paragraphs.
 _UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
@@ -40,7 +40,7 @@ def _plain_console() -> type[Console]:
 
     class PlainConsole(Console):
         def render_str(self, text: str, **options) -> Text:
-            # Every string passes here: what is printed, titles, and cells of tables.
+            # Every string passes through here: printed text, titles, and cells of tables.
             return super().render_str(printable(text), **options)
 
     return PlainConsole

@@ -1,4 +1,4 @@
-"""Trackers of experiments: the numbers that a run measures go to trackio, MLflow or TensorBoard, where asked for."""
+"""Trackers of experiments: send the numbers that a run measures to trackio, MLflow or TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ TRACKERS = ("mlflow", "tensorboard", "trackio")
 PROJECT = "sieve"
 
 _Log = Callable[[Mapping[str, float], "int | None"], None]
-_Opened = tuple[_Log, Callable[[], None]]  # what takes numbers, and what ends the run
+# The function that takes numbers, and the one that ends the run.
+_Opened = tuple[_Log, Callable[[], None]]
 
 
 def check_tracker(name: str) -> None:
@@ -35,7 +36,7 @@ def tracked(name: str, run: str, settings: Mapping[str, Any] | None = None) -> I
     Args:
         name: "mlflow", "tensorboard" (event files in `runs/tensorboard/RUN`) or "trackio".
         run: what the run is called there.
-        settings: what it was asked to do, such as a recipe.
+        settings: options of the run, such as a recipe.
 
     Raises: InputError where the tracker is unknown or not installed.
 
