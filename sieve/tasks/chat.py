@@ -157,7 +157,7 @@ def _rendered(
         raise InputError(f"{task.where}: chat is true, but the model's tokenizer has no chat template: {key}")
     if _DATED in str(tokenizer.chat_template):
         progress.note_once(
-            "the model's chat template prints the day: prompts, and perhaps scores, will change from one day to the next"
+            "the model's chat template prints the day: prompts, and perhaps scores, change from one day to the next"
         )
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
