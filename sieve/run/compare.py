@@ -15,7 +15,7 @@ from sieve.utils.messages import one_line
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """The runs in these folders, each with the shortest name by which it differs from the others.
 
-    Raises: InputError for a folder that is no run's, or one that is named twice; StorageError for a damaged report.
+    Raises: InputError for a folder without a run, or one that is named twice; StorageError for a damaged report.
     """
     paths = [Path(folder) for folder in folders]
     real = [path.resolve() for path in paths]
@@ -33,7 +33,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def require_page(path: str | Path) -> Path:
-    """The path, if nothing is there yet but a page that this command made."""
+    """The path, if nothing is there yet, or only a page that this command made."""
     path = Path(path)
     if not path.exists():
         return path
@@ -44,7 +44,7 @@ def require_page(path: str | Path) -> Path:
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> None:
-    """The page of all runs; StorageError where a report holds what no run writes."""
+    """The page of all runs; StorageError if a report has values that no run writes."""
     try:
         text = compare_page(runs)
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -39,18 +39,20 @@ def evaluate_source(
 ) -> dict[str, Any]:
     """Score the model at `source` on one split; with `against`, also the paired difference to that model.
 
-    Code that a model brings runs only with `trust_remote_code`.
-    Task and seed default to those that a pruned folder was made with; `data` is a file or folder instead of the
-    task's. Returns plain numbers, ready for JSON; `same_data` says whether the examples are those of the folder's
-    report, and is None where there is nothing to compare. "chance",
-    "majority" and "ngrams" are what is scored without a model on the split (None where the task has none); "notes" says
-    where the model is no better. Where one of the two models has a trimmed vocabulary of the other's, likelihoods are
-    compared over the tokens that both have.
+    Code that a model brings runs only with `trust_remote_code`. Task and seed default to those that a pruned folder was
+    made with; `data` is a file or folder instead of the task's.
+
+    Returns plain numbers, ready for JSON. `same_data` says whether the examples are those of the folder's report, and
+    is None if there is nothing to compare. "chance", "majority" and "ngrams" are scores without a model on the split
+    (None if the task has none); "notes" names those that the model does not beat. If one of the two models has a
+    trimmed vocabulary of the other's, likelihoods are compared over the tokens that both have.
     """
+    # Find mistakes in the arguments before a model is loaded.
     check_split(split)
     for name in (source, against):
         if name is not None:
             find_model(name)
+    # Use the folder's own task and seed by default, and say if its data has changed.
     recipe = own_recipe(source)
     loaded = load_task(task or own_task(source, recipe), data)
     splits = loaded.splits(recipe.get("seed", 0) if seed is None else seed)
@@ -59,7 +61,7 @@ def evaluate_source(
         progress.note(f"the {split} data has changed since {source} was made: its report is of other data")
 
     def score(source: str, like: PreTrainedTokenizerBase | None = None) -> tuple[Scores, PreTrainedTokenizerBase]:
-        """Scores of the model, and the tokenizer it is read by: its own, or `like`, whose tokens alone it then has."""
+        """Scores of the model, and its tokenizer. With `like`, the model is reduced to the tokens of `like`."""
         model, tokenizer = load_model(source, dtype, device, trust_remote_code)
         if like is not None:
             match_vocabulary_(model, tokenizer, like)
@@ -67,6 +69,7 @@ def evaluate_source(
         check_splits(model, tokenizer, loaded, {split: splits[split]})
         return evaluate(model, tokenizer, loaded, splits[split]), tokenizer
 
+    # Score the model, and compare it with what needs no model.
     scores, tokenizer = score(source)
     level = control_levels(loaded, {split: splits[split]}, splits["calibration"])[split]
     note = signal_note(split, scores, level, "the model")
@@ -81,8 +84,10 @@ def evaluate_source(
         "loglik": vars(bootstrap(scores.loglik)),
         "tokens": scores.tokens,
     }
+    # Compare with the other model, example by example.
     if against is not None:
         other, others = score(against)
+        # A trimmed vocabulary makes every likelihood larger, so the model with more tokens is scored again with fewer.
         pairs = {"accuracy": (scores, other), "loglik": (scores, other)}
         if has_fewer_tokens(tokenizer, others):
             pairs["loglik"] = scores, score(against, tokenizer)[0]
@@ -105,7 +110,7 @@ def _difference(scores: Scores, other: Scores, measure: str) -> dict[str, float]
 
 
 def _in_common(scores: Scores, other: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Places in either's results of the examples that both could score: each tokenizer leaves out its own."""
+    """Indices, in each model's results, of the examples that both could score: each tokenizer may leave some out."""
     asked = [np.arange(len(one.score)) if one.examples is None else one.examples for one in (scores, other)]
     common, mine, theirs = np.intersect1d(*asked, assume_unique=True, return_indices=True)
     if not len(common):
@@ -120,7 +125,7 @@ def _controls(level: Chance | None) -> dict[str, float | None]:
 
 
 def own_task(source: str, recipe: Mapping[str, Any]) -> str:
-    """The task that a pruned folder keeps; the one that its recipe names, where an earlier version made it."""
+    """The task that a pruned folder keeps, or the one that its recipe names, if an earlier version made the folder."""
     kept = report_folder(source) / TASK_FILE
     if kept.is_file():
         return str(kept)
@@ -133,7 +138,7 @@ def own_task(source: str, recipe: Mapping[str, Any]) -> str:
 
 
 def _same_data(source: str, splits: Mapping[str, Sequence[Example]]) -> bool | None:
-    """Whether these are the examples that the folder's report is of; None where it does not say."""
+    """Whether these are the examples of the folder's report; None if the report does not say."""
     if not (report_folder(source) / "report.json").is_file():
         return None
     before = read_report(source).get("data")

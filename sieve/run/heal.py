@@ -35,7 +35,7 @@ from sieve.utils import progress
 from sieve.utils.files import require_new, require_space
 
 MEASURED = ("fitness", "validation", "test")
-"""The splits whose scores are in a report."""
+"""Splits whose scores are in a report."""
 
 
 def heal_folder(
@@ -55,12 +55,13 @@ def heal_folder(
     Args:
         source: folder that `sieve prune` made; it stays as it is.
         teacher: the dense model; None: the one that the folder's report names.
-        steps, kind: as for `sieve.heal`. Beside a "tuned" model the dense one is tuned likewise.
+        steps, kind: as for `sieve.heal`. For "tuned", the dense model is tuned too, as a baseline.
         data: file or folder instead of the one that the task names.
 
-    Raises: InputError for a folder that is not pruned or of other data, too few calibration rows, or a teacher with
+    Raises: InputError for a folder that is not pruned or has other data, too few calibration rows, or a teacher with
         another vocabulary; nothing is left behind then.
     """
+    # Find mistakes in the arguments and the data before a model is loaded.
     started = time.perf_counter()
     check_steps(steps)
     check_kind(kind)
@@ -70,6 +71,7 @@ def heal_folder(
     _require_same_data(report, splits, source)
     require_rows(task, splits["calibration"])
     with unfinished_healing(output) as unfinished:
+        # Load both models, and check everything that could fail after long work.
         model, tokenizer = load_model(str(source), device=device, trust_remote_code=trust_remote_code)
         _require_pruned(model, source)
         if kind == LORA:
@@ -79,6 +81,7 @@ def heal_folder(
             require_vocabulary(model, dense)
         check_splits(model, tokenizer, task, splits)
         require_space(output, model_bytes(model))
+        # Measure the dense model: as it is and, if the vocabulary was trimmed, over the tokens that were kept.
         key = healing_key(model, tokenizer, task, splits["calibration"], dense, steps, seed, kind)
         with unfinished.scores(key) as journal:
             measured = Measured(task, splits, journal)
@@ -87,12 +90,14 @@ def heal_folder(
             if match_vocabulary_(dense, own, tokenizer) is not None:
                 require_vocabulary(model, dense)
                 same_tokens = measured("dense, the same tokens", dense, tokenizer)
+            # Compute the lessons; after that the dense model's memory can be freed, unless it is tuned too.
             checkpoint = unfinished.checkpoint("pruned", key)
             lessons = checkpoint.lessons(
                 lambda: lessons_of(dense, tokenizer, task, splits["calibration"], steps, kind), splits["calibration"]
             )
             if kind != TUNED:
                 del dense
+            # Heal. A model tuned on labels is compared with the dense model tuned in the same way.
             healing = heal_(model, lessons, steps, seed, kind, checkpoint)
             healed = measured("healed", model, tokenizer)
             tuned = None
@@ -100,6 +105,7 @@ def heal_folder(
                 progress.say("  the dense model, tuned likewise")
                 heal_(dense, lessons, steps, seed, kind, unfinished.checkpoint("dense", key))
                 tuned = measured("tuned dense", dense, tokenizer)
+        # Make the new folder.
         controls = Controls(letters_taught(task, lessons, splits), tuned)
         made = healed_report(
             report, healing.report(), scores, same_tokens, healed, controls, time.perf_counter() - started
@@ -110,7 +116,7 @@ def heal_folder(
 
 
 class Measured:
-    """Scores of models on the splits of a report, from the journal where it has them."""
+    """Scores of models on the splits of a report; scores that the journal has are not measured again."""
 
     def __init__(self, task: Task, splits: Mapping[str, Sequence[Example]], journal: Journal | None):
         self._task, self._splits, self._journal = task, splits, journal
@@ -129,7 +135,7 @@ class Measured:
 
 
 def letters_taught(task: Task, lessons: Lessons, splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:
-    """What letters reach that were learned, as the model was, from the dense model's answers; empty without choices."""
+    """Scores of a classifier of letters that learned, as the model did, from the dense model's answers; else empty."""
     measured = {split: splits[split] for split in MEASURED}
     return ngram_accuracies(task, lessons.taught, measured, lessons.answers) if lessons.answers else {}
 
@@ -143,7 +149,7 @@ def _require_pruned(model: PreTrainedModel, source: str | Path) -> None:
 
 
 def _require_same_data(report: Mapping[str, Any], splits: Mapping[str, Sequence[Example]], source: str | Path) -> None:
-    """InputError where rows that the model was judged on could now be rows to heal by."""
+    """InputError if the data has changed: healing could then use rows that the model was judged on."""
     before, now = report.get("data") or {}, describe_data(splits)
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:

@@ -59,7 +59,8 @@ from sieve.utils import progress
 from sieve.utils.files import cache_folder, require_new, require_space
 from sieve.utils.identity import identity_of
 
-_JOURNAL_BYTES = 64 << 20  # of the largest search: some thousand evaluations of some hundred examples
+# Journal of the largest search: some thousand evaluations of some hundred examples.
+_JOURNAL_BYTES = 64 << 20
 
 
 def prune(
@@ -70,14 +71,14 @@ def prune(
     trust_remote_code: bool = False,
     data: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Calibrate, project, search, confirm, test and save; returns the report that `output/report.json` holds.
+    """Calibrate, compress, search, confirm, test and save; returns the report that `output/report.json` holds.
 
     Args:
         recipe: what to do; checked before any work starts.
         output: folder to make; it must not exist, and appears only when complete.
         statistics: file or folder that keeps the calibration (see `sieve.calibrate`).
         resume: go on with the run that was interrupted on its way to `output`.
-        trust_remote_code: run the code that the model brings; a permission, so no recipe gives it.
+        trust_remote_code: run the code that the model brings; recipes cannot give this permission.
         data: file or folder instead of the one that the task names.
 
     Raises: every error of the stages; nothing is left behind then but the calibration and, once there are results of
@@ -95,7 +96,7 @@ def prune(
 
 
 class _Pipeline:
-    """One run, a method per stage. What a stage finds out and later ones use are attributes."""
+    """One run, with a method per stage. Results of a stage that later stages need are attributes."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class _Pipeline:
         self.trust, self.data = trust_remote_code, data
         self.stages = Stages()
         self.trimmed: TrimmedVocabulary | None = None
-        # Of the dense model with the vocabulary of the trimmed one.
+        # Scores of the dense model with the trimmed vocabulary.
         self.same_tokens: dict[str, Scores] | None = None
         self.lessons: Lessons | None = None
         self.refitted: Refitted | None = None
@@ -118,10 +119,12 @@ class _Pipeline:
     def run(self) -> dict[str, Any]:
         """All stages in their order; returns the report."""
         recipe, stages = self.recipe, self.stages
+        # Check everything that could refuse the run, and only then leave traces on disk.
         with stages("load"):
             self._load()
         self.unfinished.begin(recipe, self.task, self.found)
         identity = identity_of(self.model, self.tokenizer) | {"task": repr(task_identity(self.task))}
+        # Everything that needs the dense model comes before matrices are changed.
         with stages("dense"), self.unfinished.dense(identity) as kept:
             self._score_dense(kept)
             self._trim(kept)
@@ -129,6 +132,7 @@ class _Pipeline:
             if recipe.shared_input:
                 self.prunable = PrunableModel(share_inputs_(self.model))
                 _require_plans(recipe, self.prunable)
+        # Statistics → compressed forms of each matrix → the plan that says how much of each is kept.
         with stages("calibrate"):
             self._calibrate()
         with stages(recipe.traits.stage):
@@ -137,6 +141,7 @@ class _Pipeline:
             )
         with stages("search"), self.unfinished.search() as journal:
             self._search(journal)
+        # Make the model, and only now look at the test split.
         chosen = self.factors
         if recipe.refit:
             with stages("refit"):
@@ -144,6 +149,7 @@ class _Pipeline:
         with stages("test"):
             self._apply_and_test(chosen)
         report = self._report()
+        # Later changes of the model replace the report's numbers.
         if self.lessons is not None:
             report = self._heal(report)
         if recipe.quantize is not None:
@@ -152,7 +158,7 @@ class _Pipeline:
         return report
 
     def _load(self) -> None:
-        """The task and the model, and every refusal that needs them: before the long work."""
+        """Load task and model, and check all that could refuse the run before the long work."""
         recipe = self.recipe
         self.task = load_task(recipe.task, self.data)
         self.splits = self.task.splits(recipe.seed)
@@ -172,11 +178,11 @@ class _Pipeline:
             require_bpe(self.tokenizer)
         if recipe.task_aware:
             general_text(recipe.general).splits(recipe.seed)
-        # Masked or not, no model grows.
+        # No method makes a model larger, so the dense size is enough.
         require_space(self.output, model_bytes(self.model) + _JOURNAL_BYTES)
 
     def _score_dense(self, kept: Journal) -> None:
-        """What the dense model reaches: before the long work, which a task without signal would waste."""
+        """Score the dense model before the long work, because a task without signal would waste it."""
         model, tokenizer, task, splits = self.model, self.tokenizer, self.task, self.splits
 
         def score(split: str) -> Scores:
@@ -188,7 +194,7 @@ class _Pipeline:
         self.dense_test = score("test")
 
     def _trim(self, kept: Journal) -> None:
-        """Leave out the tokens that the task does not use, where the recipe says so."""
+        """Drop the tokens that the task does not use, if the recipe says so."""
         whole = _size(self.model)
         if self.recipe.trim_vocabulary:
             sequences = task_sequences(self.tokenizer, self.task, self.splits["calibration"])
@@ -200,7 +206,7 @@ class _Pipeline:
         self.gone = {name: value - _size(self.model)[name] for name, value in whole.items()}
 
     def _learn_lessons(self, identity: dict[str, Any]) -> None:
-        """What healing teaches: from the dense model, as long as it is there."""
+        """Compute the lessons for healing while the dense model is still there."""
         recipe, rows = self.recipe, self.splits["calibration"]
         if kind := recipe.healing.kind:
             self.heal_key = digest(identity, recipe.to_dict(), self.found)
@@ -237,7 +243,7 @@ class _Pipeline:
         )
 
     def _refit(self) -> CompressionSpace:
-        """The factors that are stored: refitted ones where a plan of them stays within the tolerance."""
+        """The factors that will be stored: refitted ones, if a plan of them stays within the tolerance."""
         recipe, result = self.recipe, self.result
         given = (self.prunable, self.tokenizer, self.factors, self.measured, result, self.task)
         if recipe.kept is not None:
@@ -254,7 +260,7 @@ class _Pipeline:
         return refitted.factors
 
     def _apply_and_test(self, chosen: CompressionSpace) -> None:
-        """Make the model what was confirmed, and only then ask the test split."""
+        """Apply the confirmed plan to the model, and only then score it on the test split."""
         result = self.result
         self.scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         self.size = {"dense": {name: value + self.gone[name] for name, value in _size(self.model).items()}}
@@ -294,7 +300,7 @@ class _Pipeline:
         return trimmed_report(report, self.trimmed, self.scores["pruned"], self.same_tokens)
 
     def _heal(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Train the model on the lessons, prune and heal again as often as the recipe says; the report of it."""
+        """Train the model on the lessons, prune and heal again as often as the recipe says; returns the new report."""
         recipe, lessons, unfinished, kind = self.recipe, self.lessons, self.unfinished, self.recipe.healing.kind
         with self.stages("heal"):
             scored = Measured(self.task, self.splits, unfinished.journal)
@@ -316,7 +322,7 @@ class _Pipeline:
         )
 
     def _tuned_dense(self, scored: Measured) -> dict[str, Scores]:
-        """What the dense model scores once it is tuned as the pruned one was."""
+        """Scores of the dense model after the same tuning as the pruned one."""
         recipe = self.recipe
         progress.say("  the dense model, tuned likewise")
         dense, own = load_model(recipe.model, recipe.dtype, recipe.device, self.trust)
@@ -347,12 +353,12 @@ class _Pipeline:
 
 
 def calibration_cache() -> Path | None:
-    """Where the command line keeps the last calibration, so that a run begun again need not repeat it."""
+    """Where the command line keeps the last calibration, so that the next run need not repeat it."""
     return cache_folder("calibration")
 
 
 def _require_dense(model: PreTrainedModel, source: str) -> None:
-    """A tolerance is relative to the dense model: of a pruned one it would say nothing."""
+    """InputError for a pruned model: the tolerance is relative to the dense one, so it would have no meaning."""
     config = getattr(model.config, "quantization_config", None)
     if isinstance(config, SieveConfig) and config.is_pruned:
         raise InputError(
@@ -362,7 +368,7 @@ def _require_dense(model: PreTrainedModel, source: str) -> None:
 
 
 def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
-    """InputError where nothing can be pruned, or not as far as the recipe asks."""
+    """InputError if nothing can be pruned, or less than the recipe asks for."""
     matrices = plannable(model, recipe.method, recipe.method_config())
     multiple = multiple_for(model.device, recipe.rank_multiple)
     require_plans(matrices, searcher_named(recipe.searcher), recipe.options(), multiple, model.dtype)
@@ -371,7 +377,7 @@ def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
 def _general(
     recipe: Recipe, model: PrunableModel, tokenizer: PreTrainedTokenizerBase, statistics: str | Path | None
 ) -> Statistics:
-    """The same statistics of general text, kept beside the task's: each place keeps one calibration."""
+    """The same statistics of general text, in a file of its own, because each file keeps one calibration."""
     if statistics is not None:
         path = Path(statistics)
         statistics = path.with_name(f"{path.stem}.general{path.suffix}") if path.suffix else path / GENERAL
@@ -382,7 +388,7 @@ def _general(
 def _left_dense(
     model: PrunableModel, factors: Container[str], recipe: Recipe, unpredicted: Sequence[str]
 ) -> dict[str, str]:
-    """What no plan could prune of the dense model: matrices, or with asterisks those of all blocks → why."""
+    """Matrices that no plan could prune → the reason; an asterisk stands for the numbers of all blocks."""
     layers = model.matrices()
     skipped = {name: f"its rows do not divide by {recipe.pattern}" for name in layers if name not in factors}
     skipped |= dict.fromkeys(unpredicted, "the answers have no gradient there")

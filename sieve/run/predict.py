@@ -23,7 +23,7 @@ from sieve.utils.messages import shorten
 
 STANDARD_INPUT = "-"
 ANSWER, PROBABILITY, PROBABILITIES = "prediction", "probability", "probabilities"
-"""The fields that are added to a row; where answers are written, the first alone."""
+"""The fields that are added to a row; tasks of type generation add only the first."""
 _OUTPUTS = (".jsonl", ".csv")
 _Write = Callable[[Mapping[str, Any]], None]
 
@@ -39,10 +39,10 @@ def predict_file(
     seed: int | None = None,
     trust_remote_code: bool = False,
 ) -> int:
-    """Answer the task's question of each row of a file; returns how many. Order and all fields are kept.
+    """Answer the task's question for each row of a file; returns the number of rows. Order and all fields are kept.
 
-    All rows are looked at before the model is loaded (not those of standard input), so that a row that cannot be asked
-    costs no work.
+    All rows of a file (not of standard input) are checked before the model is loaded, so that a row that cannot be
+    asked costs no work.
 
     Args:
         source: a model, usually a pruned folder, whose task and seed are the defaults.
@@ -50,6 +50,7 @@ def predict_file(
         output: new .jsonl or .csv file, which appears when it is complete; None prints JSON lines as they are answered.
         data: file or folder instead of the task's, from which few-shot examples are taken, if it has such.
     """
+    # Find mistakes in the arguments before the slow imports below.
     find_model(source)
     output = None if output is None else _require_output(output)
     recipe = own_recipe(source)
@@ -57,12 +58,14 @@ def predict_file(
     from sieve.evaluation.predict import predict_rows, require_answers
     from sieve.models.loading import load_model
 
+    # Look at all rows and the few-shot examples before the model is loaded.
     require_answers(loaded)
     added = [ANSWER] if loaded.type == "generation" else [ANSWER, PROBABILITY, PROBABILITIES]
     number, names = (None, None) if file == STANDARD_INPUT else _look_through(loaded, file, added)
     seed = recipe.get("seed", 0) if seed is None else seed
     loaded.solved_examples(seed)
     model, tokenizer = load_model(source, dtype, device, trust_remote_code)
+    # Answer row by row, so that memory does not grow with the file.
     answered = 0
     with _writer(output, names, added) as write, progress.bar("predict", number, "rows") as advance:
         for one in predict_rows(model, tokenizer, loaded, _rows(file, added), seed=seed):
@@ -73,7 +76,8 @@ def predict_file(
             answered += 1
             advance(1)
             if output is None and streams.output_error() is not None:
-                break  # the reader has ended
+                break
+                    # Nobody reads standard output any more.
     return answered
 
 
@@ -88,9 +92,9 @@ def generate(
     seed: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, str]:
-    """Model → the answer that it writes to `text`: the value of the one field of the task's prompt, or a JSON object.
+    """Model → the answer that it writes. `text`: the value of the prompt's only field, or a JSON object of all fields.
 
-    The task says how a prompt looks, where answers end and how long they are; it must be of type generation.
+    The task decides how a prompt looks, where answers end and how long they are; it must be of type generation.
     """
     for name in filter(None, (source, against)):
         find_model(name)
@@ -132,7 +136,7 @@ def _require_output(output: str | Path) -> Path:
 
 
 def _look_through(task: Task, file: str, added: list[str]) -> tuple[int, list[str]]:
-    """How many rows a file has, and the names of all fields; InputError for a row that cannot be asked."""
+    """The number of rows of a file, and the names of all fields; InputError for a row that cannot be asked."""
     from sieve.evaluation.predict import chunks
     from sieve.tasks.example import render_unanswered
 
@@ -148,7 +152,7 @@ def _look_through(task: Task, file: str, added: list[str]) -> tuple[int, list[st
 
 
 def _rows(file: str, added: list[str]) -> Iterator[tuple[dict[str, Any], Row]]:
-    """Rows as they are in the file and as a task reads them; InputError for one that has a field that is added."""
+    """Rows as they are in the file and as a task reads them; InputError if a row has a field that the answer adds."""
     for values, where in _records(file):
         for name in added:
             if name in values:
@@ -171,7 +175,7 @@ def _records(file: str) -> Iterator[Record]:
 
 @contextmanager
 def _writer(output: Path | None, names: list[str] | None, added: list[str]) -> Iterator[_Write]:
-    """What writes one row to the file, or prints it."""
+    """A function that writes one row to the file, or prints it."""
     if output is None:
         yield lambda row: print(_json(row))
         return
@@ -185,7 +189,7 @@ def _writer(output: Path | None, names: list[str] | None, added: list[str]) -> I
 
 
 def _csv_writer(file: io.TextIOBase, names: list[str] | None, added: list[str]) -> _Write:
-    """Writes rows under a header: of all fields where they are known, else of the first row's."""
+    """Writes rows under a header of all fields, or of the first row's fields if the others are not known."""
     writer: csv.DictWriter | None = None
 
     def write(row: Mapping[str, Any]) -> None:
@@ -208,11 +212,12 @@ def _cell(value: Any) -> str:
 
 
 def _json(row: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(row))  # ASCII: whatever the encoding of the terminal, and no control characters
+    # ASCII works with every encoding of the terminal, and has no control characters.
+    return json.dumps(_plain(row))
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: NaN, by which tables say that there is none, is null; a time is a text."""
+    """The value for JSON: NaN, which tables use for a missing value, becomes null; a time becomes a text."""
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

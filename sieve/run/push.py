@@ -1,4 +1,4 @@
-"""`sieve push`: a pruned model's folder on a hub, without what only its owner's machine has."""
+"""`sieve push`: upload a pruned model's folder to a hub, without paths of the owner's machine."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from sieve.utils.messages import one_line, shorten
 from sieve.utils.safe_yaml import read_yaml
 
 _PLACES = ("model", "task", "data", "dataset", "lm_eval", "general", "teacher")
-"""Keys of recipes, tasks and reports whose values may be places on this machine."""
+"""Keys of recipes, tasks and reports whose values may be paths on this machine."""
 
 
 def check_push(repository: str) -> None:
-    """InputError where a push would fail: before long work. The hub is asked nothing but whether it is there."""
+    """InputError if a push would fail; called before long work. The hub is only asked whether it can be reached."""
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -38,10 +38,10 @@ def check_push(repository: str) -> None:
 def push(folder: str | Path, repository: str) -> str:
     """Upload the folder to a repository of the hub, made private where it does not exist; returns its address.
 
-    Paths of this machine (of the model, the task's data) leave nothing but their last name, and rows that stand in the
-    task file stay here.
+    Paths of this machine (of the model, the task's data) are cut to their last name, and rows in the task file are not
+    uploaded.
 
-    Raises: InputError for a folder that is no pruned model's, a name that no hub takes, or a missing token;
+    Raises: InputError for a folder without a pruned model, an invalid repository name, or a missing token;
         StorageError where the hub refuses.
     """
     folder = Path(folder)
@@ -56,13 +56,14 @@ def push(folder: str | Path, repository: str) -> str:
         try:
             made = HfApi().create_repo(repository, private=True, exist_ok=True)
             HfApi().upload_folder(repo_id=made.repo_id, folder_path=place, commit_message="Pruned by Sieve")
-        except Exception as error:  # of the client, of HTTP and of the hub
+        except Exception as error:
+            # The client, HTTP and the hub raise errors of many kinds.
             raise StorageError(f"the hub did not take {repository}: {one_line(error)}") from error
     return str(made)
 
 
 def _stage(folder: Path, place: Path) -> None:
-    """The folder's files as they are uploaded: links, but for those that name places."""
+    """The folder's files for the upload: links to them, and edited copies of those that contain paths."""
     for file in folder.iterdir():
         if file.is_file() and not file.name.startswith("."):
             (place / file.name).symlink_to(file.resolve())
@@ -79,7 +80,7 @@ def _stage(folder: Path, place: Path) -> None:
 
 
 def _rewritten(folder: Path, place: Path, name: str) -> dict[str, Any]:
-    """A YAML file of the folder without places; empty where there is none."""
+    """The values of a YAML file in the folder, without paths; empty if there is no such file."""
     if not (folder / name).is_file():
         return {}
     values = _without_places(read_yaml(folder / name, f"the {name.removesuffix('.yaml')}"))

@@ -1,6 +1,6 @@
-"""A run described: a tree of the components' options, the same as YAML, JSON, Python and command-line options.
+"""The description of a run: a tree of the components' options, the same in YAML, JSON, Python and on the command line.
 
-The command line imports this module for its options and their checks, so neither imports torch, which takes seconds.
+The command line imports this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POSITIONAL = ("tolerance", "search", "method")
 
 @dataclass(frozen=True, init=False)
 class Recipe:
-    """Everything that decides the result of `sieve prune`: a tree of configs, each of which its component owns.
+    """Everything that decides the result of `sieve prune`: a tree of configs, each owned by its component.
 
     Names of options are unique in the tree. So an option is given by its name (`Recipe("smollm2", "geography",
     tolerance=0.1)`) and read by its name (`recipe.tolerance` is `recipe.goal.tolerance`), and files list options.
@@ -64,7 +64,7 @@ class Recipe:
     version: int = VERSION
 
     def __init__(self, model: str, task: str, *given: Any, **values: Any):
-        """Args: given: tolerance, search, method. values: options by name, and whole configs by their fields' names."""
+        """Args: given: tolerance, search, method. values: options by name, or whole configs by their field's name."""
         if len(given) > len(_POSITIONAL) or values.keys() & set(_POSITIONAL[: len(given)]):
             raise TypeError(f"of a recipe's options only {', '.join(_POSITIONAL)} are given by their place, and once")
         values |= dict(zip(_POSITIONAL, given, strict=False))
@@ -79,7 +79,7 @@ class Recipe:
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here for what is no field of the recipe itself.
+        # Python calls this for names that are no fields of the recipe itself: options of its configs.
         for config in () if name.startswith("_") else self.configs():
             if name in options_of(type(config)):
                 return getattr(config, name)
@@ -90,7 +90,7 @@ class Recipe:
         return (*(getattr(self, name) for name in _configs()), *self.own)
 
     def check(self) -> Recipe:
-        """InputError for any value that could not work; returns the recipe itself."""
+        """InputError for any value that cannot work; returns the recipe itself."""
         parts = (self, *self.configs())
         for part in parts:
             require_types(part)
@@ -107,7 +107,7 @@ class Recipe:
                 raise InputError(
                     f"--rounds is for pairs only, and {self.method} makes {self.traits.results}: leave it out"
                 )
-            # Later rounds ask for a size.
+            # Later rounds search for a size, not for a tolerance.
             searcher_named(self.searcher).check(replace(self.search_options, kept=0.5), self.traits)
         return self
 
@@ -118,15 +118,15 @@ class Recipe:
 
     @property
     def traits(self) -> Traits:
-        """What is known of what the method makes."""
+        """Traits of the kind of result that the method makes."""
         return method_named(self.method).makes
 
     def options(self) -> Options:
-        """Those of the search."""
+        """Options of the search."""
         return self.search_options
 
     def mask_options(self) -> MaskOptions:
-        """Those of masks."""
+        """Options of masks."""
         return self.masks.options()
 
     def method_config(self) -> Any:
@@ -134,7 +134,7 @@ class Recipe:
         return next(config for config in self.configs() if type(config) is self.traits.config)
 
     def own_options(self) -> dict[str, Any]:
-        """Those that the method alone has."""
+        """Options that only this method has."""
         config = method_named(self.method).options
         return {} if config is None else {name: getattr(self, name) for name in options_of(config)}
 
@@ -158,7 +158,7 @@ class Recipe:
         return {name: getattr(self, name) for name in recipe_options()} | {"version": self.version}
 
     def absolute(self) -> Recipe:
-        """The same with paths that hold in any folder: of a local model and of task files."""
+        """The same with absolute paths of a local model and of task files, valid in any folder."""
         model = os.path.abspath(os.path.expanduser(self.model))
         return replace(
             self,
@@ -168,7 +168,7 @@ class Recipe:
         )
 
     def beside_task(self) -> dict[str, Any]:
-        """Its values for a folder that holds the task, too, as `task.yaml`; of a built-in one the name says enough."""
+        """Its values for a folder that also holds the task as `task.yaml`; a built-in task is named."""
         return self.to_dict() | ({"task": TASK_FILE} if _is_file(self.task) else {})
 
     @classmethod
@@ -192,7 +192,7 @@ class Recipe:
     def load(cls, path: str | Path, **overrides: Any) -> Recipe:
         """Read YAML or JSON (which is YAML too); overrides win over the file.
 
-        Paths in it are relative to its folder where there is such a file or folder, else to the current one.
+        Paths in it are relative to its folder if they exist there, else to the current folder.
         """
         values = _ungrouped(read_recipe(path))
         for name in ("model", "task", "general"):
@@ -212,7 +212,7 @@ def recipe_options() -> dict[str, Option]:
 
 
 def require_options(values: Mapping[str, Any]) -> None:
-    """InputError for the first option of a recipe that could not work."""
+    """InputError for the first option of a recipe that cannot work."""
     for name, value in values.items():
         recipe_options()[name].require(value)
 
@@ -229,7 +229,7 @@ def _own_configs() -> tuple[type, ...]:
 
 
 def _with_options(config: Any, values: dict[str, Any]) -> Any:
-    """The config with those of the values that are its own, which are taken out."""
+    """The config, made from its own values, which are removed from `values`."""
     names = [name for name in options_of(type(config)) if name in values]
     return replace(config, **{name: values.pop(name) for name in names}) if names else config
 

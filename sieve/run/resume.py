@@ -1,8 +1,8 @@
 """What an interrupted run leaves behind, so that it can be resumed: its recipe, its task and its journal.
 
 They lie in `DIR.unfinished` beside the folder DIR that is being made, together with a lock that the run's process
-holds. Nothing else need be kept: all choices follow from the recipe's seed and the scores, so that a run begun again
-with the journal comes to where it was without running the model, and on to the same result.
+holds. Nothing else need be kept: all choices follow from the recipe's seed and the scores. So a run that starts again
+with the journal reaches its old place without running the model, and then comes to the same result.
 """
 
 import json
@@ -32,22 +32,23 @@ if TYPE_CHECKING:
     from sieve.searchers.engine.journal import Journal
 
 _LOCK, _RECIPE, _DATA, _DENSE, _JOURNAL = "run.lock", "recipe.yaml", "data.json", "dense.txt", "journal.txt"
-_STAGES = "stages"  # a folder of those that keep more than a journal
-# The lock goes last: until then no other process may begin.
+# Folder of the stages that keep more than a journal.
+_STAGES = "stages"
+# The lock is removed last: until then no other process may begin.
 _FILES = (_RECIPE, TASK_FILE, _DATA, _DENSE, _JOURNAL, _STAGES, _LOCK)
 
 
 class ResumableRun:
-    """The folder of one run that is under way. A context manager: inside it the place belongs to this process.
+    """The folder of one running run. A context manager: inside it the folder belongs to this process.
 
-    An error takes the folder with it where there is nothing in it to resume, or where resuming would not mend it.
+    After an error the folder is removed if it holds nothing to resume, or if resuming would fail again.
 
     Args:
         output: the folder that is to be made.
-        resume: go on with what an earlier process left there.
+        resume: continue what an earlier process left there.
 
-    Raises: InputError where another process is at it, where there is nothing to resume, or something that would be
-        overwritten; StorageError where the place cannot be written.
+    Raises: InputError if another process uses it, if there is nothing to resume, or something that would be
+        overwritten; StorageError if the folder cannot be written.
     """
 
     def __init__(self, output: Path, resume: bool = False):
@@ -55,6 +56,7 @@ class ResumableRun:
         self._searched, self.journal, self._open = False, None, ExitStack()
 
     def __enter__(self) -> "ResumableRun":
+        # Take the lock first: everything below assumes that no other process changes the folder.
         if self._resume:
             unfinished_recipe(self.output)
         else:
@@ -66,12 +68,14 @@ class ResumableRun:
                 "--output"
             )
         try:
+            # The earlier process may have been killed after its last step: then only clean up.
             if self._is_done():
                 self.remove()
                 raise InputError(
                     f"{self.output} is finished, there is nothing to resume: look at it with sieve info {self.output}"
                 )
-            require_new(self.output)  # now that no other process can be making it
+            # Check only now, when no other process can be making it.
+            require_new(self.output)
             if not self._resume:
                 self._clear()
         except BaseException:
@@ -88,9 +92,9 @@ class ResumableRun:
         self._lock.close()
 
     def begin(self, recipe: Recipe, task: Task, data: Data) -> None:
-        """Write down what is to be done, once it is known to be possible; resumed, it must be of the same data.
+        """Write down recipe, task and data, once the run is known to be possible; a resumed run needs the same data.
 
-        The test split decides nothing: where it alone has changed, the run goes on with what it is now.
+        The test split decides nothing: if only that has changed, the run goes on with the new one.
         """
         if self._resume:
             self._check(data)
@@ -101,7 +105,7 @@ class ResumableRun:
 
     @contextmanager
     def dense(self, identity: Mapping[str, Any]) -> "Iterator[Journal]":
-        """Where the dense model's scores are kept, of what `identity` says; a run of anything else is refused."""
+        """The journal of the dense model's scores; InputError if it was made for another `identity`."""
         from sieve.searchers.engine.journal import Journal
 
         with Journal(self._folder / _DENSE, identity) as journal:
@@ -109,23 +113,23 @@ class ResumableRun:
 
     @contextmanager
     def search(self) -> Iterator[Path]:
-        """The journal to search with; once the search is through, `journal` is open for the stages after it."""
+        """The journal to search with; after the search, `journal` is open for later stages."""
         yield self._folder / _JOURNAL
         self._searched = True
-        # Only here: its package imports torch, and what cannot be resumed is said at once.
+        # Imported late: its package imports torch, and errors about resuming should come at once.
         from sieve.searchers.engine.journal import Journal
 
         self.journal = self._open.enter_context(Journal(self._folder / _JOURNAL, None))
 
     def stage(self, name: str) -> Path:
-        """A folder where a stage keeps what it need not do again."""
+        """A folder where a stage keeps work that need not be done again."""
         folder = self._folder / _STAGES / name
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def remove(self) -> None:
-        """Remove what a run leaves in its folder, and the folder unless there is something else in it."""
+        """Remove the run's files, and the folder if nothing else is in it."""
         remove_leftovers(self._folder)
         self._unlink(_FILES)
         self._lock.close()
@@ -133,7 +137,7 @@ class ResumableRun:
             self._folder.rmdir()
 
     def _is_done(self) -> bool:
-        """Whether the run was killed between its last two steps: the output is there, and so is what it was made by."""
+        """Whether the run was killed between its last two steps: the output exists and has the unfinished run's recipe."""
         done, begun = self.output / _RECIPE, self._folder / _RECIPE
         if not (self._resume and done.is_file() and begun.is_file()):
             return False
@@ -156,7 +160,7 @@ class ResumableRun:
             )
 
     def _clear(self) -> None:
-        """Begin with nothing; InputError if that would lose finished work."""
+        """Start with an empty folder; InputError if that would lose finished work."""
         if self._has_results():
             raise InputError(
                 f"{self._folder} holds an interrupted run: go on with --resume {self.output}, or remove it first"
@@ -173,7 +177,9 @@ class ResumableRun:
     def _check(self, data: Data) -> None:
         path = self._folder / _DATA
         if not path.is_file():
-            return  # killed before it was written, or made by an earlier version: the journal has its own say
+            # The run was killed before the file was written, or an earlier version made it; the journal has its own
+            # check.
+            return
         try:
             changed = changed_splits(json.loads(path.read_text(encoding="utf-8")), data)
         except (ValueError, LookupError, TypeError) as error:
@@ -187,7 +193,7 @@ class ResumableRun:
             progress.note(f"the data has changed since this run began: {split}")
 
     def _has_results(self) -> bool:
-        """Whether the journal holds a line beside its head: without, all there is to lose is a recipe."""
+        """Whether the journal holds a line besides its header; without one, only a recipe could be lost."""
         journal = self._folder / _JOURNAL
         return journal.is_file() and journal.read_bytes().count(b"\n") > 1
 
@@ -197,7 +203,8 @@ class ResumableRun:
         if self._searched:
             return False
         if isinstance(error, ToleranceError):
-            return True  # it would end so again
+            # Resuming would end in the same error.
+            return True
         return not self._resume and isinstance(error, SieveError) and not isinstance(error, StorageError | WorkerError)
 
 

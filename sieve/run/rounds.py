@@ -36,14 +36,15 @@ from sieve.tasks import Example, Task
 from sieve.utils import progress
 from sieve.utils.files import write_json
 
-SMALLER = 0.75  # of the prunable parameters that the round before kept
+# Each round keeps this fraction of the prunable parameters of the round before.
+SMALLER = 0.75
 
 
 class Rounds:
     """The rounds after the first, each from the healed model of the one before.
 
-    Statistics, sensitivities and ranks are found anew in each. A round that is done is kept in the folder of the
-    unfinished run, with its model; one that was interrupted goes on by its own journal and checkpoint.
+    Each round finds statistics, sensitivities and ranks anew. A finished round is kept in the folder of the
+    unfinished run, with its model; an interrupted one continues with its own journal and checkpoint.
 
     Args:
         result: of the first round's search; its margin holds for all rounds.
@@ -69,7 +70,7 @@ class Rounds:
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Mapping[str, Any]
     ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-        """The model of the last round that kept the tolerance, and what there is to say of each.
+        """The model of the last round that kept the tolerance, and the records of all rounds.
 
         Args:
             model: pruned and healed once.
@@ -95,9 +96,11 @@ class Rounds:
     def _round(self, number: int, share: float) -> dict[str, Any]:
         recipe, started = self._recipe, time.perf_counter()
         progress.say(f"round {number}: {1 - share:.1%} removed", style="bold")
+        # Start from the healed model of the round before, with its pairs as dense matrices.
         model, tokenizer = self._loaded(number - 1)
         ranks = expand_(model)
         prunable = PrunableModel(model)
+        # Calibrate, compress and search anew, for a given size.
         statistics = calibrate(
             prunable, tokenizer, self._task, recipe.calibration_tokens, recipe.method, recipe.seed,
             path=self._folder / f"calibration-{number}.safetensors",
@@ -109,10 +112,12 @@ class Rounds:
             dense=self._result.dense, allow_no_signal=recipe.allow_no_signal,
             **asdict(replace(recipe.options(), kept=share)),
         )  # fmt: skip
+        # No matrix may get a higher rank than it had: the higher ranks would be empty.
         plan = at_most(result.plan, ranks)
         apply_(model, factors, plan)
         checkpoint = Checkpoint(self._unfinished.stage(f"heal {number}"), f"{self._key} {number}")
         healing = heal_(model, self._lessons, recipe.heal_steps, recipe.seed, recipe.healing.kind, checkpoint)
+        # Write the record last: with it the round counts as done when the run is resumed.
         scores = self._scores(number, model, tokenizer)
         record = self._record(number, plan.size(result.matrices) / self._total(), scores, model)
         record |= {
@@ -145,7 +150,7 @@ class Rounds:
         }
 
     def _scores(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
-        """On the splits that decide: the test split is not looked at here."""
+        """Scores on the splits that decide: the test split is not used here."""
         return {
             split: remembered(
                 self._unfinished.journal,
@@ -162,14 +167,15 @@ class Rounds:
         return self._folder / f"round-{number}"
 
     def _keep(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        shutil.rmtree(self._place(number), ignore_errors=True)  # what a killed process may have left
+        # Remove what a killed process may have left.
+        shutil.rmtree(self._place(number), ignore_errors=True)
         save(model, tokenizer, self._place(number))
 
     def _loaded(self, number: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_model(str(self._place(number)), "auto", self._recipe.device, self._trust)
 
     def _known(self, number: int) -> dict[str, Any] | None:
-        """What an earlier process found in this round."""
+        """The record of this round, if an earlier process finished it."""
         path = self._place(number).with_suffix(".json")
         if not path.is_file():
             return None

@@ -1,4 +1,4 @@
-"""The stages of a run: said as they begin, timed as they end."""
+"""The stages of a run: announced when they begin, timed when they end."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What an interrupted `sieve heal` leaves: a folder beside its output, with which the same command goes on."""
+"""What an interrupted `sieve heal` leaves: a folder beside its output, from which the same command continues."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LOCK, _SCORES = "heal.lock", "scores.txt"
 
 
 class UnfinishedHealing:
-    """A folder `OUTPUT.healing` for this process alone; it goes when the healing is done."""
+    """A folder `OUTPUT.healing` for this process alone; it is removed when the healing is done."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @contextmanager
     def scores(self, key: str) -> Iterator[Journal]:
-        """Where scores are kept; InputError where the folder is of another healing than the one that `key` names."""
+        """The journal of scores; InputError if the folder belongs to another healing than `key`."""
         from sieve.searchers.engine.journal import Journal
 
         try:
@@ -41,7 +41,7 @@ class UnfinishedHealing:
             ) from error
 
     def checkpoint(self, name: str, key: str) -> Checkpoint:
-        """For a healing of this run: there may be several."""
+        """The checkpoint of one healing; a run may have several."""
         folder = self.folder / name
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
@@ -50,16 +50,18 @@ class UnfinishedHealing:
 
 @contextmanager
 def unfinished_healing(output: Path) -> Iterator[UnfinishedHealing]:
-    """The folder of a healing on its way to `output`, of an earlier process where there was one.
+    """The folder of a healing that makes `output`, with the work of an earlier process if there is some.
 
-    Raises: InputError where another process is at it, or something else is in the way.
+    Raises: InputError if another process uses it, or something else has this name.
     """
+    # Never use a folder that Sieve did not make: it would be removed at the end.
     output = output.resolve()
     folder = output.with_name(f"{output.name}.healing")
     if folder.exists() and not (folder / _LOCK).is_file():
         raise InputError(f"{folder}, where an interrupted healing is kept, is in the way: choose another --output")
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    # Take the lock, so that only one process works in the folder.
     lock = try_lock(folder / _LOCK)
     if lock is None:
         raise InputError(f"{output} is being made by {lock_holder(folder / _LOCK)}: wait for it, or choose another")
@@ -68,9 +70,11 @@ def unfinished_healing(output: Path) -> Iterator[UnfinishedHealing]:
         yield UnfinishedHealing(folder)
         kept = False
     except InputError:
-        kept = (folder / _SCORES).is_file()  # another healing's
+        # Keep the folder of another healing: the error is about that one.
+        kept = (folder / _SCORES).is_file()
         raise
     except BaseException:
+        # Keep what a later call can use.
         kept = any(folder.rglob("*.safetensors")) or (folder / _SCORES).is_file()
         if kept:
             progress.say("  what is finished is kept: the same command goes on with it")

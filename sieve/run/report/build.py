@@ -47,20 +47,21 @@ def build_report(
         size: "dense" and "pruned" → {"parameters", "bytes"} of the whole model, tied weights counted once.
         calibration_tokens: tokens that were summed.
         seconds: wall-clock time by stage.
-        ridge: of the loss-aware projection; null in the report where gradients had no say.
+        ridge: of the loss-aware projection; infinite (null in the report) if gradients were not used.
         shrinkage: share of a prior in the Gram matrices.
-        masks: of `Masks.report`, where weights were masked.
+        masks: from `Masks.report`, if weights were masked.
         truncated: split → how many prompts were cut to the model's context.
         left_dense: matrices that no plan could prune → why; asterisks stand for the numbers of all blocks.
-        refitted: of the search among refitted plans, where there was one and it found one.
-        levels: split → what is scored without a model (`control_levels`), where the task has such.
-        notes: what a reader of the numbers must know, in a line each.
+        refitted: the result of the search among refitted plans, if it found one.
+        levels: split → scores without a model (`control_levels`), if the task has them.
+        notes: what a reader of the numbers must know, one line each.
     """
     levels = levels or {}
     prunable = sum(matrix.parameters for matrix in result.matrices.values())
     kept = result.plan.size(result.matrices)
     splits = list(scores["pruned"])
     return {
+        # What was pruned, for which task.
         "version": VERSION,
         "model": recipe.model,
         "task": task.name,
@@ -68,6 +69,7 @@ def build_report(
         "metric": _metric(task),
         "data": data,
         "tolerance": recipe.tolerance,
+        # What is left of the model.
         "parameters": {
             "prunable_removed": 1 - kept / prunable,
             "model_removed": 1 - size["pruned"]["parameters"] / size["dense"]["parameters"],
@@ -75,6 +77,7 @@ def build_report(
             "model": {which: size[which]["parameters"] for which in ("dense", "pruned")},
         },
         "bytes": {which: size[which]["bytes"] for which in ("dense", "pruned")},
+        # How well both models do, split by split, and what is reached without a model.
         "accuracy": {
             **{
                 which: {split: interval_values(bootstrap(scores[which][split].score)) for split in splits}
@@ -97,6 +100,7 @@ def build_report(
             }
             for measure, field in (("accuracy", "score"), ("loglik", "loglik"))
         },
+        # What to know before trusting the numbers.
         "notes": list(notes),
         "resolution": {
             "standard_error": result.resolution.standard_error,
@@ -104,6 +108,7 @@ def build_report(
             "sufficient": result.resolution.sufficient,
             "needed_n": result.resolution.needed_n,
         },
+        # How the result was found.
         "calibration": {
             "tokens": calibration_tokens,
             "method": recipe.method,
@@ -131,7 +136,7 @@ def build_report(
             "validation_attempts": refitted.validation_attempts,
             "evaluated": _candidates(refitted.evaluated, result),
         },
-        # A uniform search varies all matrices together: it cannot tell.
+        # None for a uniform search: it varies all matrices together, so it finds no bottlenecks.
         "bottlenecks": None if result.bottlenecks is None else [asdict(one) for one in result.bottlenecks],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
@@ -158,7 +163,7 @@ def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[d
 
 
 def interval_values(interval: Interval) -> dict[str, float | int]:
-    """As JSON has it."""
+    """The value for JSON."""
     return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
 
 

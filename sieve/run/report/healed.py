@@ -1,4 +1,4 @@
-"""A report of a pruned model, made one of the same model after healing."""
+"""Turning the report of a pruned model into that of the healed model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from sieve.run.report.rescored import FIELDS, rescored
 
 @dataclass(frozen=True)
 class Controls:
-    """What a report says of a healed model, apart from its scores.
+    """Baselines in the report of a healed model.
 
-    ngrams_taught: split → what an n-gram classifier scores that was trained on the dense model's answers, no label
-        read; empty where no model answered.
-    tuned_dense: split → scores of the dense model tuned on the same labels; None where the model was not.
+    ngrams_taught: split → score of an n-gram classifier that was trained on the dense model's answers, without labels;
+        empty if no model answered.
+    tuned_dense: split → scores of the dense model tuned on the same labels; None if no labels were used.
     """
 
     ngrams_taught: Mapping[str, float]
@@ -32,13 +32,13 @@ def healed_report(
     controls: Controls,
     seconds: float,
 ) -> dict[str, Any]:
-    """The report with the healed model's numbers as those of the pruned one; what they were is kept under "healing".
+    """The report with the healed model's numbers as those of the pruned one; "healing" keeps the earlier ones.
 
     Args:
         report: of the model before.
         healing: what was done (`Healing.report`).
         dense, healed: split → scores, on the same examples.
-        same_tokens: as `dense`, over the tokens that the healed model has: likelihoods are compared with those.
+        same_tokens: like `dense`, over the healed model's tokens: likelihoods are compared with these scores.
         seconds: of the whole stage, teaching and evaluation included.
     """
     made, before = rescored(report, healed, dense, same_tokens)
@@ -50,7 +50,7 @@ def healed_report(
 
 
 def _beside(healed: Mapping[str, Scores], other: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """Another model's numbers, and how far the healed one's are from them."""
+    """Another model's numbers, and the healed model's differences from them."""
     found = {
         measure: {split: interval_values(bootstrap(getattr(other[split], field))) for split in healed}
         for measure, field in FIELDS.items()

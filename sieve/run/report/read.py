@@ -13,7 +13,7 @@ from sieve.utils.terminal import console
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
-    """`report.json` of a pruned model's folder; that of its base model for an adapter, with a note.
+    """`report.json` of a pruned model's folder; for an adapter that of its base model, with a note.
 
     Raises: InputError if it has none, StorageError if it is damaged.
     """
@@ -25,11 +25,12 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read or is damaged: {error}") from None
     try:
-        # Whatever can be shown has all that anyone asks of it.
+        # A report that can be shown in full has every field that readers use.
         show_report(report, console(file=io.StringIO()))
         if not all(isinstance(kept, int | float) for kept in report["kept"].values()):
             raise TypeError("kept must hold numbers")
-    except Exception as error:  # a field that is missing, or of any other kind, fails in its own way
+    except Exception as error:
+        # A missing field, or one of another type, can fail in any way.
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise StorageError(f"{path} is damaged: {reason}; `sieve prune` makes it") from None
     if is_adapter(folder):

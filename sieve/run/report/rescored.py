@@ -1,4 +1,4 @@
-"""A report whose pruned model was changed after the search, with its numbers as they are now."""
+"""Updating a report whose pruned model was changed after the search."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ FIELDS = {"accuracy": "score", "loglik": "loglik"}
 def rescored(
     report: Mapping[str, Any], scores: Mapping[str, Scores], dense: Mapping[str, Scores], same_tokens: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report with `scores` as those of the pruned model; and what they were before.
+    """The report with `scores` as those of the pruned model, and the numbers from before.
 
     Args:
         scores, dense: split → scores, on the same examples.
-        same_tokens: as `dense`, over the tokens that the pruned model has: likelihoods are compared with those.
+        same_tokens: like `dense`, over the pruned model's tokens: likelihoods are compared with these scores.
     """
     references = {"accuracy": dense, "loglik": same_tokens}
     made, before = dict(report), {measure: report[measure]["pruned"] for measure in FIELDS}
@@ -42,9 +42,9 @@ def quantised_report(
     same_tokens: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """The report of a model whose pairs were quantised; what was measured before is kept under "quantization".
+    """The report of a model whose pairs were quantised; "quantization" keeps the earlier numbers.
 
-    Parameters stay those of the plan: each takes fewer bits.
+    The number of parameters stays that of the plan: each takes fewer bits.
     """
     made, before = rescored(report, scores, dense, same_tokens)
     made["quantization"] = {"kind": kind, "before": {**before, "bytes": report["bytes"]["pruned"]}}

@@ -1,21 +1,23 @@
-"""A report of a model that was pruned and healed once, made one of the model of its last round that held."""
+"""Turning the report of the first round into that of the last round that held the tolerance."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def rounds_report(report: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The report with the sizes of the last round that held; "healing" is that round's, "rounds" tells of all.
+    """The report with the sizes of the last round that held; "healing" is that round's, "rounds" lists all.
 
-    Accuracies and likelihoods before healing are then of the splits that decide: test scores decide nothing, so there
-    are none of a round in between.
+    Later rounds have accuracies and likelihoods before healing only on the splits that decide: the test split decides
+    nothing, so it is not scored in between.
     """
+    # Without a round that held, the report stays that of the first round.
     last = [one for one in rounds if one["held"]][-1:] or [rounds[0]]
     chosen = last[0]
     parameters, sizes = report["parameters"], report["bytes"]
     dense = parameters["model"]["dense"]
     made = dict(report)
     if chosen["round"] > 1:
+        # The chosen round's sizes replace the first round's, as do its scores before healing.
         made |= {
             "parameters": parameters
             | {
@@ -30,6 +32,7 @@ def rounds_report(report: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
         }
         for measure in ("accuracy", "loglik"):
             made[measure] = report[measure] | {"pruned": chosen["before"][measure]}
+    # Keep a short record of each round.
     told = ("round", "prunable_removed", "held", "before", "after", "seconds")
     made["healing"] = chosen["healing"]
     made["rounds"] = [

@@ -10,13 +10,15 @@ CONTROLS = {
     "majority": "always the most frequent answer",
     "ngrams": "n-gram classifier trained on the calibration rows",
 }
-_NAMED = 4  # matrices that are left dense for one reason; `report.json` names all
+# Number of matrices named per reason for which they stay dense; `report.json` names all.
+_NAMED = 4
 
 
 def show_report(report: dict[str, Any], console: Console) -> None:
     """Print size, accuracy by split, and seconds by stage."""
+    # Sizes.
     parameters, sizes = report["parameters"], report["bytes"]
-    # Not the table's title, which would break a long path into pieces.
+    # A line of its own, because a table's title would break a long path into pieces.
     title = f"{report['model']} pruned for {report['task']} (ε = {report['tolerance']:.1%})"
     console.print(title, style="italic", soft_wrap=True)
     table = Table()
@@ -28,6 +30,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     table.add_row("weights", *_pair(sizes, 2**20, "MiB"), f"{1 - sizes['pruned'] / sizes['dense']:.1%}")
     console.print(table)
 
+    # Accuracies and likelihoods by split.
     table = Table(title="accuracy with 95 % intervals; the last two columns are pruned − dense, paired")
     for column in ("split", "examples", "dense", "pruned", "accuracy", "log-lik."):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -42,6 +45,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             _within(difference["loglik"][split], "+"),
         )
     console.print(table)
+    # One line for each further thing that the report has.
     if (line := chance_line(report["accuracy"], "test")) is not None:
         console.print(line, soft_wrap=True)
     if report.get("healing"):
@@ -60,6 +64,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print(_masks(report["masks"]), soft_wrap=True)
     if not report["resolution"]["sufficient"]:
         console.print(_noise(report["resolution"]), soft_wrap=True)
+    # The cost of the search, and what it found out about matrices.
     search = report["search"]
     if search["layer_tokens_spent"]:
         console.print(
@@ -74,10 +79,10 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 
 def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None:
-    """What is scored without a language model, in a line; None where the task has no such level.
+    """A line with the scores without a language model; None if the task has none.
 
     Args:
-        numbers: has "chance", "majority" and "ngrams": of a `split` each, or numbers; reports of before have none.
+        numbers: has "chance", "majority" and "ngrams", each a number or a mapping by `split`; old reports lack them.
     """
     levels = {name: numbers.get(key) for key, name in CONTROLS.items()}
     if split is not None:
@@ -88,7 +93,7 @@ def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None
 
 
 def healing_line(healing: dict[str, Any]) -> str:
-    """What healing did, in a line, with what letters reach that learned from the same teacher."""
+    """A line on what healing did, with the score of a classifier of letters that learned from the same teacher."""
     held = healing["held_back"]
     taught = "the labels" if healing["kind"] == "tuned" else "the dense model"
     before = ", ".join(f"{split} {value['value']:.3f}" for split, value in healing["before"]["accuracy"].items())
@@ -105,7 +110,7 @@ def healing_line(healing: dict[str, Any]) -> str:
 
 
 def quantization_line(quantization: dict[str, Any]) -> str:
-    """What the model was before its pairs were quantised, in a line."""
+    """A line on the model before its pairs were quantised."""
     before = quantization["before"]
     accuracy = ", ".join(f"{split} {value['value']:.3f}" for split, value in before["accuracy"].items())
     size = f"{before['bytes'] / 2**20:.1f} MiB"
@@ -113,7 +118,7 @@ def quantization_line(quantization: dict[str, Any]) -> str:
 
 
 def round_line(one: dict[str, Any]) -> str:
-    """How a round of pruning and healing ended."""
+    """A line on the end of a round of pruning and healing."""
     after = ", ".join(f"{split} {value['value']:.3f}" for split, value in one["after"]["accuracy"].items())
     verdict = "within the tolerance" if one["held"] else "not within the tolerance"
     return f"Round {one['round']}: {one['prunable_removed']:.1%} removed, healed {after}: {verdict}"

@@ -1,4 +1,4 @@
-"""A report of a pruned model whose vocabulary was trimmed: what is over the same tokens, and what is not."""
+"""The report of a pruned model with a trimmed vocabulary: which numbers are over the same tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +15,8 @@ def trimmed_report(
     pruned: Mapping[str, Scores],
     same_tokens: Mapping[str, Scores],
 ) -> dict[str, Any]:
-    """The report with the dense model's likelihoods over the tokens that the pruned one has; accuracies stay those of
-    the dense model as it is, since a tolerance is a promise about that one.
+    """The report with the dense model's likelihoods over the pruned model's tokens. Accuracies stay those of the
+    untrimmed dense model, since the tolerance is a promise about that one.
 
     Args:
         pruned: split → scores of the pruned model.

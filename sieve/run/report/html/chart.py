@@ -1,4 +1,4 @@
-"""The parts of a chart in inline SVG: scales, axes, marks. All shapes tell by form, not by colour alone."""
+"""The parts of a chart in inline SVG: scales, axes, marks. Marks differ in form, not only in colour."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from sieve.run.report.html.markup import Html, tag
 
 WIDTH = 480
-"""Of every chart, in its own units; about as wide as a phone, so that text stays readable there."""
+"""Width of every chart in its own units: about a phone's width, so that text stays readable there."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Scale:
 
 
 def scale_over(values: Sequence[float], start: float, end: float, margin: float = 0.06) -> Scale:
-    """A scale that holds all values with a margin; of equal values, or none, one unit."""
+    """A scale over all values with a margin; one unit wide if the values are equal or missing."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     extra = margin * (high - low) or 0.5 * (abs(high) or 1) * margin
     return Scale(low - extra, high + extra, start, end)
@@ -80,7 +80,7 @@ def axes(
     x_text: Callable[[float], str] = str,
     y_text: Callable[[float], str] = str,
 ) -> list[Html]:
-    """Ticks with their values, and the names at the ends; without `y`, of the horizontal axis alone."""
+    """Ticks with their values, and the names at the axes' ends; without `y`, only the horizontal axis."""
     left = x.start
     parts = [line(left, bottom, x.end, bottom), label(x.end, bottom + 34, x_name, "end soft")]
     for value in x.ticks():
@@ -94,7 +94,7 @@ def axes(
 
 
 def steps(points: Sequence[tuple[float, float]], first: str = "H", then: str = "V") -> Html:
-    """A line of right angles through the points; "H" goes to the next one's x first, "V" to its y."""
+    """A stepped line through the points; "H" goes first to the next point's x, "V" to its y."""
     start, *rest = points
     part = {"H": lambda x, y: f"H{x:g}", "V": lambda x, y: f"V{y:g}"}
     path = "".join(part[first](x, y) + part[then](x, y) for x, y in rest)
@@ -102,7 +102,7 @@ def steps(points: Sequence[tuple[float, float]], first: str = "H", then: str = "
 
 
 def spread(places: Sequence[float], least: float) -> list[float]:
-    """Places of labels, in the given order, moved apart so that no two are nearer than `least`."""
+    """Positions of labels, in the given order, moved apart so that no two are nearer than `least`."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
     for before, after in pairwise(order):

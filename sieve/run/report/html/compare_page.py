@@ -11,7 +11,8 @@ from sieve.run.report.html.markup import MISSING, Html, amount, interval, leaves
 from sieve.run.report.html.page import page, section
 
 GENERATOR = "sieve compare"
-_TALL = 320  # of the chart
+# Height of the chart.
+_TALL = 320
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Run:
         return self.report["parameters"]["prunable_removed"]
 
     def accuracy(self, which: str = "pruned") -> Mapping[str, Any]:
-        """On the test split; empty where it was not measured."""
+        """Accuracy on the test split; empty if it was not measured."""
         return self.report["accuracy"][which].get("test") or {}
 
 
@@ -74,7 +75,7 @@ def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def compared(runs: Sequence[Run]) -> str:
-    """Which run removes most, and which keeps most of the accuracy, in a sentence."""
+    """A sentence that names the smallest and the most accurate run."""
     smallest = runs[0]
     text = f"{smallest.name} is the smallest: {percent(smallest.removed)} removed"
     known = [run for run in runs if number(run.accuracy().get("value")) is not None]
@@ -91,7 +92,7 @@ def compared(runs: Sequence[Run]) -> str:
 
 
 def differences_of_data(runs: Sequence[Run]) -> list[str]:
-    """Why numbers should not be compared, where that is so."""
+    """Reasons, if any, why the runs' numbers should not be compared."""
     tests = {str((run.report.get("data") or {}).get("test")) for run in runs}
     models = {str(run.report["model"]) for run in runs}
     notes = []
@@ -111,6 +112,7 @@ def _overlap(one: Run, two: Run) -> bool:
 
 def _chart(runs: Sequence[Run]) -> Html | None:
     """Test accuracy against size, each run named at its mark; thin lines are the fronts of their searches."""
+    # Only runs with a test accuracy and its interval can be drawn.
     known = [
         run for run in runs if all(number(run.accuracy().get(key)) is not None for key in ("value", "low", "high"))
     ]
@@ -118,6 +120,7 @@ def _chart(runs: Sequence[Run]) -> Html | None:
         return None
     dense = number(known[0].accuracy("dense").get("value"))
     heights = [run.accuracy()[key] for run in known for key in ("low", "high")] + ([] if dense is None else [dense])
+    # Draw the axes, with room for every interval and for the dense model.
     x = scale_over([0, *(run.removed for run in known)], 44, WIDTH - 10, 0.08)
     y = scale_over(heights, _TALL, 34)
     parts = axes(
@@ -129,6 +132,7 @@ def _chart(runs: Sequence[Run]) -> Html | None:
             line(x.start, y(dense), x.end, y(dense), "rule"),
             label(x.start + 4, y(dense) - 5, f"dense: {dense:.3f}"),
         ]
+    # Draw each run; names are moved apart, and those on the right half are written to the left.
     labels = []
     named = spread([y(run.accuracy()["value"]) for run in known], 15)
     for run, height in zip(known, named, strict=True):
@@ -137,13 +141,13 @@ def _chart(runs: Sequence[Run]) -> Html | None:
         parts.append(line(at, y(value["low"]), at, y(value["high"]), "whisker"))
         parts.append(dot(at, y(value["value"]), "fill", 5, f"{run.name}: {interval(value)}"))
         labels.append(label(at + (-9 if side else 9), height + 4, run.name[:40], side))
-    # Names go over all lines.
+    # Draw names last, on top of all lines.
     parts += labels
     return figure(drawing("Test accuracy against size", _TALL + 40, *parts), "Vertical lines are 95 % intervals.")
 
 
 def _recipes(runs: Sequence[Run]) -> Html | None:
-    """The options in which the recipes differ."""
+    """A table of the options in which the recipes differ."""
     recipes = [dict(leaves(run.recipe)) for run in runs]
     names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
     differ = [name for name in names if len({str(recipe.get(name)) for recipe in recipes}) > 1]

@@ -29,15 +29,15 @@ _SAVED = {
     "journal": "known from the journal",
 }
 _COUNTED = ("prefix", "layers", "racing")
-"""What the ratio of plain to spent work is made of; the others would come on top of it."""
+"""Shortcuts that the ratio of plain to spent work includes; the others are not counted in it."""
 _UNIFORM = [name for name, searcher in SEARCHERS.items() if not searcher.per_matrix]
-"""The searchers that vary all matrices together."""
+"""Searchers that vary all matrices together."""
 
 
 class Tried(NamedTuple):
-    """A candidate that was scored on all of the fitness split.
+    """A candidate that was scored on the whole fitness split.
 
-    cost: layer-tokens that the search had spent then, None if unknown. uniform: one kept fraction for all matrices.
+    cost: layer-tokens that the search had spent by then, None if unknown. uniform: one kept fraction for all matrices.
     """
 
     removed: float
@@ -47,7 +47,7 @@ class Tried(NamedTuple):
 
 
 def tried(candidates: Any) -> list[Tried]:
-    """The candidates of a report, but for those without numbers."""
+    """The candidates of a report, without those that have no numbers."""
     found = []
     for one in candidates if isinstance(candidates, list) else []:
         removed, accuracy = number(one.get("prunable_removed")), number(one.get("accuracy"))
@@ -58,7 +58,7 @@ def tried(candidates: Any) -> list[Tried]:
 
 
 def front(candidates: Sequence[Tried]) -> list[Tried]:
-    """The candidates than which none that removes as much is better, from the largest to the smallest."""
+    """The Pareto front, from the largest model to the smallest: no candidate that removes as much is more accurate."""
     best: list[Tried] = []
     for one in sorted(candidates, key=lambda one: (-one.removed, -one.accuracy)):
         if not best or one.accuracy > best[-1].accuracy:
@@ -67,7 +67,8 @@ def front(candidates: Sequence[Tried]) -> list[Tried]:
 
 
 def curve_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html | None:
-    """Accuracy on the fitness split against size: candidates, their front, the tolerance, what was chosen."""
+    """Accuracy on the fitness split against size: candidates, their front, the tolerance, the chosen model."""
+    # Without candidates, or without the dense and the chosen model's accuracy, there is nothing to draw.
     candidates = tried(report["search"].get("evaluated"))
     refits = tried((report.get("refit") or {}).get("evaluated"))
     dense, pruned = (report["accuracy"][which].get("fitness") or {} for which in ("dense", "pruned"))
@@ -77,6 +78,7 @@ def curve_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html |
     floor = _floor(report, recipe, level)
     is_uniform = str(report["search"].get("search")) in _UNIFORM
     removed = report["parameters"]["prunable_removed"]
+    # The scales hold everything that is drawn below.
     x = scale_over([0, removed, *(one.removed for one in candidates + refits)], 44, WIDTH - 10, 0.04)
     heights = [level, chosen, *(one.accuracy for one in candidates + refits)]
     heights += [] if floor is None else [floor]
@@ -85,9 +87,11 @@ def curve_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html |
     if floor is not None:
         parts += [line(x.start, y(floor), x.end, y(floor), "rule limit")]
         parts += [label(x.start + 4, y(floor) - 5, f"tolerance: {floor:.3f}")]
+    # Draw candidates first, so that lines and the chosen model lie on top of them.
     parts += [dot(x(one.removed), y(one.accuracy), "cloud", 3.5, _hint(one)) for one in candidates]
     for one in refits:
         parts.append(rectangle(x(one.removed) - 3.5, y(one.accuracy) - 3.5, 7, 7, "cloud"))
+    # Draw the uniform curve and the front; for a uniform search the two would be one line.
     uniform = [(x(0), y(level))]
     uniform += [(x(one.removed), y(one.accuracy)) for one in sorted(candidates) if one.uniform or is_uniform]
     if len(uniform) > 1:
@@ -96,6 +100,7 @@ def curve_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html |
     if len(best) > 1 and not is_uniform:
         parts.append(steps([(x(one.removed), y(one.accuracy)) for one in best], "V", "H"))
     parts += [dot(x(0), y(level), "hollow", 5, "dense"), label(x(0) + 9, y(level) - 7, "dense")]
+    # Draw the chosen model with its interval, its name below so that it covers no mark.
     low, high = number(pruned.get("low")), number(pruned.get("high"))
     if low is not None and high is not None:
         parts.append(line(x(removed), y(low), x(removed), y(high), "whisker"))
@@ -114,13 +119,15 @@ def curve_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html |
 
 
 def progress_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Html | None:
-    """The best candidate so far against what the search had spent."""
+    """The best candidate so far against the cost of the search."""
     candidates = tried(report["search"].get("evaluated"))
     level = number((report["accuracy"]["dense"].get("fitness") or {}).get("value"))
     if len(candidates) < 2 or level is None:
         return None
+    # Without the cost of each candidate, count candidates instead.
     known = all(one.cost is not None for one in candidates) and any(one.cost for one in candidates)
     places = [one.cost if known else float(place) for place, one in enumerate(candidates, 1)]
+    # With a tolerance the search looks for the smallest model, with a given size for the most accurate.
     asked = _asked(recipe)
     floor = _floor(report, recipe, level)
 
@@ -132,6 +139,7 @@ def progress_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Htm
     y = scale_over([getattr(one, height) for one in candidates], 240, 34)
     x_name = "layer-tokens spent" if known else "candidates scored"
     parts = axes(x, y, 240, x_name, height, amount, _whole if asked is None else _two_digits)
+    # Draw every candidate, and a line through the best of those that fit.
     best: list[tuple[float, float]] = []
     for place, one in zip(places, candidates, strict=True):
         value = getattr(one, height)
@@ -146,7 +154,7 @@ def progress_figure(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> Htm
 
 
 def saved_parts(report: Mapping[str, Any]) -> list[Html]:
-    """What each shortcut spared the search, and the sums."""
+    """The work that each shortcut saved the search, and the sums."""
     search = report["search"]
     plain, spent = number(search.get("layer_tokens_plain")), number(search.get("layer_tokens_spent"))
     if not plain or not spent:
@@ -167,7 +175,7 @@ def saved_parts(report: Mapping[str, Any]) -> list[Html]:
 
 
 def _floor(report: Mapping[str, Any], recipe: Mapping[str, Any], dense: float) -> float | None:
-    """The least accuracy that the tolerance allows; None where a size was asked for."""
+    """The least accuracy that the tolerance allows; None if a size was asked for."""
     tolerance = number(report.get("tolerance"))
     return None if _asked(recipe) is not None or tolerance is None else (1 - tolerance) * dense
 

@@ -1,4 +1,4 @@
-"""What was kept of each matrix: blocks from left to right, a row for each kind of matrix."""
+"""The kept fraction of each matrix: blocks from left to right, a row for each kind of matrix."""
 
 import re
 from collections.abc import Mapping
@@ -8,12 +8,14 @@ from sieve.run.report.html.chart import WIDTH, drawing, figure, label, rectangle
 from sieve.run.report.html.markup import Html, number, percent, tag
 
 _BLOCK = re.compile(r"(?P<before>.*?\.)?(?P<block>\d+)\.(?P<kind>.+)")
-_HIGH = 26  # of a cell
-_LARGEST = 40  # its width, at most
+# Height of a cell.
+_HIGH = 26
+# Largest width of a cell.
+_LARGEST = 40
 
 
 def kept_figure(report: Mapping[str, Any]) -> Html | None:
-    """A cell for each matrix, filled to the height of what is kept; a triangle above marks a bottleneck."""
+    """A cell for each matrix, filled up to its kept fraction; a triangle above marks a bottleneck."""
     kept = {name: share for name, value in report.get("kept", {}).items() if (share := number(value)) is not None}
     if not kept:
         return None
@@ -45,7 +47,7 @@ def _cell(x: float, y: float, wide: float, share: float, name: str, breaks: bool
     cell = [
         rectangle(x + gap, y, wide - 2 * gap, _HIGH, "cell"),
         rectangle(x + gap, y + _HIGH - high, wide - 2 * gap, high, "fill"),
-        # On top of both, so that either shows it under the pointer.
+        # The title lies on top of both, so that it shows wherever the pointer is.
         tag("rect", hint, x=round(x, 2), y=y, width=round(wide, 2), height=_HIGH, fill="transparent"),
     ]
     if breaks:

@@ -1,4 +1,4 @@
-"""HTML and SVG from small functions. Every text passes `tag`, which escapes it: no name or number can be markup."""
+"""HTML and SVG from small functions. `tag` escapes every text, so no name or number can be markup."""
 
 import html
 import math
@@ -15,7 +15,7 @@ class Html(str):
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Html:
-    """An element; children that are no `Html` are escaped, None is left out, and `class_` stands for class.
+    """An element. Children that are not `Html` are escaped, None is left out, and `class_` stands for class.
 
     >>> tag("p", "a < b", tag("b", 1), class_="x")
     '<p class="x">a &lt; b<b>1</b></p>'
@@ -46,7 +46,7 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str | Non
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values in their order; those of nested mappings have names with dots."""
+    """Names and values in their order; values of nested mappings get names with dots."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")
@@ -55,7 +55,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def number(value: Any) -> float | None:
-    """The value where it is a finite number; whatever else a damaged report holds is none."""
+    """The value if it is a finite number, else None, as for a damaged report."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if known and math.isfinite(value) else None
 

@@ -45,12 +45,12 @@ svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
 
 
 def page(title: str, generator: str, *parts: Html | None) -> str:
-    """A whole document. generator: the command that made it, by which it knows its own files."""
+    """A whole document. generator: the command that made it, which later recognises its own files by it."""
     head = joined(
         [
             Html('<meta charset="utf-8">'),
             Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            # Nothing is loaded and nothing runs, whatever stands in the data.
+            # The page loads nothing and runs nothing, whatever the data contains.
             Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
             generated_by(generator),
             tag("title", title),
@@ -62,7 +62,7 @@ def page(title: str, generator: str, *parts: Html | None) -> str:
 
 
 def generated_by(generator: str) -> Html:
-    """What tells a page of ours from any other file."""
+    """The text by which a page of this generator is recognised."""
     return Html(f'<meta name="generator" content="{generator}">')
 
 

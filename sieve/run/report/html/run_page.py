@@ -18,7 +18,7 @@ REPORT_PAGE = "report.html"
 
 
 def run_pages(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, str]:
-    """File name → text of the pages of a run; none, with a note, where drawing fails: a run is worth more than that."""
+    """File name → text of a run's pages; empty, with a note, if drawing fails: a run must not be lost for a page."""
     try:
         return {REPORT_PAGE: run_page(report, recipe)}
     except Exception as error:
@@ -52,7 +52,7 @@ def run_page(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 
 def definitions(values: Mapping[str, Any]) -> Html | None:
-    """Names and values, those that are None left out; of nested ones the names have dots."""
+    """Names and values without those that are None; nested values get names with dots."""
     given = [(name, value) for name, value in leaves(values) if value is not None]
     rows = (tag(kind, text) for one in given for kind, text in zip(("dt", "dd"), one, strict=True))
     return tag("dl", *rows) if given else None

@@ -22,7 +22,7 @@ _ROW = 22
 
 
 def size_parts(report: Mapping[str, Any]) -> list[Html]:
-    """What is left of parameters and bytes, as bars and in a table."""
+    """The remaining parameters and bytes, as bars and in a table."""
     parameters, sizes = report["parameters"], report["bytes"]
     every = (
         ("prunable parameters", parameters["prunable"], ""),
@@ -78,6 +78,7 @@ def accuracy_parts(report: Mapping[str, Any]) -> list[Html]:
 def _accuracy_figure(report: Mapping[str, Any]) -> Html:
     accuracy = report["accuracy"]
     splits = list(accuracy["pruned"])
+    # Scores without a language model: a dashed line for each, with its name in a row above the splits.
     levels = [
         (name, level)
         for key, name in CONTROLS.items()
@@ -87,6 +88,7 @@ def _accuracy_figure(report: Mapping[str, Any]) -> Html:
     for which in ("dense", "pruned"):
         for split in splits:
             values += filter(None, map(number, (accuracy[which].get(split) or {}).values()))
+    # Fit the scale to all values; damaged numbers above 1 would stretch it.
     values = [value for value in values if value <= 1]
     top = 16 * len(levels) + 14
     bottom = top + len(splits) * (2 * _ROW + 12)
@@ -98,6 +100,7 @@ def _accuracy_figure(report: Mapping[str, Any]) -> Html:
             line(x(level), 16 * place + 6, x(level), bottom, "rule"),
             label(x(level) + (-5 if side else 5), 16 * place + 14, f"{name} (test)", f"soft {side}".strip()),
         ]
+    # For each split a line for the dense and one for the pruned model, and the limit of the tolerance on validation.
     for place, split in enumerate(splits):
         row = top + place * (2 * _ROW + 12) + 16
         parts.append(label(0, row + _ROW / 2 + 4, split))

@@ -6,11 +6,11 @@ from typing import Any
 from sieve.run.report.html.markup import amount, number, percent, points, score
 
 CONTROLS = {"chance": "guessing", "majority": "the most frequent answer", "ngrams": "a classifier of letters"}
-"""What is scored without a language model → how it is called here."""
+"""Key of a score without a language model → its name in sentences."""
 
 
 def verdict(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """What was removed, what it cost on the test split, and whether the tolerance held where it had to."""
+    """What was removed, what it cost on the test split, and whether the tolerance held on validation."""
     parameters, sizes = report["parameters"], report["bytes"]
     parts = [
         f"{percent(parameters['prunable_removed'])} of the prunable parameters are gone, "
