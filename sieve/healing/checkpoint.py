@@ -1,7 +1,7 @@
-"""What an interrupted healing leaves, so that it goes on: the lessons, and how far each of its settings has come.
+"""What an interrupted healing leaves to continue from: the lessons, and the state of each setting.
 
-A file per setting, written anew now and then and replaced at once. Each is complete in itself, and the order of rows
-follows from the seed, so that files of different moments go on to the same result, to the bit.
+Each setting has a file, which is rewritten from time to time and replaced atomically. Each file is complete in itself,
+and the order of rows follows from the seed, so files of different times still lead to the same result, to the bit.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from sieve.utils.files import atomic_file
 if TYPE_CHECKING:
     from sieve.tasks import Example
 
-SECONDS = 60.0  # of work that may be lost: a setting's state is three times the model in float32
+# Seconds of work that may be lost: writing more often is slow, as a setting's state is three float32 models.
+SECONDS = 60.0
 _TENSORS = ("top", "logprobs", "judged", "counts")
 
 
 class Checkpoint:
-    """The files of one healing in a folder, which its maker gives and removes.
+    """The files of one healing in a folder that the caller makes and removes.
 
     Args:
-        folder: there already.
-        key: what the healing depends on; files of another key are left alone until they are written over.
+        folder: an existing folder.
+        key: identifies what the healing depends on; files of another key are ignored until they are overwritten.
     """
 
     def __init__(self, folder: Path, key: str):
@@ -44,7 +45,7 @@ class Checkpoint:
         self._written: dict[int, float] = {}
 
     def lessons(self, teach: Callable[[], Lessons], examples: list[Example]) -> Lessons:
-        """Those that are kept, or what `teach` gives, which is then kept; examples: the calibration split."""
+        """The kept lessons, or else those that `teach` makes, which are then kept. examples: the calibration split."""
         path = self._folder / "lessons.safetensors"
         kept = self._read(path, "lessons")
         if kept is not None:
@@ -55,7 +56,7 @@ class Checkpoint:
         return lessons
 
     def restore(self, number: int, healer: Healer, of: str) -> None:
-        """Bring the healing of setting `number` to where it was left; of: what it started from."""
+        """Bring the healing of setting `number` to where it was left. of: identifies what it started from."""
         kept = self._read(self._path(number), of)
         if kept is None:
             return
@@ -66,7 +67,7 @@ class Checkpoint:
         progress.say(f"  {course.setting}: {len(course.losses)} steps are kept from before")
 
     def keep(self, number: int, healer: Healer, of: str, given_up: bool = False) -> None:
-        """Write where the healing of setting `number` is, if that was not done just now."""
+        """Write the state of setting `number`, unless it was written less than `SECONDS` ago."""
         now = time.monotonic()
         if not given_up and now - self._written.setdefault(number, now) < SECONDS:
             return
@@ -83,7 +84,7 @@ class Checkpoint:
             save_file(plain, temporary, {"key": self._key, "of": of, "told": json.dumps(told)})
 
     def _read(self, path: Path, of: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """None where there is no such file, or one of something else."""
+        """The content of the file; None if it is missing or belongs to something else."""
         try:
             with safe_open(path, "pt") as file:
                 said = file.metadata() or {}
@@ -95,7 +96,7 @@ class Checkpoint:
 
 
 def digest(*values: Any) -> str:
-    """Of anything whose representation says what it is; tensors by their bytes."""
+    """A digest of values by their representation, and of tensors by their bytes."""
     found = hashlib.sha256()
     for value in values:
         if isinstance(value, torch.Tensor):

@@ -11,13 +11,13 @@ KINDS = (LABEL_FREE, TUNED, LORA)
 
 
 def check_kind(kind: str) -> None:
-    """InputError unless it is a kind of healing."""
+    """InputError unless this is a kind of healing."""
     if kind not in KINDS:
         raise InputError(f"the kind of healing must be one of {', '.join(KINDS)}, got {shorten(kind)}")
 
 
 def check_heal(heal: bool | str) -> None:
-    """InputError unless it says whether to heal, or how."""
+    """InputError unless the value says whether to heal, or how."""
     if not isinstance(heal, bool):
         check_kind(heal)
 
@@ -27,8 +27,8 @@ class HealingConfig:
     """heal: take gradient steps of the pruned model on calibration rows (`sieve.heal`): "label-free" (or true) towards
         the dense model, "tuned" towards the labels, "lora" towards the dense model by adapters.
     rounds: how often the model is pruned and healed, each time to three quarters of the size before, as long as the
-        healed one is within the tolerance; the last that is, is stored.
-    heal_steps: how many; None: 50, or so many that no row is seen more than twice.
+        healed model is within the tolerance; the last model within the tolerance is stored.
+    heal_steps: number of steps; None: 50, or fewer, so that no row is seen more than twice.
     """
 
     GROUP = "Method"
@@ -46,11 +46,11 @@ class HealingConfig:
 
     @property
     def kind(self) -> str | None:
-        """Of the healing that is asked for."""
+        """The kind of healing that is asked for."""
         return LABEL_FREE if self.heal is True else self.heal or None
 
     def check(self) -> None:
-        """InputError for steps of a healing that is not asked for."""
+        """InputError if steps or rounds are given without healing."""
         if self.heal_steps is not None and not self.heal:
             raise InputError(f"--heal-steps {self.heal_steps} needs --heal: add it, or leave --heal-steps out")
         if self.rounds > 1 and not self.heal:

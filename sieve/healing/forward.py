@@ -17,13 +17,15 @@ from sieve.healing.rows import Packed, Question, pack
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SHORT = 512  # tokens of a row: up to it torch's plain attention is faster backward on CPU than the fused one
-_SAME = 1e-3  # nats that log-probabilities of float32 may be off
+# For rows up to this many tokens, torch's plain attention is faster backward on CPU than the fused one.
+_SHORT = 512
+# log-probabilities of float32 may be off by this many nats.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Of some questions: logprobs float32 [N, vocabulary] at the targets of all of their endings, in order;
+    """Predictions for some questions: logprobs float32 [N, vocabulary] at the targets of all their endings, in order;
     targets int64 [N]; owners int64 [N]; judged: one tensor [endings] per question, as the task compares them."""
 
     logprobs: torch.Tensor
@@ -33,7 +35,7 @@ class Predicted:
 
 
 def predict(model: PreTrainedModel, questions: Sequence[Question], together: bool) -> Predicted:
-    """What the model says of the questions' endings; `together`: one row per question (see `packs`)."""
+    """The model's predictions for the questions' endings. `together`: one row per question (see `packs`)."""
     packed = pack([(one.prompt, one.endings) for one in questions], together, model.dtype)
     logprobs = _logprobs(model, packed)
     targets, owners = packed.targets.to(logprobs.device), packed.owners.to(logprobs.device)
@@ -48,7 +50,7 @@ def predict(model: PreTrainedModel, questions: Sequence[Question], together: boo
 
 
 def packs(model: PreTrainedModel, questions: Sequence[Question]) -> bool:
-    """Whether the model gives endings of one row what it gives them alone: not all take masks and positions."""
+    """Whether endings in one row get the same predictions as alone: not all models accept masks and positions."""
     window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None) or 0
     if window and any(one.length > window for one in questions):
         return False
@@ -56,7 +58,8 @@ def packs(model: PreTrainedModel, questions: Sequence[Question]) -> bool:
     try:
         with torch.no_grad():
             alone, rows = (predict(model, sample, together) for together in (False, True))
-    except Exception:  # whatever an architecture makes of arguments that it does not know
+    except Exception:
+        # An architecture may raise anything for arguments that it does not know.
         return False
     one, two = (each.logprobs.gather(1, each.targets[:, None]) for each in (alone, rows))
     bound = max(_SAME, 8 * torch.finfo(model.dtype).eps * float(one.abs().max()))
@@ -64,7 +67,7 @@ def packs(model: PreTrainedModel, questions: Sequence[Question]) -> bool:
 
 
 def _priors(model: PreTrainedModel, questions: Sequence[Question], together: bool) -> list[torch.Tensor | None]:
-    """Log-likelihood of each question's endings after its neutral prompt; every text after a prompt is run once."""
+    """Log-likelihoods of each question's endings after its neutral prompt; equal endings are run once."""
     asked: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
     for one in questions:
         for ending in one.neutral_endings:
@@ -87,7 +90,7 @@ def _sums(logprobs: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, e
 
 
 def _logprobs(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
-    """[N, vocabulary] float32 (float64 for a model of that)."""
+    """Log-probabilities [N, vocabulary], float32 (float64 for a float64 model)."""
     device = model.device
     inputs = {}
     if packed.mask is not None:

@@ -1,9 +1,9 @@
-"""Healing: a few gradient steps of a pruned model, towards what its dense model says or towards the labels.
+"""Healing: a few gradient steps of a pruned model towards the predictions of its dense model, or towards the labels.
 
-The closed form is best matrix by matrix; norms, MLPs and attention cannot make up for one another there. Here all
-parameters but the embedding and the head move together (or adapters of the matrices inside the blocks do). Several
-losses and rates start from the same model; they are judged on calibration rows that are held back, and those that are
-clearly further from what is taught are given up.
+The closed form is best for each matrix alone, so norms, MLPs and attention cannot make up for one another. Healing
+changes all parameters except the embedding and the head together (or adapters of the matrices inside the blocks).
+Several losses and rates start from the same model. They are judged on calibration rows that are held back, and
+settings that are clearly worse than the best one are given up.
 """
 
 from __future__ import annotations
@@ -36,14 +36,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STEPS = 50
-ROWS = 32  # lessons of a step
-_EPOCHS = 2  # over the calibration rows, beyond which a model learns the rows
-LOOKS = 5  # at the held-back rows, on the way
-MARGIN = 0.1  # of the nearest setting's distance, by which another is given up: the end of a cosine moves ranks
-_AT_MOST = (2, 2, 1)  # settings that go on after each look
+# Number of lessons in one step.
+ROWS = 32
+# Passes over the calibration rows; with more, a model learns the rows by heart.
+_EPOCHS = 2
+# How often the held-back rows are looked at during the healing.
+LOOKS = 5
+# A setting is given up if its distance is larger than the best one's by this fraction: the end of a cosine still
+# changes ranks.
+MARGIN = 0.1
+# At most this many settings go on after the first, second and each later look.
+_AT_MOST = (2, 2, 1)
 OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 1e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
-_OF_ADAPTERS = 10.0  # times the rate: their products start at zero
+# Factor of the rate for adapters: their products start at zero.
+_OF_ADAPTERS = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Healing:
     kind: "label-free", "tuned" (towards the labels), or "lora" (label-free, of adapters, which are merged).
     before, after: mean KL(teacher ‖ model) on the held-back rows, in nats: between the choices of a question, or over
         tokens where there are none; of labels, the right answer's negative log-likelihood. `after` is never larger.
-    course: of the setting that came nearest; tries: of the others.
+    course: of the setting with the best result; tries: the courses of the others.
     training, held_back: rows; skipped: rows without a token to predict; trained: parameters.
     """
 
@@ -103,21 +110,21 @@ def heal(
     kind: str = LABEL_FREE,
     checkpoint: str | Path | None = None,
 ) -> Healing:
-    """Heal a pruned model in place: afterwards it is nearer to what is taught on rows held back, or as it was.
+    """Heal a pruned model in place: afterwards it is nearer to its teacher on held-back rows, or unchanged.
 
-    Only the task's calibration split is read, and none of its labels unless the kind is "tuned".
+    Only the task's calibration split is read, and its labels only if the kind is "tuned".
 
     Args:
         model: pruned (`sieve.apply_`, `sieve.load`), in any dtype; it is changed in place, zeros of masks stay.
         tokenizer: of both models.
-        teacher: the dense model, with the tokens that the model has, or what `sieve.load_model` finds it by; labels
-            need none.
-        steps: None: 50, or so many that each calibration row is seen at most twice.
+        teacher: the dense model, with the same tokens as the model, or its name for `sieve.load_model`; not needed
+            for labels.
+        steps: None: 50, or fewer, so that each calibration row is seen at most twice.
         seed: of the task's splits and of the order of rows.
         kind: "label-free": the dense model teaches; "tuned": the labels do; "lora": the dense model teaches adapters
             (by peft) of the matrices inside the blocks, which are merged into the factors: ranks stay.
-        checkpoint: folder, made if it is missing, that keeps how far the healing has come: called again after it was
-            interrupted, it goes on, to the same result. It is yours to remove.
+        checkpoint: folder, made if it is missing, that keeps the state of the healing: after an interruption the same
+            call continues, to the same result. Sieve does not remove it.
 
     Raises: InputError for too few calibration rows, a teacher with another vocabulary or none, or adapters that the
         model cannot take.
@@ -127,6 +134,7 @@ def heal(
         >>> healing.before, healing.after
         (0.31, 0.12)
     """
+    # Check everything that can be checked before the teacher is loaded.
     task = load_task(task)
     check_steps(steps)
     check_kind(kind)
@@ -136,6 +144,7 @@ def heal(
         require_adaptable(model)
     examples = task.splits(seed)["calibration"]
     require_rows(task, examples)
+    # The checkpoint's key covers all that the result depends on.
     kept = None
     if checkpoint is not None:
         folder = Path(checkpoint)
@@ -143,6 +152,7 @@ def heal(
             folder.mkdir(parents=True, exist_ok=True)
         kept = Checkpoint(folder, healing_key(model, tokenizer, task, examples, teacher, steps, seed, kind))
 
+    # The teacher is only loaded if the checkpoint does not already hold its lessons.
     def taught() -> Lessons:
         dense = teacher
         if kind != TUNED and isinstance(teacher, str):
@@ -166,9 +176,9 @@ def healing_key(
     seed: int,
     kind: str,
 ) -> str:
-    """What a healing depends on, for its checkpoint."""
+    """The key of a healing's checkpoint: everything that the healing depends on."""
     named = teacher if teacher is None or isinstance(teacher, str) else model_fingerprint(teacher)
-    # A task's own data and file say nothing that its examples do not.
+    # The examples stand for the task's data and file.
     asked = (task.type, task.normalize, task.is_chat, task.stop, task.max_new_tokens, task.truncate)
     return digest(identity_of(model, tokenizer), named, asked, list(examples), steps, seed, kind)
 
@@ -183,7 +193,7 @@ def require_vocabulary(model: PreTrainedModel, teacher: PreTrainedModel) -> None
 
 
 def check_steps(steps: int | None) -> None:
-    """InputError unless it is None or a number of steps."""
+    """InputError unless this is None or a number of steps."""
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InputError(f"the steps of healing must be a whole number of at least 1, got {steps!r}")
 
@@ -196,16 +206,16 @@ def lessons_of(
     steps: int | None = None,
     kind: str = LABEL_FREE,
 ) -> Lessons:
-    """What is taught on as many calibration rows as healing will use; the teacher is not needed afterwards.
+    """The lessons of as many calibration rows as healing will use; the teacher is not needed afterwards.
 
-    Args: teacher: of labels, any model whose texts may be as long.
+    Args: teacher: for labels, any model with the same context length.
     """
     make = label_lessons if kind == TUNED else teach
     return make(teacher, tokenizer, task, examples, (steps or STEPS) * ROWS)
 
 
 def settings_for(lessons: Lessons, kind: str) -> tuple[Setting, ...]:
-    """Losses and rates to try."""
+    """The losses and rates to try."""
     settings = OF_CHOICES if lessons.training[0].question.choices else OF_TOKENS
     factor = _OF_ADAPTERS if kind == LORA else 1.0
     return tuple(replace(one, rate=factor * one.rate) for one in settings)
@@ -219,11 +229,12 @@ def heal_(
     kind: str | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Healing:
-    """`heal` by lessons that were made before; kind: None: that of the lessons."""
+    """`heal` with lessons that were made before. kind: None means the kind of the lessons."""
     started = time.perf_counter()
     kind = kind or lessons.kind
     training, held_back = lessons.training, lessons.held_back
     steps = steps or max(1, min(STEPS, _EPOCHS * len(training) // ROWS))
+    # Measure the model as it is; no result may be worse than this.
     with evaluating(model):
         together = packs(model, [lesson.question for lesson in (*training, *held_back)])
     start, before = state_of(model), held_back_distance(model, held_back, together)
@@ -231,6 +242,7 @@ def heal_(
         add_adapters_(model, seed)
     trained = sum(one.numel() for one in trained_parameters(model).values())
     adapted = state_of(model)
+    # Try all settings in turns, and keep the one that came nearest.
     healers = [
         Healer(model, lessons, setting, steps, ROWS, seed, before, together) for setting in settings_for(lessons, kind)
     ]
@@ -241,13 +253,13 @@ def heal_(
     course, after = healer.course, healer.course.after
     if kind == LORA:
         merge_adapters_(model)
-        # Rounded to the model's dtype, a merged weight is another one.
+        # Merged weights are rounded to the model's dtype, which changes the result: measure it again.
         after = held_back_distance(model, held_back, together) if course.best else before
         if after >= before:
             restore(model, start)
             course.best, after = 0, before
     if course.best == 0:
-        progress.note("healing brought the model no nearer to what is taught on held-back rows: it is as it was before")
+        progress.note("healing brought the model no nearer to its teacher on held-back rows: the model is unchanged")
     return Healing(
         kind, before, after, course, [one for one in courses if one is not course], len(training), len(held_back),
         lessons.skipped, trained, time.perf_counter() - started,
@@ -255,12 +267,14 @@ def heal_(
 
 
 def _take_turns(healers: Sequence[Healer], steps: int, before: float, checkpoint: Checkpoint | None) -> None:
-    """Go through the steps with all of them, and after each look on without those that have fallen behind."""
+    """Run the steps of all settings; after each look, go on without those that have fallen behind."""
+    # Continue from a checkpoint, if there is one of the same settings.
     of = ""
     if checkpoint is not None:
         of = digest(steps, before, [one.course.setting for one in healers])
         for number, healer in enumerate(healers):
             checkpoint.restore(number, healer, of)
+    # Let all settings take the same number of steps, then compare them on the held-back rows.
     going_on = dict(enumerate(healers))
     looks = sorted({max(1, steps * part // LOOKS) for part in range(1, LOOKS + 1)})
     with progress.bar("healing", len(healers) * steps, "steps") as advance:
@@ -270,6 +284,7 @@ def _take_turns(healers: Sequence[Healer], steps: int, before: float, checkpoint
                 healer.go_on(look, advance, keep)
                 found = healer.course.at(look)
                 progress.say(f"  {healer.course.setting}: {before:.4f} → {found:.4f} nats after {look} steps")
+            # Give up the settings that are too far behind, and write that down.
             order = sorted(going_on, key=lambda number: going_on[number].course.at(look))
             nearest = going_on[order[0]].course.at(look)
             limit, most = nearest + MARGIN * abs(nearest), _AT_MOST[min(place, len(_AT_MOST) - 1)]

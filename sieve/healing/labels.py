@@ -1,4 +1,4 @@
-"""Lessons of the labels: the right answers of the calibration rows, in the form of a teacher's values."""
+"""Lessons from the labels: the right answers of the calibration rows, in the form of a teacher's predictions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
     from sieve.tasks import Example, Task
 
-_NEVER = -1e4  # log-probability of a wrong choice: no infinity, of which differences are no numbers
+# Log-probability of a wrong choice: not infinite, because differences of infinities are NaN.
+_NEVER = -1e4
 
 
 def label_lessons(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], most: int
 ) -> Lessons:
-    """KL from these is the negative log-likelihood of the right answer: among the choices, or at its tokens.
+    """Lessons whose KL is the negative log-likelihood of the right answer, among the choices or at its tokens.
 
-    Args: those of `teach`; `model` says how long its texts may be.
+    Args: those of `teach`; `model` only gives the context length.
     """
     require_rows(task, examples)
     parts = training_and_held_back(examples, most)
@@ -46,7 +47,7 @@ def label_lessons(
 
 
 def _lesson(question: Question, right: int) -> Lesson:
-    """`right`: the number of the right ending."""
+    """The lesson of one question. right: the number of the right ending."""
     tokens = torch.tensor([token for ending in question.endings for token in ending])
     owners = torch.tensor([number for number, ending in enumerate(question.endings) for _ in ending])
     judged = torch.full((len(question.endings),), _NEVER)

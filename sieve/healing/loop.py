@@ -1,4 +1,4 @@
-"""Steps of one healing, and how far the model then is from its teacher on rows that it was not healed on."""
+"""The steps of one healing, and the model's distance from its teacher on rows that it was not healed on."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a healing goes by: weights of the two losses, and the learning rate.
+    """The hyperparameters of a healing: weights of the two losses, and the learning rate.
 
-    choices: of KL between the choices of a question, as the task compares them; tokens: of KL over the vocabulary.
+    choices: weight of KL between a question's choices, as the task compares them; tokens: of KL over the vocabulary.
     """
 
     choices: float
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass
 class Course:
-    """How a healing went: (steps, nats on the held-back rows), from 0 steps on; `best` is the number of steps after
+    """The course of a healing: (steps, nats on held-back rows), from 0 steps on; `best` is the number of steps after
     which it was nearest to its teacher."""
 
     setting: Setting
@@ -60,12 +60,12 @@ class Course:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss was no number."""
+        """Whether a loss was NaN or infinite."""
         return not all(map(math.isfinite, self.losses))
 
 
 def held_back_distance(model: PreTrainedModel, lessons: Sequence[Lesson], together: bool) -> float:
-    """Mean KL(teacher ‖ model) in nats: between the choices of a question, or where there are none over the tokens."""
+    """Mean KL(teacher ‖ model) in nats: between the choices of a question, or over tokens if there are no choices."""
     with evaluating(model), torch.no_grad():
         sums = [(float(one.choices), float(one.tokens)) for one in _distances(model, lessons, together)]
     choices, tokens = map(sum, zip(*sums, strict=True))
@@ -75,7 +75,7 @@ def held_back_distance(model: PreTrainedModel, lessons: Sequence[Lesson], togeth
 
 
 class Healer:
-    """One healing of a model, which can be left and gone on with: several take turns on one model.
+    """One healing of a model, which can be left and continued: several healings take turns on one model.
 
     Args:
         before: nats on the held-back rows as the model is.
@@ -98,19 +98,20 @@ class Healer:
         self._model, self._held_back, self._together = model, lessons.held_back, together
         self._drawn = _drawn(lessons.training, rows, seed)
         self._masters = Masters(model, setting.rate, steps)
-        self._best: State | None = None  # None: as the model was at the beginning
+        # None stands for the model as it was at the beginning.
+        self._best: State | None = None
 
     @property
     def steps(self) -> int:
-        """How many were taken."""
+        """Number of steps taken so far."""
         return len(self.course.losses)
 
     def go_on(
         self, until: int, advance: Callable[[int], None], keep: Callable[[Healer], None] = lambda healer: None
     ) -> None:
-        """Take steps until there were `until`, then look at the held-back rows; none after a loss that is no number.
+        """Take steps up to number `until`, then look at the held-back rows; stop after a loss that is NaN or infinite.
 
-        keep: is called after each step and look, where the healing can be left.
+        keep: called after each step and look, when the healing can be left.
         """
         if self.course.curve[-1][0] >= until or (len(self.course.curve) > 1 and self.course.diverged):
             advance(max(until - self.steps, 0))
@@ -130,12 +131,12 @@ class Healer:
         keep(self)
 
     def state(self, given_up: bool = False) -> State:
-        """All tensors that going on needs, for `restore`, or only those of the best look: not copies."""
+        """All tensors that `restore` needs to continue, or only those of the best look; these are not copies."""
         best = {} if self._best is None else {f"best {name}": one for name, one in self._best.items()}
         return best if given_up else self._masters.state() | best
 
     def restore(self, course: Course, state: State, given_up: bool = False) -> None:
-        """Go on from where another healing was left, with its course and state."""
+        """Continue from the course and state of another healing."""
         self.course = course
         best = {name.removeprefix("best "): one for name, one in state.items() if name.startswith("best ")}
         self._best = best or None
@@ -145,12 +146,12 @@ class Healer:
                 next(self._drawn)
 
     def finish(self, start: State) -> None:
-        """Leave the model where it was nearest to its teacher; at its `start` where no look found it nearer."""
+        """Set the model to where it was nearest to its teacher, or to its `start` if no look found it nearer."""
         restore(self._model, start if self._best is None else self._best)
 
 
 def state_of(model: PreTrainedModel) -> State:
-    """A copy of what healing changes."""
+    """A copy of the parameters that healing changes."""
     return {name: parameter.detach().clone() for name, parameter in trained_parameters(model).items()}
 
 
@@ -163,7 +164,7 @@ def restore(model: PreTrainedModel, state: State) -> None:
 def _step(
     model: PreTrainedModel, masters: Masters, lessons: Sequence[Lesson], setting: Setting, together: bool
 ) -> float:
-    """One step on the mean over all lessons, in as many passes as they need; returns the loss, NaN if it took none."""
+    """One step on the mean over all lessons, in as many passes as they need; returns the loss, or NaN without a step."""
     asked, targets = _totals(lessons)
     total = 0.0
     with going_backward(model):
@@ -184,7 +185,7 @@ def _distances(model: PreTrainedModel, lessons: Sequence[Lesson], together: bool
 
 
 def _totals(lessons: Sequence[Lesson]) -> tuple[int, int]:
-    """Questions with choices, and the targets that count of all."""
+    """Number of questions with choices, and of all targets that count."""
     return sum(lesson.question.choices for lesson in lessons), sum(int(lesson.counts.sum()) for lesson in lessons)
 
 

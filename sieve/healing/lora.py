@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft, on the linear layers inside the blocks: the factors of pairs, and what stayed dense.
+"""Low-rank adapters by peft, on the linear layers inside the blocks: the factors of pairs, and dense matrices.
 
 Merged into a factor, an adapter leaves a pair of the same rank.
 """
@@ -21,12 +21,12 @@ _ALPHA = 32
 
 
 def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Those of the model's adapters; empty where it has none."""
+    """The parameters of the model's adapters; empty if it has none."""
     return {name: one for name, one in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
 
 
 def require_adaptable(model: PreTrainedModel) -> None:
-    """InputError where the model cannot be healed by adapters: peft is missing, or its weights must keep zeros."""
+    """InputError if the model cannot be healed by adapters: peft is missing, or its weights must keep zeros."""
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -38,7 +38,7 @@ def require_adaptable(model: PreTrainedModel) -> None:
 
 
 def add_adapters_(model: PreTrainedModel, seed: int) -> None:
-    """Put an adapter onto every linear layer inside the blocks: at first they change nothing."""
+    """Put an adapter on every linear layer inside the blocks; at first they change nothing."""
     from peft import LoraConfig, inject_adapter_in_model
 
     from sieve.models.linears import decoder_blocks
@@ -53,7 +53,7 @@ def add_adapters_(model: PreTrainedModel, seed: int) -> None:
 
 @torch.no_grad()
 def merge_adapters_(model: PreTrainedModel) -> None:
-    """Add every adapter to the weight that it is of, and take it off."""
+    """Add every adapter to its weight, and remove it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for parent in list(model.modules()):

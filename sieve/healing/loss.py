@@ -10,7 +10,8 @@ import torch
 from sieve.healing.forward import Predicted
 from sieve.healing.teacher import Lesson
 
-_LEAST = 1e-6  # probability of all tokens but the likeliest, below which it is no number to divide by
+# The probability of all tokens outside the top is at least this, so that its logarithm is finite.
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Distance:
 
 
 def distance(predicted: Predicted, lessons: Sequence[Lesson]) -> Distance:
-    """Of the same questions, in the same order."""
+    """The distance between predictions and lessons of the same questions, in the same order."""
     device = predicted.logprobs.device
     top = torch.cat([lesson.top for lesson in lessons]).to(device)
     wanted = torch.cat([lesson.logprobs for lesson in lessons]).to(device)
@@ -37,7 +38,7 @@ def distance(predicted: Predicted, lessons: Sequence[Lesson]) -> Distance:
 
 
 def _token_divergence(found: torch.Tensor, wanted: torch.Tensor, others: bool) -> torch.Tensor:
-    """KL at each target [N], of log-probabilities [N, k]; `others`: all tokens beyond these count as one."""
+    """KL at each target [N] from log-probabilities [N, k]. others: all tokens beyond these k count as one token."""
     divergence = (wanted.exp() * (wanted - found)).sum(1)
     if not others:
         return divergence

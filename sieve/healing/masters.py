@@ -1,4 +1,4 @@
-"""AdamW on float32 copies of a model's parameters: a step on a norm of 1 is below what bfloat16 can hold."""
+"""AdamW on float32 copies of a model's parameters: a step on a weight near 1 is too small for bfloat16."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BETAS = (0.9, 0.98)
-_WARM_UP = 4  # one step in so many
-_LAST = 0.05  # of the rate, at the end of the cosine
+# The learning rate rises during one quarter of the steps.
+_WARM_UP = 4
+# Fraction of the learning rate that is left at the end of the cosine.
+_LAST = 0.05
 _FUSED = ("cpu", "cuda")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_CLIP = 1.0  # norm of a step's gradient
+# Largest norm of a step's gradient.
+_CLIP = 1.0
 
 
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Every parameter but those of the embedding and the output head; of a model with adapters, theirs alone."""
+    """All parameters except the embedding and the output head; for a model with adapters only theirs."""
     adapters = adapter_parameters(model)
     if adapters:
         return adapters
@@ -41,14 +44,14 @@ class Masters:
 
     Args:
         model: its parameters are changed in place at each step.
-        rate: the largest learning rate, after the warm-up; steps: after which it has come down to a twentieth.
+        rate: the largest learning rate, after the warm-up. steps: after these it has fallen to a twentieth.
     """
 
     def __init__(self, model: PreTrainedModel, rate: float, steps: int):
         self._parameters = trained_parameters(model)
         self._wide = {name: one.detach().to(_wide(one.dtype), copy=True) for name, one in self._parameters.items()}
         self._zeros = _zeros(model, self._parameters)
-        # Fused: one pass over weight, gradient and both moments, where each operation would be a pass of its own.
+        # Fused: one pass over weight, gradient and both moments, instead of one pass for each operation.
         fused = model.device.type in _FUSED
         self._adam = torch.optim.AdamW(self._wide.values(), lr=rate, betas=_BETAS, weight_decay=0.0, fused=fused)
         warm = max(1, steps // _WARM_UP)
@@ -87,7 +90,7 @@ class Masters:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Change the model by the gradients so far; False, and no change, where they are not finite."""
+        """Change the model by the gradients so far; returns False, without a change, if they are not finite."""
         norm = nn.utils.clip_grad_norm_(self._wide.values(), _CLIP)
         finite = bool(torch.isfinite(norm))
         if finite:
@@ -100,7 +103,7 @@ class Masters:
         return finite
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and moments after the steps so far, for `restore`: not copies."""
+        """Weights and moments after the steps so far, for `restore`; these are not copies."""
         state = {f"wide {name}": one.detach() for name, one in self._wide.items()}
         for name, one in self._wide.items():
             for key, value in self._adam.state[one].items():
@@ -109,13 +112,14 @@ class Masters:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, torch.Tensor], steps: int) -> None:
-        """Go on from where another one was after `steps` steps, when its `state` was this."""
+        """Continue from another optimiser's `state` after `steps` steps."""
         for name, one in self._wide.items():
             one.copy_(state[f"wide {name}"])
             moments = {key: state[f"{key} {name}"] for key in _MOMENTS if f"{key} {name}" in state}
             self._adam.state[one].update({key: value.to(one.device, copy=True) for key, value in moments.items()})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch expects a step of the optimiser before the schedule's
+            # torch warns because the schedule steps before the optimiser does.
+            warnings.simplefilter("ignore")
             for _ in range(steps):
                 self._schedule.step()
 
@@ -126,7 +130,7 @@ class Masters:
 
 
 def _zeros(model: PreTrainedModel, parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Where the weights of masked matrices are zero."""
+    """Name of each masked weight → a mask of its zeros."""
     return {f"{name}.weight": parameters[f"{name}.weight"].detach() == 0 for name in masked_layers(model)}
 
 

@@ -1,4 +1,4 @@
-"""What a model is healed on: questions packed into rows, so that a prompt is run once for all its choices.
+"""Questions packed into rows for healing, so that a prompt is run once for all its choices.
 
 A row holds the prompt and, behind it, every choice at the positions that it would have alone; a block mask lets a
 choice see the prompt and itself. The last token of a choice is only predicted, never run.
@@ -21,9 +21,12 @@ from sieve.tasks.example import continuing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CELLS = 4096  # rows × tokens of one forward pass, beyond which a step goes on in a second one
-TARGETS = 1024  # predicted tokens of one forward pass: each has logits of the whole vocabulary
-_WINDOW = 512  # tokens of a text that are read at once
+# Largest rows × tokens of one forward pass; a step with more takes several passes.
+CELLS = 4096
+# Most predicted tokens of one forward pass: each has logits over the whole vocabulary.
+TARGETS = 1024
+# Tokens of a text that are read at once.
+_WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Question:
     prompt: at least one token. endings: each of at least one token.
     scale: factor of each ending's log-likelihood, as the task compares them.
     neutral: the prompt without content, whose endings' log-likelihoods are subtracted (`normalize: prior`); else empty.
-    neutral_endings: the same texts as they follow that.
-    choices: whether the endings are compared with one another; else there is one, of which each token counts.
+    neutral_endings: the same texts, as they follow the neutral prompt.
+    choices: whether the endings are compared with one another; if not, there is one ending and each token counts.
     """
 
     prompt: tuple[int, ...]
@@ -46,12 +49,12 @@ class Question:
 
     @property
     def targets(self) -> int:
-        """How many tokens are predicted."""
+        """Number of predicted tokens."""
         return sum(map(len, self.endings))
 
     @property
     def length(self) -> int:
-        """Tokens of its row."""
+        """Number of tokens in its row."""
         return len(self.prompt) + self.targets - len(self.endings)
 
 
@@ -81,11 +84,11 @@ def questions_of(
     examples: Sequence[Example],
     labels: bool = False,
 ) -> list[Question | None]:
-    """One question per example, None where it has nothing to predict; of texts one per window.
+    """One question per example, None if it has nothing to predict; for texts one question per window.
 
     Args:
         model: the teacher, who writes the answers of a generation task.
-        labels: those answers are the right ones instead, the first where there are several.
+        labels: use the right answers instead (the first, if there are several).
     """
     context = context_length(model)
     if not task.has_prompts:
@@ -116,7 +119,8 @@ def _choices(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, l
     if not all(endings):
         return None
     lengths = [max(len(text.strip()), 1) if task.normalize == "length" else 1 for text in example.choices]
-    usual = sum(lengths) / len(lengths)  # sums are compared at their own scale, whatever the choices' lengths
+    # Multiply by the mean length, so that sums keep their scale when they are divided by each choice's length.
+    usual = sum(lengths) / len(lengths)
     neutral = split(example.neutral) if task.normalize == "prior" else ((), ())
     return Question(prompt, endings, tuple(usual / length for length in lengths), *neutral)
 
@@ -124,7 +128,7 @@ def _choices(tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, l
 def _answer(
     tokenizer: PreTrainedTokenizerBase, task: Task, example: Example, text: str, limit: int | None
 ) -> Question | None:
-    """An answer, and what ends it."""
+    """The question of an answer, with the text or token that ends it."""
     written = continuing(example.prompt, text) + (task.stop or "")
     ids, start = fitted(tokenizer, task, [encode(tokenizer, task, example, written)], limit)[0]
     ended = [tokenizer.eos_token_id] if not task.stop and tokenizer.eos_token_id is not None else []
@@ -136,7 +140,7 @@ def _text(ids: Sequence[int], start: int) -> Question | None:
 
 
 def in_passes(questions: Sequence[Question]) -> Iterator[list[int]]:
-    """Numbers of the questions of each forward pass, those of similar length together."""
+    """The numbers of the questions for each forward pass; questions of similar length go together."""
     order = sorted(range(len(questions)), key=lambda number: questions[number].length)
     rows: list[int] = []
     targets = 0
@@ -158,23 +162,27 @@ def pack(rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], together
     """
     if not together:
         rows = [(prompt, [ending]) for prompt, endings in rows for ending in endings]
+    # A row holds the prompt and its endings; their last tokens are predicted, but never read.
     lengths = [len(prompt) + sum(len(ending) - 1 for ending in endings) for prompt, endings in rows]
     longest = max(lengths)
     ids, positions = torch.zeros(2, len(rows), longest, dtype=torch.int64)
     seen = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)
     cells, targets, owners, number = [], [], [], 0
     for row, (prompt, endings) in enumerate(rows):
+        # The prompt comes first, with ordinary causal attention.
         end = length = len(prompt)
         ids[row, :length] = torch.tensor(prompt)
         positions[row, :length] = torch.arange(length)
         seen[row, :length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
         for ending in endings:
+            # Each ending sees the prompt and itself, at the positions that it would have alone behind the prompt.
             run = len(ending) - 1
             own = slice(end, end + run)
             ids[row, own] = torch.tensor(ending[:-1], dtype=torch.int64)
             positions[row, own] = torch.arange(length, length + run)
             seen[row, own, :length] = True
             seen[row, own, own] = torch.ones(run, run, dtype=torch.bool).tril()
+            # The prompt's last token predicts an ending's first token; each ending token predicts the next one.
             cells += [(row, length - 1), *((row, end + place) for place in range(run))]
             targets += ending
             owners += [number] * len(ending)

@@ -1,7 +1,7 @@
-"""What the dense model says of the calibration rows, computed once and kept: the lessons of a pruned model.
+"""The dense model's predictions for the calibration rows, computed once and kept: the lessons of a pruned model.
 
-Of each predicted token the likeliest tokens' log-probabilities are kept, and what is left for all others: exact for
-small vocabularies, and a hundredth of the memory for large ones.
+At each predicted token only the log-probabilities of the likeliest tokens are kept; the others count as one token. This
+is exact for small vocabularies, and takes a hundredth of the memory for large ones.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOP = 256  # tokens of the vocabulary whose probability is kept
-FEWEST = 32  # calibration rows
-_HELD_BACK, MOST_HELD_BACK = 8, 256  # one row in so many, at most so many
+# Number of likeliest tokens whose probability is kept.
+TOP = 256
+# Fewest calibration rows for healing.
+FEWEST = 32
+# One row in 8 is held back, at most 256 rows.
+_HELD_BACK, MOST_HELD_BACK = 8, 256
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question and what is to be said of it.
+    """A question and its target predictions.
 
     top: int64 [targets, k], the likeliest tokens at each target; logprobs: float32 [targets, k], theirs.
     judged: float32 [endings], as the task compares them.
-    counts: bool [targets], those that the model learns from: all of a teacher's, of labels the right answer's.
+    counts: bool [targets], the targets to learn from: all of a teacher's; for labels those of the right answer.
     """
 
     question: Question
@@ -45,12 +48,12 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Lessons:
-    """training, held_back: disjoint, of the calibration split; rows of one group are on one side.
+    """training, held_back: disjoint parts of the calibration split; rows of one group are in one part.
 
-    kind: whose lessons they are: the dense model's ("label-free") or the labels' ("tuned").
+    kind: where the lessons come from: the dense model ("label-free") or the labels ("tuned").
 
     skipped: rows that have nothing to predict.
-    taught: the examples of all lessons of choices, and answers: the choice that the teacher gives each of them.
+    taught: the examples of all lessons with choices. answers: the teacher's choice for each of them.
     """
 
     training: list[Lesson]
@@ -64,11 +67,11 @@ class Lessons:
 def teach(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], most: int
 ) -> Lessons:
-    """The teacher's values of the calibration rows; labels are not read.
+    """The teacher's predictions for the calibration rows; labels are not read.
 
     Args:
         examples: the calibration split.
-        most: training rows that will be used; more are not looked at.
+        most: number of training rows that will be used; further ones are ignored.
 
     Raises: InputError for fewer than `FEWEST` rows.
     """
@@ -93,13 +96,13 @@ def teach(
 
 
 def training_and_held_back(examples: Sequence[Example], most: int) -> list[Sequence[Example]]:
-    """Rows to learn from, at most `most`, and rows to judge by: never of one group, whose rows lie side by side."""
+    """At most `most` rows to learn from, and rows to judge by; no group, whose rows lie side by side, is in both."""
     border = _border(examples)
     return [examples[:border][:most], examples[border:]]
 
 
 def with_targets(task: Task, found: Sequence[Sequence[Question | None]]) -> list[list[Question]]:
-    """Without the rows that have nothing to predict; InputError where that leaves none."""
+    """The questions of rows that have something to predict; InputError if none are left."""
     questions = [[one for one in part if one is not None] for part in found]
     if not all(questions):
         raise InputError(f"{task.where}: no calibration row has a token to predict, so there is nothing to heal by")
@@ -107,7 +110,7 @@ def with_targets(task: Task, found: Sequence[Sequence[Question | None]]) -> list
 
 
 def count_skipped(found: Sequence[Sequence[Question | None]]) -> int:
-    """How many rows have nothing to predict."""
+    """Number of rows that have nothing to predict."""
     return sum(one is None for part in found for one in part)
 
 
@@ -121,7 +124,7 @@ def require_rows(task: Task, examples: Sequence[Example]) -> None:
 
 
 def _border(examples: Sequence[Example]) -> int:
-    """Where the rows that are held back begin."""
+    """The index of the first held-back row."""
     border = len(examples) - min(max(len(examples) // _HELD_BACK, FEWEST // 4), MOST_HELD_BACK)
     while border > FEWEST // 2 and examples[border - 1].group and examples[border - 1].group == examples[border].group:
         border -= 1

@@ -137,7 +137,7 @@ class ResumableRun:
             self._folder.rmdir()
 
     def _is_done(self) -> bool:
-        """Whether the run was killed between its last two steps: the output exists and has the unfinished run's recipe."""
+        """Whether the run was killed between its last two steps: the output exists and has this run's recipe."""
         done, begun = self.output / _RECIPE, self._folder / _RECIPE
         if not (self._resume and done.is_file() and begun.is_file()):
             return False
