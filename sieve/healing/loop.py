@@ -164,7 +164,7 @@ def restore(model: PreTrainedModel, state: State) -> None:
 def _step(
     model: PreTrainedModel, masters: Masters, lessons: Sequence[Lesson], setting: Setting, together: bool
 ) -> float:
-    """One step on the mean over all lessons, in as many passes as they need; returns the loss, or NaN without a step."""
+    """One step on the mean over all lessons, in as many passes as needed; returns the loss, NaN if no step was made."""
     asked, targets = _totals(lessons)
     total = 0.0
     with going_backward(model):

@@ -76,8 +76,8 @@ def predict_file(
             answered += 1
             advance(1)
             if output is None and streams.output_error() is not None:
+                # Nobody reads standard output any more.
                 break
-                    # Nobody reads standard output any more.
     return answered
 
 
