@@ -1,6 +1,6 @@
-"""peft and pruned models: adapters on whole matrices, merged models that save what they are, and the right base.
+"""Support for peft: adapters on whole pruned matrices, saving merged models, and checks of an adapter's base model.
 
-Nothing here imports peft until a program has: `import_hook` calls `register` then.
+Nothing here imports peft before the program does; then `import_hook` calls `register`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 BASE_FILE = "sieve_base.json"
-"""Beside an adapter: which pruned model it was trained on."""
+"""File beside an adapter that says which pruned model it was trained on."""
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """Names for `LoraConfig(target_modules=…)`: every matrix inside the decoder blocks, pruned or dense, as a whole.
+    """Names for `LoraConfig(target_modules=…)`: every whole matrix inside the decoder blocks, pruned or dense.
 
     `target_modules="all-linear"` names the factors of pruned matrices one by one instead. Matrices that are stored as
     one stack (`sieve.share_inputs_`) are named by the stack.
@@ -45,7 +45,7 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 
 def register() -> None:
-    """Let the peft that is loaded know pruned matrices. Calling it again is harmless."""
+    """Teach the loaded peft about pruned matrices. Calling it again is harmless."""
     from peft import LoraConfig, PeftModel
     from peft.tuners.lora import LoraModel
 
@@ -60,7 +60,7 @@ def register() -> None:
 
 
 def _after(owner: type, name: str, then: Callable[..., None]) -> None:
-    """Have `owner.name(self, …)` call `then(self, result, …)` at its end."""
+    """Make `owner.name(self, …)` call `then(self, result, …)` at its end."""
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -77,7 +77,7 @@ def _check_before(peft_model: type) -> None:
 
     @functools.wraps(original)
     def from_pretrained(cls: type, model: nn.Module, model_id: Any, *args: Any, **kwargs: Any) -> PeftModel:
-        # Before the adapter's layers are put into the model.
+        # Runs before the adapter's layers are put into the model.
         _check_base(model, model_id)
         return original(cls, model, model_id, *args, **kwargs)
 
@@ -91,7 +91,7 @@ def _add_layers(config: Any, _: None) -> None:
 
 
 def _settle(tuner: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """Make ordinary pairs of those that adapters were merged into, and have the configuration say their ranks."""
+    """Turn pairs with merged adapters into ordinary pairs, and write their ranks into the configuration."""
     from sieve.checkpoint.folder import write_quantization_config
     from sieve.nn.lora import GrownPair
 
@@ -103,7 +103,7 @@ def _settle(tuner: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
 
 
 def _write_base(adapted: PeftModel, _: None, folder: str, *args: Any, **kwargs: Any) -> None:
-    """Beside each adapter of a pruned model: which model that is."""
+    """Write beside each adapter of a pruned model which model that is."""
     base = adapted.get_base_model()
     if not _is_pruned(base) or any(getattr(module, "merged", False) is True for module in base.modules()):
         return
@@ -112,9 +112,10 @@ def _write_base(adapted: PeftModel, _: None, folder: str, *args: Any, **kwargs: 
 
 
 def _check_base(model: nn.Module, adapter: Any) -> None:
-    """InputError where the folder of an adapter says that it was trained on another model."""
+    """InputError if the folder of an adapter says that it was trained on another model."""
     folder = Path(str(adapter))
-    if not (folder / ADAPTER_CONFIG).is_file():  # of a hub: its tensors must do
+    if not (folder / ADAPTER_CONFIG).is_file():
+        # The adapter comes from a hub; its tensors are checked once they are loaded.
         return
     wanted = f"the adapter {shorten(str(adapter), 120)} was trained on"
     if (folder / BASE_FILE).is_file():
@@ -135,7 +136,7 @@ def _check_base(model: nn.Module, adapter: Any) -> None:
 
 
 def _check_loaded(adapted: PeftModel, found: Any, adapter: Any, name: str, *args: Any, **kwargs: Any) -> None:
-    """InputError where tensors of an adapter found no place, or places found none: peft warns, or says nothing."""
+    """InputError if adapter and model do not match in their tensors: peft only warns, or says nothing."""
     if not _is_pruned(adapted.get_base_model()):
         return
     homeless = [key for key in found.unexpected_keys if ".lora_" in key]
@@ -148,7 +149,7 @@ def _check_loaded(adapted: PeftModel, found: Any, adapter: Any, name: str, *args
 
 
 def _names_factors(folder: Path) -> bool:
-    """Whether the adapter is on factors, which only a pruned model has."""
+    """Whether the adapter is for factors, which only a pruned model has."""
     targets = read_adapter(folder).get("target_modules")
     names = [targets] if isinstance(targets, str) else targets or []
     return any(str(one).endswith((".A", ".B", ".C")) for one in names)
@@ -166,7 +167,7 @@ def _is_pruned(model: nn.Module) -> bool:
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Linear layers and pairs inside the decoder blocks, without what adapters have put around and beside them."""
+    """Linear layers and pairs inside the decoder blocks, without the layers that adapters add."""
     prefix, blocks = decoder_blocks(model)
     inside: tuple[str, ...] = ()
     for name, layer in blocks.named_modules(prefix=prefix):
@@ -179,7 +180,7 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def _fingerprint(model: nn.Module) -> str:
-    """Of the first row of every matrix and its form: the same for all dtypes that a model is loaded in."""
+    """A digest of every matrix's shape and first row in bfloat16: it is the same for all dtypes of one model."""
     digest = hashlib.sha256()
     for name, layer in _matrices(model):
         first = layer.A if isinstance(layer, PAIRS) else layer

@@ -11,7 +11,7 @@ from sieve.checkpoint.card_header import header
 from sieve.nn.formats.base import LayerFormat, formats
 from sieve.utils.terminal import printable
 
-# The first line that a reader sees: without Sieve transformers says no more than that a file is missing.
+# The first line that a reader sees: without Sieve, transformers only says that a file is missing.
 WARNING = (
     "**Load this model only after `import sieve`, where Sieve is installed (from its source: `pip install -e .`): "
     "without it transformers finds no weights here.**"
@@ -48,21 +48,24 @@ def model_card(
     stacked: bool = False,
     own_code: bool = False,
 ) -> str:
-    """A YAML header for hubs, and Markdown: what the model is for, how to load it, how small and accurate it is.
+    """The card: a YAML header for hubs, and Markdown on the model's purpose, loading, size and accuracy.
 
-    report: of the run, if there is one.
+    report: the run's report, if there is one.
     stacked: matrices that read one input are stored as one.
     """
     report = report or {}
+    # Begin with the warning, since the model does not load without Sieve.
     parts = [WARNING] if stacked or any(format.modules for format in layers.values()) else []
     parts.append("# A causal language model pruned for one task" if layers else "# A causal language model, not pruned")
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""
         name = str(report["model"])
-        name = Path(name).name if Path(name).is_absolute() else name  # a card is shared, and that folder is not
+        # Cards are shared, so a folder of this machine shows only its last name.
+        name = Path(name).name if Path(name).is_absolute() else name
         parts.append(f"Made by Sieve from {_code(name)} for the task {_code(report['task'])}{tolerance}.")
     if report.get("task_type") in _PURPOSE:
         parts.append(_PURPOSE[report["task_type"]])
+    # Describe each kind of layer, how to use the model, and how small and accurate it is.
     for kind in formats().values():
         own = [format for format in layers.values() if isinstance(format, kind)]
         if own and (summary := kind.summary(own)):
@@ -127,7 +130,7 @@ def _interval(interval: Mapping[str, float]) -> str:
 
 
 def _code(text: str) -> str:
-    """A code span that shows any text as it is: its fence is longer than every run of backticks in the text."""
+    """A code span that shows any text literally: its fence is longer than every run of backticks in the text."""
     text = printable(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     padding = " " if text[:1] == "`" or text[-1:] == "`" else ""
@@ -135,5 +138,5 @@ def _code(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in a table: nothing in it is markup."""
+    """Text for a table cell, with markup escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|&#~!])", r"\\\1", printable(text))

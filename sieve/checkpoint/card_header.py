@@ -1,4 +1,4 @@
-"""The YAML header of a model card, which hubs read: what the model was made from, and how well it does what."""
+"""The YAML header of a model card for hubs: the model's origin, task and scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 _METRICS = {"exact_match": "exact_match", "f1": "f1", "rouge_l": "rouge", "bleu": "bleu", "chrf": "chrf"}
-"""Metrics of written answers as the hub calls them; others have no name there."""
+"""The hub's names of metrics of written answers; other metrics have no name there."""
 
 
 def header(report: Mapping[str, Any], pruned: bool) -> ModelCardData:
-    """What `report` (empty where there is none) tells a hub. Names that no hub could know are left out."""
+    """The facts of `report` (may be empty) for a hub. Names of local files are left out."""
     from huggingface_hub import EvalResult, ModelCardData
 
     source = report.get("model")
@@ -49,7 +49,7 @@ def _metric(report: Mapping[str, Any]) -> str | None:
 
 
 def _base_model(source: str) -> str | None:
-    """The hub's name of the model that was pruned; None where it lay in a folder or file."""
+    """The hub's name of the model that was pruned; None if it was a local folder or file."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if source == EMBEDDED_MODEL:
@@ -62,7 +62,7 @@ def _base_model(source: str) -> str | None:
 
 
 def _license(source: str) -> str | None:
-    """The license of that model, where its card is here to say it."""
+    """The license of that model, if its card is on this machine."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
     if source == EMBEDDED_MODEL:
@@ -71,6 +71,7 @@ def _license(source: str) -> str | None:
         card = Path(source) / "README.md"
         found = card if card.is_file() else try_to_load_from_cache(source, "README.md")
         license = ModelCard.load(found).data.license if isinstance(found, str | Path) else None
-    except Exception:  # no name of a hub's, or a card of any other kind
+    except Exception:
+        # The name is not a hub's, or the card is of another kind.
         return None
     return license if isinstance(license, str) and _LICENSE.fullmatch(license) else None

@@ -1,4 +1,4 @@
-"""What a pruned model that is saved again, as after an adapter was merged into it, takes along from its folder."""
+"""Files that a pruned model keeps when it is saved again, for example after an adapter was merged into it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def carry_report(model: PreTrainedModel, folder: Path) -> dict[str, Any] | None:
     try:
         report = json.loads((origin / "report.json").read_text(encoding="utf-8"))
         notes = [*report.get("notes", ())]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # damaged: `sieve info` says so
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        # The report is damaged; `sieve info` reports that.
         return None
     for name in ("recipe.yaml", TASK_FILE):
         if (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
-    note = f"these numbers are of {origin.name}, from which this model was loaded, changed and saved again"
+    note = f"these numbers are of {origin.name}; from it this model was loaded, changed and saved again"
     return {**report, "notes": [*notes, note]}

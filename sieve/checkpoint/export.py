@@ -15,7 +15,7 @@ from sieve.utils.messages import shorten
 
 
 def export_formats() -> list[str]:
-    """The names of the formats: nothing is imported for them."""
+    """The names of the formats, found without importing them."""
     return [file.name for file in iter_modules(exporters.__path__) if file.name != "base"]
 
 
@@ -27,15 +27,15 @@ def export(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a model's folder in another format; complete or not at all.
+    """Write a model's folder in another format, either completely or not at all.
 
     Args:
         source: a folder that `sieve prune` or `sieve.save` made; any that `sieve.load_model` reads will do.
-        output: what to make; nothing may be there, but an empty folder where the format is one.
+        output: the file or folder to make; it must not exist, but may be an empty folder if the format is a folder.
         to: the name of a format, one of `export_formats()`.
         dtype, device, trust_remote_code: as for `sieve.load_model`.
 
-    Raises: InputError for an unknown format, or where it cannot hold the model; StorageError where the place cannot be
+    Raises: InputError for an unknown format, or one that cannot hold the model; StorageError if output cannot be
         written. Nothing is left behind then.
 
     Example:
@@ -47,7 +47,7 @@ def export(
     check_dtype(dtype)
     check_device(device)
     find_model(str(source))
-    # What is wrong with these is said before the import of torch, which takes seconds.
+    # Report mistakes in the arguments before torch is imported, which takes seconds.
     from sieve.models.loading import load_model, quiet_transformers
 
     exporter: Exporter = import_module(f"{exporters.__name__}.{to}").EXPORTER

@@ -39,20 +39,20 @@ def save(
     format: str | None = None,
     pages: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the model to a new folder that transformers loads after `import sieve`; complete or not at all.
+    """Write the model to a new folder that transformers loads after `import sieve`, completely or not at all.
 
     Args:
         model: any causal LM, pruned by `sieve.apply_`; weights are stored in the dtype they have.
         tokenizer: stored beside it.
         path: the folder; it must not exist, or be empty.
         report: written to `report.json` and summed up in the model card `README.md`. Without one, report, recipe and
-            task of the folder that the model was loaded from go with it, with a note.
+            task of the folder that the model was loaded from are copied, with a note.
         recipe: written to `recipe.yaml`.
         task: what the model was pruned for, written to `task.yaml`: `sieve eval` then needs no other file of it but its
             data.
-        format: how pairs are stored, whatever they are in the model: "pivoted", in the fewest numbers, or "plain", two
-            products (the same map in r² more numbers each); None: as they are.
-        pages: file name → text of what else is to lie in the folder, such as `report.html`.
+        format: how pairs are stored, whatever the model has: "pivoted", with the fewest numbers, or "plain", two
+            matrices (the same map in r² more numbers each); None: as they are.
+        pages: file name → text of further files in the folder, such as `report.html`.
 
     Raises:
         InputError: the folder exists, the model has adapters or quantised weights, or the format is unknown.
@@ -66,12 +66,14 @@ def save(
 
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
+        # The weights, with an id that ties them to the checksums; without Sieve nobody must load them by mistake.
         layers = write_quantization_config(model)
         with _stamped(model) as identity:
             model.save_pretrained(folder)
         if needs_sieve(model):
             take_over(folder)
         tokenizer.save_pretrained(folder)
+        # What people and commands read: model card, report, recipe and task.
         if report is None:
             report = carry_report(model, folder)
         write_text(folder / "README.md", model_card(layers, report, bool(stacks(model)), model._auto_class is not None))
@@ -83,6 +85,7 @@ def save(
             write_yaml(folder / TASK_FILE, task.to_dict())
         for name, text in (pages or {}).items():
             write_text(folder / name, text)
+        # Checksums come last, when all other files are complete.
         write_checksums(folder, identity)
 
 
@@ -117,9 +120,9 @@ def load(
 
 
 def write_quantization_config(model: PreTrainedModel) -> dict[str, LayerFormat]:
-    """Write the formats of the model's layers into `model.config`, as `save_pretrained` needs them; returns them.
+    """Write the formats of the model's layers into `model.config` for `save_pretrained`; returns the formats.
 
-    Layers that are marked as masked stay so, but for those that have another format now. A model whose layers are all
+    Layers that are marked as masked stay masked unless they have another format now. A model whose layers are all
     dense loses the mark: it is a plain transformers model.
 
     Raises: InputError where a masked matrix has more weights than its mask left it.
@@ -150,7 +153,7 @@ def write_mask_config(model: PreTrainedModel, kept: Mapping[str, float], pattern
 
 
 def _present(model: PreTrainedModel, wanted: str) -> SieveConfig | None:
-    """What the model's configuration says already; InputError where it is another library's."""
+    """The model's present quantization config; InputError if it is another library's."""
     from sieve.checkpoint.hf_quantizer import SieveConfig
 
     present = getattr(model.config, "quantization_config", None)
@@ -160,7 +163,7 @@ def _present(model: PreTrainedModel, wanted: str) -> SieveConfig | None:
 
 
 def _check_masked(model: PreTrainedModel, masked: Mapping[str, Masked]) -> None:
-    """Training or a merged adapter fills zeros without a word; what is saved must be what it says it is."""
+    """InputError if a masked layer has lost zeros: training or a merged adapter fills them silently."""
     for name, format in masked.items():
         weight = model.get_submodule(name).weight.detach()
         if type(weight) is torch.Tensor and int(weight.count_nonzero()) > round(format.kept * weight.numel()):
@@ -188,11 +191,12 @@ def _check_plain(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _stamped(model: PreTrainedModel) -> Iterator[str]:
-    """Inside the block `model.save_pretrained` writes the id that is yielded into the weights' metadata."""
+    """Inside the block `model.save_pretrained` writes the yielded id into the weights' metadata."""
     from sieve.checkpoint.hf_quantizer import Stamp
 
     identity = os.urandom(16).hex()
-    if getattr(model, "hf_quantizer", None) is not None:  # another library's, which has a say of its own
+    if getattr(model, "hf_quantizer", None) is not None:
+        # Another library's quantizer writes metadata of its own.
         yield identity
         return
     model.hf_quantizer = Stamp({"sieve": identity, "checksums": f"{CHECKSUMS} {identity}"})

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Model type in transformers → GGUF's name."""
-_GPT2_SPLITS = {  # how the tokenizer splits text, without its byte-level step → GGUF's name
+# How the tokenizer splits text, without its byte-level step → GGUF's name.
+_GPT2_SPLITS = {
     (): "gpt-2",
     ("Digits",): "smollm",
 }
@@ -28,7 +29,7 @@ _PROBE = "The year 1234567, naïve café: 你好!  don't\n\tx = [3.14, 'a'];\n\n
 
 
 def gguf_exporter(summary: str, quantised: str | None = None) -> Exporter:
-    """An exporter to a file whose matrices are in the dtype of the model, or in a type of blocks, such as "Q8_0"."""
+    """An exporter to a file whose matrices have the model's dtype, or a type of blocks such as "Q8_0"."""
 
     def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, output: Path) -> None:
         write_gguf(multiply_out_(model), tokenizer, source.name, output, quantised)
@@ -37,10 +38,11 @@ def gguf_exporter(summary: str, quantised: str | None = None) -> Exporter:
 
 
 def why_not_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What a GGUF file, as its readers understand it, cannot hold of the model; None: nothing."""
+    """Why readers of a GGUF file would not get the same model; None: they would."""
     config = model.config
     if config.model_type not in _ARCHITECTURES:
         return f"Sieve writes {', '.join(_ARCHITECTURES)} to it, and this is a {config.model_type}"
+    # Readers take these properties from the architecture's name, so a model that differs would compute other results.
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if rope.get("rope_type", "default") != "default":
         return f"its rotary positions are scaled ({shorten(rope['rope_type'])}), which readers would not see"
@@ -53,6 +55,7 @@ def why_not_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         return f"its heads are {head} wide, and readers take those of {config.model_type} to be {read}"
     if config.hidden_act != "silu":
         return f"its activation is {shorten(config.hidden_act)}, which readers take for silu"
+    # Readers load only the tensors that the architecture has, and one MLP width for all blocks.
     biased = [name for name, _ in model.named_parameters() if name.endswith("bias")]
     usual = ("q_proj.bias", "k_proj.bias", "v_proj.bias") if config.model_type == "qwen2" else ()
     if strange := [name for name in biased if not name.endswith(usual or ("\0",))]:
@@ -66,11 +69,11 @@ def why_not_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, path: Path, quantised: str | None = None
 ) -> None:
-    """Write a model that `why_not_gguf` has nothing against, with its tokenizer and chat template.
+    """Write a model that `why_not_gguf` accepts, with its tokenizer and chat template.
 
     Args:
-        quantised: the type of matrices whose rows its blocks divide: "Q8_0", "Q4_0" and others that gguf-py makes; of
-            the others, and of vectors, nothing is rounded further. Embedding and head are "Q8_0" at the least.
+        quantised: the type of matrices whose rows are divisible into its blocks: "Q8_0", "Q4_0" and others of gguf-py.
+            Other matrices and vectors are not rounded further. Embedding and head are always "Q8_0".
     """
     import gguf
 
@@ -140,7 +143,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, model: PreTrainedModel, tokenizer:
 
 
 def _describe_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """As transformers reads it of a GGUF file: tokens by id with their types, merges, and how text is split."""
+    """The tokenizer as transformers reads it from GGUF: tokens by id, their types, merges, and how text is split."""
     import gguf
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -170,10 +173,11 @@ def _why_no_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         return "its tokenizer has more tokens than its embedding has rows"
     name = _split_name(parts)
-    # Composing accents (NFC), as Qwen's tokenizer does, is left to the writer of the text, as in all GGUF files of it.
+    # GGUF files do not compose accents (NFC) as Qwen's tokenizer does: the text's writer must do it.
     if name is None or (parts.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
         return "its tokenizer splits or rewrites text in a way for which there is no name"
-    if name != "smollm":  # whose way transformers does not know, and llama.cpp does
+    if name != "smollm":
+        # transformers cannot read the splitting "smollm", so only the others are tested; llama.cpp can.
         from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
 
         again, _ = convert_gguf_tokenizer(model.config.model_type, _describe_tokenizer(model, tokenizer))
@@ -184,7 +188,7 @@ def _why_no_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def _split_name(parts: dict[str, Any]) -> str | None:
-    """GGUF's name for how the tokenizer splits text; None where there is none."""
+    """GGUF's name for how the tokenizer splits text; None if GGUF has none."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     step = parts["pre_tokenizer"] or {}
@@ -219,7 +223,7 @@ def _tensors(model: PreTrainedModel, architecture: str) -> Iterator[tuple[str, t
 
 
 def _interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Of each head's rows the two halves, which transformers rotates together, in turn."""
+    """Interleave the two halves of each head's rows, which transformers rotates together."""
     return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape).contiguous()
 
 

@@ -1,8 +1,8 @@
-"""The transformers side: `quantization_config` of a pruned model, and the swap of its layers before weights load.
+"""The link to transformers: `quantization_config` of a pruned model, and replacing its layers before weights load.
 
-Transformers' quantizers are the one place where a model's modules can be replaced on the meta device between its
-construction and the loading of its weights; that is all that is used of them here. Once loaded, a pruned model is an
-ordinary one: it trains, casts, compiles and saves like any other.
+Only transformers' quantizers can replace a model's modules on the meta device, between its construction and the loading
+of its weights. Nothing else of them is used here. Once loaded, a pruned model is an ordinary one: it trains, casts,
+compiles and saves like any other.
 
 This module runs in the middle of transformers' own import (see `registration`), so it imports little of it.
 """
@@ -34,19 +34,19 @@ VERSION = 2
 
 
 class SieveConfig(QuantizationConfigMixin):
-    """What `config.json` says of a pruned model.
+    """The entry of `config.json` for a pruned model.
 
     Args:
-        layers: dotted name of each layer that is not what the architecture has there → its entry: the name of its
-            format, the format's fields and, of a stack of matrices that read one input (`sieve.share_inputs_`),
-            `members`, their names beside it. Or → a `LayerFormat`.
-        stacks: dotted name of each stack → its members, where `layers` does not say it.
-        version: of this format. 1 is read, too; it had other keys.
-        weights: the file of the weights, or the index of several, where it is not transformers' own. It says where they
+        layers: dotted name of each layer that differs from the architecture's → its entry: the name of its
+            format, the format's fields and, for a stack of matrices that read one input (`sieve.share_inputs_`),
+            `members`, the names of these matrices. Or → a `LayerFormat`.
+        stacks: dotted name of each stack → its members, if `layers` does not say it.
+        version: of this format. Version 1, which had other keys, is read too.
+        weights: the file of the weights, or the index of several, if it is not transformers' own. It says where they
             were read from, and is not written again.
-        more: keys of later versions of Sieve, which say nothing that a reader must know: they are ignored.
+        more: keys of later versions of Sieve; they are ignored, since readers must not need them.
 
-    Raises: InputError for another version, an unknown format, and what no layer can be.
+    Raises: InputError for another version, an unknown format, or values that no layer can have.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class SieveConfig(QuantizationConfigMixin):
 
     @property
     def is_pruned(self) -> bool:
-        """Whether a layer is anything but dense."""
+        """Whether any layer is not dense."""
         return any(not isinstance(format, Dense) for format in self.layers.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """For `config.json`."""
+        """The entry for `config.json`."""
         layers = {name: format.to_config() for name, format in self.layers.items()}
         for name, members in self.stacks.items():
             layers[name] = {**layers.get(name, Dense().to_config()), "members": members}
@@ -104,7 +104,7 @@ class SieveConfig(QuantizationConfigMixin):
 
 
 def _read(entry: Any) -> tuple[LayerFormat, list[str] | None]:
-    """The format of a layer, and of a stack the names of its members."""
+    """The format of a layer and, for a stack, the names of its members."""
     values = dict(entry) if isinstance(entry, Mapping) else entry
     members = values.pop("members", None) if isinstance(values, dict) else None
     named = isinstance(members, list) and len(members) > 1 and all(isinstance(one, str) for one in members)
@@ -114,30 +114,34 @@ def _read(entry: Any) -> tuple[LayerFormat, list[str] | None]:
 
 
 class SieveQuantizer(HfQuantizer):
-    """Puts a module of its format wherever the configuration names a layer."""
+    """Replaces every layer that the configuration names by a module of its format."""
 
-    requires_calibration = True  # only a model that `sieve.apply_` made can be loaded this way
+    # Only models that `sieve.apply_` made can be loaded this way.
+    requires_calibration = True
 
     quantization_config: SieveConfig
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """What transformers calls with the model's configuration before it looks for the weights."""
+        """Tell transformers the file of the weights; it calls this before it looks for them."""
         if self.quantization_config.weights is not None:
             config.transformers_weights = self.quantization_config.weights
         elif getattr(config, "transformers_weights", None) == ABSENT:
             del config.transformers_weights
         return config
 
-    update_tp_plan = update_attn_implementation  # what earlier versions (5.17) call there
+    # Earlier versions (5.17) call this method instead.
+    update_tp_plan = update_attn_implementation
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from sieve.models.linears import layer_in, replace
         from sieve.nn.stacked import stack_
         from sieve.utils.checksums import verify
 
+        # Check the weights before they are read.
         for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or []}:
             verify(folder)
         config = self.quantization_config
+        # Make stacks first, because `layers` names them too.
         stack_(model, {_local(name, model): members for name, members in config.stacks.items()})
         for name, format in config.layers.items():
             name = _local(name, model)
@@ -149,7 +153,8 @@ class SieveQuantizer(HfQuantizer):
                     _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
             except InputError as error:
                 raise InputError(f"config.json is damaged: of the layer {shorten(name, 120)}, {error}") from None
-            except (AttributeError, ValueError):  # no such module, or one without a weight of rows and columns
+            except (AttributeError, ValueError):
+                # There is no such module, or it has no weight with rows and columns.
                 raise InputError(
                     f"config.json gives a format to {shorten(name, 120)}, no linear layer of {type(model).__name__}: "
                     "this folder mixes the files of different models; save the model again"
@@ -162,9 +167,11 @@ class SieveQuantizer(HfQuantizer):
         guard_saving_(model, needs_sieve(model))
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
-        self.remove_quantization_config(model)  # takes off every mark, so that nothing is refused to the model …
+        # Remove every mark, so that transformers forbids nothing for this model …
+        self.remove_quantization_config(model)
         del model.config._is_quantized
-        model.config.quantization_config = self.quantization_config  # … but `save_pretrained` needs this one
+        # … but `save_pretrained` needs the configuration.
+        model.config.quantization_config = self.quantization_config
         return fuse_(model)
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
@@ -176,7 +183,7 @@ class SieveQuantizer(HfQuantizer):
 
 
 def register() -> None:
-    """Put our classes into transformers' tables, as they are now: a reload makes new ones."""
+    """Put our classes into transformers' tables; call it again after a reload, which makes new classes."""
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = SieveConfig
     auto.AUTO_QUANTIZER_MAPPING[METHOD] = SieveQuantizer
 
@@ -185,12 +192,12 @@ register()
 
 
 def needs_sieve(model: nn.Module) -> bool:
-    """Whether its layers are others than transformers would make."""
+    """Whether the model has layers that transformers itself would not make."""
     return any(format_of(layer) is not None or isinstance(layer, StackedOutput) for layer in model.modules())
 
 
 class Stamp(HfQuantizer):
-    """What `save_pretrained` asks for metadata of the weights: beside them it changes nothing."""
+    """A quantizer that only adds metadata to the weights that `save_pretrained` writes."""
 
     def __init__(self, metadata: dict[str, str]):
         self._metadata = metadata
@@ -214,7 +221,7 @@ def _local(name: str, model: PreTrainedModel) -> str:
 
 
 def _check_tensors(model: PreTrainedModel) -> None:
-    """StorageError for a layer that would go astray; parts that are not loaded (meta) are left out."""
+    """StorageError for a layer with inconsistent tensors; layers that are not loaded (meta) are skipped."""
     for name, layer in model.named_modules():
         format = format_of(layer)
         if format is None or any(tensor.is_meta for tensor in layer.buffers()):
@@ -228,5 +235,6 @@ def _check_tensors(model: PreTrainedModel) -> None:
 
 def _skip_initialisation(parent: nn.Module) -> None:
     """Keep transformers from initialising what the checkpoint will fill: GPT-2's scheme reaches for `c_proj.weight`."""
-    if not parent._parameters and not parent._buffers:  # else it has something of its own to initialise
+    # A parent with tensors of its own must still initialise these.
+    if not parent._parameters and not parent._buffers:
         parent._is_hf_initialized = True

@@ -1,10 +1,10 @@
-"""Making transformers know `quant_method: sieve`, and peft pruned matrices, without importing either.
+"""Registering `quant_method: sieve` with transformers, and pruned matrices with peft, without importing either.
 
-Transformers' table of quantizers takes seconds to import, and `import sieve` should not. So a finder on
-`sys.meta_path` sees to it that ours is registered right after the table has run. Whoever loads a model imports that
-table anyway. So it is with peft.
+Transformers' table of quantizers takes seconds to import, and `import sieve` should not. So a finder on `sys.meta_path`
+registers Sieve's quantizer right after the program has imported this table. Programs that load a model import it
+anyway. The same is done for peft.
 
-Where Sieve is installed, `sieve_start.py` runs this file as Python starts, not as a part of the package: it imports
+If Sieve is installed, `sieve_start.py` runs this file when Python starts, outside the package. So this file imports
 nothing of Sieve, and nothing that takes time.
 """
 
@@ -14,12 +14,12 @@ _OURS = {
     "transformers.quantizers.auto": "sieve.checkpoint.hf_quantizer",
     "peft": "sieve.checkpoint.adapters",
 }
-"""What is waited for → our module, which registers as it is imported, or has a function `register`."""
+"""The module to wait for → our module, which registers when it is imported, or has a function `register`."""
 
 
 def register() -> None:
-    """Register now what is loaded, and the rest whenever it is. Calling it again is harmless."""
-    # By a mark, not by its class: this file may run under two names.
+    """Register now with the libraries that are loaded, and later with the others. Calling it again is harmless."""
+    # Recognise our finder by a mark, not by its class: this file may run under two names.
     if not any(getattr(finder, "waits_for_sieve", False) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Waiting())
     for theirs in _OURS:
@@ -28,11 +28,11 @@ def register() -> None:
 
 
 def _register(theirs: str) -> None:
-    """A Sieve that cannot be imported must not keep others from importing what is theirs."""
+    """Import our module; if that fails, only warn, because the user's own import must still work."""
     import importlib
 
     try:
-        # Where a program imports our module first, it is not complete yet, and registers itself.
+        # If a program imports our module first, it is not complete yet; it will register itself.
         then = getattr(importlib.import_module(_OURS[theirs]), "register", None)
         if then is not None:
             then()
@@ -43,7 +43,7 @@ def _register(theirs: str) -> None:
 
 
 class _Waiting:
-    """It stays where it is: a look at a module, an import in another thread or a reload takes nothing from the next."""
+    """The finder stays installed: lookups, imports in other threads and reloads must not disable it."""
 
     waits_for_sieve = True
 
@@ -60,7 +60,7 @@ class _Waiting:
 
 
 class _Loader:
-    """Another loader, after which ours is registered."""
+    """Wraps a module's loader, and registers after it has run."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -75,6 +75,7 @@ class _Loader:
         _register(module.__spec__.name)
 
     def __getattr__(self, name):
-        if name == "loader":  # not made yet, as in a copy
+        if name == "loader":
+            # `loader` is not set yet, as in a copy.
             raise AttributeError(name)
         return getattr(self.loader, name)

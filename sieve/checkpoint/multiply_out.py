@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def why_not_dense(model: PreTrainedModel) -> str | None:
-    """What the architecture has no place for; None: nothing."""
+    """The reason why the architecture cannot hold the dense model; None: it can."""
     plain = _architecture(model)
     for name, (_, bias) in _matrices(model).items():
         if bias is not None and plain.get_submodule(name).bias is None and bias.any():
@@ -41,7 +41,8 @@ def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
     plain, joined = _architecture(model), stacks(model)
     for name, (weight, bias) in _matrices(model).items():
         layer = plain.get_submodule(name)
-        stored = weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T  # GPT-2's Conv1D
+        # GPT-2's Conv1D stores the transposed matrix.
+        stored = weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T
         layer.weight = nn.Parameter(stored.contiguous())
         if layer.bias is not None:
             layer.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
@@ -57,7 +58,7 @@ def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def _matrices(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    """Name of each matrix of the architecture that is not as the architecture has it → W [m, n] and bias [m]."""
+    """Name of each matrix that is not dense in the model → W [m, n] and bias [m]."""
     found, members, heights = {}, stacks(model), member_out_features(model)
     for name in {**formats_of(model), **members}:
         layer = model.get_submodule(name)
@@ -82,7 +83,7 @@ def _matrices(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor | 
 
 
 def _architecture(model: PreTrainedModel) -> PreTrainedModel:
-    """The same architecture without weights, as it is where nothing is pruned."""
+    """The unpruned architecture, without weights."""
     config = deepcopy(model.config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

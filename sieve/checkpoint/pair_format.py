@@ -23,7 +23,7 @@ def check_format(name: str | None) -> None:
 
 @contextmanager
 def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Within the block all pairs of the model are of this format, afterwards what they were; None: as they are.
+    """Within the block all pairs of the model have this format, afterwards their own again; None: no change.
 
     Plain pairs are the same map as the pivoted ones, exactly, in r² more numbers. Pivoted ones are the same map as the
     plain ones up to the rounding of a new basis.
@@ -35,6 +35,7 @@ def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
     # Importing this module must not import transformers.
     from sieve.models.linears import replace
 
+    # Find pairs of the other format, and convert a shared pair only once.
     others = tuple(kind for kind in FORMATS.values() if kind is not FORMATS[name])
     found = dict(model.named_modules(remove_duplicate=False))
     pairs = {at: pair for at, pair in found.items() if isinstance(format_of(pair), others)}
@@ -49,12 +50,13 @@ def in_format(model: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         for at, pair in pairs.items():
             replace(model, at, pair)
+        # Saving inside the block has changed the configuration: put it back.
         if present is not None:
             model.config.quantization_config = present
 
 
 def _converted(pair: nn.Module, kind: type[LowRankFormat]) -> nn.Module:
-    """The same map in another format."""
+    """The pair in another format, with the same map."""
     A, B, bias = format_of(pair).factors(pair)
     format = kind(A.shape[0])
     made = format.module(B.shape[0], A.shape[1], bias is not None, A.device, A.dtype)

@@ -18,7 +18,7 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def model_parameters(model: nn.Module) -> int:
-    """Numbers that decide what the model computes: parameters, tied ones counted once, less the zeros of its masks.
+    """Number of values that decide what the model computes: parameters, tied ones counted once, without masked zeros.
 
     The integers of quantised pairs count, too.
     """

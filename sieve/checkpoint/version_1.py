@@ -1,4 +1,4 @@
-"""Version 1 of what `config.json` says of a pruned model, which is read and no longer written."""
+"""Version 1 of the entry in `config.json`, which is still read but no longer written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def layers_of_version_1(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Version 1 had one key for each thing that could be said: `ranks` (pairs), `pivoted` and `biased` (of all of them),
     `masks` (fractions that are kept) with one `pattern`, and `shared` (members of stacks).
 
-    Raises: InputError for a key with a value of another kind. What is in the values the layers' formats check.
+    Raises: InputError for a key with a value of another kind. The layers' formats check the values' content.
     """
     ranks, masks, shared = (config.get(key) or {} for key in ("ranks", "masks", "shared"))
     if "ranks" not in config or not isinstance(config["ranks"], dict):

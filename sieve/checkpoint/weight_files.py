@@ -1,9 +1,9 @@
-"""Where the weights of a pruned model lie, so that transformers without Sieve fails and makes no random model of them.
+"""Names of a pruned model's weight files: without Sieve, transformers must fail, not make a random model.
 
-Transformers fills what it does not find with random numbers, and says so in a warning. So `sieve.save` names the
-weights of a model with pruned layers `sieve.safetensors`, which only our quantizer looks for: others miss
-`model.safetensors`. What the model's own `save_pretrained` writes keeps its usual name, which training tools ask for;
-there `config.json` asks for a file that does not exist, unless our quantizer takes that back.
+Transformers fills missing weights with random numbers, and only warns. So `sieve.save` names the weights of a model
+with pruned layers `sieve.safetensors`, which only our quantizer looks for; without it `model.safetensors` is missing.
+The model's own `save_pretrained` keeps the usual name, which training tools need. There `config.json` asks for a file
+that does not exist, unless our quantizer removes this entry.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ABSENT = "import-sieve-first.safetensors"
-"""A file that no folder has: its name is what the error shows."""
+"""A file that never exists: its name appears in the error message and says what to do."""
 
-_KEY = "transformers_weights"  # of config.json: what transformers loads in the place of model.safetensors
+# Key of config.json for the file that transformers loads instead of model.safetensors.
+_KEY = "transformers_weights"
 _USUAL, _OURS = "model", "sieve"
 _NAME = re.compile(r"[\w-][\w.-]*\.safetensors(\.index\.json)?")
 
 
 def is_weight_file(name: Any) -> bool:
-    """Whether it is the name of a file of weights, or of the index of several, in the folder itself."""
+    """Whether this is the name of a weights file, or of an index of several, in the folder itself."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def take_over(folder: Path) -> None:
-    """Rename the weights that transformers has written to `folder`, and have `config.json` say so."""
+    """Rename the weights that transformers has written to `folder`, and write the new name into `config.json`."""
     index = folder / f"{_USUAL}.safetensors.index.json"
     if index.is_file():
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -51,7 +52,7 @@ def take_over(folder: Path) -> None:
 
 
 def guard_saving_(model: PreTrainedModel, needs_sieve: bool) -> None:
-    """From now on what `model.save_pretrained` writes loads with Sieve alone; undone where it needs no Sieve."""
+    """Make the files of `model.save_pretrained` loadable only with Sieve; undo this if Sieve is not needed."""
     if needs_sieve:
         # A partial of a function at the top level, so that the model can be pickled and copied.
         model.__dict__.setdefault("save_pretrained", partial(_save_pretrained, model))
@@ -60,7 +61,7 @@ def guard_saving_(model: PreTrainedModel, needs_sieve: bool) -> None:
 
 
 def _save_pretrained(model: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
-    """As the class has it; `config.json` then asks for `ABSENT`."""
+    """The class's `save_pretrained`, after which `config.json` asks for `ABSENT`."""
     config = model.config
 
     def save_config(directory: str | Path, *args: Any, **options: Any) -> None:
@@ -69,13 +70,13 @@ def _save_pretrained(model: PreTrainedModel, save_directory: str | Path, *args: 
         file = Path(directory) / "config.json"
         _write_config(file, json.loads(file.read_text(encoding="utf-8")) | {_KEY: ABSENT})
 
-    # Here, and not afterwards: with push_to_hub the files are sent before the call returns.
+    # Change the file inside the call: with push_to_hub the files are sent before the call returns.
     config.__dict__["save_pretrained"] = save_config
     try:
         type(model).save_pretrained(model, save_directory, *args, **options)
     finally:
         config.__dict__.pop("save_pretrained", None)
-    # What `sieve.save` wrote there before is no longer this model.
+    # Remove weights that `sieve.save` wrote there before: they are no longer this model's.
     for file in Path(save_directory).glob(f"{_OURS}*.safetensors*"):
         file.unlink()
 
@@ -85,5 +86,5 @@ def _renamed(name: str) -> str:
 
 
 def _write_config(file: Path, content: dict[str, Any]) -> None:
-    """As transformers writes it."""
+    """Write the file as transformers does."""
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

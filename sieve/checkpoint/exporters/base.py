@@ -1,4 +1,4 @@
-"""What a file of this room holds: an `Exporter` named EXPORTER."""
+"""The interface of an exporter: each file in this folder defines an `Exporter` named EXPORTER."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _holds_all(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> st
 class Exporter:
     """A format that other tools read.
 
-    summary: what it is, for a list of formats: a few words.
+    summary: a few words for a list of formats.
     export: writes the model, which it may change, and the tokenizer to `output`, a new folder or (`writes_file`) file,
-        which appears only if it comes to its end. `source` is the folder that they were loaded from.
-    lacks: what the format cannot hold of the model, in words that end "cannot be exported to …: "; None: nothing.
+        which appears only if the export succeeds. `source` is the folder that they were loaded from.
+    lacks: why the format cannot hold the model, in words that follow "cannot be exported to …: "; None: it can.
     """
 
     summary: str

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, output: Path) -> None:
-    """The same map as large as the dense model was, in the dtype that the model has."""
+    """Write the dense model of the same map, in the model's dtype; it is as large as the original was."""
     multiply_out_(model).save_pretrained(output)
     tokenizer.save_pretrained(output)
 

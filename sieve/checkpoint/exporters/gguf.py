@@ -1,4 +1,4 @@
-"""A GGUF file of the dense model, for llama.cpp and tools over it, in the dtype that the model has."""
+"""A GGUF file of the dense model in the model's dtype, for llama.cpp and tools based on it."""
 
 from sieve.checkpoint.gguf_file import gguf_exporter
 

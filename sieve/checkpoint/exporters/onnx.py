@@ -1,4 +1,4 @@
-"""A folder with an ONNX graph that reads and writes its key-value cache, for onnxruntime and tools over it.
+"""A folder with an ONNX graph that reads and writes its key-value cache, for onnxruntime and tools based on it.
 
 Pairs stay pairs: the graph is as small as the model. Inputs are `input_ids` [batch, length], `attention_mask` [batch,
 past + length] (0 on padding, on either side) and `past_key_values.{i}.key` and `.value` [batch, heads, past, head_dim];
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 _OPSET = 18
-_BATCH, _PAST, _LENGTH = 2, 5, 3  # of the example: none is 0 or 1, which torch.export would take for constants
+# Sizes of the example input: none is 0 or 1, because torch.export would treat these as constants.
+_BATCH, _PAST, _LENGTH = 2, 5, 3
 
 
 def lacks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Why there can be no such graph of the model; None: there can."""
+    """Why the model cannot be exported as such a graph; None: it can."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} are not installed; run: pip install {' '.join(missing)}"
@@ -52,10 +53,11 @@ def lacks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | N
 
 @torch.no_grad()
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, output: Path) -> None:
-    """float16 models stay so, others become float32: onnxruntime has few operators for bfloat16 on CPUs."""
+    """Export; float16 stays, other dtypes become float32: onnxruntime has few operators for bfloat16 on CPUs."""
     if model.dtype is not torch.float16:
         model.float()
     _plain_(model)
+    # An example input with padding on the left and a cache that already holds tokens.
     layers, heads, key_dim, value_dim = _cache_shape(model)
     caches = [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     ids = torch.arange(3, 3 + _BATCH * _LENGTH).reshape(_BATCH, _LENGTH)
@@ -65,6 +67,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: P
         torch.zeros(_BATCH, heads, _PAST, value_dim if name.endswith("value") else key_dim, dtype=model.dtype)
         for name in caches
     ]
+    # These sizes stay free; the mask's length follows from two others, so torch finds it.
     batch, length, before = (torch.export.Dim(name) for name in ("batch", "length", "past"))
     shapes = ({0: batch, 1: length}, {0: batch, 1: torch.export.Dim.AUTO}, [{0: batch, 2: before}] * len(past))
     with warnings.catch_warnings(), _quiet():
@@ -75,6 +78,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: P
             output_names=["logits", *(name.replace("past_key_values", "present") for name in caches)],
             dynamic_shapes=shapes, external_data=True, verbose=False,
         )  # fmt: skip
+    # Tools read the model's sizes from its configuration; the graph has no Sieve layers any more.
     config = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     write_json(output / "config.json", config)
     tokenizer.save_pretrained(output)
@@ -82,7 +86,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: P
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter names on every run the packages that it could use and that are not here."""
+    """Silence torch's exporter, which lists missing optional packages on every run."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -93,7 +97,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _WithCache(nn.Module):
-    """The model as a function of tensors. Positions are counted by the mask, so that padding moves nothing."""
+    """The model as a function of tensors. Positions are counted from the mask, so padding does not shift them."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -118,7 +122,7 @@ class _WithCache(nn.Module):
 
 
 def _cache_shape(model: PreTrainedModel) -> tuple[int, int, int, int]:
-    """Layers, heads, and the width of keys and values in the model's cache, as it makes one."""
+    """Layers, heads, and the width of keys and values in the cache that the model makes."""
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     cache = model(input_ids=ids, use_cache=True).past_key_values
     shapes = {(tuple(layer.keys.shape[1:]), tuple(layer.values.shape[1:])) for layer in cache.layers}
@@ -129,7 +133,7 @@ def _cache_shape(model: PreTrainedModel) -> tuple[int, int, int, int]:
 
 
 def _plain_(model: nn.Module) -> None:
-    """Every module as torch's own operators; outputs of pivoted pairs are gathered by a stored inverse permutation."""
+    """Make every module use torch's operators only; pivoted pairs gather outputs by a stored inverse permutation."""
     for module in model.modules():
         if replaced_by(module) is not None:
             restore_forward(module)
