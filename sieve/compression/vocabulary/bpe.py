@@ -1,9 +1,9 @@
 """A byte-pair encoding with fewer tokens, in the terms of a `tokenizer.json`.
 
-What makes every text encode to something that decodes as before: symbols that a text begins as (single characters, the
-tokens of bytes) all stay, so that dropping a token only means that its merge is not made. What makes a text of kept
-tokens encode to *those* tokens: a kept token keeps every merge that makes it and the parts of these merges. Each merge
-that the full encoding made in such a text is then still there, in the same order, and no other has come in.
+Every text still encodes to tokens that decode to it: all symbols that encoding starts from (single characters, tokens
+of bytes) stay, so dropping a token only means that its merge is not made. A text of kept tokens still encodes to
+*those* tokens: a kept token keeps every merge that makes it, and the parts of these merges. So each merge that the full
+encoding made in such a text still exists, in the same order, and no other merge was added.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# Decoders that make the same text of a token and of its parts.
+# Decoders that turn a token and its parts into the same text.
 _JOINING = ("ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip")
 
 Spec = dict[str, Any]
 
 
 def require_bpe(tokenizer: PreTrainedTokenizerBase) -> Spec:
-    """What `tokenizer.json` would hold; InputError, with the reason, for a tokenizer that cannot be trimmed."""
+    """The content of `tokenizer.json`; InputError, with the reason, for a tokenizer that cannot be trimmed."""
     from tokenizers import Tokenizer
 
     name = type(tokenizer).__name__
@@ -65,7 +65,7 @@ def _kinds(decoder: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def needed(spec: Spec, ids: Iterable[int]) -> set[int]:
-    """Ids that must stay where these stay: symbols, special and added tokens, and the parts of every merge."""
+    """All ids that must stay if these stay: also symbols, special and added tokens, and the parts of every merge."""
     model = spec["model"]
     vocabulary: dict[str, int] = model["vocab"]
     tokens = {number: token for token, number in vocabulary.items()}
@@ -89,7 +89,7 @@ def needed(spec: Spec, ids: Iterable[int]) -> set[int]:
 
 
 def trimmed(spec: Spec, new_ids: Mapping[int, int]) -> Spec:
-    """The tokenizer of the tokens that `new_ids` (old id → new id) holds, which `needed` has made complete."""
+    """The tokenizer with only the tokens of `new_ids` (old id → new id), which must be complete (see `needed`)."""
     model = spec["model"]
     kept = {token: new_ids[number] for token, number in model["vocab"].items() if number in new_ids}
     merges = [pair for pair in model["merges"] if "".join(_pair(pair)) in kept]
@@ -99,14 +99,14 @@ def trimmed(spec: Spec, new_ids: Mapping[int, int]) -> Spec:
         "post_processor": _post_processor(spec["post_processor"], new_ids),
     }
     if spec.get("padding"):
-        # An id that no token has is one that a user chose freely.
+        # If no token has the padding id, a user chose it freely: keep it.
         pad = spec["padding"]["pad_id"]
         made["padding"] = spec["padding"] | {"pad_id": new_ids.get(pad, pad)}
     return made
 
 
 def backend_of(spec: Spec, like: Tokenizer) -> Tokenizer:
-    """The tokenizer that `spec` describes, with what of `like` no file holds."""
+    """The tokenizer that `spec` describes, with the settings of `like` that files do not hold."""
     from tokenizers import Tokenizer
 
     made = Tokenizer.from_str(json.dumps(spec))
@@ -115,7 +115,7 @@ def backend_of(spec: Spec, like: Tokenizer) -> Tokenizer:
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """Files of earlier versions hold a merge as one string."""
+    """The two parts of a merge; files of earlier versions hold it as one string."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 

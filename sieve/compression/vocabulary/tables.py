@@ -1,4 +1,4 @@
-"""The rows of a model's embedding and output head, of which only those of kept tokens stay."""
+"""Removing rows from a model's embedding and output head: only rows of kept tokens stay."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from sieve.models.loading import evaluating
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROBE = 8  # tokens of the text that shows whether the model is the same
-_SAME = 1e-3  # of the largest logit, by which those of a row may move: another shape sums in another order
+# Tokens of the text that shows whether the model still computes the same.
+_PROBE = 8
+# Logits may move by this fraction of the largest one: another shape sums in another order.
+_SAME = 1e-3
 
 
 def keep_rows_(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Leave the rows `kept` (old ids, in the order of their new ones) in the embedding and the head.
 
-    Logits at the tokens kept are what they were; ids in the model's configurations follow. A table that embedding and
-    head share stays shared.
+    Logits of the kept tokens do not change; ids in the model's configurations are renamed. If embedding and head share
+    a table, they still do.
 
-    Raises: InputError, naming the part, where the model is not changed: for a head or an embedding of another kind, or
+    Raises: InputError naming the part, without changing the model: for a head or an embedding of another kind, or
         another layer that looks tokens up.
     """
     embedding, head = _tables(model)
@@ -41,7 +43,8 @@ def keep_rows_(model: PreTrainedModel, kept: Sequence[int]) -> None:
     try:
         after = _logits(model, torch.tensor([[new_ids[number] for number in probe[0].tolist()]]))
         same = after.shape == before.shape and _near(after, before, model.dtype)
-    except Exception:  # whatever an architecture makes of tables of another size
+    except Exception:
+        # An architecture may raise anything for tables of another size.
         same = False
     if not same:
         for step in undo:
@@ -71,7 +74,7 @@ def _tables(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
 
 
 def _looked_up_once(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """The logits of the text [T, vocabulary]; InputError where a table beside the embedding is looked up by its ids."""
+    """The logits of the text [T, vocabulary]; InputError if another table is looked up by token ids."""
     others: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -105,7 +108,7 @@ def _near(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _keeping(layer: nn.Module, names: Sequence[str], kept: Sequence[int]) -> Callable[[], None]:
-    """Leave these rows of the layer's parameters; what is returned brings the others back."""
+    """Keep only these rows of the layer's parameters; returns a function that restores the others."""
     before = {name: parameter for name in names if (parameter := getattr(layer, name, None)) is not None}
     for name, parameter in before.items():
         rows = torch.tensor(kept, device=parameter.device)
@@ -121,8 +124,8 @@ def _keeping(layer: nn.Module, names: Sequence[str], kept: Sequence[int]) -> Cal
 def _resize(
     model: PreTrainedModel, embedding: nn.Embedding, head: nn.Linear, new_ids: Mapping[int, int]
 ) -> Callable[[], None]:
-    """Have layers and configurations say how many rows there are, and the embedding which is that of padding, which
-    gets no gradient; what is returned has them say what they said."""
+    """Write the number of rows into layers and configurations, and the padding row, which gets no gradient, into the
+    embedding; returns a function that restores the old values."""
     rows, padding = embedding.num_embeddings, embedding.padding_idx
 
     def say(old: int, new: int, padding: int | None) -> None:

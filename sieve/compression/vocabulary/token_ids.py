@@ -1,4 +1,4 @@
-"""Token ids that a model's configurations name: where its texts begin and end, what it never or always writes."""
+"""Token ids in a model's configurations: begin and end of texts, and tokens that are forbidden or forced."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# eos_token_id, image_token_index, bad_words_ids, suppress_tokens and others of their kinds: numbers, however nested.
+# eos_token_id, image_token_index, bad_words_ids, suppress_tokens and similar keys hold ids, possibly in nested lists.
 _IDS = re.compile(r"(?:.*_)?token_(?:ids?|index)|(?:.*_)?words_ids|(?:.*_)?suppress_tokens")
-_POSITIONED = "forced_decoder_ids"  # pairs of a position and an id
-_BIASED = "sequence_bias"  # ids → number, as a mapping or as pairs
+# Holds pairs of a position and an id.
+_POSITIONED = "forced_decoder_ids"
+# Maps ids to a number, as a mapping or as pairs.
+_BIASED = "sequence_bias"
 
 
 def configurations(model: PreTrainedModel) -> list[Any]:
-    """The model's configuration, those inside it, and what it generates by."""
+    """The model's configuration, nested ones, and its generation config."""
     found = list(_nested(model.config))
     generation = getattr(model, "generation_config", None)
     return found if generation is None else [*found, generation]
 
 
 def named_ids(model: PreTrainedModel) -> set[int]:
-    """Every id that a configuration of the model names and that its embedding has a row for."""
+    """Every id in the model's configurations for which the embedding has a row."""
     rows = model.get_input_embeddings().weight.shape[0]
     found: set[int] = set()
     for config in configurations(model):
@@ -33,7 +35,7 @@ def named_ids(model: PreTrainedModel) -> set[int]:
 
 
 def rename_ids_(model: PreTrainedModel, new_ids: Mapping[int, int]) -> None:
-    """Give every id in the configurations its new number; what is no id of a token (-1, say) stays."""
+    """Rename every id in the configurations; numbers that are no token's id (such as -1) stay."""
     for config in configurations(model):
         for key, value in list(vars(config).items()):
             renamed = _mapped(key, value, lambda number: new_ids.get(number, number))
@@ -51,7 +53,7 @@ def _nested(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 
 def _mapped(key: str, value: Any, rename: Any) -> Any:
-    """The value with each token id renamed, where the key says that it holds such."""
+    """The value with each token id renamed, if the key says that it holds token ids."""
     if key == _POSITIONED and value is not None:
         return [[position, _renamed(number, rename)] for position, number in value]
     if key == _BIASED and value is not None:

@@ -1,4 +1,4 @@
-"""Trimming a vocabulary: the tokens of some texts stay, and what every other text is then spelled by."""
+"""Trimming a vocabulary: the tokens of some texts stay, and those that any other text can be spelled with."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from sieve.tasks import Example, Task
 
-_CHECKED = 256  # texts that are read by both tokenizers
-# Scripts, combining marks, emoji of several code points, controls, spaces: none of it is likely to be a kept token.
+# Only this many texts are read by both tokenizers, to limit time.
+_CHECKED = 256
+# Scripts, combining marks, emoji of several code points, controls, spaces: these are hardly ever kept tokens.
 _ODD = (
     "",
     " ",
@@ -37,10 +38,10 @@ _ODD = (
 
 @dataclass(frozen=True)
 class TrimmedVocabulary:
-    """What became of a vocabulary.
+    """The result of trimming a vocabulary.
 
     kept: the old id of each token, in the order of the new ids.
-    before: rows of the embedding that there were.
+    before: the number of rows that the embedding had.
     """
 
     kept: tuple[int, ...]
@@ -54,19 +55,19 @@ class TrimmedVocabulary:
 def trim_vocabulary_(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> TrimmedVocabulary:
-    """Drop the tokens that no text needs, in place: of the embedding, the output head, and the tokenizer.
+    """Drop the tokens that no text needs, in place: from the embedding, the output head, and the tokenizer.
 
     Kept are the tokens of `texts`; special, added and chat tokens; those that the model's configurations name; all
-    single bytes (or characters) that are tokens; and the parts of every merge that makes a kept token. Every text then
-    decodes to what it did, from tokens that may be shorter. A text whose tokens were all kept encodes to those tokens,
-    and the logits at them are what they were: over fewer tokens the softmax makes every likelihood larger, so compare
-    with the dense model over the same tokens (`match_vocabulary_`).
+    single bytes (or characters) that are tokens; and the parts of every merge that makes a kept token. Every text can
+    still be written, perhaps with more and shorter tokens. A text whose tokens were all kept encodes to those tokens,
+    with the same logits. Over fewer tokens the softmax makes every likelihood larger, so compare with the dense model
+    over the same tokens (`match_vocabulary_`).
 
     Args:
         model: dense or pruned. New ids are in the order of the old ones.
         tokenizer: a byte-pair encoding of the `tokenizers` library, such as those of GPT-2, Llama 3, Qwen, SmolLM.
 
-    Raises: InputError, with the reason, for a tokenizer or model that cannot be trimmed; neither is changed then.
+    Raises: InputError, with the reason, for a tokenizer or model that cannot be trimmed; both stay unchanged.
 
     Example:
         >>> trimmed = sieve.trim_vocabulary_(model, tokenizer, ["In which country is Bonn? Germany"])
@@ -84,7 +85,7 @@ def trim_vocabulary_(
 def keep_tokens_(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Sequence[int]]
 ) -> TrimmedVocabulary:
-    """`trim_vocabulary_` by texts that are token ids already."""
+    """`trim_vocabulary_` for texts that are already token ids."""
     sequences = [list(ids) for ids in sequences]
     spec = require_bpe(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -100,13 +101,13 @@ def keep_tokens_(
 def match_vocabulary_(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, like: PreTrainedTokenizerBase
 ) -> TrimmedVocabulary | None:
-    """Leave the model the tokens of the tokenizer `like`, by which it is then read and written; None: it had no others.
+    """Reduce the model to the tokens of the tokenizer `like`, which it needs from then on; None if it has no others.
 
-    For comparisons with a trimmed model over the same tokens. Tokens are matched by what they are, not by their ids.
+    For comparisons with a trimmed model over the same tokens. Tokens are matched by their text, not by their ids.
 
     Args: tokenizer: the model's own; not changed.
 
-    Raises: InputError where `like` has tokens that `tokenizer` has not.
+    Raises: InputError if `like` has tokens that `tokenizer` lacks.
     """
     known, wanted = tokenizer.get_vocab(), like.get_vocab()
     if known == wanted:
@@ -123,12 +124,12 @@ def match_vocabulary_(
 
 
 def has_fewer_tokens(tokenizer: PreTrainedTokenizerBase, than: PreTrainedTokenizerBase) -> bool:
-    """Whether it has some of the tokens of the other and no more, as one of a trimmed model has."""
+    """Whether its tokens are a proper subset of the other's, as for a trimmed model."""
     return tokenizer.get_vocab().keys() < than.get_vocab().keys()
 
 
 def task_sequences(tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example]) -> list[list[int]]:
-    """Token ids of all that a task has the model read and write in these examples."""
+    """Token ids of all texts that the task makes the model read and write in these examples."""
     encoded = []
     for one in examples:
         if one.choices:
@@ -141,7 +142,7 @@ def task_sequences(tokenizer: PreTrainedTokenizerBase, task: Task, examples: Seq
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of a conversation, beside its words; none where the tokenizer has no template for one."""
+    """Tokens that the chat template adds to a conversation; empty if the tokenizer has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return []
     said = [{"role": role, "content": "."} for role in ("user", "assistant", "user")]
@@ -149,7 +150,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for messages in (said, [{"role": "system", "content": "."}, *said]):
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception:  # templates refuse roles by errors of their own
+        except Exception:
+            # Templates refuse roles by errors of their own.
             continue
         found += tokenizer.encode(text, add_special_tokens=False)
     return found
@@ -162,7 +164,7 @@ def _rebuilt(
     kept: Sequence[int],
     sequences: Sequence[Sequence[int]],
 ) -> Tokenizer:
-    """The tokenizer of the kept tokens; InputError where it or what is read from its file is not what it must be."""
+    """The tokenizer of the kept tokens; InputError if it, or its saved and loaded copy, does not encode as it must."""
     new_ids = {old: new for new, old in enumerate(kept)}
     old = tokenizer.backend_tokenizer
     made = backend_of(trimmed(spec, new_ids), old)
@@ -173,7 +175,7 @@ def _rebuilt(
         exact = all(number in new_ids for number in before)
         if (exact and [new_ids[number] for number in before] != after) or old.decode(before) != made.decode(after):
             wrong.append(text)
-    # Some classes build a tokenizer of their own from a file: that is no reason where they do so with all tokens, too.
+    # Some classes change the tokenizer when they load it: refuse this only if they do not do it with all tokens too.
     lost = not wrong and not _survives(model, tokenizer, made, read) and _survives(model, tokenizer, old, read)
     if wrong or lost:
         what = "it is another one once saved and loaded" if lost else f"it would read {shorten(wrong[0])} otherwise"
@@ -184,7 +186,7 @@ def _rebuilt(
 def _survives(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Tokenizer, texts: Sequence[str]
 ) -> bool:
-    """Whether the tokenizer with this backend reads texts alike once it is saved and loaded."""
+    """Whether the tokenizer with this backend encodes texts in the same way after saving and loading."""
     from transformers import AutoTokenizer
 
     before: Any = tokenizer._tokenizer
@@ -192,10 +194,12 @@ def _survives(
         try:
             tokenizer._tokenizer = backend
             tokenizer.save_pretrained(folder)
-            model.config.save_pretrained(folder)  # which decides the tokenizer's class, too
+            # The model's configuration also decides the tokenizer's class.
+            model.config.save_pretrained(folder)
             loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             return all(loaded.encode(text) == tokenizer.encode(text) for text in (*texts, *_ODD))
-        except (ValueError, OSError):  # a class that lies elsewhere, as one of remote code
+        except (ValueError, OSError):
+            # The class is not in transformers, as for remote code.
             return False
         finally:
             tokenizer._tokenizer = before
