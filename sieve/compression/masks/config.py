@@ -7,7 +7,7 @@ from sieve.registry import method_named
 from sieve.utils.options import option, require_values
 
 PATTERNS = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
-"""Name → (kept, of so many consecutive weights of a row), or None."""
+"""Name → (N, M): keep N of every M consecutive weights of a row; None: any."""
 
 COMPARISONS = ("row", "layer")
 FUSIONS = ("mean", "max", "min", "geometric", "concatenate")
@@ -15,20 +15,20 @@ FUSIONS = ("mean", "max", "min", "geometric", "concatenate")
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """Of `sieve.mask`.
+    """Options of `sieve.mask`.
 
     pattern: "unstructured", or N:M: of every M consecutive weights of a row N are kept.
-    compare: which weights compete: those of a "row" (every output keeps as many) or of the whole "layer". Not for N:M.
+    compare: which weights compete: those of a "row" (every row keeps the same number) or of a "layer". Not for N:M.
     task_aware: score on general text too, and fuse (DESIGN 2.10).
-    tau: τ, channels whose normalised activation norms differ by at most this share, |a - b| / (a + b), are shared. 0
-        makes every channel exclusive that differs at all, 1 makes all of them shared.
-    fusion: of the scores of shared channels: "mean", "max", "min" or "geometric"; "concatenate" knows no channels and
-        scores on both calibration sets put together.
-    task_share: of the task in the means, in (0, 1); for "concatenate" its share of the tokens, and for SparseGPT's
+    tau: τ; channels whose normalised activation norms differ by at most τ, |a - b| / (a + b) ≤ τ, are shared. 0
+        makes every differing channel exclusive, 1 makes all channels shared.
+    fusion: how scores of shared channels are fused: "mean", "max", "min" or "geometric"; "concatenate" ignores channels
+        and scores on both calibration sets put together.
+    task_share: the task's weight in the means, in (0, 1); for "concatenate" its share of the tokens; for SparseGPT's
         update the task's part in the Gram matrix that is solved.
     ramp: α in [0, 1): matrices keep between α less and α more than the plan says, by the trace of their Hessian
         (`sieve.compression.masks.layerwise_sparsity`). 0: all the same.
-    damping: SparseGPT's, of the mean diagonal of the Gram matrix.
+    damping: for SparseGPT, as a fraction of the mean diagonal of the Gram matrix.
     """
 
     GROUP = "Method"
@@ -53,7 +53,7 @@ class MaskOptions:
     damping: float = option(0.01, "Masks: damping of SparseGPT, times the mean diagonal", within="(0, ∞)")
 
     def check(self, method: str) -> "MaskOptions":
-        """InputError for a value, or a combination, that could not work; returns the options themselves."""
+        """InputError for a value, or a combination, that cannot work; returns the options themselves."""
         require_values(self)
         if self.pattern != "unstructured":
             if self.compare != "row":
@@ -73,5 +73,5 @@ class MaskConfig(MaskOptions):
     general: str = option("general", "Masks: general text, a task file of type perplexity", shown="Wikipedia and news")
 
     def options(self) -> MaskOptions:
-        """Those of `sieve.mask`."""
+        """The options of `sieve.mask`."""
         return MaskOptions(**{one.name: getattr(self, one.name) for one in fields(MaskOptions)})

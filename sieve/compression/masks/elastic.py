@@ -1,4 +1,4 @@
-"""Putting masks onto a model, for good or for a while. Modules stay what they are."""
+"""Putting masks on a model, permanently or for a while. Its modules are not replaced."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def mask_(model: nn.Module, masks: "Masks", plan: Mapping[str, int | str]) -> dict[str, float]:
-    """Replace dense weights by those that the plan leaves; the masks can be used again.
+    """Replace dense weights by masked ones, as the plan says; the masks can be used again.
 
     Returns: kept fraction of each matrix that was masked.
     """
@@ -59,5 +59,5 @@ def masked(model: nn.Module, masks: "Masks") -> Iterator[ElasticWeights]:
 
 
 def _set(layer: nn.Module, W: torch.Tensor) -> None:
-    """W [m, n] as the layer's weight; the tensor that was there is left as it is."""
+    """Set W [m, n] as the layer's weight; the old tensor is not changed."""
     layer.weight.data = W.T.contiguous() if isinstance(layer, Conv1D) else W.contiguous()

@@ -30,5 +30,5 @@ class Masking:
 
     def plannable(self, model: PrunableModel, method: str, config: MaskConfig) -> dict[str, Matrix]:
         maskable(model, config)
-        # How far a ramp moves each matrix is known once it is scored.
+        # A ramp's shift of each matrix is known only after scoring.
         return Masks({}, method, replace(config.options(), ramp=0.0), {}).matrices(model)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 
 def layerwise_shifts(traces: Mapping[str, float], parameters: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """What each matrix keeps more than the mean, in [-α, α]; the mean weighted by parameters is 0.
+    """How much more than the mean each matrix keeps, in [-α, α]; the mean weighted by parameters is 0.
 
     Args: traces, parameters: matrix name → tr(H) / n, and its number of weights. Equal traces (matrices that read one
-        input) share their place.
+        input) get the same shift.
     """
     if not alpha:
         return dict.fromkeys(traces, 0.0)

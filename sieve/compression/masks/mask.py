@@ -19,7 +19,8 @@ from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 from sieve.utils import progress
 
-_UNEVEN = 16  # times as many tokens: the smaller set is then the noisier one by far
+# If one set has this many times the tokens of the other, warn: the smaller set is much noisier.
+_UNEVEN = 16
 
 
 @torch.no_grad()
@@ -30,16 +31,16 @@ def mask(
     general: Statistics | None = None,
     options: MaskOptions | None = None,
 ) -> Masks:
-    """Score every weight of the prunable matrices: nested masks for all sparsities at once.
+    """Score every weight of the prunable matrices; the result holds nested masks for all sparsities.
 
-    The result goes where factors go: `sieve.search(model, tokenizer, masks, task)` and `sieve.apply_(model, masks,
+    Use the result like factors: `sieve.search(model, tokenizer, masks, task)` and `sieve.apply_(model, masks,
     plan)`, where a plan's number is how many weights a row keeps.
 
     Args:
-        model: the dense model that was calibrated; not changed. Masks refer to its weights, they are no copies.
+        model: the dense model that was calibrated; not changed. Masks refer to its weights and do not copy them.
         statistics: from `sieve.calibrate` with the same `method`; None for "magnitude".
         method: "magnitude", "wanda", "sparsegpt" or "ria" (`sieve.compression.masks.scores`).
-        general: for `options.task_aware`, the same of general text (`sieve.tasks.general_text`).
+        general: for `options.task_aware`, the statistics of general text (`sieve.tasks.general_text`).
         options: `MaskOptions`.
 
     Raises: InputError for unknown or contradictory options, statistics of another kind, or matrices that share one
@@ -49,18 +50,20 @@ def mask(
         >>> masks = sieve.mask(model, sieve.calibrate(model, tokenizer, "geography", method="wanda"))
         >>> masks["model.layers.0.mlp.down_proj"].at(768)  # half of 1,536 weights a row
     """
+    # Refuse bad options and matrices before any weight is scored.
     wanted = method_named(method, MASKING)
     options = (options or MaskOptions()).check(method)
     if options.task_aware and general is None:
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
     model = PrunableModel.of(model)
     matrices = maskable(model, options)
-    # The statistics that scores go by: of the task, and of general text where both count.
+    # The statistics for scoring: those of the task and, for task-aware masks, those of general text.
     sides = {"task": statistics} if wanted.side != "none" else {}
     if options.task_aware:
         sides["general"] = general
         _note_lengths(statistics.tokens, general.tokens)
-    of_inputs: dict[str, _Inputs] = {}  # by the Gram matrix: matrices that read one input share what follows from it
+    # By Gram matrix: matrices that read one input share everything computed from it.
+    of_inputs: dict[str, _Inputs] = {}
     found, traces, skipped = {}, {}, []
     with progress.bar("scores", len(matrices), "matrices") as advance:
         for name, matrix in matrices.items():
@@ -72,6 +75,7 @@ def mask(
             if groups and matrix.n % groups[1]:
                 skipped.append(name)
                 continue
+            # Without statistics only the weights count.
             if not sides:
                 found[name] = Mask(
                     W, nested_thresholds(of_weights(W.float(), method), options.pattern, options.compare)
@@ -81,6 +85,7 @@ def mask(
             if key not in of_inputs:
                 grams = {side: _per_token(measured, name) for side, measured in sides.items()}
                 of_inputs[key] = _Inputs(name, grams, wanted, options)
+            # Compensating methods solve each rank later; all others get one table of thresholds.
             inputs = of_inputs[key]
             traces[name] = inputs.trace
             if wanted.compensates:
@@ -95,7 +100,7 @@ def mask(
 
 
 def maskable(model: PrunableModel, options: MaskOptions) -> dict[str, Matrix]:
-    """The prunable matrices; InputError where masks can be had of none, or two share one weight."""
+    """The prunable matrices; InputError if none can be masked, or two share one weight."""
     matrices, groups = model.matrices(), PATTERNS[options.pattern]
     check_untied(model.model, matrices)
     if groups and all(matrix.n % groups[1] for matrix in matrices.values()):
@@ -104,7 +109,7 @@ def maskable(model: PrunableModel, options: MaskOptions) -> dict[str, Matrix]:
 
 
 class _Inputs:
-    """What scores and updates need to know of one input: float32 on the weights' device.
+    """Facts about one input that scores and updates need: float32 on the weights' device.
 
     channels: [n], factors of the scores. root: R [n, n] where kept weights compensate, else None. trace: tr(H) / n.
     """
@@ -123,7 +128,7 @@ class _Inputs:
         else:
             sides = (grams["general"], grams["task"])
             channels = fuse(*sides, tuple(of_channels(H, method.name, options.damping) for H in sides), options)
-        # Only ratios matter: about 1 they are in the middle of float32's range.
+        # Only ratios matter: scale to about 1, in the middle of float32's range.
         self.channels = (channels / channels.mean()).float().to(device)
         self.root = None if root is None else root.float().to(device)
 
@@ -138,7 +143,7 @@ def _source(statistics: Statistics, name: str) -> str:
 
 
 def _per_token(statistics: Statistics, name: str) -> torch.Tensor:
-    """H [n, n]: the mean over tokens, whatever their number."""
+    """H [n, n] as the mean over tokens, so that their number does not matter."""
     return statistics.grams[_source(statistics, name)] / statistics.tokens
 
 

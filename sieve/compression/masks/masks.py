@@ -1,4 +1,4 @@
-"""Masks of all matrices: for every rank that a plan can name, the weights that are left."""
+"""Masks of all matrices: the remaining weights for every rank that a plan can name."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ class Mask:
     thresholds: torch.Tensor
 
     def at(self, rank: int) -> torch.Tensor:
-        """[m, n], W with what the mask of this rank drops set to zero."""
+        """W [m, n], with zeros where the mask of this rank drops weights."""
         return torch.where(self.thresholds <= rank, self.weight, 0)
 
     def content(self) -> list[float]:
@@ -58,7 +58,7 @@ class CompensatedMask:
     compare: str
 
     def at(self, rank: int) -> torch.Tensor:
-        """[m, n], the weights that are left at this rank, changed."""
+        """The masked weights [m, n] at this rank; kept ones are changed to compensate."""
         return sparsegpt(self.weight, self.channels, self.root, rank, self.pattern, self.compare, self.weight.dtype)
 
     def content(self) -> list[float]:
@@ -67,9 +67,9 @@ class CompensatedMask:
 
 
 class Masks(dict[str, "Mask | CompensatedMask"]):
-    """Matrix name → its masks, with the method that scored them. What `Factors` is to low-rank plans.
+    """Matrix name → its masks, with the method that scored them. The counterpart of `Factors` for masks.
 
-    shifts: what each matrix keeps more than a plan's fraction (`ramp`), empty without a ramp.
+    shifts: how much more than a plan's fraction each matrix keeps (`ramp`); empty without a ramp.
     """
 
     pivoted, ridge, shrinkage = False, math.inf, 0.0
@@ -86,7 +86,7 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         self.method, self.options, self.shifts = method, options, dict(shifts)
 
     def only(self, names: Iterable[str]) -> "Masks":
-        """The masks of these matrices alone."""
+        """The masks of these matrices only."""
         return Masks({name: self[name] for name in names}, self.method, self.options, self.shifts)
 
     def elastic(self, model: PreTrainedModel | PrunableModel) -> AbstractContextManager[ElasticWeights]:
@@ -101,7 +101,7 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
             yield
 
     def apply_(self, model: PreTrainedModel, plan: Plan) -> None:
-        """Mask the weights of the layers that the plan names, in place; modules stay what they are."""
+        """Mask the weights of the layers that the plan names, in place; modules are not replaced."""
         kept = mask_(model, self, plan)
         fuse_(model)
         write_mask_config(model, kept, self.options.pattern)
@@ -111,7 +111,7 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         return {name: self.matrix(matrix) for name, matrix in PrunableModel.of(model).matrices().items()}
 
     def matrix(self, matrix: Matrix) -> MaskedMatrix:
-        """What masks can make of a matrix."""
+        """The matrix with the sizes that masks allow."""
         shift = self.shifts.get(matrix.name, 0.0)
         return MaskedMatrix(
             matrix.name, matrix.m, matrix.n, matrix.block, pattern=self.options.pattern, shift=shift,
@@ -136,7 +136,7 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
                 )
 
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """How weights were scored, and whether this device gains time by their zeros (nothing gains bytes)."""
+        """How weights were scored, and whether zeros save time on this device (they never save bytes)."""
         options = asdict(self.options)
         return {
             "pattern": options.pop("pattern"),
@@ -145,6 +145,6 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
         }
 
     def fingerprint(self) -> str:
-        """sha256 of the method, its options and what the masks are made of."""
+        """sha256 of the method, its options and the content of the masks."""
         content = [(name, mask.content()) for name, mask in self.items()]
         return hashlib.sha256(repr((self.method, self.options, self.shifts, content)).encode()).hexdigest()

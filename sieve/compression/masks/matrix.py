@@ -1,4 +1,4 @@
-"""What masking a matrix can make of it, and what that costs."""
+"""The sizes that masking allows for a matrix, and their costs."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from sieve.models.matrix import DENSE, Matrix
 
 @dataclass(frozen=True)
 class MaskedMatrix(Matrix):
-    """A prunable weight W [m, n] of which some are to be zero.
+    """A prunable weight W [m, n] that will be masked.
 
-    The "rank" that a plan gives it is how many weights a row keeps: r m in all. Where weights compete within the whole
-    layer it is the mean over rows. A mask saves at every rank below n.
+    Its "rank" in a plan is the number of weights that a row keeps: r m in all. If weights compete within the whole
+    layer, it is the mean over rows. A mask saves parameters at every rank below n.
 
-    pattern: a name in `PATTERNS`. N:M has a single rank, n N / M; where M does not divide n the matrix stays dense.
-    shift: how much more than the plan's kept fraction this matrix keeps, of a ramp of half-width `ramp`.
+    pattern: a name in `PATTERNS`. N:M has a single rank, n N / M; if M does not divide n, the matrix stays dense.
+    shift: how much more than the plan's kept fraction this matrix keeps, by a ramp of half-width `ramp`.
     """
 
     pattern: str = "unstructured"
@@ -37,8 +37,8 @@ class MaskedMatrix(Matrix):
     def rank_at(self, kept: float, multiple: int = 1) -> int | Literal["dense"]:
         """Weights a row keeps at the fraction `kept`, rounded up to `multiple` (at least one of it).
 
-        With a ramp, the fraction is moved first; the ramp is flatter where it would leave [0, 1], so that the mean over
-        matrices stays. N:M has one rank whatever is asked for, short of everything.
+        With a ramp, the fraction is shifted first; the ramp is flatter if it would leave [0, 1], so that the mean over
+        matrices stays. N:M always has the same rank, unless everything is kept.
         """
         if self.pattern != "unstructured":
             return self.max_rank if self.max_rank > 0 and kept < 1 else DENSE
@@ -48,5 +48,5 @@ class MaskedMatrix(Matrix):
         return rank if rank <= self.max_rank else DENSE
 
     def size(self, rank: int | Literal["dense"]) -> int:
-        """Weights that are not masked."""
+        """Number of weights that are not masked."""
         return self.parameters if rank == DENSE else rank * self.m

@@ -1,6 +1,6 @@
 """The ways to score weights for a mask. Imports no torch.
 
-A new one is a row here and a class in `scores.py` (or a file of its own) that says `@implements(ROW)`.
+To add one, add a row here and a class in `scores.py` (or a file of its own) with `@implements(ROW)`.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ MASKING = Traits(
 class MaskMethod(Method):
     """A method that sets weights to zero.
 
-    compensates: the kept weights change to compensate for the removed ones, so that each rank is solved by itself.
+    compensates: the kept weights change to compensate for the removed ones, so each rank is solved separately.
     """
 
     room: str = field(default=__package__, kw_only=True)

@@ -5,18 +5,18 @@ import torch
 from sieve.compression.masks.config import PATTERNS
 
 _SORTED = 1 << 24
-"""Scores that are sorted at a time: places take 8 bytes each until they are ranks of 2."""
+"""Number of scores sorted at a time: while sorting, positions take 8 bytes each, later ranks only 2."""
 
 
 def nested_thresholds(scores: torch.Tensor, pattern: str = "unstructured", compare: str = "row") -> torch.Tensor:
     """The least rank (weights kept per row, see `MaskedMatrix`) at which each weight is kept.
 
-    One table serves every rank r: the mask is `order <= r`, and keeps r m weights exactly. Of equal scores the first
+    One table serves every rank r: the mask is `order <= r`, and keeps exactly r m weights. Of equal scores the first
     wins.
 
     Args: scores [m, n]; for N:M, M divides n.
 
-    Returns: [m, n], int16 where that suffices, else int32; 1 … n. N:M knows one mask: 1 where kept, n where not.
+    Returns: [m, n], int16 where that suffices, else int32; 1 … n. N:M has one mask: 1 where kept, n where not.
     """
     m, n = scores.shape
     dtype = torch.int16 if n <= torch.iinfo(torch.int16).max else torch.int32

@@ -1,7 +1,7 @@
-"""A low-rank pair and a mask on what it leaves: W ≈ B A + S.
+"""A low-rank pair plus a masked residual: W ≈ B A + S.
 
-After OATS (Zhang and Papyan 2024, arXiv 2409.13652), which alternates between the two; here each step is the one that
-Sieve has for its part alone: the output-aligned projection, and SparseGPT's mask with its update.
+After OATS (Zhang and Papyan 2024, arXiv 2409.13652), which alternates between the two. Here each step is Sieve's method
+for this part alone: the output-aligned projection, and SparseGPT's mask with its update.
 """
 
 import torch
@@ -19,13 +19,13 @@ def low_rank_plus_mask(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A pair and a sparse rest whose sum has little output error tr((W - B A - S) H (W - B A - S)ᵀ).
 
-    In turns, each part is fitted to what the other leaves of W; the best pair of parts that was met is returned.
+    Alternately, each part is fitted to W minus the other; the best combination found is returned.
 
     Args:
         W: [m, n] float64. H: [n, n] float64, the inputs' Gram matrix per token.
         rank: of the pair, 0 for none; at most min(m, n). kept: weights a row of S, 0 for none; at most n.
-        tokens: how many rows H is of.
-        rounds: of fitting both.
+        tokens: number of tokens that H was measured on.
+        rounds: how often both parts are fitted.
 
     Returns: A [rank, n], B [m, rank], S [m, n] float64; r (m + n) + kept m numbers that are not zero.
     """

@@ -5,8 +5,8 @@
     sparsegpt   W_ij² / R_jj², H⁻¹ = Rᵀ R, R upper triangular          Frantar and Alistarh 2023, arXiv 2301.00774
     ria         (|W_ij| / Σ_k |W_ik| + |W_ij| / Σ_k |W_kj|) ‖x_j‖^½    Zhang et al. 2024, arXiv 2402.18004
 
-H is the Gram matrix of the inputs per token, so that calibration sets of different length weigh the same. As the
-channel's factor is all that depends on data, two calibration sets are fused factor by factor (`task_aware`).
+H is the Gram matrix of the inputs per token, so calibration sets of different length weigh the same. Since only the
+channel's factor depends on data, two calibration sets are fused factor by factor (`task_aware`).
 """
 
 from typing import Protocol
@@ -17,7 +17,7 @@ from sieve.compression.masks.methods import MAGNITUDE, MASKING, RIA, SPARSEGPT, 
 from sieve.registry import implements, method_named
 
 FLOOR = 1e-12
-"""Of the mean: what a channel that was never excited counts. Its weights go first, and among them the smallest."""
+"""Fraction of the mean that stands for a channel without activity: its weights go first, the smallest before others."""
 
 
 class Score(Protocol):
@@ -67,7 +67,8 @@ class Ria:
     def of_weights(self, W: torch.Tensor) -> torch.Tensor:
         size = W.abs()
         rows, columns = size.sum(1, keepdim=True), size.sum(0, keepdim=True)
-        tiny = torch.finfo(size.dtype).tiny  # a row of zeros has scores of zero
+        # Avoid 0 / 0: a row of zeros has scores of zero.
+        tiny = torch.finfo(size.dtype).tiny
         return size / rows.clamp(min=tiny) + size / columns.clamp(min=tiny)
 
     def of_channels(self, energy: torch.Tensor, root: torch.Tensor | None) -> torch.Tensor:
@@ -82,7 +83,7 @@ def of_weights(W: torch.Tensor, method: str) -> torch.Tensor:
 def of_channels(H: torch.Tensor, method: str, damping: float, root: torch.Tensor | None = None) -> torch.Tensor:
     """The part that depends on the inputs, [n] > 0. H [n, n] float64; all ones where H is zero.
 
-    `root`: `inverse_root(H, damping)` for a method that compensates, where it is known already.
+    `root`: `inverse_root(H, damping)` for a method that compensates, if it is known already.
     """
     energy = H.diagonal().clamp(min=0)
     mean = energy.mean()
@@ -98,14 +99,14 @@ def _score(method: str) -> Score:
 
 
 def inverse_root(H: torch.Tensor, damping: float) -> torch.Tensor:
-    """R [n, n], upper triangular with Rᵀ R = (H + λ I)⁻¹, λ = `damping` of H's mean diagonal: no H is singular then.
+    """R [n, n], upper triangular with Rᵀ R = (H + λ I)⁻¹, λ = `damping` × H's mean diagonal, so nothing is singular.
 
-    H = 0 knows nothing: R is the identity.
+    For H = 0, without any information, R is the identity.
     """
     mean = H.diagonal().mean()
     if not mean > 0:
         return torch.eye(H.shape[0], dtype=H.dtype, device=H.device)
     damped = (H + H.T) / 2
-    # No less than what sums in float32 resolve, or rounding could make H indefinite.
+    # Damping must exceed the resolution of float32 sums, or rounding could make H indefinite.
     damped.diagonal().add_(max(damping, H.shape[0] * torch.finfo(torch.float32).eps) * mean)
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)

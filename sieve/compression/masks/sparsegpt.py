@@ -6,7 +6,7 @@ from sieve.compression.masks.config import PATTERNS
 from sieve.compression.masks.nesting import keep_largest, keep_n_of_m
 
 BLOCK = 128
-"""Columns whose masks are chosen together; those behind hear of their errors at once, in one product."""
+"""Columns whose masks are chosen together; their errors reach all later columns in one matrix product."""
 
 
 def sparsegpt(
@@ -20,16 +20,16 @@ def sparsegpt(
 ) -> torch.Tensor:
     """W with `rank` weights a row kept and changed so that outputs change little: min Σ_t |(W - M) x_t|², greedily.
 
-    Columns are gone through once, from left to right. What a masked weight would have contributed is taken on by the
-    columns to come, in the proportions that R has (optimal brain surgery with the columns so far held fixed). Masks
-    are chosen a block of columns at a time, by scores W² channels of the weights as they are by then.
+    Columns are visited once, from left to right. The contribution of a masked weight is taken over by the
+    later columns, in the proportions of R (optimal brain surgery with the earlier columns held fixed). Masks
+    are chosen for a block of columns at a time, by the scores W² channels of the already compensated weights.
 
     Args:
         W: [m, n]. channels: [n], 1 / R_jj² or what is fused from several.
         R: [n, n], upper triangular, Rᵀ R = (H + λ I)⁻¹ (`scores.inverse_root`).
         rank: weights kept per row; in each block, and over all, to within one.
         pattern, compare: as in `MaskOptions`. compare="layer" lets the weights of one block compete.
-        dtype: that the result will be stored in, rounding being one more error to compensate. Default: W's.
+        dtype: of the stored result; its rounding is one more error to compensate. Default: W's.
 
     Returns: [m, n] in `dtype`.
     """
@@ -41,16 +41,18 @@ def sparsegpt(
     groups = PATTERNS[pattern]
     for start in range(0, n, BLOCK):
         end = min(start + BLOCK, n)
+        # Without a pattern, the masks of the whole block are chosen now.
         kept = None if groups else _chosen(left[start:end], channels[start:end], _share(rank, start, end, n), compare)
         errors = left.new_empty(end - start, m)
         for column in range(start, end):
             place = column - start
             if groups and column % groups[1] == 0:
-                # N:M: a group is chosen when it is reached, with all compensation up to there.
+                # N:M: choose a group when it is reached, so that it sees all compensation up to there.
                 group = slice(column, column + groups[1])
                 chosen = keep_n_of_m((left[group].square() * channels[group, None]).T, *groups).T
             keep = chosen[column % groups[1]] if groups else kept[place]
             result[column] = torch.where(keep, left[column], 0).to(dtype)
+            # Spread this column's error over the rest of the block; later blocks get it in one product below.
             error = (left[column] - result[column].to(work)) / R[column, column]
             left[column + 1 : end].addr_(R[column, column + 1 : end], error, alpha=-1)
             errors[place] = error
@@ -59,7 +61,7 @@ def sparsegpt(
 
 
 def _share(rank: int, start: int, end: int, n: int) -> int:
-    """Weights per row that these columns keep: shares of all blocks add up to `rank`."""
+    """Number of weights per row that these columns keep; the numbers of all blocks add up to `rank`."""
     return rank * end // n - rank * start // n
 
 

@@ -1,6 +1,6 @@
 """Two calibration sets in one score: shared and exclusive channels, and how their scores are fused (DESIGN 2.10).
 
-After Task-aware masks (arXiv 2510.22489), which scores on general text and on task data and splits channels by the
+After Task-aware masks (arXiv 2510.22489), which scores on general text and on task data, and splits channels by the
 difference of their activation norms. The threshold, the fusion operators and the normalisation are choices of our own.
 """
 
@@ -24,7 +24,7 @@ def fuse(
     """One factor per channel [n] from those of the two sets (`scores`: general, task).
 
     Shared channels (d ≤ τ): by the operator. Exclusive ones: the factor of the side whose norm is larger. Factors are
-    divided by their means first: a channel's place in the layer is compared, not how loud a set is as a whole.
+    divided by their means first: this compares a channel's rank in its layer, not the overall scale of a set.
     """
     a, b = (_normalised(H.diagonal().clamp(min=0).sqrt()) for H in (general, task))
     of_general, of_task = map(_normalised, scores)
@@ -33,7 +33,7 @@ def fuse(
 
 
 def pooled(general: torch.Tensor, task: torch.Tensor, task_share: float) -> torch.Tensor:
-    """H of both sets together, the task having this share of the tokens."""
+    """H of both sets together, where the task has this share of the tokens."""
     return (1 - task_share) * general + task_share * task
 
 
@@ -49,5 +49,5 @@ def _shared(general: torch.Tensor, task: torch.Tensor, options: MaskOptions) -> 
 
 
 def _normalised(values: torch.Tensor) -> torch.Tensor:
-    """Divided by their mean; zeros stay."""
+    """The values divided by their mean; zeros stay."""
     return values / values.mean().clamp(min=torch.finfo(values.dtype).tiny)

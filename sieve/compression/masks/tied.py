@@ -1,4 +1,4 @@
-"""Matrices that share a weight with another part of the model cannot be masked alone."""
+"""Refusing matrices that share a weight with another part of the model: they cannot be masked alone."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from sieve.errors import InputError
 
 
 def check_untied(model: nn.Module, names: Iterable[str]) -> None:
-    """InputError naming the first of these matrices whose weight another module has too."""
+    """InputError naming the first of these matrices that shares its weight with another module."""
     owners: dict[int, list[str]] = {}
     for owner, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(owner)
