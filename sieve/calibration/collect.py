@@ -27,7 +27,8 @@ from sieve.utils import progress
 from sieve.utils.identity import identity_of
 from sieve_kernels import channel_sums, gram_
 
-HELD_BACK = 8  # one example in so many
+# One example in this many is held back.
+HELD_BACK = 8
 
 
 def calibrate(
@@ -45,15 +46,15 @@ def calibrate(
     Args:
         model: any `AutoModelForCausalLM`; left as it was.
         task: a built-in task's name, a YAML file, or a `Task`.
-        method: a name that `sieve methods` lists; what it asks for is collected, and serves every method that asks for
-            no more. "output_aligned" asks for the least.
-        tokens: the budget; padding does not count, the right answers' tokens do.
+        method: a name that `sieve methods` lists; the statistics that it needs also serve every method that needs
+            no more. "output_aligned" needs the least.
+        tokens: the budget; it includes the right answers' tokens, but no padding.
         seed: of the task's splits.
-        batch_tokens: cells of one batch; memory is the Grams and the activations of one batch. Where gradients are
-            asked for, a batch is a quarter of it, since the activations of all layers are kept at once.
-        path: keep the statistics in this file; reuse it if it is there and of this model, tokenizer, data, method and
-            versions (`sieve.utils.identity`). In a folder they get a name made of what they are of. Nothing that is
-            there is replaced or removed; only the user's cache keeps the last calibration alone.
+        batch_tokens: cells of one batch; memory is the Grams and the activations of one batch. If gradients are
+            needed, a batch is a quarter of it, since the activations of all layers are kept at once.
+        path: keep the statistics in this file; reuse it if it exists and is of this model, tokenizer, data, method and
+            versions (`sieve.utils.identity`). In a folder the file's name is made from these. No existing file
+            is replaced or removed, except in the user's cache, which keeps only the last calibration.
 
     Returns: `Statistics`, float32 sums on the model's device.
 
@@ -75,14 +76,14 @@ def calibrate(
     )
     check_token_ids(model, tokenizer, max(max(sample.ids, default=0) for sample in sequences))
     learns = wanted.gradients
-    # Reuse what is there, if it is of exactly this.
+    # Reuse existing statistics, if they are of exactly this calibration.
     identity = identity_of(model, tokenizer) | {"data": fingerprint(sequences, learns), "kind": wanted.kind}
     file = None if path is None else kept_file(path, identity)
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
         return kept
-    # Tried as for evaluation, which refuses a model that is not causal.
+    # Try the shortcuts as evaluation does, which also refuses a model that is not causal.
     verified(model, [[Continuation(*sample)] for sample in sequences if sample.start < len(sample.ids)], EVERYTHING)
-    # Methods that choose something need examples that were not summed.
+    # Methods that choose a setting need examples that were not summed.
     held_back = []
     if learns:
         if len(sequences) < 2:
@@ -106,9 +107,9 @@ def collect(
     needs: Literal["cheapest", "input", "none"] = "cheapest",
     gradients: bool = False,
 ) -> Statistics:
-    """Sums of all prunable matrices over `data`, which method's needs see `sieve.registry.Method.side`.
+    """Sum the statistics of all prunable matrices over `data`. `needs`: see `sieve.registry.Method.side`.
 
-    With `gradients`, each batch also goes backward from its answers' loss.
+    With `gradients`, each batch also runs backward from its answers' loss.
     """
     model = PrunableModel.of(model)
     # Which Gram matrices are summed, and of which size.
@@ -129,7 +130,8 @@ def collect(
         mask = _Mask()
         for name, source in sources.items():
             layer = model.layer(name)
-            if source.gram in (name, f"{name}.output"):  # the one matrix of a group that watches for it
+            # Only one matrix of a group watches the input that all of them read.
+            if source.gram in (name, f"{name}.output"):
                 stack.enter_context(_watching(layer, grams[source.gram], source.side, mask))
             if source.inputs == name:
                 stack.enter_context(_summing(layer, sums[name], mask))
@@ -143,7 +145,7 @@ def collect(
                 model.run_decoder(batch.ids, mask.mask)
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
-    # Gradients that are all zero say nothing: the loss-aware projection could not go by them.
+    # Gradients that are all zero carry no information: the loss-aware projection could not use them.
     if gradients and not any(bool(grams[source.gradient].diagonal().any()) for source in sources.values()):
         answers = sum(max(0, int(length) - start) for batch in data
                       for length, start in zip(batch.mask.sum(1), batch.starts.tolist(), strict=True))  # fmt: skip
@@ -214,7 +216,7 @@ def _summing(layer: nn.Module, sums: torch.Tensor, mask: _Mask) -> Iterator[None
 
 
 def _basis(layer: nn.Module) -> torch.Tensor | None:
-    """`column_basis` of a weight with more outputs than inputs, in its dtype: all that a gradient is asked about."""
+    """`column_basis` of a weight with more outputs than inputs, in its dtype: gradients need no other part."""
     W = weight_of(layer).detach()
     if W.shape[0] <= W.shape[1]:
         return None

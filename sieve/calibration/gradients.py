@@ -14,11 +14,12 @@ from sieve.evaluation.shortcuts import allowed
 from sieve.models.loading import going_backward
 from sieve_kernels import gram_
 
-_SHORT = 256  # tokens a row: what attention scores of all layers may take in memory
+# Rows up to this many tokens use plain attention; longer ones would need too much memory for scores of all layers.
+_SHORT = 256
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Cross-entropy in nats of the tokens from each row's `start` on, summed over the batch; 0 where there are none."""
+    """Cross-entropy in nats of the tokens from each row's `start` on, summed over the batch; 0 without such tokens."""
     cells, targets = [], []
     for row, (start, length) in enumerate(zip(batch.starts.tolist(), batch.mask.sum(1).tolist(), strict=True)):
         cells += [(row, at - 1) for at in range(start, length)]
@@ -31,14 +32,14 @@ def answer_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def backward(model: PreTrainedModel, batch: Batch) -> None:
-    """One forward and backward pass of `answer_loss`: for its hooks. Parameters get no gradients, frozen or not."""
+    """One forward and backward pass of `answer_loss`, to run hooks. No parameter gets a gradient, frozen or not."""
     embedded: list[torch.Tensor] = []
 
     def remember(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         embedded.append(output if output.requires_grad else output.requires_grad_())
 
     handle = model.get_input_embeddings().register_forward_hook(remember)
-    # Torch's fused attention is slow backward on CPU: several times the plain one, as long as rows are short.
+    # Torch's fused attention is slow backward on CPU: for short rows it takes several times as long as the plain one.
     plain = model.device.type == "cpu" and batch.ids.shape[1] <= _SHORT
     try:
         with going_backward(model), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
@@ -51,7 +52,7 @@ def backward(model: PreTrainedModel, batch: Batch) -> None:
 def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor | None) -> Iterator[None]:
     """Add the gradients g at this layer's outputs to `gram` at every backward pass; with a basis [m, k], g basis.
 
-    Padding needs no mask: nothing behind the last token of an answer has a gradient.
+    Padding needs no mask: tokens behind an answer's last token have no gradient.
     """
 
     def add(gradient: torch.Tensor) -> None:
@@ -72,7 +73,7 @@ def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor
 def column_basis(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """W = Q R for m > n: Q [m, n] with orthonormal columns, R [n, n] upper triangular with a diagonal ≥ 0.
 
-    The sign makes it unique, so that measured gradients and their users mean the same Q.
+    The sign makes Q unique, so that code that measures gradients and code that uses them has the same Q.
     """
     Q, R = torch.linalg.qr(W)
     sign = torch.where(R.diagonal() < 0, -1.0, 1.0).to(W.dtype)

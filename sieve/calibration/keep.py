@@ -1,8 +1,8 @@
-"""Where a calibration is kept: in the file or folder that the user names, or in the user's cache.
+"""Keeping a calibration in the file or folder that the user names, or in the user's cache.
 
-A file that the user names is theirs: it must be what is asked for, and nothing else is touched. The cache is ours: what
-it holds is reused where it can be trusted and made again where it cannot, it keeps one calibration, and it never ends a
-run.
+A file that the user names belongs to the user: it must hold the requested calibration, and nothing else is touched. The
+cache belongs to Sieve: its content is reused if it can be trusted, and made again if not. It keeps one calibration, and
+its errors never end a run.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 
 
 def require_place(path: str | Path) -> None:
-    """StorageError now, not after long work, where no calibration can be kept at `path`; the cache may fail later."""
+    """Check before long work that a calibration can be kept at `path`, else StorageError. The cache may fail later."""
     path = Path(path)
     is_folder = path.is_dir() or not path.suffix
     if in_cache(path):
@@ -45,9 +45,9 @@ def kept_file(path: str | Path, identity: Mapping[str, Any]) -> Path:
 
 
 def kept_statistics(file: Path, identity: Mapping[str, Any], device: torch.device) -> Statistics | None:
-    """What `file` holds, or None where there is nothing to reuse.
+    """The statistics in `file`, or None if there is nothing to reuse.
 
-    Raises: InputError, StorageError for a file outside the cache that is of something else or damaged.
+    Raises: InputError, StorageError for a file outside the cache that holds something else or is damaged.
     """
     cached = _is_cached(file)
     if not os.path.exists(file):
@@ -67,9 +67,9 @@ def kept_statistics(file: Path, identity: Mapping[str, Any], device: torch.devic
 
 
 def keep(statistics: Statistics, file: Path) -> None:
-    """Write `file`; in the cache it takes the place of the calibration that was kept before.
+    """Write `file`; in the cache it replaces the earlier calibration.
 
-    Raises: StorageError where it cannot be written and is not in the cache.
+    Raises: StorageError if it cannot be written and is not in the cache.
     """
     try:
         statistics.save(file)
@@ -86,5 +86,5 @@ def keep(statistics: Statistics, file: Path) -> None:
 
 
 def _is_cached(file: Path) -> bool:
-    """Whether the file is one that `kept_file` named in our cache."""
+    """Whether the file is in our cache and has a name from `kept_file`."""
     return _NAME.fullmatch(file.name) is not None and in_cache(file)

@@ -1,4 +1,4 @@
-"""The result of a calibration pass: Gram matrices, which matrix reads which, and what they were measured on."""
+"""The result of a calibration pass: Gram matrices, which of them serves which matrix, and what they were measured on."""
 
 import hashlib
 import json
@@ -19,17 +19,20 @@ from sieve.utils.identity import differences, tensors_digest
 from sieve.utils.messages import one_line
 
 VERSION = 3
-SUMS = ("x", "|x|", "x²")  # what is summed of every input channel, in the order of the rows
-_SUMS = "sums of "  # prefix of their keys in a file
-_HEADER, _DIGEST = "sieve_statistics", "sha256"  # in a file's metadata
+# The three sums of every input channel, in the order of the rows.
+SUMS = ("x", "|x|", "x²")
+# Prefix of their keys in a file.
+_SUMS = "sums of "
+# Keys in a file's metadata.
+_HEADER, _DIGEST = "sieve_statistics", "sha256"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a matrix's statistics are: `gram` is the key of a Gram matrix of its inputs or bias-free outputs.
+    """The keys of a matrix's statistics: `gram` is the key of a Gram matrix of its inputs or bias-free outputs.
 
-    `gradient` is the key of that of the loss's gradients at its outputs; `inputs` the key of the sums over its inputs.
-    "" where the method asks for none.
+    `gradient` is the key of the Gram matrix of the loss's gradients at its outputs; `inputs` that of its inputs' sums.
+    "" if the method needs none.
     """
 
     side: Literal["input", "output"]
@@ -45,12 +48,12 @@ class Statistics:
     grams: key → Σ x xᵀ [d, d] float32 on the model's device, of inputs (shared by all matrices that read them)
         or of bias-free outputs; and Σ g gᵀ [k, k] of gradients g at outputs, k = min(m, n), where m > n in the
         coordinates of `column_basis(W)`, beyond which they do not matter.
-    sources: matrix name → which Gram serves it, and of which side.
+    sources: matrix name → the keys of its statistics, and the side of its Gram.
     tokens: how many tokens were summed.
     sums: key → [3, n] float32 on the model's device: Σ x, Σ |x| and Σ x² of each input channel (`SUMS`).
-    identity: what these statistics are of: model, tokenizer, data, versions, and what kind of statistics they are.
-    samples: the calibration examples that were summed, for methods that look at them again.
-    held_back: calibration examples that were left out of the sums, for a method that has something to choose.
+    identity: model, tokenizer, data, versions and kind of these statistics.
+    samples: the calibration examples that were summed, for methods that use them again.
+    held_back: calibration examples that were left out of the sums, for methods that choose a setting on them.
     """
 
     grams: dict[str, torch.Tensor]
@@ -78,10 +81,10 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Statistics":
-        """Read what `save` wrote. Raises StorageError for anything else, a single changed bit included."""
+        """Read what `save` wrote. Raises StorageError for anything else, even for a single changed bit."""
         try:
             with safe_open(path, framework="pt") as file:
-                # The header first: it says whether this is a calibration, and in which format.
+                # Read the header first: it says whether this is a calibration, and in which format.
                 metadata = file.metadata() or {}
                 if _HEADER not in metadata:
                     raise StorageError(f"{path} is no calibration of Sieve's: name another file with --statistics")
@@ -95,12 +98,13 @@ class Statistics:
                 raise ValueError("its checksum is another")
         except StorageError:
             raise
-        except Exception as error:  # damaged headers make safetensors and the parser of JSON raise errors of many kinds
+        except Exception as error:
+            # Damaged headers make safetensors and the JSON parser raise errors of many kinds.
             raise StorageError(
                 f"{path} is no calibration of Sieve's, or damaged ({one_line(error)}): remove it if it is one, or name "
                 "another file with --statistics"
             ) from None
-        # Put the objects together again.
+        # Turn tensors and header back into objects.
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
         samples, held_back = ([Sample(*one) for one in header[which]] for which in ("texts", "held_back"))
@@ -116,7 +120,7 @@ class Statistics:
         return False
 
     def require(self, identity: Mapping[str, Any], where: str | Path) -> None:
-        """InputError unless these statistics are of exactly that model, data and kind."""
+        """InputError unless these statistics are of exactly this model, data and kind."""
         different = differences(self.identity, identity)
         if different:
             raise InputError(
@@ -126,5 +130,5 @@ class Statistics:
 
 
 def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) of all that a file says."""
+    """SHA-256 (hex) of the whole content of a file."""
     return hashlib.sha256(f"{header}\n{tensors_digest(dict(sorted(tensors.items())))}".encode()).hexdigest()

@@ -66,7 +66,7 @@ def calibration_sequences(
             break
     if truncated:
         progress.note(f"calibration: {truncated} prompts are longer than {context} tokens and were cut")
-    # Too few tokens to prune by are an error, few ones a note.
+    # With far too few tokens pruning makes no sense; a small number only deserves a note.
     found = sum(len(ids) for ids, _ in sequences)
     if found < MINIMUM_TOKENS:
         raise InputError(
@@ -80,7 +80,7 @@ def calibration_sequences(
 
 
 def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left: int) -> Sample | None:
-    """The part of a sequence that the budget has room for; None where the answer alone is longer."""
+    """The part of a sequence that fits into the budget; None if the answer alone is longer."""
     ids, start = piece
     if not task.has_prompts:
         return Sample(ids[:left], start) if left > 0 else None
@@ -91,7 +91,7 @@ def _within(tokenizer: PreTrainedTokenizerBase, task: Task, piece: Encoded, left
 
 
 def fingerprint(sequences: Sequence[Sample], answers: bool = False) -> str:
-    """sha256 of the token ids, sequence boundaries included; with `answers`, also of where those start."""
+    """sha256 of the token ids, sequence boundaries included; with `answers`, also of the answers' starts."""
     digest = hashlib.sha256()
     for ids, start in sequences:
         numbers = [len(ids), *ids, *([start] if answers else [])]
@@ -100,7 +100,7 @@ def fingerprint(sequences: Sequence[Sample], answers: bool = False) -> str:
 
 
 def batches(sequences: Sequence[Sample], batch_tokens: int) -> list[Batch]:
-    """Sequences of similar length together, padded on the right; at most `batch_tokens` cells each."""
+    """Batches of sequences of similar length, padded on the right; at most `batch_tokens` cells each."""
     result, rows = [], []
     for sample in sorted(sequences, key=lambda sample: len(sample.ids)):
         if rows and (len(rows) + 1) * len(sample.ids) > batch_tokens:
