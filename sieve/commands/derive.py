@@ -15,11 +15,11 @@ _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
 def command(config: type, *names: str) -> Callable[[Callable], Callable]:
-    """A decorator that makes a command of a function of (its own options, the recipe's options that were given).
+    """A decorator that turns a function of (own options, given options of the recipe) into a command.
 
     Args:
-        config: a dataclass of the options that this command alone has.
-        names: options of a recipe that it takes, too.
+        config: a dataclass of the options that only this command has.
+        names: options of a recipe that it also takes.
 
     Example:
         >>> @command(CalibrateConfig, "model", "task", "seed")
@@ -51,7 +51,7 @@ def help_text(option: Option) -> str:
 
 def _parameters(own: Iterable[Option], recipes: Iterable[Option]) -> list[inspect.Parameter]:
     """Arguments first; options in the order of their groups."""
-    # What a recipe must hold may come from its file.
+    # Options that a recipe needs may come from its file, so none is required here.
     options = [(one, False) for one in recipes] + [(one, one.default is dataclasses.MISSING) for one in own]
     options.sort(key=lambda pair: (not pair[0].argument, GROUPS.index(pair[0].group)))
     return [_parameter(option, required) for option, required in options]

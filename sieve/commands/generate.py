@@ -47,6 +47,6 @@ def generate(run: GenerateConfig, given: dict[str, Any]) -> None:
     for source, answer in answers.items():
         if run.against is not None:
             console().print(f"{source}:", style="bold", soft_wrap=True)
-        # Line by line: a line break is the answer's own, other control characters are printed as escapes.
+        # Print line by line: line breaks belong to the answer, other control characters are printed as escapes.
         for line in answer.split("\n"):
             console().print(line, soft_wrap=True)

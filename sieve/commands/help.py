@@ -9,7 +9,8 @@ from sieve.errors import InputError
 from sieve.run.recipe import recipe_options
 from sieve.utils.options import GROUPS, Option
 
-WIDEST = 1000  # columns: help texts take the whole width of the terminal
+# Columns: help texts use the whole width of the terminal up to this.
+WIDEST = 1000
 _GLUE = "\N{NO-BREAK SPACE}"
 
 
@@ -33,7 +34,7 @@ class GroupedCommand(TyperCommand):
 
 
 def with_bare_values(args: Sequence[str]) -> list[str]:
-    """The arguments with what a flag alone stands for, where its option may go without a value."""
+    """The arguments, with a value added to each flag whose value is optional and missing."""
     bare = {option.flag: option for option in recipe_options().values() if option.bare}
     found: list[str] = []
     for place, argument in enumerate(args):
@@ -55,6 +56,6 @@ def _is_value(option: Option, following: Sequence[str]) -> bool:
 
 
 def _glued(text: str) -> str:
-    """The text with a default in brackets that no line break can part."""
+    """The text with a default in brackets that no line break can split."""
     head, bracket, default = text.partition("[default: ")
     return head + (bracket + default).replace(" ", _GLUE)

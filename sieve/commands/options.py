@@ -1,4 +1,4 @@
-"""Options that several commands have and that no recipe holds, since they do not decide the result."""
+"""Options of several commands that do not decide the result, so no recipe holds them."""
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -16,19 +16,19 @@ class AsJson:
 
 @dataclass(frozen=True, kw_only=True)
 class Quiet:
-    """Whether a command shows how far it is."""
+    """Whether a command shows its progress."""
 
     quiet: bool = option(False, "Show no progress", flags=("--quiet", "-q"), group="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown(AsJson, Quiet):
-    """What a command shows."""
+    """Options for what a command shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """What a command may run."""
+    """Options for what a command may run."""
 
     trust_remote_code: bool = option(
         False, "Run code that the model brings. Read it first: it can do what you can", group="Machine"
@@ -37,13 +37,13 @@ class Trust:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Where a task's data is."""
+    """The option that names a task's data."""
 
     data: Path | None = option(None, "Data file or folder, instead of the one that the task names", group="Task")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(TaskData, Trust):
-    """Which model is asked, on which data."""
+    """Options of commands that run a model on a task's data."""
 
     model: str = option(MISSING, WHICH_MODEL, argument=True, group="Task")

@@ -1,4 +1,4 @@
-"""What every command does with its result."""
+"""Printing the result of a command."""
 
 import json
 import sys
@@ -10,11 +10,12 @@ from sieve.utils.terminal import printable
 
 def print_json(value: Any) -> None:
     """Print a result for machines."""
-    print(json.dumps(value, indent=2))  # ASCII: whatever the encoding of the terminal, and no control characters
+    # ASCII works with every encoding of the terminal, and has no control characters.
+    print(json.dumps(value, indent=2))
 
 
 def say_saved(saved: str) -> None:
-    """Say on standard error what was saved, where standard output did not take the result; that is no failure."""
+    """If standard output did not take the result, say on standard error what was saved; this is no failure."""
     if streams.output_error() is not None:
         print(f"sieve: {printable(saved)}", file=sys.stderr)
         streams.forgive()

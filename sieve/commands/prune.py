@@ -21,7 +21,7 @@ from sieve.utils.trackers import TRACKERS, check_tracker, tracked
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig(TaskData, Trust, Shown):
-    """What does not decide the result, and so is in no recipe."""
+    """Options that do not decide the result, so no recipe holds them."""
 
     config: Path | None = option(None, "Recipe (YAML or JSON); options on the command line win", group="Task")
     format: str | None = option(None, "How pairs are stored: pivoted (--pivot) or plain (--no-pivot)", group="Method")
@@ -70,7 +70,7 @@ def _require_given(values: dict[str, Any]) -> None:
 
 
 def _pivots(pivot: bool | None, format: str) -> bool:
-    """What --pivot and --format say, where they agree."""
+    """The format that --pivot and --format ask for; InputError if they contradict each other."""
     if format not in ("pivoted", "plain"):
         raise InputError(f"--format must be pivoted or plain, got {format!r}")
     if pivot is not None and pivot != (format == "pivoted"):
@@ -82,7 +82,7 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
     """Prune as the recipe says into a new folder, and show the report."""
     resume = run.resume is not None
     with progress.shown(not run.quiet), interrupts.reported(lambda: _left(output)):
-        # What is wrong with these is said before the import of torch, which takes seconds.
+        # Report mistakes in the arguments before torch is imported, which takes seconds.
         if not resume:
             require_new(output)
         load_task(recipe.task, run.data)
@@ -93,6 +93,7 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
             from sieve.run.push import check_push, push
 
             check_push(run.push_to_hub)
+        # Then run the main job.
         from sieve.run import pipeline
         from sieve.run.report.show import show_report
 
@@ -100,6 +101,7 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
         tracker = nullcontext() if run.track is None else tracked(run.track, output.name, recipe.to_dict())
         with tracker:
             report = pipeline.prune(recipe, output, kept, resume, run.trust_remote_code, run.data)
+    # Show the report, and upload the folder only when it is complete.
     if run.as_json:
         print_json(report)
     else:
@@ -115,7 +117,7 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
 
 
 def _left(output: Path) -> str:
-    """What a run that was interrupted on its way to `output` leaves."""
+    """A message on what an interrupted run leaves."""
     from sieve.run.resume import unfinished_recipe
 
     try:

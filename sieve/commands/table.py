@@ -1,4 +1,4 @@
-"""The docs' table of options: `python -m sieve.commands.table > docs/options.md` writes it again."""
+"""The docs' table of options: `python -m sieve.commands.table > docs/options.md` rewrites it."""
 
 from collections.abc import Mapping
 
