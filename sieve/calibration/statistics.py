@@ -1,4 +1,4 @@
-"""The result of a calibration pass: Gram matrices, which of them serves which matrix, and what they were measured on."""
+"""The result of a calibration pass: Gram matrices, which serves which matrix, and what they were measured on."""
 
 import hashlib
 import json
@@ -95,7 +95,7 @@ class Statistics:
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             if metadata.get(_DIGEST) != _digest(metadata[_HEADER], tensors):
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum does not match")
         except StorageError:
             raise
         except Exception as error:

@@ -144,7 +144,7 @@ def _check_loaded(adapted: PeftModel, found: Any, adapter: Any, name: str, *args
         first = (homeless or found.missing_keys)[0]
         raise InputError(
             f"the adapter {shorten(str(adapter), 120)} does not belong to this model: {len(homeless)} of its tensors "
-            f"have no place here and {len(found.missing_keys)} places get none ({shorten(first, 120)})"
+            f"have no place here and {len(found.missing_keys)} places get no tensor ({shorten(first, 120)})"
         )
 
 

@@ -23,7 +23,7 @@ _PURPOSE = {
     ),
     "generation": (
         "This model **writes** the task's answers: `sieve predict FOLDER ROWS.jsonl` for many rows, "
-        '`sieve generate FOLDER "…"` for one. Text that is not of the task it may have unlearned.'
+        '`sieve generate FOLDER "…"` for one. It may have unlearned other text.'
     ),
     "perplexity": (
         "This model was judged by how likely it finds the task's texts (`sieve eval FOLDER`), not by what it writes."

@@ -62,7 +62,7 @@ def why_not_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         return f"{strange[0]} is a bias that readers do not look for"
     widths = {layer.mlp.down_proj.in_features for layer in model.model.layers}
     if widths != {config.intermediate_size}:
-        return f"its MLPs have {len(widths)} widths, and it holds one"
+        return f"its MLPs have {len(widths)} widths, but the format holds only one"
     return why_not_dense(model) or _why_no_tokenizer(model, tokenizer)
 
 
@@ -175,7 +175,7 @@ def _why_no_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     name = _split_name(parts)
     # GGUF files do not compose accents (NFC) as Qwen's tokenizer does: the text's writer must do it.
     if name is None or (parts.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
-        return "its tokenizer splits or rewrites text in a way for which there is no name"
+        return "its tokenizer splits or rewrites text in a way that the format has no name for"
     if name != "smollm":
         # transformers cannot read the splitting "smollm", so only the others are tested; llama.cpp can.
         from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer

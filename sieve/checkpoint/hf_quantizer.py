@@ -58,6 +58,7 @@ class SieveConfig(QuantizationConfigMixin):
         weights: str | None = None,
         **more: Any,
     ):
+        # Bring every version that this Sieve can read to the entries of today's.
         if version == 1 and type(version) is int:
             layers = layers_of_version_1(more)
         elif version != VERSION or type(version) is not int:
@@ -74,6 +75,7 @@ class SieveConfig(QuantizationConfigMixin):
                 f"config.json is damaged: quantization_config.weights must be a file in the folder, got "
                 f"{shorten(weights)}"
             )
+        # Read the entries; config.json may be damaged or edited, so every error names the layer.
         self.quant_method, self.version, self.weights = quant_method, VERSION, weights
         self.layers: dict[str, LayerFormat] = {}
         self.stacks = {name: list(members) for name, members in (stacks or {}).items()}
@@ -82,7 +84,7 @@ class SieveConfig(QuantizationConfigMixin):
                 self.layers[name], members = (entry, None) if isinstance(entry, LayerFormat) else _read(entry)
             except InputError as error:
                 raise InputError(
-                    f"config.json is damaged, or of a later Sieve: of the layer {shorten(name, 120)}, {error}"
+                    f"config.json is damaged, or of a later Sieve: layer {shorten(name, 120)}: {error}"
                 ) from None
             if members is not None:
                 self.stacks[name] = members
@@ -152,7 +154,7 @@ class SieveQuantizer(HfQuantizer):
                     replace(model, name, made)
                     _skip_initialisation(model.get_submodule(name.rpartition(".")[0]))
             except InputError as error:
-                raise InputError(f"config.json is damaged: of the layer {shorten(name, 120)}, {error}") from None
+                raise InputError(f"config.json is damaged: layer {shorten(name, 120)}: {error}") from None
             except (AttributeError, ValueError):
                 # There is no such module, or it has no weight with rows and columns.
                 raise InputError(

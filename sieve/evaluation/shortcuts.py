@@ -69,7 +69,7 @@ def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]]
         if left_out:
             progress.note_once(
                 f"{type(model).__name__} gives another result, or none, if Sieve would {', '.join(left_out)}: "
-                "it is evaluated without"
+                "it is evaluated without that"
             )
     return _both(wanted, known[key])
 

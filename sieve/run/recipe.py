@@ -66,7 +66,7 @@ class Recipe:
     def __init__(self, model: str, task: str, *given: Any, **values: Any):
         """Args: given: tolerance, search, method. values: options by name, or whole configs by their field's name."""
         if len(given) > len(_POSITIONAL) or values.keys() & set(_POSITIONAL[: len(given)]):
-            raise TypeError(f"of a recipe's options only {', '.join(_POSITIONAL)} are given by their place, and once")
+            raise TypeError(f"only the options {', '.join(_POSITIONAL)} may be given by position, and only once")
         values |= dict(zip(_POSITIONAL, given, strict=False))
         found = {"model": model, "task": task, "version": values.pop("version", VERSION)}
         for name, config in _configs().items():

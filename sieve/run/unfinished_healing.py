@@ -77,7 +77,7 @@ def unfinished_healing(output: Path) -> Iterator[UnfinishedHealing]:
         # Keep what a later call can use.
         kept = any(folder.rglob("*.safetensors")) or (folder / _SCORES).is_file()
         if kept:
-            progress.say("  what is finished is kept: the same command goes on with it")
+            progress.say("  finished work is kept: the same command continues from it")
         raise
     finally:
         if not kept:

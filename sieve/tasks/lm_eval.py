@@ -55,7 +55,7 @@ def read_config(source: str) -> dict[str, Any]:
         if key not in (*_READ, *_OF_NO_CONCERN):
             raise InputError(f"{path}: the key {shorten(key)} of lm-eval's tasks is not supported here")
     if not isinstance(values.get("task"), str):
-        raise InputError(f"{path} is a group of tasks, or none: name one task of lm-eval")
+        raise InputError(f"{path} is a group of tasks, or no task: name one task of lm-eval")
     return values
 
 
@@ -190,7 +190,7 @@ def _generation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """How answers are written and judged."""
     given = config.get("generation_kwargs") or {}
     if given.get("do_sample") is True or (given.get("temperature") or 0) > 0:
-        raise InputError(f"{where}: its answers are drawn at random, and here the likeliest are written")
+        raise InputError(f"{where}: its answers are drawn at random, but Sieve only writes the likeliest ones")
     until = given.get("until", "\n\n")
     ends = [text for text in ([until] if isinstance(until, str) else until) if not _ENDS.fullmatch(str(text))]
     if len(ends) > 1:

@@ -90,7 +90,7 @@ def _read(path: Path) -> tuple[str, dict[str, str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content.pop("sha256")
         if digest != _digest_of(content):
-            raise ValueError("its own checksum is another")
+            raise ValueError("its own checksum does not match")
         if (content["version"], content["piece_bytes"]) != (VERSION, PIECE):
             raise ValueError("it was written by another version of Sieve")
         if any(Path(name).name != name for name in content["files"]):

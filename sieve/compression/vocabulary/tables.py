@@ -33,13 +33,16 @@ def keep_rows_(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """
     embedding, head = _tables(model)
     new_ids = {old: new for new, old in enumerate(kept)}
+    # Remember the logits of a short text of kept tokens, to compare them after the change.
     probe = torch.tensor([[kept[place * (len(kept) - 1) // max(_PROBE - 1, 1)] for place in range(_PROBE)]])
     before = _looked_up_once(model, probe)[:, list(kept)]
+    # Remove the rows; every step can be undone.
     tied = head.weight is embedding.weight
     undo = [_keeping(embedding, ("weight",), kept), _keeping(head, ("weight", "bias"), kept)]
     if tied:
         head.weight = embedding.weight
     undo.append(_resize(model, embedding, head, new_ids))
+    # The logits of kept tokens must not change; if they do, undo everything.
     try:
         after = _logits(model, torch.tensor([[new_ids[number] for number in probe[0].tolist()]]))
         same = after.shape == before.shape and _near(after, before, model.dtype)

@@ -178,7 +178,7 @@ def _rebuilt(
     # Some classes change the tokenizer when they load it: refuse this only if they do not do it with all tokens too.
     lost = not wrong and not _survives(model, tokenizer, made, read) and _survives(model, tokenizer, old, read)
     if wrong or lost:
-        what = "it is another one once saved and loaded" if lost else f"it would read {shorten(wrong[0])} otherwise"
+        what = "it changes when it is saved and loaded" if lost else f"it would encode {shorten(wrong[0])} differently"
         raise InputError(f"the vocabulary of {type(tokenizer).__name__} cannot be trimmed: {what}; leave trimming out")
     return made
 

@@ -99,7 +99,7 @@ def differences_of_data(runs: Sequence[Run]) -> list[str]:
     if len(tests) > 1:
         notes.append("The test splits are not the same examples: accuracies of different runs are not comparable.")
     if len(models) > 1:
-        notes.append("The runs began from different models: what they removed is of different wholes.")
+        notes.append("The runs began from different models: their removed fractions are not comparable.")
     return notes
 
 

@@ -21,7 +21,7 @@ def verdict(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     dense, pruned = accuracy["dense"].get("test"), accuracy["pruned"].get("test")
     if dense and pruned:
         parts.append(
-            f"On the test split, by which nothing was chosen, accuracy is {score(pruned['value'])} where the dense "
+            f"On the test split, which was used for no choice, accuracy is {score(pruned['value'])} where the dense "
             f"model has {score(dense['value'])}: {_difference(report['difference']['accuracy']['test'])}."
         )
     if (held := _tolerance(report, recipe)) is not None:
@@ -43,7 +43,7 @@ def _difference(value: Mapping[str, Any]) -> str:
 def _tolerance(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str | None:
     if number(recipe.get("kept")) is not None:
         what = recipe.get("objective") or "parameters"
-        return f"Asked for was the best model with {percent(recipe['kept'], 0)} of the {what} of the prunable matrices."
+        return f"The goal was the best model with {percent(recipe['kept'], 0)} of the {what} of the prunable matrices."
     accuracy, tolerance = report["accuracy"], number(report.get("tolerance"))
     dense, pruned = (accuracy[which].get("validation") for which in ("dense", "pruned"))
     if not (dense and pruned) or tolerance is None:
