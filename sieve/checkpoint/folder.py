@@ -66,7 +66,7 @@ def save(
 
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
-        # The weights, with an id that ties them to the checksums; without Sieve nobody must load them by mistake.
+        # The weights, with an id that ties them to the checksums, under a name that only Sieve looks for if it is needed.
         layers = write_quantization_config(model)
         with _stamped(model) as identity:
             model.save_pretrained(folder)

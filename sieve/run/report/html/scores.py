@@ -88,7 +88,7 @@ def _accuracy_figure(report: Mapping[str, Any]) -> Html:
     for which in ("dense", "pruned"):
         for split in splits:
             values += filter(None, map(number, (accuracy[which].get(split) or {}).values()))
-    # Fit the scale to all values; damaged numbers above 1 would stretch it.
+    # Fit the scale to the accuracies: an interval also holds its number of examples, which is dropped here.
     values = [value for value in values if value <= 1]
     top = 16 * len(levels) + 14
     bottom = top + len(splits) * (2 * _ROW + 12)
