@@ -66,7 +66,7 @@ def save(
 
     _check_plain(model)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
-        # The weights, with an id that ties them to the checksums, under a name that only Sieve looks for if it is needed.
+        # The weights, with an id that ties them to the checksums; if they need Sieve, only Sieve finds them.
         layers = write_quantization_config(model)
         with _stamped(model) as identity:
             model.save_pretrained(folder)

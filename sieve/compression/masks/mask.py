@@ -155,6 +155,6 @@ def _require_finite(name: str, *tensors: torch.Tensor) -> None:
 def _note_lengths(task: int, general: int) -> None:
     if max(task, general) > _UNEVEN * min(task, general):
         progress.note(
-            f"{task:,} tokens of the task and {general:,} of general text: their shares are those "
+            f"{task:,} tokens of the task and {general:,} of general text: their weights are as "
             "asked for, but the statistics of the smaller set are noisy"
         )
