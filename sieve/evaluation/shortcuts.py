@@ -68,7 +68,7 @@ def verified(model: PreTrainedModel, questions: Sequence[Sequence[Continuation]]
         left_out = [_NAMES[field.name] for field in fields(Sharing) if not getattr(found, field.name)]
         if left_out:
             progress.note_once(
-                f"{type(model).__name__} gives another result, or none, if Sieve would {', '.join(left_out)}: "
+                f"{type(model).__name__} scores otherwise, or not at all, if Sieve would {', '.join(left_out)}: "
                 "it is evaluated without that"
             )
     return _both(wanted, known[key])

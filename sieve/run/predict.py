@@ -76,7 +76,7 @@ def predict_file(
             answered += 1
             advance(1)
             if output is None and streams.output_error() is not None:
-                # Nobody reads standard output any more.
+                # Standard output has no reader any more.
                 break
     return answered
 

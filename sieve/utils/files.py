@@ -71,7 +71,7 @@ def in_cache(path: str | Path) -> bool:
 def why_untrusted(path: str | Path) -> str | None:
     """Why others may have put something at this path; None where only this user and root could.
 
-    In a folder with the sticky bit, such as /tmp, everyone can make files, but nobody can replace other users' files.
+    In a folder with the sticky bit, such as /tmp, everyone can make files, but not replace other users' files.
     """
     status = Path(path).stat()
     if status.st_uid not in (0, os.getuid()):
@@ -157,7 +157,7 @@ def locked_folder(place: Path, name: str) -> Iterator[Path]:
     remove_leftovers(place)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name[:50]}."))
     try:
-        # No other process knows the folder yet, so nobody else can hold this lock.
+        # No other process knows the folder yet, so none can hold this lock.
         with try_lock(folder / _LOCK) or nullcontext():
             yield folder
     finally:

@@ -96,7 +96,7 @@ def test_options_are_given_and_read_by_name_wherever_they_are_in_the_tree():
         Recipe("m", "t", taus=0.3)
     assert Recipe("m", "t", 0.2, "ga", "svd").method == "svd"
     for given, values in (((0.2, "ga", "svd", True), {}), ((0.2,), {"tolerance": 0.1})):
-        with pytest.raises(TypeError, match="only tolerance, search, method are given by their place, and once"):
+        with pytest.raises(TypeError, match="only the options tolerance, search, method may be given by position"):
             Recipe("m", "t", *given, **values)
     with pytest.raises(AttributeError, match="no option 'taus'"):
         recipe.taus  # noqa: B018

@@ -179,7 +179,7 @@ def test_a_report_of_before_gives_a_page():
 def test_sizes_that_are_asked_for():
     made = report()
     page = Page(run_page(made, {"kept": 0.5}))
-    assert "Asked for was the best model with 50 % of the parameters" in page.text
+    assert "The goal was the best model with 50 % of the parameters" in page.text
     assert "as small as asked for" in page.text
     assert "tolerance:" not in page.text
 
