@@ -1,6 +1,6 @@
-// What the tile-matrix (Intel AMX) kernels share. A tile register holds 16 rows of 64 bytes; one instruction adds to a
+// Common to the tile-matrix (Intel AMX) kernels. A tile register holds 16 rows of 64 bytes; one instruction adds to a
 // 16×16 float32 tile the product of 16×32 bf16 (rows of the left matrix) and 32×16 bf16, the right matrix, whose rows
-// come in pairs: the dword at [p][j] holds elements (2p, j) and (2p+1, j). "Pairs" below always means that form.
+// come in pairs: the dword at [p][j] holds elements (2p, j) and (2p+1, j). Comments call this form "pairs".
 #pragma once
 
 #include "cpu_features.h"
@@ -25,7 +25,7 @@ constexpr int TILE = 16;   // rows of a tile, and float32 columns
 constexpr int DEPTH = 32;  // bf16 elements of a tile row: the step along the summed dimension
 constexpr int TILE_BYTES = 1024;
 
-// All eight tile registers full size, while this lives: every thread has its own during its share of the work.
+// Configures all eight tile registers at full size for its lifetime. Every thread needs one of its own.
 struct Tiles {
   Tiles() {
     struct alignas(64) {

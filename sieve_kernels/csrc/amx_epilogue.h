@@ -1,6 +1,6 @@
-// What becomes of a tile of accumulators, 2 × 2 tiles of 16 weight rows × 16 tokens: rounded and packed for the next
-// product, or activated, or transposed and stored. Each function takes 16 tokens, `tile` tells which: so much is done
-// between two steps of the next product. For files that have included amx.h.
+// The epilogue of a product: accumulators, 2 × 2 tiles of 16 weight rows × 16 tokens, are rounded and packed for the
+// next product, or activated, or transposed and stored. Each function handles the 16 tokens of one `tile`, which is
+// little enough to run between two steps of the next product. Include amx.h before this file.
 #pragma once
 
 #include "activations.h"
@@ -9,12 +9,12 @@
 namespace sieve {
 namespace {
 
-constexpr int64_t PANEL = 2 * TILE;  // weight rows, and tokens, of one product
+constexpr int64_t PANEL = 2 * TILE;  // weight rows of one product, and its tokens
 constexpr int64_t ACCUMULATORS = PANEL * PANEL;
 
 using bf16 = uint16_t;
 
-// Rows 2p and 2p + 1 of 32 rows of accumulators, rounded, as pairs: one register for the tokens of a tile.
+// Rows 2p and 2p + 1 of the accumulators, rounded to bf16, as pairs: one register holds the 16 tokens of a tile.
 inline __m512i round_pair(const float* accumulators, int p, int tile) {
   alignas(64) static constexpr uint16_t ALTERNATE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -23,7 +23,7 @@ inline __m512i round_pair(const float* accumulators, int p, int tile) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(ALTERNATE), reinterpret_cast<__m512i>(both));
 }
 
-// 32 rows of zᵀ, of 16 tokens, as half of one step of the next product.
+// 32 rows of zᵀ for 16 tokens, packed: half of one step of the next product's right operand.
 inline void pack_accumulators(const float* accumulators, char* to, int tile) {
   for (int p = 0; p < 16; ++p) _mm512_store_si512(to + tile * TILE_BYTES + 64 * p, round_pair(accumulators, p, tile));
 }
@@ -66,9 +66,9 @@ inline __m512 times_sigmoid(__m512 v, __m512 u) {
   return _mm512_mul_ps(v, _mm512_rcp14_ps(sum));
 }
 
-// gate = activation(gate) · up, for rows row … row + 3 of 16 tokens.
-constexpr int ROWS = 4;
+constexpr int ROWS = 4;  // rows that are activated between two steps
 
+// gate = activation(gate) · up, for rows row … row + ROWS - 1 of 16 tokens.
 inline void activate_accumulators(int activation, float* gate, const float* up, int row, int tile) {
   const int64_t at = (row / TILE * 2 + tile) * 256 + row % TILE * TILE;
   gate += at;

@@ -1,4 +1,4 @@
-// What the kernels with 512-bit vectors share. Include it behind a TARGET that has avx512f: each file gets functions of
+// Common to the kernels with 512-bit vectors. Include it after a TARGET that has avx512f: each file gets functions of
 // its own, compiled for its target.
 #pragma once
 

@@ -39,5 +39,5 @@ static Isa widest() {
 
 extern "C" int sieve_widest_isa() { return sieve::widest(); }
 
-// At most the widest, else kernels end in an illegal instruction.
+// `isa` must not exceed sieve_widest_isa(): wider kernels would end in an illegal instruction.
 extern "C" void sieve_use_isa(int isa) { sieve::isa_in_use = static_cast<sieve::Isa>(isa); }

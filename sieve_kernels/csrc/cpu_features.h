@@ -7,10 +7,11 @@
 
 namespace sieve {
 
-// Each with all before it. The names are those of `ISAS` in native/__init__.py.
+// Each includes all before it. core/library.py has the same order in `ISAS`.
 enum Isa : int { PORTABLE, AVX2, AVX512, AVX512BF16, AMX };
 
-// Every kernel asks here, not the processor, so that one switch reaches all of them. Set once, when the library loads.
+// All kernels read this instead of asking the processor, so one switch reaches all of them. Set once, when the library
+// loads.
 extern Isa isa_in_use;
 
 }  // namespace sieve

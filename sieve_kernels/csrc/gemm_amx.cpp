@@ -1,9 +1,9 @@
-// Low-rank and dense layers on AMX tiles, bf16, for more than a few rows.
+// GEMM on AMX tiles: low-rank and dense layers, bf16, from two rows on.
 //
-// Everything is computed transposed, zᵀ = A xᵀ and yᵀ = B zᵀ: then weights are left operands, whose tiles are loaded
-// straight from where they lie, and only activations are rearranged. A block of tokens is packed as pairs, multiplied
-// into zᵀ, which is packed again, still in cache, and multiplied into yᵀ; z never reaches memory. Threads take blocks
-// of tokens, or, where there are fewer blocks than threads, share each block's output rows.
+// All products are transposed, zᵀ = A xᵀ and yᵀ = B zᵀ. Weights are then left operands, whose tiles are loaded directly
+// from the weight matrix, and only activations are rearranged. A block of tokens is packed as pairs and multiplied into
+// zᵀ, which is packed in turn while it is in cache and multiplied into yᵀ; z never reaches memory. Each thread takes
+// blocks of tokens. Where there are fewer blocks than threads, all threads split the output rows of each block.
 #include "layer_args.h"
 #include "threading.h"
 
@@ -17,10 +17,10 @@
 namespace sieve {
 namespace {
 
-constexpr int64_t BLOCK = 4 * PANEL;  // most tokens of a block: packed, they and z stay in L2
+constexpr int64_t BLOCK = 4 * PANEL;  // largest block of tokens: packed, the block and its z stay in L2
 
-// The threads that share a block, and which of its rows this one takes.
-struct Team {
+// The threads that split the rows of a block, and this thread's index among them.
+struct ThreadGroup {
   int64_t thread, threads;
 
   void barrier() const {
@@ -28,7 +28,8 @@ struct Team {
 #pragma omp barrier
     }
   }
-  int64_t first(int64_t count) const { return thread * count / threads; }
+  // This thread takes the items begin(count) … end(count) - 1.
+  int64_t begin(int64_t count) const { return thread * count / threads; }
   int64_t end(int64_t count) const { return (thread + 1) * count / threads; }
 };
 
@@ -42,9 +43,11 @@ struct Packed {
 
 int64_t packed_bytes(int64_t tokens, int64_t n) { return round_up(tokens, PANEL) * round_up(n, DEPTH) * 2; }
 
-void pack_tokens(const Problem& problem, int64_t first, int64_t tokens, const Packed& packed, const Team& team) {
+// Packs this thread's steps of tokens first … first + tokens - 1 of x, zeros beyond them.
+void pack_tokens(const Problem& problem, int64_t first, int64_t tokens, const Packed& packed,
+                 const ThreadGroup& group) {
   const bf16* x = static_cast<const bf16*>(problem.x);
-  for (int64_t step = team.first(packed.steps); step < team.end(packed.steps); ++step)
+  for (int64_t step = group.begin(packed.steps); step < group.end(packed.steps); ++step)
     for (int64_t tile = 0; tile < round_up(tokens, PANEL) / TILE; ++tile) {
       const int64_t k = step * DEPTH;
       const __mmask32 mask = problem.n - k >= DEPTH ? ~__mmask32{0} : (__mmask32{1} << (problem.n - k)) - 1;
@@ -60,32 +63,37 @@ void pack_tokens(const Problem& problem, int64_t first, int64_t tokens, const Pa
     }
 }
 
-// Weight rows row … row + 31 as left tiles. They are read where they lie; only the last elements of rows whose length
-// is no multiple of a tile's are copied, beside zeros. All of it is copied where rows are missing, or where the layer
-// is pivoted: `sources` tells which row of [identity; weights] makes each output.
+// Weight rows row … row + 31 as left tiles. Tiles are loaded from the weight matrix itself; where the row length is no
+// multiple of a tile's, the last elements are copied and padded with zeros. The whole panel is copied where it has
+// fewer rows than a tile, or where the layer is pivoted: `sources` holds, per output, its row of [identity; weights].
 struct Panel {
   const bf16* data;
   int64_t stride;
-  int64_t whole;     // steps that `data` holds
-  const bf16* rest;  // the last step, if one is left
-  bool half;         // there are no more than 16 rows: the products of the others are not formed, and hold anything
+  int64_t full_steps;  // steps that `data` holds
+  const bf16* tail;    // the last step where it is not full
+  bool half;           // at most 16 rows: products of the other 16 are skipped, and their accumulators are undefined
 };
 
 Panel take_panel(const void* weights, int64_t stride, int64_t rows, int64_t n, const int64_t* sources, int64_t row,
                  char* scratch) {
   const bf16* from = static_cast<const bf16*>(weights);
   bf16* copy = reinterpret_cast<bf16*>(scratch);
-  const int64_t whole = n / DEPTH, left = n % DEPTH;
+  const int64_t full_steps = n / DEPTH, left = n % DEPTH;
   const int64_t height = std::min(PANEL, rows - row);
   const bool half = height <= TILE;
+
+  // Full tiles: no copy beyond the last step.
   if (!sources && height % TILE == 0) {
     from += row * stride;
     for (int64_t i = 0; left > 0 && i < height; ++i) {
-      const __m512i last = _mm512_maskz_loadu_epi16((__mmask32{1} << left) - 1, from + i * stride + whole * DEPTH);
-      _mm512_store_si512(copy + i * DEPTH, last);
+      const __m512i tail = _mm512_maskz_loadu_epi16((__mmask32{1} << left) - 1, from + i * stride + full_steps * DEPTH);
+      _mm512_store_si512(copy + i * DEPTH, tail);
     }
-    return {from, stride, whole, copy, half};
+    return {from, stride, full_steps, copy, half};
   }
+
+  // Incomplete or pivoted: a copy padded with zeros. Outputs of pivoted layers that are z itself get a row of the
+  // identity, so one product makes all outputs in their order.
   const int64_t width = round_up(n, DEPTH);
   std::memset(copy, 0, PANEL * width * sizeof(bf16));
   for (int64_t i = 0; i < height; ++i) {
@@ -99,6 +107,7 @@ Panel take_panel(const void* weights, int64_t stride, int64_t rows, int64_t n, c
   return {copy, width, width / DEPTH, nullptr, half};
 }
 
+// Tiles 0 … 3 += one step of the panel (tiles 4, 5) × 32 tokens (tiles 6, 7).
 template <bool half>
 inline void multiply_step(const bf16* left, int64_t stride, const char* right) {
   _tile_loadd(4, left, stride * sizeof(bf16));
@@ -112,8 +121,8 @@ inline void multiply_step(const bf16* left, int64_t stride, const char* right) {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// accumulators [2 × 2 tiles of 16 rows × 16 tokens] = panel × 32 tokens. `between` is called after every step: what it
-// does, the processor does while the tiles are multiplied.
+// accumulators [2 × 2 tiles of 16 rows × 16 tokens] = panel × 32 tokens. `between` is called after every step: the
+// processor runs its vector code while the tile unit multiplies.
 template <bool half, class Between>
 inline void multiply_panel(const Panel& panel, const Packed& packed, int64_t token_panel, float* accumulators,
                            Between between) {
@@ -122,11 +131,11 @@ inline void multiply_panel(const Panel& panel, const Packed& packed, int64_t tok
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < panel.whole; ++step, right += 2 * TILE_BYTES) {
+  for (int64_t step = 0; step < panel.full_steps; ++step, right += 2 * TILE_BYTES) {
     multiply_step<half>(panel.data + step * DEPTH, panel.stride, right);
     between();
   }
-  if (panel.whole < packed.steps) multiply_step<half>(panel.rest, DEPTH, right);
+  if (panel.full_steps < packed.steps) multiply_step<half>(panel.tail, DEPTH, right);
   _tile_stored(0, accumulators, 64);
   _tile_stored(1, accumulators + 256, 64);
   _tile_stored(2, accumulators + 512, 64);
@@ -140,14 +149,14 @@ inline void multiply(const Panel& panel, const Packed& packed, int64_t token_pan
              : multiply_panel<false>(panel, packed, token_panel, accumulators, between);
 }
 
-using Sources = std::vector<int64_t>;  // of a layer's outputs, empty where it is not pivoted
+using Sources = std::vector<int64_t>;  // per output its row of [identity; weights]; empty where not pivoted
 
-// The tokens of a block on their way through the layers.
+// A block of tokens: what the layers do with it.
 struct Block {
   const Problem& problem;
   int64_t first, tokens;
   char* scratch;  // this thread's own
-  Team team;
+  ThreadGroup group;
 
   int64_t panels() const { return round_up(tokens, PANEL) / PANEL; }
 
@@ -157,28 +166,32 @@ struct Block {
       return take_panel(layer.A, layer.A_stride, layer.r, n, nullptr, step * PANEL, scratch);
     };
     products<1, 2>(
-        team.first(z.steps), team.end(z.steps), &input, [&](int64_t step, Panel* weights) { weights[0] = panel(step); },
+        group.begin(z.steps), group.end(z.steps), &input,
+        [&](int64_t step, Panel* weights) { weights[0] = panel(step); },
         [&](int tile, int64_t step, int64_t s, float (*accumulators)[ACCUMULATORS]) {
           pack_accumulators(accumulators[0], z.at(s, step), tile);
         });
   }
 
-  // finish(tile, panel of rows, panel of tokens, accumulators) for the outputs B zᵀ, or of two layers that meet, gate
-  // and up.
+  // Calls finish(tile, panel of rows, panel of tokens, accumulators) for the outputs B zᵀ of one layer, or for
+  // activation(gate) · up of two fused layers.
   template <int fused, class Finish>
   void expand(const Layer* layers, const Sources* sources, int64_t n, const Packed* inputs, Finish finish) const {
+    // The weight panels of both fused layers, each with scratch of its own.
     const int64_t panels = round_up(layers->m, PANEL) / PANEL;
     const auto take = [&](int64_t row, Panel* weights) {
-      char* room = scratch;
+      char* copy = scratch;
       for (int i = 0; i < fused; ++i) {
         const Layer& layer = layers[i];
         weights[i] = take_panel(layer.B, layer.B_stride, layer.m, layer.A ? layer.r : n,
-                                sources[i].empty() ? nullptr : sources[i].data(), row * PANEL, room);
-        room += PANEL * inputs[i].steps * DEPTH * sizeof(bf16);
+                                sources[i].empty() ? nullptr : sources[i].data(), row * PANEL, copy);
+        copy += PANEL * inputs[i].steps * DEPTH * sizeof(bf16);
       }
     };
-    constexpr int PIECES = fused == 1 ? 1 : 1 + PANEL / ROWS;  // of the work on 16 tokens
-    products<fused, 2 * PIECES>(team.first(panels), team.end(panels), inputs, take,
+
+    // The epilogue of 16 tokens in pieces short enough to run between two steps: the activation, then `finish`.
+    constexpr int PIECES = fused == 1 ? 1 : 1 + PANEL / ROWS;
+    products<fused, 2 * PIECES>(group.begin(panels), group.end(panels), inputs, take,
                                 [&](int piece, int64_t row, int64_t s, float (*accumulators)[ACCUMULATORS]) {
                                   const int tile = piece / PIECES, part = piece % PIECES;
                                   if (part < PIECES - 1)
@@ -189,6 +202,7 @@ struct Block {
                                 });
   }
 
+  // y = B zᵀ + bias.
   void write(const Layer& layer, const Sources* sources, int64_t n, const Packed& input) const {
     expand<1>(&layer, sources, n, &input, [&](int tile, int64_t row, int64_t s, float* accumulators) {
       if (layer.bias) add_bias(accumulators, layer.bias, row * PANEL, layer.m, tile);
@@ -197,24 +211,29 @@ struct Block {
   }
 
  private:
-  // Panels of weights times all panels of tokens. What is to be done with accumulators comes in `pieces`, and is done
-  // while the next ones are formed.
+  // Weight panels row … end - 1 times all panels of tokens. The epilogue of a product comes in `pieces` and runs while
+  // the next product is formed.
   template <int fused, int pieces, class Take, class Finish>
   void products(int64_t row, int64_t end, const Packed* inputs, Take take, Finish finish) const {
+    // Two sets of accumulators: one is filled while the epilogue reads the other.
     alignas(64) float accumulators[2][fused][ACCUMULATORS];
     int now = 0, next = pieces;
+
+    // Pieces per step, so that the epilogue ends with the product that hides it.
     int64_t done_row = 0, done_s = 0, steps = 0;
     for (int i = 0; i < fused; ++i) steps += inputs[i].steps;
-    const int share = static_cast<int>(round_up(pieces, steps) / steps);
+    const int pieces_per_step = static_cast<int>(round_up(pieces, steps) / steps);
     const auto advance = [&](int count) {
       for (; count > 0 && next < pieces; --count) finish(next++, done_row, done_s, accumulators[1 - now]);
     };
+
+    // Each weight panel is taken once, for all tokens of the block.
     for (; row < end; ++row) {
       Panel weights[fused];
       take(row, weights);
       for (int64_t s = 0; s < panels(); ++s) {
         for (int i = 0; i < fused; ++i)
-          multiply(weights[i], inputs[i], s, accumulators[now][i], [&] { advance(share); });
+          multiply(weights[i], inputs[i], s, accumulators[now][i], [&] { advance(pieces_per_step); });
         advance(pieces);
         done_row = row;
         done_s = s;
@@ -222,11 +241,13 @@ struct Block {
         now = 1 - now;
       }
     }
+
+    // The last product has no next one to hide its epilogue.
     advance(pieces);
   }
 };
 
-// One block through all layers. memory: shared by the team.
+// Runs all layers on one block. memory: shared by the group.
 void run(const Block& block, const std::vector<Sources>& sources, char* memory) {
   const Problem& problem = block.problem;
   const Layer* layers = problem.layers;
@@ -241,48 +262,56 @@ void run(const Block& block, const std::vector<Sources>& sources, char* memory) 
     block.reduce(layer, n, input, z);
     return z;
   };
-  // The tokens as right operands.
-  const Packed x = allocate(problem.n);
-  pack_tokens(problem, block.first, block.tokens, x, block.team);
-  block.team.barrier();
 
-  // Without an activation: each layer's z, then its y.
+  // The tokens are packed as right operands.
+  const Packed x = allocate(problem.n);
+  pack_tokens(problem, block.first, block.tokens, x, block.group);
+  block.group.barrier();
+
+  // Without an activation: each layer's z, then its y. All layers use the same memory for z, to stay in cache.
   char* const free = memory;
   if (problem.activation < 0) {
     for (int64_t i = 0; i < problem.count; ++i) {
       memory = free;
       const Packed input = reduced(layers[i], problem.n, x);
-      block.team.barrier();
+      block.group.barrier();
       block.write(layers[i], &sources[i], problem.n, input);
-      block.team.barrier();  // before z is overwritten
+      block.group.barrier();  // before the next layer overwrites z
     }
     return;
   }
 
-  // Gate and up meet as they are formed: the result is y, or the input h of the last layer.
+  // z of gate and up; the halves of a stacked layer have one z.
   const Packed z_gate = reduced(layers[0], problem.n, x);
-  const bool shared = layers[0].A != nullptr && layers[0].A == layers[1].A;  // halves of a stack
+  const bool shared = layers[0].A != nullptr && layers[0].A == layers[1].A;
   const Packed z[2] = {z_gate, shared ? z_gate : reduced(layers[1], problem.n, x)};
-  block.team.barrier();
+  block.group.barrier();
+
+  // Without a down layer, activation(gate) · up is y.
   if (problem.count == 2) {
     block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* accumulators) {
       store_accumulators(accumulators, layers[0], row * PANEL, block.first + s * PANEL, block.first + block.tokens,
                          tile);
     });
-    return block.team.barrier();
+    return block.group.barrier();
   }
+
+  // With one, it is packed as the down layer's input h; gates and ups never leave the accumulators.
   const int64_t m = layers[0].m;
   const Packed h = allocate(m);
   block.expand<2>(layers, &sources[0], problem.n, z, [&](int tile, int64_t row, int64_t s, float* accumulators) {
     pack_accumulators(accumulators, h.at(s, row), tile);
   });
-  block.team.barrier();
+  block.group.barrier();
+
+  // The down layer.
   const Packed z_down = reduced(layers[2], m, h);
-  block.team.barrier();
+  block.group.barrier();
   block.write(layers[2], &sources[2], m, z_down);
-  block.team.barrier();
+  block.group.barrier();
 }
 
+// The inverse of a pivoted layer's permutation.
 Sources sources_of(const Layer& layer) {
   Sources sources(layer.permutation ? layer.m : 0);
   for (size_t j = 0; j < sources.size(); ++j) sources[layer.permutation[j]] = j;
@@ -294,12 +323,12 @@ Sources sources_of(const Layer& layer) {
 bool gemm_amx(const Problem& given) {
   if (given.type != BF16 || given.weights != BF16 || isa_in_use < AMX) return false;
 
-  // Which row of [identity; weights] makes each output of pivoted layers; a stack becomes the two layers that it is.
+  // The sources of pivoted layers' outputs. A stacked layer is split into gate and up, which have A in common.
   Problem problem = given;
   std::vector<Layer> layers(given.layers, given.layers + given.count);
   std::vector<Sources> sources;
   for (const Layer& layer : layers) sources.push_back(sources_of(layer));
-  if (given.stacked) {  // two layers that have A in common
+  if (given.stacked) {
     const int64_t m = layers[0].m = given.hidden();
     layers.insert(layers.begin() + 1, layers[0]);
     sources.insert(sources.begin() + 1, Sources());
@@ -314,7 +343,7 @@ bool gemm_amx(const Problem& given) {
   }
   problem.layers = layers.data();
 
-  // Of so many tokens that one layer's weights should stay in cache, one layer at a time.
+  // With several blocks per thread, one layer at a time: its weights stay in cache from block to block.
   if (problem.count > 1 && problem.activation < 0 && problem.T > BLOCK * omp_get_max_threads()) {
     for (int64_t i = 0; i < problem.count; ++i) {
       Problem one = problem;
@@ -325,7 +354,7 @@ bool gemm_amx(const Problem& given) {
     return true;
   }
 
-  // Blocks of tokens, one a thread where there are enough; else all threads share each block.
+  // What one block needs in scratch and packed memory, and how many weights there are.
   int64_t widest = problem.n, elements = problem.n + DEPTH, weights = 0;
   for (int64_t i = 0; i < problem.count; ++i) {
     const int64_t n = width_in(problem, i), r = layers[i].r;
@@ -333,28 +362,31 @@ bool gemm_amx(const Problem& given) {
     elements += r + DEPTH + (i < problem.before_hidden() ? 0 : n + DEPTH);
     weights += weights_of(problem, i);
   }
+
+  // Threads. Those that split a block meet at several barriers per call, which is too slow where they sleep at each.
   int threads = useful_threads(weights * sizeof(bf16), 2.0 * weights * round_up(problem.T, PANEL));
-  // Threads that share a block meet several times a call, which those that sleep at each meeting cannot afford.
   if (threads_sleep() && problem.T <= PANEL && weights < (8 << 20)) threads = 1;
+
+  // Blocks of tokens: one or more a thread where there are enough tokens; else all threads split each block's rows.
   const int64_t tokens = std::clamp<int64_t>(round_up(round_up(problem.T, threads) / threads, PANEL), PANEL, BLOCK);
   const int64_t blocks = round_up(problem.T, tokens) / tokens;
   const bool shared = blocks < threads;
   const int64_t packed = packed_bytes(tokens, elements);
   const int64_t scratch = 2 * PANEL * round_up(widest, DEPTH) * sizeof(bf16);
-  static thread_local Workspace of_team;
-  char* memory = shared ? of_team.get(packed) : nullptr;
+  static thread_local Workspace group_memory;
+  char* memory = shared ? group_memory.get(packed) : nullptr;
 
-  // Every thread takes its blocks through all layers.
+  // Every thread runs all layers on its blocks.
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    static thread_local Workspace own;
-    const Team team = shared ? Team{omp_get_thread_num(), omp_get_num_threads()} : Team{0, 1};
-    char* mine = own.get(scratch + (shared ? 0 : packed));
+    static thread_local Workspace thread_memory;
+    const ThreadGroup group = shared ? ThreadGroup{omp_get_thread_num(), omp_get_num_threads()} : ThreadGroup{0, 1};
+    char* own = thread_memory.get(scratch + (shared ? 0 : packed));
     const Tiles tiles;
     const int64_t start = shared ? 0 : omp_get_thread_num(), stride = shared ? 1 : omp_get_num_threads();
     for (int64_t b = start; b < blocks; b += stride)
-      run({problem, b * tokens, std::min(tokens, problem.T - b * tokens), mine, team}, sources,
-          shared ? memory : mine + scratch);
+      run({problem, b * tokens, std::min(tokens, problem.T - b * tokens), own, group}, sources,
+          shared ? memory : own + scratch);
   }
   return true;
 }

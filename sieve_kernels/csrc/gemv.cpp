@@ -1,6 +1,6 @@
-// Low-rank and dense layers for one to eight rows: bound by reading the weights, which each thread does in long runs,
-// several rows side by side. Accumulators and the r-wide intermediate are float32. One parallel region per call; its
-// threads wait for each other once, between z and y.
+// GEMV: low-rank and dense layers for one to eight rows. Reading the weights takes the time, so each thread reads a
+// contiguous range of weight rows, several rows at once. Accumulators are float32, and so is the r-wide intermediate z
+// unless the bf16 dot product needs it in bf16. One parallel region per call, with one barrier between z and y.
 #include "activations.h"
 #include "cpu_features.h"
 #include "layer_args.h"
@@ -46,19 +46,21 @@ struct Matrix {
 int64_t width_of(const Layer& layer, int64_t n) { return layer.A ? layer.r : n; }
 Matrix matrix_of(const Layer& layer, int64_t n) { return {layer.B, layer.B_stride, layer.B_scale, width_of(layer, n)}; }
 
-// The threads of a call. They wait for each other by spinning: there are microseconds of work between two barriers.
-struct Team {
+// The threads of a parallel region and this thread's index among them. Barriers spin, because the work between two of
+// them takes microseconds.
+struct ThreadGroup {
   int64_t thread, threads;
   std::atomic<int64_t>* arrived;
   int64_t barriers = 0;
 
+  // This thread takes the items begin(count) … end(count) - 1.
   int64_t begin(int64_t count) const { return thread * count / threads; }
   int64_t end(int64_t count) const { return (thread + 1) * count / threads; }
   void barrier() {
     if (threads == 1) return;
-    const int64_t all = ++barriers * threads;
+    const int64_t expected = ++barriers * threads;
     arrived->fetch_add(1, std::memory_order_acq_rel);
-    for (int spins = 0; arrived->load(std::memory_order_acquire) < all; ++spins)
+    for (int spins = 0; arrived->load(std::memory_order_acquire) < expected; ++spins)
       if (spins > 4000) std::this_thread::yield();  // more threads than free cores
   }
 };
@@ -104,9 +106,9 @@ TARGET_END
 
 namespace sieve {
 
-using Run = void (*)(const Problem&, void*, void*, Team&);
+using Run = void (*)(const Problem&, void*, void*, ThreadGroup&);
 
-static Run function_in_use() {
+static Run select_function() {
 #ifdef SIEVE_X86
   if (isa_in_use >= AVX512BF16) return avx512bf16::run;
   if (isa_in_use >= AVX512) return avx512::run;
@@ -115,7 +117,7 @@ static Run function_in_use() {
   return portable::run;
 }
 
-// What the team shares: every z; of gated layers the gates, ups and what comes of them.
+// Memory that all threads of a call share: z of every layer; for gated layers also the gates, the ups and h.
 static int64_t workspace_bytes(const Problem& problem) {
   int64_t elements = 0;
   for (int64_t i = 0; i < problem.count; ++i) elements += problem.layers[i].A ? problem.layers[i].r : 0;
@@ -124,10 +126,14 @@ static int64_t workspace_bytes(const Problem& problem) {
 }
 
 void gemv(const Problem& problem) {
-  static const Run run = function_in_use();
+  static const Run run = select_function();
+
+  // Bytes of weights: reading them takes the time, so they decide how many threads pay.
   int64_t weights = 0;
   for (int64_t i = 0; i < problem.count; ++i) weights += weights_of(problem, i);
   const int64_t bytes = weights * bytes_of(problem.weights);
+
+  // The region: z is shared, and every thread keeps a copy of x in its own cache.
   static thread_local Workspace shared;
   struct ParallelRegion {
     const Problem& problem;
@@ -135,14 +141,15 @@ void gemv(const Problem& problem) {
     std::atomic<int64_t> arrived{0};
 
     void run_thread(int thread, int threads) {
-      static thread_local Workspace inputs;
-      char* x = inputs.get(problem.T * problem.n * sizeof(float));
-      Team team{thread, threads, &arrived};
-      run(problem, x, z, team);
+      static thread_local Workspace thread_memory;
+      char* x = thread_memory.get(problem.T * problem.n * sizeof(float));
+      ThreadGroup group{thread, threads, &arrived};
+      run(problem, x, z, group);
     }
   } region{problem, shared.get(workspace_bytes(problem))};
 
-  // Threads of the pool that are awake, or OpenMP's where they are.
+  // Where OpenMP's threads sleep between calls, the thread pool runs the region: waking a thread of OpenMP would take
+  // longer than the call.
   constexpr int64_t BYTES_PER_THREAD = 1 << 16, BYTES_WORTH_WAKING = 4 << 20;
   if (threads_sleep()) {
     const int max_threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), 1 + bytes / BYTES_PER_THREAD));
@@ -151,6 +158,8 @@ void gemv(const Problem& problem) {
     };
     if (ThreadPool::run(max_threads, bytes >= BYTES_WORTH_WAKING, run_thread, &region)) return;
   }
+
+  // Otherwise OpenMP runs it.
   const int threads = useful_threads(bytes, 0);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   region.run_thread(omp_get_thread_num(), omp_get_num_threads());

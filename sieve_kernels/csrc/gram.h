@@ -1,4 +1,4 @@
-// What the kernels of Gram matrices are given, whatever the instruction set.
+// Arguments of the Gram kernels, the same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ struct Tokens {
   const char* data;  // [T, n]
   int64_t stride;    // elements from one token to the next
   int64_t n;
-  const int64_t* index;  // which tokens; nullptr: the first ones
+  const int64_t* index;  // the selected tokens; nullptr: the first ones
   TokenType type;
 
   const char* row(int64_t t) const {

@@ -1,4 +1,4 @@
-// The one description of what the compiled layers compute, shared by the paths for few rows and for many.
+// What the compiled layers compute: the arguments of `gemv` and `gemm_amx`.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +28,9 @@ struct Layer {
 };
 static_assert(sizeof(Layer) == 12 * 8, "the caller passes twelve 64-bit integers");
 
-// Several layers of one input x [T, n]. With an activation the first two are gate and up, or the first one, stacked, is
-// both, gates before ups; and what comes of them is h = activation(gate) · up: the first one's y, or, where there is
-// one more layer, its input.
+// Several layers of one input x [T, n]. With an activation the first two layers are gate and up; if `stacked`, the
+// first layer is both, gates before ups. Then h = activation(gate) · up is the first layer's y, or the input of one
+// more layer, down, if there is one.
 struct Problem {
   Type type;     // of x, biases and y
   Type weights;  // of the factors
@@ -45,7 +45,7 @@ struct Problem {
   int64_t hidden() const { return stacked ? layers[0].m / 2 : layers[0].m; }          // elements of a row of h
 };
 
-// Elements that each row of layer i's input has, and its factors.
+// How many elements a row of layer i's input has, and how many its factors have.
 inline int64_t width_in(const Problem& problem, int64_t i) {
   return i < problem.before_hidden() ? problem.n : problem.hidden();
 }
@@ -55,10 +55,10 @@ inline int64_t weights_of(const Problem& problem, int64_t i) {
   return layer.A ? layer.r * (n + layer.m - same) : layer.m * n;
 }
 
-// Few rows on any processor, for weights of any type.
+// One to eight rows, on any processor, for weights of any type.
 void gemv(const Problem& problem);
 
-// More rows, bf16 throughout. Tells whether it could (AMX).
+// Any number of rows, bf16 only. Returns whether it computed y: false without AMX.
 bool gemm_amx(const Problem& problem);
 
 }  // namespace sieve

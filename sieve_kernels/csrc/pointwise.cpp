@@ -1,5 +1,5 @@
-// RMS normalisation, rotary positions, sums of channels: one pass over what torch's eager operators pass over ten
-// times. Rounding follows the modules of transformers step by step, so that results are theirs.
+// RMS normalisation, rotary positions and sums of channels, each in one pass over memory where torch's eager operators
+// take about ten. Rounding follows the modules of transformers step by step, so that results are the same.
 #include "cpu_features.h"
 #include "target.h"
 #include "threading.h"
@@ -43,11 +43,11 @@ struct Heads {
 struct Rotary {
   int64_t type, batches, tokens, size;  // size of a head
   const char *cos, *sin;
-  int64_t batch, token;  // strides of cos and sin; batch is 0 where there is one for all
+  int64_t batch, token;  // strides of cos and sin; batch is 0 where all batches use the same
   Heads heads[2];
 };
 
-// Each does its share of a call: items first … end - 1.
+// Each computes items first … end - 1 of a call.
 struct Functions {
   void (*norm)(const Norm& call, int64_t first, int64_t end);
   void (*sums)(const Sums& call, int64_t first, int64_t end);
@@ -75,7 +75,7 @@ TARGET_END
 namespace sieve {
 namespace {
 
-const Functions& in_use() {
+const Functions& select_functions() {
 #ifdef SIEVE_X86
   if (isa_in_use >= AVX512) return avx512::FUNCTIONS;
   if (isa_in_use >= AVX2) return avx2::FUNCTIONS;
@@ -83,6 +83,7 @@ const Functions& in_use() {
   return portable::FUNCTIONS;
 }
 
+// Calls work(first, end) on as many threads as `bytes` of memory traffic pay for.
 template <class Work>
 void in_parallel(int64_t count, int64_t bytes, Work work) {
   const int threads = useful_threads(bytes, 0);
@@ -94,20 +95,20 @@ void in_parallel(int64_t count, int64_t bytes, Work work) {
 }  // namespace
 }  // namespace sieve
 
-// The arguments are `Norm`, `Sums` and `Rotary` above, as a block of 64-bit numbers: what a caller from Python fills
-// soonest.
+// The arguments are `Norm`, `Sums` and `Rotary` above, each one block of 64-bit values, because Python fills that
+// fastest.
 extern "C" void sieve_rms_norm(const void* call) {
   using namespace sieve;
   const Norm& norm = *static_cast<const Norm*>(call);
   const int64_t bytes = norm.rows * norm.n * (norm.type == BF16 ? 2 : 4);
-  in_parallel(norm.rows, 2 * bytes, [&](int64_t first, int64_t end) { in_use().norm(norm, first, end); });
+  in_parallel(norm.rows, 2 * bytes, [&](int64_t first, int64_t end) { select_functions().norm(norm, first, end); });
 }
 
 extern "C" void sieve_channel_sums(const void* call_) {
   using namespace sieve;
   const Sums& call = *static_cast<const Sums*>(call_);
   const int64_t bytes = call.rows * call.n * (call.type == BF16 ? 2 : 4);
-  in_parallel(call.n, bytes, [&](int64_t first, int64_t end) { in_use().sums(call, first, end); });
+  in_parallel(call.n, bytes, [&](int64_t first, int64_t end) { select_functions().sums(call, first, end); });
 }
 
 extern "C" void sieve_rotary(const void* call_) {
@@ -115,5 +116,5 @@ extern "C" void sieve_rotary(const void* call_) {
   const Rotary& call = *static_cast<const Rotary*>(call_);
   const int64_t tokens = call.batches * call.tokens, heads = call.heads[0].count + call.heads[1].count;
   const int64_t bytes = tokens * heads * call.size * (call.type == BF16 ? 2 : 4);
-  in_parallel(tokens, 2 * bytes, [&](int64_t first, int64_t end) { in_use().rotary(call, first, end); });
+  in_parallel(tokens, 2 * bytes, [&](int64_t first, int64_t end) { select_functions().rotary(call, first, end); });
 }

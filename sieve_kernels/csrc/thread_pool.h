@@ -1,8 +1,9 @@
-// Workers for calls so short that waking a thread would take longer than the work: those that are awake take part,
-// those that sleep are woken for the next call. Results must not depend on how many took part.
+// A thread pool for calls so short that waking a thread would take longer than the work. A call uses the workers that
+// are awake, and wakes the others for the next call. Results must not depend on the number of threads.
 //
-// OpenMP's threads are at hand only while they look for work, which OMP_WAIT_POLICY=PASSIVE forbids them. A worker
-// spins for `SPIN_TIME` after its last call, then it sleeps: decoding token by token keeps it awake, nothing else does.
+// OpenMP's threads answer quickly only while they spin, which OMP_WAIT_POLICY=PASSIVE forbids. A worker of this pool
+// spins for `SPIN_TIME` after a call and then sleeps, so only dense sequences of calls, such as decoding token by
+// token, keep it awake.
 #pragma once
 
 #include <pthread.h>
@@ -21,8 +22,8 @@ class ThreadPool {
  public:
   using Work = void (*)(void* context, int thread, int threads);
 
-  // work(context, thread, threads) for all threads, no more than `max_threads`, this one being 0. With `all`, only if
-  // there can be as many as that at once: returns whether the work was done.
+  // Calls work(context, thread, threads) on up to `max_threads` threads; the caller is thread 0. With `all`, it runs
+  // the work only if all `max_threads` are awake. Returns whether the work was done.
   static bool run(int max_threads, bool all, Work work, void* context) {
     static const bool prepared = [] {
       pthread_atfork(nullptr, nullptr, [] { instance() = new ThreadPool; });  // threads do not survive a fork
@@ -43,7 +44,7 @@ class ThreadPool {
     std::condition_variable woken;
   };
 
-  // Never deleted: workers may look at it until the process ends.
+  // Never deleted, because workers read it until the process ends.
   static ThreadPool*& instance() {
     static ThreadPool* pool = nullptr;
     return pool;
@@ -58,17 +59,22 @@ class ThreadPool {
   bool run_shared(int max_threads, bool all, Work work, void* context) {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (max_threads > 1 && lock.owns_lock()) {
+      // Claim the workers that are awake: a claimed worker neither sleeps nor takes another call.
       while (static_cast<int>(workers_.size()) < max_threads - 1) add_worker();
       claimed_.clear();
       for (int i = 0; i < max_threads - 1; ++i) {
         int expected = SPINNING;
         if (workers_[i]->state.compare_exchange_strong(expected, CLAIMED)) claimed_.push_back(workers_[i].get());
       }
+
+      // Too few of them: release them, and the caller runs the work elsewhere.
       const int threads = static_cast<int>(claimed_.size()) + 1;
       if (all && threads < max_threads) {
         for (Worker* worker : claimed_) worker->state.store(SPINNING, std::memory_order_relaxed);
         return false;
       }
+
+      // Start them. The release store of CALLED publishes the work.
       work_ = work;
       context_ = context;
       threads_ = threads;
@@ -77,12 +83,16 @@ class ThreadPool {
         claimed_[thread - 1]->thread = thread;
         claimed_[thread - 1]->state.store(CALLED, std::memory_order_release);
       }
+
+      // Take part, wait for them, and wake the workers that slept: the next call will have them.
       work(context, 0, threads);
       for (int spins = 0; running_.load(std::memory_order_acquire) > 0; ++spins)
         spins < 4000 ? pause() : std::this_thread::yield();  // more threads than free cores
       for (int i = 0; i < max_threads - 1; ++i) wake(*workers_[i]);
       return true;
     }
+
+    // Another call has the pool, or one thread is enough.
     if (all) return false;
     work(context, 0, 1);
     return true;
@@ -121,7 +131,7 @@ class ThreadPool {
     }
   }
 
-  std::mutex busy_;  // one call at a time; others run alone
+  std::mutex busy_;  // the pool serves one call at a time; others run on one thread
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<Worker*> claimed_;
   Work work_ = nullptr;

@@ -1,5 +1,5 @@
-// Threads: those of torch. This library is compiled with OpenMP but not linked to a runtime of its own, so the symbols
-// resolve to the one that torch has loaded; a second pool of threads would fight with torch's for the same cores.
+// Threads are torch's. This library is compiled with OpenMP but not linked to a runtime, so its symbols resolve to the
+// runtime that torch has loaded; a second one would compete with torch's threads for the same cores.
 #pragma once
 
 #include <omp.h>
@@ -12,7 +12,7 @@
 
 namespace sieve {
 
-// Memory that a calling thread keeps between calls: fresh pages cost more than what is computed in them.
+// Memory that a thread keeps between calls: new pages would cost more time than the work on them.
 class Workspace {
  public:
   Workspace() = default;
@@ -35,7 +35,7 @@ class Workspace {
   int64_t size_ = 0;
 };
 
-// Whether OpenMP's threads sleep between parallel regions; asked once.
+// Whether OpenMP's threads sleep between parallel regions. The environment is read once.
 inline bool threads_sleep() {
   static const bool asleep = [] {
     const char* policy = std::getenv("OMP_WAIT_POLICY");
@@ -44,12 +44,12 @@ inline bool threads_sleep() {
   return asleep;
 }
 
-// How many threads repay their waking. One that sleeps between regions, as OMP_WAIT_POLICY=PASSIVE has it, takes 0.1 ms
-// and more to wake: in that time one that is awake reads 2 MB of weights; on tiles, 6·10^8 operations were found to be
-// worth it. One that looks for work, which is the default for a few milliseconds, is there in a tenth of that.
+// How many threads pay for waking them. A thread that sleeps between regions (OMP_WAIT_POLICY=PASSIVE) takes 0.1 ms or
+// more to wake. In that time an awake thread reads 2 MB of weights; on tiles, 6·10^8 operations were measured to break
+// even. A thread that spins, the default for a few milliseconds, answers in a tenth of the time.
 inline int useful_threads(int64_t bytes, double operations) {
-  const double share = threads_sleep() ? 1 : 0.1;
-  const double useful = 1 + std::max(bytes / (2e6 * share), operations / (6e8 * share));
+  const double wake_cost = threads_sleep() ? 1 : 0.1;
+  const double useful = 1 + std::max(bytes / (2e6 * wake_cost), operations / (6e8 * wake_cost));
   return static_cast<int>(std::min<double>(omp_get_max_threads(), useful));
 }
 
