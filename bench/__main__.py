@@ -1,8 +1,8 @@
-"""Measure the operators beside the library on the shapes of well-known models, on the device that is there.
+"""Compare the operators with library products on the shapes of well-known models, on this machine's device.
 
 python -m bench prints a line per contender and writes bench.csv; `--plot speed.png` draws speed against kept fraction.
-Contenders of a cell take turns, medians are compared. On a GPU each is measured eagerly and as a CUDA graph. Without
-options a GPU takes every cell; a CPU takes a few that end in three minutes.
+The contenders of a cell take turns, and their medians are compared. On a GPU each is measured eagerly and as a CUDA
+graph. Without options a GPU measures every cell; a CPU measures a selection that takes three minutes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def cells(options: argparse.Namespace) -> list[tuple[str, Cell]]:
-    """The operators and cells that were asked for; a single kept fraction where it makes no difference."""
+    """The requested operators and cells. Operators that do not depend on the kept fraction get a single one."""
     found = []
     for operator, model in itertools.product(options.operators, options.models):
         matrices = [name for name in MODELS[model].matrices() if name in MATRICES.get(operator, options.matrices)]
@@ -45,7 +45,7 @@ def measure(operator: str, cell: Cell, device: torch.device, rounds: int, compil
     contenders = [c for c in OPERATORS[operator](cell, device) if compiled or c.name != "compiled"]
     works = {(c.name, "eager"): c.run for c in contenders}
     for contender in contenders:
-        contender.run()  # compiles what has to be
+        contender.run()  # compiles the contender where needed
         if device.type == "cuda":
             works[contender.name, "graph"] = devices.graphed(contender.run)
     errors = {c.name: c.error() for c in contenders}
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(row | identity)
                 writer.writerow(rows[-1])
                 _say(row)
-            file.flush()  # what is measured stays, whatever comes
+            file.flush()  # finished cells stay if a later one fails
     print(f"{len(rows)} rows in {options.output}")
     if options.plot:
         plot(rows, options.plot)
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_table(file: Path) -> bool:
-    """Whether a file is one that this benchmark wrote, or empty."""
+    """Whether this benchmark wrote the file, or the file is empty."""
     with file.open(errors="replace", newline="") as lines:
         return next(csv.reader(lines), COLUMNS) == list(COLUMNS)
 

@@ -1,4 +1,4 @@
-"""Results of long measurements as data: a JSON line per finished cell, so that a run that was stopped goes on."""
+"""Results of long measurements: one JSON line per finished cell, so that a stopped run can be resumed."""
 
 import json
 import math
@@ -22,7 +22,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Results:
-    """Rows of a file, by the values of `key`. A line that a crash has torn is left out and written over by its cell."""
+    """Rows of a file, identified by the values of `key`. A line that a crash has cut short is ignored, and its cell is
+    measured again."""
 
     def __init__(self, path: str | Path, key: Iterable[str]):
         self.path, self.key = Path(path), tuple(key)
@@ -52,7 +53,7 @@ class Results:
         return [row for row in self if all(row.get(name) == value for name, value in values.items())]
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it is on the disk when this returns."""
+        """Append a row and sync it to disk."""
         self._rows[self.name(row)] = dict(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
@@ -65,9 +66,9 @@ class Results:
 def work_through(
     results: Results, cells: Iterable[dict[str, Any]], measure: Callable[[dict[str, Any]], dict], about: dict[str, Any]
 ) -> int:
-    """Measure the cells that are not there yet, a row each with `about` and the versions; returns how many failed.
+    """Measure the missing cells; each row includes `about` and the versions. Returns how many failed.
 
-    A cell that fails is told of and left for the next run: others need not wait for it.
+    A failed cell is reported and left to the next run; the others go on.
     """
     about, failed = about | versions(), 0
     for cell in cells:
@@ -89,14 +90,14 @@ def work_through(
 
 
 def versions() -> dict[str, str]:
-    """What a row must be read with."""
+    """Versions of the libraries and of Sieve, without which a row cannot be compared."""
     found = devices.identity(torch.device("cpu"))
     packages = {name: metadata.version(name) for name in ("transformers", "sieve-pruning")}
     return {"commit": found["commit"], "device": found["device"], "torch": found["torch"], **packages}
 
 
 def packed(scores: Scores) -> dict[str, Any]:
-    """Scores of a multiple-choice task, small: right and wrong as a text of 1 and 0, nats to three decimals."""
+    """Scores of a multiple-choice task in compact form: right or wrong as a string of 1 and 0, nats to 3 decimals."""
     right = "".join("01"[int(value)] for value in scores.score)
     return {"right": right, "loglik": [round(float(value), 3) for value in scores.loglik]}
 
@@ -108,13 +109,13 @@ def unpacked(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[Interval, Interval]:
-    """Paired differences (accuracy, log-likelihood) of rows to their references, over the examples of all of them."""
+    """Paired differences (accuracy, log-likelihood) between rows and their references, over all their examples."""
     accuracy, loglik = (np.concatenate(side) for side in _by_row(rows, references))
     return bootstrap(accuracy), bootstrap(loglik)
 
 
 def mean_differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[Interval, Interval]:
-    """As `differences`, but every row counts the same, however many examples it has: a stratified bootstrap."""
+    """As `differences`, but each row has the same weight, whatever its number of examples: a stratified bootstrap."""
     generator, found = np.random.default_rng(0), []
     for side in _by_row(rows, references):
         drawn = [one[generator.integers(len(one), size=(2000, len(one)))].mean(axis=1) for one in side]

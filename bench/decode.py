@@ -1,9 +1,9 @@
-"""Greedy decoding at batch 1 on a CPU, token by token: what pruning gives, what kernels give, and what is left.
+"""Greedy decoding at batch 1 on a CPU, token by token: the gain by pruning, the gain by kernels, and the rest.
 
     python -m bench.decode [--tokens 32] [--rounds 5] [--compiled]
 
-All models decode the embedded model's text with a static KV cache through transformers' own modules, taking turns in
-one run. `--compiled` puts each of them through `torch.compile` as well, which takes minutes.
+All models continue the same text with a static KV cache and transformers' own modules, and take turns in one run.
+`--compiled` also measures each model under `torch.compile`, which takes minutes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ KEPT = 0.5
 
 
 class TwoProducts(nn.Module):
-    """A pair as torch would run it."""
+    """A pair as two `F.linear` calls."""
 
     def __init__(self, pair: LowRankLinear):
         super().__init__()
@@ -40,7 +40,7 @@ class TwoProducts(nn.Module):
 
 
 class Free(nn.Module):
-    """A layer that costs nothing: what is left when it is called is the model's time without its matrices."""
+    """A layer that computes nothing, to measure a model's time without its matrices."""
 
     def __init__(self, out_features: int, dtype: torch.dtype):
         super().__init__()
@@ -51,7 +51,7 @@ class Free(nn.Module):
 
 
 def models(dense: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The contestants. Factors are random: a product's time does not depend on its numbers."""
+    """The models compared. Factors are random: the time of a product does not depend on the values."""
     matrices = prunable(dense)
     plan = Plan.uniform(matrices.values(), KEPT, 8)
     pruned = copy.deepcopy(dense)
@@ -77,7 +77,7 @@ def models(dense: PreTrainedModel) -> dict[str, PreTrainedModel]:
 
 
 class Decoder:
-    """One token after another into a static cache."""
+    """Decodes token by token with a static cache."""
 
     def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, room: int, compiled: bool):
         self.model, self.prompt = model, prompt
@@ -92,7 +92,7 @@ class Decoder:
 
     @torch.inference_mode()
     def seconds(self, tokens: int) -> float:
-        """Time for so many tokens after the prompt."""
+        """Seconds that `tokens` tokens take after the prompt."""
         self.cache.reset()
         position = torch.arange(self.prompt.shape[1])
         token = self._forward(self.prompt, position)
@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
+
+    # A decoder per model, eager and compiled.
     dense, tokenizer = load_model(EMBEDDED_MODEL, "bfloat16", "cpu")
     prompt = tokenizer("Once upon a time there was a city", return_tensors="pt").input_ids
     ways = {"eager": False} | ({"compiled": True} if arguments.compiled else {})
@@ -118,12 +120,16 @@ def main() -> None:
         for way, compiled in ways.items()
         for name, model in models(dense).items()
     }
+
+    # The decoders take turns, so that changes in the machine's load reach all of them.
     times: dict[str, list[float]] = {name: [] for name in decoders}
     for turn in range(arguments.rounds + 1):
         for name, decoder in decoders.items():
             seconds = decoder.seconds(arguments.tokens)
-            if turn > 0:  # the first compiles, and fills caches
+            if turn > 0:  # the first turn compiles and fills caches
                 times[name].append(seconds)
+
+    # Speeds, and ratios to the dense model in the same mode.
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     for name, median in medians.items():
         way = name.rpartition(" ")[2]

@@ -1,4 +1,4 @@
-"""The device that is measured: its name, its clock, and its roofline."""
+"""The measured device: its identity, CUDA graphs, and its roofline."""
 
 import subprocess
 from collections.abc import Callable
@@ -21,24 +21,24 @@ PEAKS = {
     "MI300X": (1307, 163.4, 5300),
 }
 """Dense 16-bit and float32 TFLOP/s and GB/s by a part of the device's name, from the vendors' data sheets (SXM and OAM
-versions). The 16-bit peak is that of the tensor cores with float32 sums."""
+versions). The 16-bit peak is that of the tensor cores with float32 accumulators."""
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Peak TFLOP/s and GB/s, and where they come from."""
+    """Peak TFLOP/s and GB/s, and their source."""
 
     tflops: float
     gbs: float
     source: str
 
     def share(self, flops: int, size: int, seconds: float) -> float:
-        """The least time for so many operations and bytes, over the time taken."""
+        """The minimum time for these operations and bytes, divided by the time taken."""
         return max(flops / (1e12 * self.tflops), size / (1e9 * self.gbs)) / seconds
 
 
 def roofline(device: torch.device, dtype: torch.dtype) -> Roofline | None:
-    """Of a known GPU from its data sheet, None of an unknown one; of a CPU as measured here."""
+    """The roofline of a known GPU, from its data sheet, or of a CPU, measured here; None for an unknown GPU."""
     if device.type == "cpu":
         return _measured(dtype)
     found = [peaks for part, peaks in PEAKS.items() if part in torch.cuda.get_device_name(device)]
@@ -59,7 +59,7 @@ def _measured(dtype: torch.dtype) -> Roofline:
 
 
 def graphed(work: Callable[[], object]) -> Callable[[], None]:
-    """The work recorded as a CUDA graph, to be replayed: what it costs without Python and launches."""
+    """The work recorded as a CUDA graph: replaying it costs no Python and no separate launches."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -73,7 +73,7 @@ def graphed(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def identity(device: torch.device) -> dict[str, str]:
-    """What a result must be read with: device, driver, versions, commit."""
+    """What identifies a result: device, driver, versions, commit."""
     return {
         "device": tuning_cache.device_name(device),
         "driver": _driver(device),

@@ -1,4 +1,4 @@
-"""Comparing two pieces of work on a noisy machine: in one run, taking turns, by medians, as a ratio."""
+"""Compare two pieces of work on a noisy machine: in one run, in turns, by the median of their ratios."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ class Comparison:
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 15) -> Comparison:
-    """Run both in turn, `rounds` times after one round to warm up; which goes first alternates."""
+    """Run both in turn, `rounds` times after one warm-up round; the order alternates."""
     times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for turn in range(rounds + 1):
         for work in (ours, theirs) if turn % 2 else (theirs, ours):

@@ -1,6 +1,6 @@
-"""What is measured: for each operator the contenders that compute the same layer, with what each must do.
+"""For each operator the contenders that compute the same layer, with the operations and bytes of each.
 
-Bytes are the compulsory ones: weights, inputs and results once, and the intermediates that a contender stores.
+Bytes are the minimum: weights, inputs and results once, and the intermediates that a contender stores.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ import sieve_kernels
 from bench.shapes import MODELS, Cell
 
 CHECKED = 16
-"""Rows of the result whose error is measured: float64 products of all would take longer than the benchmark."""
+"""Rows of the result whose error is measured: float64 products of all rows would take longer than the benchmark."""
 
 CANDIDATES = 8
-"""Of a population."""
+"""Number of candidates in a population."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to compute a layer: `run` does it, `exact` gives the first rows of its result in float64."""
+    """A way to compute a layer. `run()` computes it; `exact()` returns the first rows of its result in float64."""
 
     name: str
     run: Callable[[], Tensor]
@@ -38,7 +38,7 @@ class Contender:
 
 
 class Tensors:
-    """Random tensors of a cell's dtype on the device measured; weights scaled so that results keep their size."""
+    """Random tensors of a cell's dtype on the measured device, scaled so that outputs are as large as inputs."""
 
     def __init__(self, cell: Cell, device: torch.device):
         self.dtype, self.device = cell.dtype, device
@@ -109,7 +109,8 @@ def lowrank_swiglu(cell: Cell, device: torch.device) -> list[Contender]:
 
 
 def lowrank_linear_group(cell: Cell, device: torch.device) -> list[Contender]:
-    """Query, key and value of one input against three dense layers and six products, side by side in the result."""
+    """Query, key and value of one input against three dense layers and against six products, concatenated."""
+    # Three layers of one input.
     t, (T, n, r) = Tensors(cell, device), (cell.rows, cell.n, cell.rank)
     ms = MODELS[cell.model].queries, MODELS[cell.model].keys, MODELS[cell.model].keys
     x, pairs, Ws = t(T, n), [t.factors(n, m, r) for m in ms], [t(m, n, scale=n**-0.5) for m in ms]
@@ -119,6 +120,7 @@ def lowrank_linear_group(cell: Cell, device: torch.device) -> list[Contender]:
     def unfused(x, As, Bs):
         return [F.linear(F.linear(x, A), B) for A, B in zip(As, Bs, strict=True)]
 
+    # The minimum work; separate products read x three times and store z.
     flops = sum(2 * T * r * (n + m) for m in ms)
     least = cell.size * (T * n + sum(T * m + r * (n + m) for m in ms))
     stored = least + cell.size * (6 * T * r + 2 * T * n)
@@ -142,7 +144,7 @@ def lowrank_linear_group(cell: Cell, device: torch.device) -> list[Contender]:
 
 
 def lowrank_linear_population(cell: Cell, device: torch.device) -> list[Contender]:
-    """A search's candidates, each at a rank of its own, in one call against one candidate at a time."""
+    """A search's candidates, each with its own rank, in one call against one candidate at a time."""
     t, (T, n, m, r) = Tensors(cell, device), (cell.rows, cell.n, cell.m, cell.rank)
     x, W, (A, B) = t(CANDIDATES, T, n), t(m, n, scale=n**-0.5), t.factors(n, m, r)
     ranks = [max(1, r * (i + 1) // CANDIDATES) for i in range(CANDIDATES)]
@@ -191,7 +193,7 @@ class Grouped(Contender):
 
 
 def gram_(cell: Cell, device: torch.device) -> list[Contender]:
-    """C += xᵀ x in float32 against the library's product of everything."""
+    """C += xᵀ x in float32 against the library's product, which computes both triangles."""
     t, (T, n) = Tensors(cell, device), (cell.rows, cell.n)
     x, ours, theirs = t(T, n), *(torch.zeros(n, n, device=device) for _ in range(2))
 
@@ -199,7 +201,7 @@ def gram_(cell: Cell, device: torch.device) -> list[Contender]:
         wide = x.float()
         return theirs.addmm_(wide.T, wide)
 
-    # Half of the products are needed. The accumulator is read in part and written whole.
+    # Half of the products are needed. Only the upper triangle of the accumulator is read; all of it is written.
     useful = T * n * (n + 1), cell.size * T * n + 6 * n * n
     whole = 2 * T * n * n, cell.size * T * n + 8 * n * n
     return [
@@ -209,7 +211,7 @@ def gram_(cell: Cell, device: torch.device) -> list[Contender]:
 
 
 class Summed(Contender):
-    """A contender that adds to its result: the error is that of one addition to zero."""
+    """A contender that adds to its result; its error is measured on one addition to zero."""
 
     def error(self) -> float:
         self.run().zero_()
@@ -229,10 +231,10 @@ OPERATORS: dict[str, Callable[[Cell, torch.device], list[Contender]]] = {
 }
 
 MATRICES = {"lowrank_linear_group": ("q",), "lowrank_swiglu": ("gate",), "gram_": ("q", "down")}
-"""Matrices of a model that an operator has to do with; all, if it is not here."""
+"""The matrices of a model that an operator is measured on; operators that are not listed take all."""
 
 WITHOUT_RANK = ("linear", "gram_")
-"""Operators that are the same at every kept fraction."""
+"""Operators that do not depend on the kept fraction."""
 
 
 def _dense(cell: Cell, n: int, m: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Speed against kept fraction, as it was measured: one panel per operator, model and matrix."""
+"""Plots of speed against kept fraction: one panel per operator, model and matrix."""
 
 from pathlib import Path
 
@@ -7,20 +7,24 @@ STYLES = {"ours": "-", "two": "--", "compiled": ":"}
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw the rows of a benchmark that have a kept fraction; of CUDA graphs where there are some, else eager."""
+    """Draw the rows of a benchmark that have a kept fraction, of CUDA graphs if there are any, else eager ones."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # The rows of one mode, and a panel for each matrix.
     mode = "graph" if any(row["mode"] == "graph" for row in rows) else "eager"
     rows = [row for row in rows if row["kept"] != "" and row["mode"] == mode and row["contender"] in NAMES]
     panels = sorted({(row["operator"], row["model"], row["matrix"], row["dtype"]) for row in rows})
     if not panels:
         raise ValueError("nothing to plot: no rows with a kept fraction")
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure, axes = pyplot.subplots(down, across, figsize=(4.6 * across, 3.6 * down), squeeze=False, sharex=True)
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    size = 4.6 * num_columns, 3.6 * num_rows
+
+    # In a panel, a colour per number of rows and a style per contender.
+    figure, axes = pyplot.subplots(num_rows, num_columns, figsize=size, squeeze=False, sharex=True)
     for axis, panel in zip(axes.flat, panels, strict=False):
         mine = [row for row in rows if (row["operator"], row["model"], row["matrix"], row["dtype"]) == panel]
         counts = sorted({row["rows"] for row in mine})
@@ -36,6 +40,8 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter(pyplot.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.legend(fontsize=7)
+
+    # Labels on the outer panels only.
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis in axes[-1]:

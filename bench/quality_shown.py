@@ -1,4 +1,4 @@
-"""Tables and the plot of `bench.search_quality`, from its rows alone."""
+"""Tables and the plot of `bench.search_quality`, made from its rows only."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ COLORS = {"uniform": "#7f7f7f", "budget": "#1f77b4", "ga": "#d62728", "pareto": 
 
 
 def table(results: Results) -> str:
-    """Both tables, as Markdown. A task's seeds are told of together, as far as all searchers compared have them."""
+    """Both tables, as Markdown. A task's seeds are averaged; only seeds count that all compared searchers have."""
     return "\n\n".join((_tolerance(results), _sizes(results)))
 
 
@@ -85,12 +85,13 @@ def _shown(interval: Interval | None) -> str:
 
 
 def plot(results: Results, task: str, path: Path, seed: int = 0) -> None:
-    """Size against test accuracy of one task: a line per searcher, through what it found at each goal."""
+    """Draw test accuracy against size for one task: a line per searcher through its results for all goals."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # A line per searcher; results within the tolerance get a circle.
     figure, axis = pyplot.subplots(figsize=(7, 4.5))
     dense = results.find(task=task, seed=seed, search="dense")
     for search, color in COLORS.items():
@@ -103,6 +104,8 @@ def plot(results: Results, task: str, path: Path, seed: int = 0) -> None:
             axis.plot(*zip(*[point[:2] for point in points], strict=True), ".-", color=color, label=search)
             at = [point[:2] for point in points if point[2]]
             axis.plot(*zip(*at, strict=True), "o", color=color, fillstyle="none", markersize=11) if at else None
+
+    # The dense model and the tolerance, for comparison.
     if dense:
         axis.axhline(dense[0]["accuracy"], color="black", linewidth=0.8, label="dense")
         axis.axhline(0.95 * dense[0]["accuracy"], color="black", linewidth=0.8, linestyle=":", label="dense − 5 %")

@@ -1,9 +1,9 @@
-"""What the options of `sieve prune` buy: how small the model becomes within the tolerance, and what that takes.
+"""The effect of the options of `sieve prune`: the size of the model within the tolerance, and the cost.
 
-python -m bench.recipes run      # appends to bench/results/recipes.jsonl; run again, it goes on
+python -m bench.recipes run      # appends to bench/results/recipes.jsonl; a second run resumes
 python -m bench.recipes table    # Markdown
 
-A cell is the whole command, calibration included, on one task with one seed of its splits.
+A cell is one run of the command, calibration included, on one task with one seed of its splits.
 """
 
 import argparse
@@ -31,7 +31,7 @@ OPTIONS = {
 
 
 def cells(tasks: list[str], seeds: list[int], options: list[str]) -> Iterator[dict[str, Any]]:
-    """A task with all seeds, and then the next."""
+    """All seeds of a task, then the next task."""
     for task in tasks:
         for seed in seeds:
             for name in options:
@@ -39,10 +39,11 @@ def cells(tasks: list[str], seeds: list[int], options: list[str]) -> Iterator[di
 
 
 def measured(cell: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """The row of a cell, from the report of its folder; where nothing is within the tolerance, nothing was removed.
+    """The row of a cell, from its folder's report. If no plan is within the tolerance, the row says that nothing was
+    removed.
 
     Args:
-        values: of the recipe, beyond the cell's.
+        values: of the recipe, in addition to the cell's.
     """
     recipe = Recipe(task=cell["task"], seed=cell["seed"], **OPTIONS[cell["options"]], **values)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +62,7 @@ def measured(cell: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """Markdown: a line for each task and options, its seeds side by side."""
+    """The table as Markdown: a line per task and options, with its seeds side by side."""
     tolerances = " and ".join(sorted({f"{row['tolerance']:.0%}" for row in results}))
     lines = [
         f"`sieve prune` within ε = {tolerances} on the validation split, from calibration to test\n",

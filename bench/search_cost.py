@@ -1,9 +1,9 @@
-"""What a genetic search costs against plain evaluation of the same candidates, and whether both come to the same.
+"""The cost of a genetic search against plain evaluation of the same candidates, and whether the results agree.
 
 python -m bench.search_cost [--generations 10] [--replay 60] [--journal FILE]
 
-Prints the table of layer-tokens, then replays candidates (the best third of them, the others drawn) with every shortcut
-off: each prompt with each choice a sequence of its own. With a journal, a run that was stopped goes on.
+It prints the table of layer-tokens. Then it evaluates some candidates again (a third are the best, the others random)
+without any shortcut: each prompt with each choice is a sequence of its own. With a journal, a stopped run resumes.
 """
 
 import argparse
@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--generations", type=int)
     parser.add_argument("--replay", type=int, default=60, help="candidates to evaluate plainly")
     chosen = parser.parse_args(arguments)
+
+    # The search.
     model, tokenizer = sieve.load_model(chosen.model)
     task = load_task(chosen.task)
     statistics = sieve.calibrate(model, tokenizer, task, chosen.tokens, path=chosen.statistics)
@@ -46,15 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
             generations=chosen.generations, journal=chosen.journal, bottlenecks=0,
         )  # fmt: skip
     seconds = time.perf_counter() - started
+
+    # Its cost, against plain evaluation and against an engine that shares prompts within a candidate, pads nothing and
+    # evaluates each candidate once, but on all examples.
     cost = result.cost
     print(f"{cost['candidates']} candidates, {len(result.evaluated)} on all examples, {seconds:.0f} s in this process")
     print(f"layer-tokens: plain {cost['layer_tokens_plain']:,}, spent {cost['layer_tokens_spent']:,}, ", end="")
     print(f"ratio {cost['cost_ratio']:.1f}; surrogate's rank correlation {result.rank_correlation}")
-    # An engine that shares prompts within a candidate, pads nothing and asks no candidate twice, but every one in full.
     strong = cost["candidates"] * result.evaluated[0].scores.tokens * len(decoder_blocks(model)[1])
     print(f"against shared prompts alone: {strong:,}, ratio {strong / cost['layer_tokens_spent']:.1f}")
     for name, saved in cost["saved_by"].items():
         print(f"  {name:10} {saved:15,}")
+
+    # Candidates evaluated again without shortcuts: the best ones, where a wrong rank would matter, and random ones.
     best = sorted(result.evaluated, key=lambda one: -one.scores.mean_loglik)
     top = best[: chosen.replay // 3]
     replayed = top + random.Random(0).sample(best[len(top) :], min(chosen.replay, len(best)) - len(top))
@@ -70,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"  plain {plain[-1].accuracy:.4f} {plain[-1].mean_loglik:.4f}, search "
                 f"{candidate.scores.accuracy:.4f} {candidate.scores.mean_loglik:.4f}, {taken[-1]:.1f} s", flush=True,
             )  # fmt: skip
+
+    # Whether both evaluations agree.
     if replayed:
         logliks = [[scores.mean_loglik for scores in side] for side in (plain, [one.scores for one in replayed])]
         first = [max(range(len(side)), key=side.__getitem__) for side in logliks]

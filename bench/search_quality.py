@@ -1,12 +1,12 @@
-"""What the searches find: how much they remove at a tolerance, and how good they are at one size.
+"""The quality of the searchers: how much they remove within a tolerance, and their scores at one size.
 
-python -m bench.search_quality run      # appends to bench/results/search_quality.jsonl; run again, it goes on
+python -m bench.search_quality run      # appends to bench/results/search_quality.jsonl; a second run resumes
 python -m bench.search_quality table
 python -m bench.search_quality plot --task geography --output curve.png
 
-A cell is one search: a task, a seed of its splits, a goal (ε = 5 %, or a kept fraction), a searcher. All searchers of
-a task and seed use the same factors, as the command line makes them (pivoted). What a search returns is stored as
-`sieve prune` would store it and scored on the test split, so that a table can compare any two cells in pairs.
+A cell is one search: a task, a seed of its splits, a goal (ε = 5 %, or a kept fraction) and a searcher. All searchers
+of a task and seed use the same factors, pivoted, as on the command line. The plan that a search returns is applied as
+`sieve prune` does it, and the model is scored on the test split, so that any two cells can be compared in pairs.
 """
 
 import argparse
@@ -37,14 +37,14 @@ TASKS = ("geography", "piqa", "imdb", "capitals")
 SEARCHES = ("uniform", "budget", "ga")
 KEPT = (0.6, 0.4, 0.8)
 TOLERANCE = 0.05
-TOKENS = 32_768  # of the calibration pass: the command line's
-BUDGETS = {"epsilon": 6_000_000, "kept": 4_000_000, "front": 12_000_000}  # layer-tokens of a genetic search
-OFFSPRING = 30  # a generation of the command line's 60 would be most of the budget
-POINTS = 10  # of a front, to be tested
+TOKENS = 32_768  # of the calibration pass, as on the command line
+BUDGETS = {"epsilon": 6_000_000, "kept": 4_000_000, "front": 12_000_000}  # layer-tokens that a genetic search may spend
+OFFSPRING = 30  # a generation of 60, the default, would take most of the budget
+POINTS = 10  # points of a front that are tested
 
 
 def cells(tasks: list[str], seeds: list[int], searches: list[str]) -> Iterator[dict[str, Any]]:
-    """All there is to do: the tolerance and one size everywhere, then for the first task and seed the whole curve."""
+    """All cells: the tolerance and one size for all tasks and seeds, then the curve for the first of them."""
     goals = ("dense", f"epsilon {TOLERANCE}", f"kept {KEPT[0]}")
     for seed in seeds:
         for task in tasks:
@@ -59,7 +59,7 @@ def cells(tasks: list[str], seeds: list[int], searches: list[str]) -> Iterator[d
 
 
 class Bench:
-    """A model, and for the task and seed at hand what all their cells have in common."""
+    """A model, and what the cells of the current task and seed share."""
 
     def __init__(self, model: str, cache: Path, tokens: int, share: float):
         self.model, self.tokenizer = sieve.load_model(model)
@@ -77,6 +77,8 @@ class Bench:
         task, seed, (kind, *value) = load_task(cell["task"]), cell["seed"], cell["goal"].split()
         if kind == "dense":
             return self._scored(self._test(self.model, task, seed))
+
+        # The search. Genetic searches get a budget, the others end by themselves.
         factors = self.factors(cell["task"], seed)
         options = {"kept": float(value[0])} if kind == "kept" else {}
         if cell["search"] in ("ga", "pareto"):
@@ -90,6 +92,8 @@ class Bench:
                 )  # fmt: skip
         except ToleranceError as error:
             return {"failure": str(error), "removed": 0.0, "options": options}
+
+        # What it found and spent, then the scores of the pruned model or of the whole front.
         row = {
             "removed": result.plan.prunable_removed(result.matrices),
             "options": options,
@@ -107,7 +111,7 @@ class Bench:
         return row | self._scored(self._test(pruned, task, seed))
 
     def _remembered(self, task: str, seed: int) -> Callable:
-        """`sensitivity`, asked once: every search would go backward through the same examples for the same numbers."""
+        """`sensitivity`, computed once: all searches would repeat the same backward passes."""
 
         def measure(*arguments: Any) -> tuple[dict[str, Any], int]:
             if (task, seed) not in self._curves:
@@ -125,7 +129,7 @@ class Bench:
     def _front(
         self, factors: sieve.Factors, result: SearchResult, task: sieve.Task, seed: int
     ) -> list[dict[str, float]]:
-        """Test scores along the front of size against log-likelihood, of the slices that were searched."""
+        """Test scores of plans along the front of size against log-likelihood."""
         matrices, front = prunable(self.model, factors.pivoted), []
         for one in sorted(result.evaluated, key=lambda one: one.plan.size(matrices)):
             if not front or one.scores.mean_loglik > front[-1].scores.mean_loglik:
@@ -155,6 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the searches' budgets")
     parser.add_argument("--output", type=Path, default=RESULTS / "search_quality.png")
     chosen = parser.parse_args(arguments)
+
+    # Tables and plots of the rows that are there.
     results, tasks = Results(chosen.results, KEY), chosen.tasks or list(TASKS)
     if chosen.what == "table":
         print(table(results))
@@ -163,6 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
         plot(results, tasks[0], chosen.output)
         print(f"plot in {chosen.output}")
         return
+
+    # The cells that have no row yet.
     bench = Bench(chosen.model, chosen.cache, chosen.tokens, chosen.share)
     about = {"model": chosen.model, "tokens": chosen.tokens}
     wanted = [

@@ -1,4 +1,4 @@
-"""Which layers are measured: the matrices of well-known models, rows from one to a long prompt, kept fractions."""
+"""The measured layers: matrices of well-known models, rows from one to a long prompt, kept fractions."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Model:
     intermediate: int
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) by name; k and v, gate and up are alike."""
+        """(inputs, outputs) by name; k has the shape of v, and gate that of up."""
         return {
             "q": (self.hidden, self.queries),
             "k": (self.hidden, self.keys),
@@ -36,12 +36,12 @@ MODELS = {
 ROWS = (1, 2, 4, 8, 16, 64, 256, 1024, 2048, 8192)
 KEPT = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 MULTIPLE = 16
-"""Ranks are rounded up to it, as the kernels like them."""
+"""Ranks are rounded up to a multiple of this, for full tiles."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer with so many rows of input, at a kept fraction of its parameters."""
+    """One layer with its number of input rows, at a kept fraction of its parameters."""
 
     model: str
     matrix: str
@@ -64,7 +64,7 @@ class Cell:
 
     @property
     def size(self) -> int:
-        """Bytes of a number."""
+        """Bytes of an element."""
         return self.dtype.itemsize
 
 

@@ -1,4 +1,4 @@
-"""A search by your own fitness and over your own matrices: the answer's margin, MLPs only.
+"""A search with a fitness function of your own, over matrices that you choose: here the MLPs only.
 
 python examples/own_fitness.py [MODEL] [TASK] [SEARCH]
 """
@@ -16,7 +16,7 @@ model, tokenizer = sieve.load_model(source)
 
 
 def fitness(model, examples):
-    """Per example, the probability of the right choice's first token among the choices' first tokens."""
+    """For each example, the probability of the right choice's first token among the first tokens of all choices."""
     scores = []
     for example in examples:
         ids = tokenizer(example.prompt, return_tensors="pt").input_ids
@@ -30,7 +30,7 @@ def fitness(model, examples):
 statistics = sieve.calibrate(model, tokenizer, task, tokens=4096)
 factors = sieve.project(model, statistics)
 mlps = [name for name in prunable(model) if ".mlp." in name]
-# Minutes of work: show how far it is, also where standard error is no terminal.
+# This takes minutes: show progress, even if standard error is not a terminal.
 with sieve.progress.shown():
     plan = sieve.search(model, tokenizer, factors, task, tolerance=0.1, search=search, fitness=fitness, matrices=mlps)
 removed = plan.prunable_removed(prunable(model, plan.pivoted))

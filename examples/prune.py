@@ -1,4 +1,4 @@
-"""The main job in Python, call by call.
+"""Prune a model for a task in Python, step by step.
 
 python examples/prune.py                                 # SmolLM2 for `capitals`, into runs/example
 python examples/prune.py MODEL TASK OUTPUT [TOLERANCE]   # any model, any task
@@ -14,10 +14,10 @@ def main(
 ) -> None:
     model, tokenizer = sieve.load_model(source)
 
-    # One pass over task data: Gram matrices of what each weight matrix reads or writes.
+    # One pass over task data: Gram matrices of each weight matrix's inputs or outputs.
     statistics = sieve.calibrate(model, tokenizer, task, tokens=16_384)
 
-    # Low-rank factors of every matrix, nested: the leading r rows and columns are the best rank-r pair.
+    # Nested low-rank factors of every matrix: the leading r rows and columns are the best rank-r pair.
     factors = sieve.project(model, statistics)
     name = next(iter(factors))
     print(f"{name}: rank {factors[name].max_rank // 2} loses {factors[name].lost(factors[name].max_rank // 2):.2%}")
@@ -29,13 +29,13 @@ def main(
     pruned = sieve.apply_(model, factors, plan)
     sieve.save(pruned, tokenizer, output)
 
-    # Later, or elsewhere; AutoModelForCausalLM.from_pretrained(output) works too, after `import sieve`.
+    # Load the folder later or on another machine. After `import sieve`, AutoModelForCausalLM.from_pretrained works too.
     model, tokenizer = sieve.load(output)
     test = sieve.load_task(task).splits()["test"]
     print(f"test accuracy: {sieve.evaluate(model, tokenizer, sieve.load_task(task), test).accuracy:.3f}")
 
 
 if __name__ == "__main__":
-    # Minutes of work: show how far it is, also where standard error is no terminal.
+    # This takes minutes: show progress, even if standard error is not a terminal.
     with sieve.progress.shown():
         main(*sys.argv[1:])

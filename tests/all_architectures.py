@@ -32,9 +32,9 @@ from sieve.models.loading import evaluating, quiet_transformers
 from tests.tiny_models import randomise_, tiny_tokenizer, tiny_tokens
 
 ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-LARGEST = 5_000_000  # parameters of a model that passes for tiny
+LARGEST = 5_000_000  # most parameters of a tiny model
 
-# What the field calls the sizes of a model, and how large they are here; the first name that fits counts.
+# The configurations' names for a model's sizes, and the values used here; the first name that matches counts.
 SIZES = (
     (r"(decoder_|unpadded_)?vocab_size(_per_layer_input)?", 128),
     (
@@ -64,7 +64,7 @@ SIZES = (
 )
 UNSET = ("head_dim", "n_routed_experts")  # some configurations leave them to the checkpoint
 
-# What no name tells: which blocks are of which kind, and sizes that must fit one another.
+# What the names do not determine: the kinds of blocks, and sizes that must fit each other.
 HYBRID = ["linear_attention", "full_attention"] * 2
 OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": HYBRID, "layer_group_size": 2},
@@ -116,7 +116,7 @@ def tiny_random(name: str, seed: int = 0) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What Sieve makes of an architecture: pruned, pruned in part, refused, scored wrongly, not built here; and why."""
+    """How Sieve handles an architecture: pruned, pruned in part, refused, scored wrongly or not built here; and why."""
 
     result: str
     detail: str = ""
@@ -125,12 +125,13 @@ class Outcome:
 def outcome(name: str, folder: Path) -> Outcome:
     """Score, prune, save, load and compare a tiny random model, in an empty folder.
 
-    Raises: AssertionError where the stored model is another one than the pruned one.
+    Raises: AssertionError if the stored model differs from the pruned one.
     """
+    # Build a dense model and read it back. An architecture may fail in its own way, so every error counts.
     try:
         model = tiny_random(name)
         _logits(model)
-    except Exception as error:  # each architecture has its own ways not to fit
+    except Exception as error:
         return Outcome("not built here", f"{type(error).__name__}: {_short(error)}")
     try:
         save(model, tiny_tokenizer(), folder / "dense")
@@ -138,20 +139,26 @@ def outcome(name: str, folder: Path) -> Outcome:
         matrices = prunable(model, pivoted=True)
     except SieveError as error:
         return Outcome("refused", _short(error).replace(str(folder / "dense"), "the folder"))
+
+    # Scores must equal those without shortcuts.
     try:
         _check_scores(model)
     except SieveError as error:
         return Outcome("refused", _short(error))
     except Exception as error:
         return Outcome("scored wrongly", _short(error))
+
+    # What stays dense, and whether gradients, which searches and loss-aware projections use, can be taken.
     left = summary(left_dense(model), matrices)
     result = "pruned in part" if left else "pruned"
     texts = list(batches([Sample(ids, 20) for ids in tiny_tokens(16, 24).tolist()], 256))
     try:
-        with evaluating(model):  # what searches and loss-aware projections take from it
+        with evaluating(model):
             backward(model, texts[0])
     except SieveError as error:
         left.append(_short(error))
+
+    # A plan in the elastic model and applied must agree, and leaving the elastic model must restore the dense one.
     statistics = collect(model, texts)
     factors = project(model, statistics, pivot=True)
     plan = Plan.uniform(matrices.values(), 0.6)
@@ -162,8 +169,10 @@ def outcome(name: str, folder: Path) -> Outcome:
     _same(_logits(model), dense, 0)
     apply_(model, factors, plan)
     pruned = _logits(model)
-    _same(pruned, expected, 2e-3)  # the same maps in other factors: recurrences make much of rounding
+    _same(pruned, expected, 2e-3)  # same maps, other factors: recurrences amplify rounding
     assert not torch.allclose(pruned, dense, atol=1e-3), "pruning changed nothing"
+
+    # The saved model, loaded by Sieve and by transformers, must equal the pruned one.
     save(model, tiny_tokenizer(), folder / "pruned")
     with quiet_transformers():
         loaded = load(folder / "pruned")[0]
@@ -180,7 +189,7 @@ def row(name: str, one: Outcome) -> str:
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """TimeoutError in the main thread after so long."""
+    """Raise TimeoutError in the main thread after this many seconds."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"took longer than {seconds} s")
@@ -194,7 +203,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def _check_scores(model: PreTrainedModel) -> None:
-    """Questions with a common prompt, choices of one token and of several: against one plain pass for each sequence."""
+    """Compare scores with one plain pass per sequence: common prompts, choices of one or more tokens."""
     tokens = tiny_tokens(6, 20).tolist()
     questions = [
         [Continuation([*tokens[0][:8], *row[:12], *tokens[5][:length]], 20) for length in (1, 3)] for row in tokens[1:5]
@@ -230,7 +239,7 @@ def _shrunk(kind: type[PretrainedConfig], own: dict[str, Any]) -> PretrainedConf
     default = kind()
     for key, value in vars(default).items():
         if isinstance(value, PretrainedConfig):
-            other = {} if "text" in key else {"num_hidden_layers": 3}  # none that passes for the decoder's
+            other = {} if "text" in key else {"num_hidden_layers": 3}  # none that could be taken for the decoder's
             small[key] = _shrunk(type(value), {name: n for name, n in other.items() if hasattr(value, name)}).to_dict()
         elif key.endswith("_token_id") and isinstance(value, int):
             small[key] = {"pad_token_id": 0, "bos_token_id": 1}.get(key, 2)
@@ -240,7 +249,7 @@ def _shrunk(kind: type[PretrainedConfig], own: dict[str, Any]) -> PretrainedConf
                 small[key] = size
     if small.keys() >= {"num_key_value_heads", "num_attention_heads", "kv_lora_rank"}:
         small["num_key_value_heads"] = small["num_attention_heads"]
-    small |= {key: True for key in ("is_decoder", "causal") if hasattr(default, key)}  # what of BERT's kin is causal
+    small |= {key: True for key in ("is_decoder", "causal") if hasattr(default, key)}  # for models like BERT
     return kind(**{**small, **own})
 
 

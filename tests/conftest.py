@@ -8,8 +8,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Without it cuBLAS warns on every call where tests ask for the same bits each time.
+# Without it cuBLAS warns on every call of the tests that require deterministic results.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# What was measured on this machine must not decide what is tested.
+# Choices measured on this machine must not influence the tests.
 os.environ["SIEVE_KERNELS_TUNING"] = "off"

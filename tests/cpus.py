@@ -1,9 +1,9 @@
-"""`make test-cpus`: the tests of CPU kernels and of likelihoods as other processors would run them.
+"""`make test-cpus`: run the tests of CPU kernels and of likelihoods as on other processors.
 
-Torch's own kernels (ATEN_CPU_CAPABILITY) are held to AVX2 and to none of its own vectors, the libraries below it
-(oneDNN, MKL) with them; our compiled ones (SIEVE_KERNELS_ISA) to each instruction set that this processor has, and to
-none; with one thread and two. Not every combination runs: every value of every dimension does, and every pair of
-torch's capability and number of threads where there are four combinations or more.
+Torch's kernels (ATEN_CPU_CAPABILITY), and with them oneDNN and MKL, are limited to AVX2 and to no vectors. The compiled
+kernels (SIEVE_KERNELS_ISA) are limited to each instruction set of this processor, and switched off. Threads are one and
+two. Not every combination runs, but every value of each setting does, and, from four combinations on, every pair of
+torch's capability and number of threads.
 """
 
 import os
@@ -17,7 +17,7 @@ from sieve_kernels.core import library
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"
 NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "import_order", "tile_launch", "traffic", "tune")
-"""What names of files begin with."""
+"""Prefixes of the test files' names."""
 LIKELIHOODS = TESTS / "sieve" / "evaluation" / "test_likelihood.py"
 WORKERS = ("-n", "2", "--dist", "worksteal")
 CAPABILITIES = ("default", "avx2")
@@ -26,7 +26,7 @@ BELOW_TORCH = {
     "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
 }
 OF_CPUS = "not triton and not compiles and not opcheck and not torch_gpu and not torch_training"
-"""Without what a GPU or a backward pass runs (Triton's kernels in its interpreter too), and without tracing."""
+"""Leaves out tests of GPU paths, of backward passes, of Triton's interpreter and of tracing."""
 
 
 def files() -> list[Path]:

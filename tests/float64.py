@@ -1,8 +1,8 @@
-"""A model evaluated in float64 throughout: what remains of a difference is then the algorithm's, not a library's.
+"""Evaluate a model in float64 throughout: a difference then comes from the algorithm and not from rounding.
 
-In float32 the last digits of a log-likelihood belong to the machine: its matrix products choose another order of sums
-for every number of rows, and a model may carry one rounding far (Mamba's scan: 3e-4 nats). In float64 the same claim,
-"this shortcut changes nothing", can be held to 1e-9 everywhere.
+In float32 the last digits of a log-likelihood depend on the machine: matrix products sum in another order for every
+number of rows, and a model may amplify a rounding error (Mamba's scan: 3e-4 nats). In float64 the same claim, "this
+shortcut changes nothing", can be checked to 1e-9 everywhere.
 """
 
 import copy
@@ -25,7 +25,7 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     """A copy with weights and buffers in float64, to be called inside `Float64()`."""
     wide = copy.deepcopy(model).double()
     if hasattr(model.config, "num_experts"):
-        wide.set_experts_implementation("eager")  # the grouped product knows no float64
+        wide.set_experts_implementation("eager")  # the grouped product does not support float64
     return wide
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models, one per architecture that Sieve supports: for tests where the shape matters, not the text.
+"""Tiny random models, one per architecture that Sieve supports, for tests that need structure but no meaningful text.
 
     from tests.tiny_models import TINY, tiny_model, tiny_tokenizer
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()

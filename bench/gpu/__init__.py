@@ -1,1 +1,1 @@
-"""What a GPU makes of this project: tests, table and measured choices in one command (`python -m bench.gpu`)."""
+"""Tests, benchmark table and tuning on a GPU in one command: `python -m bench.gpu`."""

@@ -1,9 +1,9 @@
-"""Run the kernels' tests on the GPU, measure its table, and write down what it said.
+"""Test the kernels on the GPU, measure the benchmark table, and store the results.
 
 python -m bench.gpu --minutes 10 writes summary.json, summary.md, tests.txt and choices.json under $OUT, or under
-bench/results/gpu/ in a folder of the GPU's name. It needs torch, Triton, NumPy, SciPy and pytest; the decoder is
-measured where transformers is installed. Parts take their share of the time in order of importance, and say what they
-left out.
+bench/results/gpu/ in a folder named after the GPU. It needs torch, Triton, NumPy, SciPy and pytest; the decoder is
+measured if transformers is installed. The parts run in order of importance, each for its portion of the time, and
+report the jobs that they left out.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    # On which device, under which name.
+    # The device, and the folder of its results.
     gpu = torch.cuda.is_available()
     if not gpu and not options.smoke:
         print("no GPU found, so nothing was measured; --smoke tries the program without one", file=sys.stderr)
@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         identity["commit"] = options.commit
     name = re.sub(r"\W+", "-", identity["device"]).strip("-") + ("-smoke" if options.smoke else "")
     summary = Summary(Path(os.environ.get("OUT") or RESULTS / name), identity)
-    # The parts, each in a process of its own for its share of the time.
+
+    # Each part runs in a process of its own, so that a broken device context ends with it.
     parts = [PARTS[name] for name in options.parts]
     budget = Budget(60 * options.minutes, [part.weight for part in parts])
     worker = ["--device", device.type, *(["--smoke"] if options.smoke else [])]
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{part.name} ({part.about}): up to {seconds:.0f} s", flush=True)
         outcome = Run(part, jobs, worker, summary.folder, summary.add).within(seconds)
         _say(outcome, time.monotonic() - started)
+
+    # The goals of the table, met or missed.
     for name in WANTED:
         if name in summary.cells:
             print("" if holds(name, summary.cells[name]) else "MISSED", summary.row(name).strip("| "))
@@ -71,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(outcome: Outcome, seconds: float) -> None:
-    """What became of a part."""
+    """Print the outcome of a part."""
     print(f"  {len(outcome.finished)} jobs done in {seconds:.0f} s")
     for name, why in outcome.failed.items():
         print(f"  FAILED {name}: {why}")

@@ -1,4 +1,4 @@
-"""The minutes of a run, shared out among its parts: what one leaves over is the next ones'."""
+"""The time of a run, divided among its parts: unused time goes to the parts after it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ class Budget:
         self._weights = list(weights)
 
     def next(self) -> float:
-        """Seconds for the next part: its weight's share of what is left."""
+        """Seconds for the next part: a portion of the remaining time, in proportion to its weight."""
         share = self._weights[0] / sum(self._weights)
         del self._weights[0]
         return max(self._deadline - self._clock(), 0) * share

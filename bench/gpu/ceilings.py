@@ -1,4 +1,4 @@
-"""What the device can do at best: bytes copied and bf16 products a second, measured in the same run as the rest."""
+"""The device's limits, bytes copied and bf16 operations per second, measured in the same run as the rest."""
 
 from functools import cache
 
@@ -24,8 +24,8 @@ def jobs(sizes: Sizes) -> list[Job]:
 
 @cache
 def copied_bytes(device: torch.device, size: int) -> float:
-    """Bytes a second, read and written, of copying a tensor of `size` bytes on the device."""
-    source = torch.randn(size // 2, device=device, dtype=torch.bfloat16)  # zeros would toggle no wires
+    """Bytes per second, reads plus writes, when a tensor of `size` bytes is copied on the device."""
+    source = torch.randn(size // 2, device=device, dtype=torch.bfloat16)  # zeros would draw less power: a higher clock
     target = torch.empty_like(source)
     target.copy_(source)
     return 2 * source.nbytes / min(clock.seconds(lambda: target.copy_(source), device, 3) for _ in range(7))

@@ -1,8 +1,8 @@
-"""What is fastest on this device, implementations and configs of launches, measured by `sieve_kernels.autotune`.
+"""Tuning: the fastest implementations and launch configs on this device, measured by `sieve_kernels.autotune`.
 
-First a sweep: calls of which `docs/gpu.md` says that they miss, or that a tile for them was never measured. Then every
-operator by itself. The choices stand beside the results, and on a GPU also where the package ships them: what is
-committed there serves GPUs of this name, and of its architecture.
+First come sweeps: calls that miss their goal in `docs/gpu.md`, or whose tiles were never measured. Then comes every
+operator by itself. The choices are stored with the results, and on a GPU also in the package: the committed file
+serves GPUs of this name and others of its architecture.
 """
 
 import json
@@ -24,12 +24,12 @@ from sieve_kernels.core import dispatch, tuning_cache
 
 FILE = "choices.json"
 COMPILERS = 12
-"""Processes that compile the candidates of a call, at most."""
+"""The largest number of processes that compile the candidates of a call."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Calls of an operator: `arguments(layers, sizes)` gives those of each, x first."""
+    """Calls of one operator: `arguments(layers, sizes)` returns the arguments of each call, x first."""
 
     name: str
     operator: str
@@ -41,7 +41,7 @@ class Sweep:
 
 
 def _rank(arguments: Sequence) -> int:
-    """The largest rank among pairs, alone or in lists, as the operators' own functions have it."""
+    """The largest rank among the pairs of a call, as the operators compute it."""
     factors = arguments[1]
     if isinstance(factors, torch.Tensor):
         return factors.shape[0]
@@ -49,7 +49,7 @@ def _rank(arguments: Sequence) -> int:
 
 
 def _pairs(layers: Layers, sizes: Sizes) -> list[Sequence]:
-    """Tiles of the first factor: of ranks for which tiles of 8 rows are more than one to a multiprocessor."""
+    """Pairs whose first factor has more tiles of 8 rows than the GPU has multiprocessors."""
     return [(layers.random(sizes.sweep_rows.pair, n), *layers.pair(m, n), None) for m, n in sizes.few_shapes]
 
 
@@ -97,7 +97,7 @@ def jobs(sizes: Sizes) -> list[Job]:
 
 
 def _sweep(name: str, sizes: Sizes) -> Callable[[Place], dict[str, float]]:
-    """The number of choices made for a sweep's calls."""
+    """A job's function that tunes the calls of a sweep and returns how many choices it made."""
 
     @torch.inference_mode()
     def run(place: Place) -> dict[str, float]:
@@ -116,7 +116,7 @@ def _sweep(name: str, sizes: Sizes) -> Callable[[Place], dict[str, float]]:
 
 
 def _compile(name: str, share: int, count: int, smoke: bool) -> None:
-    """In a process of its own."""
+    """Compile one of `count` parts of a sweep's candidates; runs in a process of its own."""
     device, sizes = torch.device("cuda", 0), SMOKE if smoke else FULL
     with torch.inference_mode():
         for call, arguments in SWEEPS[name].calls(device, sizes):
@@ -124,7 +124,7 @@ def _compile(name: str, share: int, count: int, smoke: bool) -> None:
 
 
 def _write(place: Place, measured: Measured, sizes: Sizes) -> None:
-    """Beside the results and, from a GPU, where the package ships them."""
+    """Store the choices with the results and, from a GPU, in the package."""
     if not measured.choices and not measured.configs:
         return
     name, hardware = tuning_cache.device_name(place.device), tuning_cache.hardware(place.device)

@@ -1,7 +1,7 @@
-"""Time on a GPU: of work that is replayed with cold weights, and of the host that enqueues calls.
+"""Times on a GPU: of work that is replayed with cold weights, and of the host while it enqueues calls.
 
-Contenders take turns in one run, and medians are compared. On a CPU the same calls run without graphs, so that all of
-this can be tried there.
+Contenders take turns in one run, and their medians are compared. On a CPU the same calls run without graphs, so that
+the benchmark can be tried there.
 """
 
 import gc
@@ -17,18 +17,18 @@ from sieve_kernels.autotune.measure import cpu_clock
 
 Work = Callable[[], object]
 LEAST = 2e-3
-"""Seconds that one measurement on a GPU takes at least, so that its beginning and end do not matter."""
+"""Minimum seconds of one measurement on a GPU, so that its beginning and end do not matter."""
 
 
 def copies(make: Callable[[], Sequence[torch.Tensor]], cold: int, beside: int = 0) -> list[Sequence[torch.Tensor]]:
-    """So many sets of weights that going through them reads `cold` bytes; `beside`: bytes a call moves too."""
+    """Enough sets of weights for one pass to read `cold` bytes. `beside`: other bytes that a call moves."""
     first = make()
     size = sum(tensor.nbytes for tensor in first) + beside
     return [first, *(make() for _ in range(-(-cold // size) - 1))]
 
 
 def cold_seconds(contenders: dict[str, list[Work]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of a call by contender, each a list of calls with weights of their own, one after the other.
+    """Median seconds per call of each contender. A contender is a list of calls, each with its own weights.
 
     On a GPU the list is one CUDA graph.
     """
@@ -45,17 +45,17 @@ def cold_seconds(contenders: dict[str, list[Work]], device: torch.device, rounds
 
 
 def _through(calls: list[Work]) -> None:
-    for call in calls:  # whose results go at once, as those of a model do
+    for call in calls:  # results are freed at once, as in a model
         call()
 
 
 def replayed(work: Work, device: torch.device) -> Work:
-    """The work as a CUDA graph; on a CPU as it is."""
+    """The work as a CUDA graph; on a CPU the work itself."""
     return devices.graphed(work) if device.type == "cuda" else work
 
 
 def seconds(work: Work, device: torch.device, repeats: int = 1) -> float:
-    """Seconds of a piece of work that is done `repeats` times in a row."""
+    """Seconds of one run of the work, from `repeats` runs in a row."""
     if device.type != "cuda":
         return cpu_clock(lambda: [work() for _ in range(repeats)]) / repeats
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -74,7 +74,7 @@ def _repeats(work: Work, device: torch.device) -> int:
 
 
 def host_seconds(works: dict[str, Work], device: torch.device, calls: int, rounds: int) -> dict[str, float]:
-    """Median seconds that the host needs to enqueue a call, over batches of `calls` that nothing waits in."""
+    """Median seconds that the host needs to enqueue a call, over batches of `calls` calls without synchronisation."""
     times = {name: [] for name in works}
     for work in works.values():
         for _ in range(5):
@@ -99,7 +99,7 @@ def host_seconds(works: dict[str, Work], device: torch.device, calls: int, round
 
 
 def waited_seconds(works: dict[str, Work], device: torch.device, repeats: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a piece of work as a caller that waits for its result sees it, host and device."""
+    """Median seconds of the work, host and device, until its result is ready."""
     times = {name: [] for name in works}
     names = list(works)
     for work in works.values():

@@ -1,4 +1,4 @@
-"""One decoder with random weights in the forms that are compared. They share all that is not pruned."""
+"""The variants of one decoder with random weights that are compared. They share all tensors that are not pruned."""
 
 import copy
 from collections.abc import Iterable
@@ -31,8 +31,8 @@ class Contestants:
 def contestants(device: torch.device, multiple: int, configuration: tuple) -> Contestants:
     """dense; two (plain pairs as two `F.linear`); plain and pivoted (our operators); free (no prunable matrix).
 
-    `fuse_` is called on all of them, so that norms, rotary positions, attention and head are the same. The prunable
-    matrices of the dense model stay the library's.
+    `fuse_` is called on all of them, so that norms, rotary positions, attention and head are the same. The dense
+    model's prunable matrices use the library's products.
     """
     dense = _random(device, dict(configuration))
     matrices = prunable(dense)
@@ -62,13 +62,13 @@ def _random(device: torch.device, configuration: dict) -> nn.Module:
 
 
 def _sharing(model: nn.Module) -> nn.Module:
-    """The same modules anew, over the same tensors."""
+    """A copy of the modules that shares their tensors."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _pruned(dense: nn.Module, multiple: int, pivoted: bool) -> nn.Module:
-    """Half of the prunable parameters, at random: a product's time does not depend on its numbers."""
+    """The model with half of the prunable parameters, random: the time of a product does not depend on the values."""
     model = _sharing(dense)
     plan = Plan.uniform(prunable(dense, pivoted).values(), KEPT, multiple)
     for name, rank in plan.ranks().items():

@@ -1,4 +1,4 @@
-"""A whole decoder: tokens a second of the pruned model over the dense one, a step at a time and of long prompts.
+"""A whole decoder: tokens per second of the pruned model over the dense one, for single steps and for long prompts.
 
 `NAME.graph.bN` is dense over pruned time of a step at batch N in the stored (pivoted) format, under a CUDA graph;
 `eager` without; `plain` with plain pairs, `two` with plain pairs as two `F.linear`, `free` without the prunable
@@ -19,7 +19,7 @@ from bench.gpu.sizes import Sizes
 
 PROMPT = 16
 KINDS = {"": "pivoted", "plain.": "plain", "two.": "two", "free.": "free"}
-"""Models by what stands in a cell's name."""
+"""Contestants by their names in cells."""
 
 
 def missing() -> str:
@@ -27,7 +27,7 @@ def missing() -> str:
 
 
 def jobs(sizes: Sizes) -> list[Job]:
-    """Decoding under graphs, long prompts, decoding without graphs; of the larger model first."""
+    """Decoding under graphs, then long prompts, then decoding without graphs; the larger model first."""
     found = []
     for name in sizes.models:
         graph, eager = ([_step(name, way, batch, sizes) for batch in sizes.batches] for way in ("graph", "eager"))
@@ -72,7 +72,7 @@ def _step(name: str, way: str, batch: int, sizes: Sizes) -> Job:
 
 
 def _decoding(model: nn.Module, batch: int, room: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    """A step after a short prompt, at the same place of the cache again and again."""
+    """A step after a short prompt, repeated at the same position of the cache."""
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=room)

@@ -1,4 +1,4 @@
-"""Whether a device still answers."""
+"""Whether a device still works after an error."""
 
 import torch
 

@@ -1,6 +1,7 @@
-"""The kernels' tests on the device, in parallel where pytest-xdist is installed; what failed is named.
+"""The kernels' tests on the device, in parallel where pytest-xdist is installed.
 
-Tests that compile for other devices, or need none, are left out. What has run when the time is up counts.
+Tests that compile for other devices, or need no device, are left out. When the time is up, the tests that have run
+count.
 """
 
 import json
@@ -27,11 +28,11 @@ ELSEWHERE = (
     "test_tune.py",
 )
 WORKERS = 14
-"""At most: each holds a context on the device."""
+"""At most so many processes, because each holds a context on the device."""
 GRACE = 10
-"""Seconds between the end of the tests and that of the job."""
+"""Seconds between the end of the tests and the end of the job."""
 CRASHED = "crashed while running"
-"""What pytest-xdist says of a process that ended."""
+"""pytest-xdist's message for a test whose process ended."""
 CELLS = tuple(f"tests.{name}" for name in ("failed", "passed", "skipped", "not_run"))
 
 
@@ -44,7 +45,7 @@ def jobs(sizes: Sizes) -> list[Job]:
 
 
 def run(place: Place, arguments: list[str] | None = None) -> dict[str, float]:
-    """Counts; the names of what failed are in tests.txt of the job's folder. `arguments`: pytest's, beside ours."""
+    """The counts. tests.txt in the job's folder names the failed tests. `arguments`: which tests pytest runs."""
     log = place.folder / "tests.jsonl"
     output, ended = _pytest(place.left() - GRACE, log, arguments or _arguments())
     events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -64,10 +65,10 @@ def _arguments() -> list[str]:
 
 
 def _pytest(seconds: float, log: Path, arguments: list[str]) -> tuple[str, bool]:
-    """(its output, whether it came to its end). It and its workers are gone when this returns."""
+    """Run pytest; returns (its output, whether it finished in time). All its processes have ended then."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", "--tb=line", *arguments]
-    # Parameters are collected in the same order by all workers only with the same hashes.
+    # With the same hash seed all workers collect parameters in the same order, as pytest-xdist requires.
     environment = os.environ | {"PYTHONHASHSEED": "0", "SIEVE_TEST_LOG": str(log)}
     with (log.with_suffix(".out")).open("w+") as output:
         process = subprocess.Popen(
@@ -99,9 +100,10 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _count(events: list[dict], ended: bool) -> tuple[dict[str, float], str]:
-    """The cells, and a text that names what failed and what was running at the end."""
+    """The cells, and a text that names the failed tests and those that were running at the end."""
     started = [event["test"] for event in events if "started" in event]
-    # A process that ends takes the test that would have been its next with it.
+
+    # Outcomes. When a process ends, pytest-xdist also blames the test that it would have run next: ignore that one.
     outcomes = {
         event["test"]: event
         for event in events
@@ -109,6 +111,8 @@ def _count(events: list[dict], ended: bool) -> tuple[dict[str, float], str]:
     }
     total = max((event["total"] for event in events if "total" in event), default=len(outcomes))
     counts = Counter(event["outcome"] for event in outcomes.values())
+
+    # Files that cannot be imported because a package is missing are left out; they have not failed.
     failed = [event for event in outcomes.values() if event["outcome"] == "failed"]
     lacking = [
         event for event in failed if event.get("collected") is False and "ModuleNotFoundError" in event["message"]
@@ -120,6 +124,8 @@ def _count(events: list[dict], ended: bool) -> tuple[dict[str, float], str]:
         "tests.skipped": counts["skipped"],
         "tests.not_run": max(total - len(outcomes), 0),
     }
+
+    # The text.
     running = [test for test in dict.fromkeys(started) if test not in outcomes]
     lines = [
         f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped, "

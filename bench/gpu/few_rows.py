@@ -1,4 +1,4 @@
-"""Layers of few rows with cold weights: dense, two library products, pairs plain, pivoted and in integers."""
+"""Layers of few rows with cold weights: dense, two library products, and plain, pivoted and quantised pairs."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ CONTENDERS = ("dense", "linear", "two", "pair", "pivoted", "int8", "int4")
 
 
 def jobs(sizes: Sizes) -> list[Job]:
-    """The shapes of a number of rows before the next number, and the output head at one and 16 rows."""
+    """All shapes for one number of rows, then for the next; and the output head at one and 16 rows."""
     found = [_job(T, m, n, sizes) for T in sizes.few_rows for m, n in sizes.few_shapes]
     place = 2 * len(sizes.few_shapes)
     return [*found[:place], *(_head(T, sizes) for T in sizes.few_rows[:2]), *found[place:]]
@@ -38,7 +38,7 @@ def _job(T: int, m: int, n: int, sizes: Sizes) -> Job:
 
 @torch.no_grad()
 def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, float]:
-    """Ratios of time, and microseconds of a call."""
+    """Ratios of times, and microseconds per call."""
     layers = Layers(place.device, sizes.multiple)
     x, copies = layers.random(T, n), partial(clock.copies, cold=sizes.cold)
     dense, pairs = copies(lambda: layers.dense(m, n)), copies(lambda: layers.pair(m, n))
@@ -46,6 +46,8 @@ def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, flo
         bits: copies(lambda bits=bits: [t for F_ in layers.pair(m, n) for t in sieve_kernels.quantize_rows(F_, bits)])
         for bits in (8, 4)
     }
+
+    # One call per copy of the weights, so that no call finds its weights in a cache.
     quantized = sieve_kernels.lowrank_linear_quantized
     contenders = {
         "dense": [partial(F.linear, x, *W) for W in dense],
@@ -56,7 +58,8 @@ def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, flo
         "int8": [partial(quantized, x, *pair) for pair in integers[8]],
         "int4": [partial(quantized, x, *pair) for pair in integers[4]],
     }
-    # Whether all compute the same layer.
+
+    # A time counts only for a right result.
     first = {name: calls[0]() for name, calls in contenders.items()}
     check("linear", first["linear"], first["dense"])
     check("lowrank_linear", first["pair"], first["two"])
@@ -66,7 +69,8 @@ def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, flo
         r = layers.pair(m, n)[0].shape[0]
         factors = dequantize_rows(A, a, n, x.dtype), dequantize_rows(B, b, r, x.dtype)
         check(f"lowrank_linear_quantized, {bits} bits", first[name], two(x, *factors))
-    # How long they take, in turns.
+
+    # Times, in turns, and the bandwidth measured in the same run.
     taken = clock.cold_seconds(contenders, place.device, sizes.rounds)
     where, size = f"t{T}.{m}x{n}", sum(factor.nbytes for factor in pairs[0])
     bandwidth = ceilings.copied_bytes(place.device, sizes.copied)

@@ -1,4 +1,4 @@
-"""Gram matrices, out += xᵀ x, beside the library's product of everything."""
+"""Gram matrices, out += xᵀ x, against the library's product, which computes both triangles."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def _job(T: int, n: int, prefix: str, dtype: torch.dtype, sizes: Sizes) -> Job:
 
 
 def _library(out: Tensor, x: Tensor) -> Tensor:
-    """bf16 products with float32 sums, as the tensor cores give them; a CPU has no such product."""
+    """The library's bf16 product with a float32 result. A CPU has no such product."""
     if x.dtype == torch.bfloat16 and x.is_cuda:
         return out.add_(torch.mm(x.T, x, out_dtype=torch.float32))
     wide = x.float()

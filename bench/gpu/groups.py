@@ -1,4 +1,4 @@
-"""Query, key and value in one call, and a gated MLP in one call, beside the fastest that the library's products do."""
+"""Query, key and value in one call, and a gated MLP in one call, against the fastest library products."""
 
 from functools import partial
 
@@ -50,7 +50,7 @@ def _group(layers: Layers, T: int, sizes: Sizes) -> dict[str, list[clock.Work]]:
 
 
 def _from_joined(x: Tensor, A: Tensor, Bs: list[Tensor]) -> list[Tensor]:
-    """One product with all first factors, then one with each second factor."""
+    """One product with all first factors concatenated, then one product per second factor."""
     zs = F.linear(x, A).split([B.shape[1] for B in Bs], -1)
     return [F.linear(z, B) for z, B in zip(zs, Bs, strict=True)]
 

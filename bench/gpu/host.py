@@ -1,4 +1,4 @@
-"""Host time to enqueue a call of one row, over that of two `F.linear`: what eager users wait for."""
+"""Host time to enqueue a call of one row, over that of two `F.linear` calls: it limits eager decoding."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ OPERATORS = (
 
 
 def jobs(sizes: Sizes) -> list[Job]:
-    """One job for all: they are compared with each other."""
+    """One job for all operators, because they are compared with each other."""
     names = (*OPERATORS, "lowrank_linear")
     cells = [f"host_over_two.{name}" for name in names] + [
         f"us.host.{name}" for name in ("two", "F.linear", *OPERATORS)
@@ -32,7 +32,7 @@ def jobs(sizes: Sizes) -> list[Job]:
 
 
 def measure(place: Place, sizes: Sizes) -> dict[str, float]:
-    """Weights ask for gradients, as a model's do, and calls are made under `no_grad`."""
+    """Ratios and microseconds. Weights require gradients, as a model's do, and the calls run under `no_grad`."""
     n, layers = sizes.hidden, Layers(place.device, sizes.multiple)
     x, (W,), (A, B) = layers.random(1, n), layers.dense(n, n), layers.pair(n, n)
     P, (As, Bs) = layers.pivoted(n, n), zip(*(layers.pair(m, n) for m in (n, n // 4, n // 4)), strict=True)
@@ -42,6 +42,8 @@ def measure(place: Place, sizes: Sizes) -> dict[str, float]:
     integers = [*sieve_kernels.quantize_rows(A, 8), *sieve_kernels.quantize_rows(B, 8)]
     for tensor in (W, weight, A, B, *P[:2], *As, *Bs, *gate, *up, *down):
         tensor.requires_grad_()
+
+    # The calls, each with tensors that stay the same: only the host's time matters.
     works = {
         "two": lambda: two(x, A, B),
         "F.linear": lambda: F.linear(x, W),
@@ -55,7 +57,8 @@ def measure(place: Place, sizes: Sizes) -> dict[str, float]:
         "rotary": lambda: sieve_kernels.rotary(q, k, angles, angles),
         "act_mul": lambda: sieve_kernels.act_mul(x, x),
     }
-    # Ratios over two library products, and microseconds.
+
+    # Ratios to two library products.
     with torch.no_grad():
         taken = clock.host_seconds(works, place.device, sizes.calls, 2 * sizes.rounds)
     ratios = {f"host_over_two.{name}": taken[name] / taken["two"] for name in OPERATORS}

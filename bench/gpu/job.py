@@ -1,4 +1,4 @@
-"""A part of the measurement is a list of jobs; a job gives cells, which are numbers with a name."""
+"""A part of the measurement is a list of jobs. A job returns cells: named numbers."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from bench.gpu.sizes import Sizes
 
 
 class LeftOut(Exception):
-    """A job cannot be done here; the message says why."""
+    """A job cannot run here; the message is the reason."""
 
 
 class WrongResult(Exception):
@@ -20,21 +20,21 @@ class WrongResult(Exception):
 
 @dataclass
 class Place:
-    """Where a job runs: the device, until when (of `time.monotonic`), and the folder for files of its own."""
+    """Where a job runs: the device, its deadline (in `time.monotonic`), and the folder for its files."""
 
     device: torch.device
     deadline: float
     folder: Path
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True)
 class Job:
-    """`run` gives the numbers of `cells`. It is left out where fewer than `seconds` are left, and stopped as one that
-    hangs after `patience` seconds."""
+    """`run` returns the numbers of `cells`. The job is left out if fewer than `seconds` seconds remain, and stopped as
+    hanging after `patience` seconds."""
 
     name: str
     cells: tuple[str, ...]
@@ -45,8 +45,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """Jobs that belong together. `weight` is the part's claim on the time that is left, beside that of later parts;
-    `missing` says why it cannot run here, "" if it can."""
+    """Jobs that belong together. `weight`: its portion of the remaining time, relative to later parts. `missing()`: why
+    the part cannot run here, or ""."""
 
     name: str
     about: str

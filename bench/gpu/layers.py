@@ -1,4 +1,4 @@
-"""Random layers in bf16 on the device measured, and what the library makes of them."""
+"""Random layers in bf16 on the measured device, and the same layers by library products."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from bench.gpu.job import WrongResult
 from bench.gpu.sizes import ranks
 
 TOLERANCE = 2e-2
-"""Largest relative Frobenius distance of an operator's result to the library's: several roundings to bf16."""
+"""Tolerance of an operator's result, as the relative Frobenius distance to the library's: a few roundings to bf16."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes inputs and weights, scaled so that results keep their size."""
+    """Makes inputs and weights, scaled so that outputs are as large as inputs."""
 
     device: torch.device
     multiple: int
@@ -36,7 +36,8 @@ class Layers:
     def pivoted(self, m: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """(A [r, n], C [m - r, r], permutation [m] of two halves that ascend, as pruning makes it)."""
         _, r = ranks(m, n, self.multiple)
-        # A tensor of inference mode counts no changes, so that nothing is remembered of it. A model's buffer is none.
+        # Tensors of inference mode have no version counter, so operators would cache nothing for them. The buffers of
+        # a model are normal tensors.
         with torch.inference_mode(False):
             order = torch.randperm(m, device=self.device)
             permutation = torch.cat([order[:r].sort().values, order[r:].sort().values])
@@ -57,7 +58,7 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor) -> Tensor:
 def check(
     name: str, ours: Tensor | Sequence[Tensor], theirs: Tensor | Sequence[Tensor], tolerance: float = TOLERANCE
 ) -> None:
-    """WrongResult if ours is not theirs up to rounding."""
+    """Raise WrongResult unless our result equals the library's up to rounding."""
     for one, other in zip(*((t,) if isinstance(t, Tensor) else t for t in (ours, theirs)), strict=True):
         error = ((one.float() - other.float()).norm() / other.float().norm()).item()
         if not error <= tolerance:

@@ -1,4 +1,4 @@
-"""Layers of 64 rows and more: a pair beside two products of the library, for every shape of `bench.shapes`."""
+"""Layers of 64 or more rows: a pair against two library products, for every shape of `bench.shapes`."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ RATIOS = {
 
 
 def jobs(sizes: Sizes) -> list[Job]:
-    """Every number of rows of a shape before the next shape. Cells that few rows have already are not repeated."""
+    """All numbers of rows for one shape, then for the next. Cells of `few_rows` are not repeated."""
     return [_job(T, m, n, sizes) for m, n in sizes.many_shapes for T in sizes.many_rows]
 
 
@@ -33,7 +33,7 @@ def _job(T: int, m: int, n: int, sizes: Sizes) -> Job:
 
 @torch.no_grad()
 def measure(place: Place, T: int, m: int, n: int, sizes: Sizes) -> dict[str, float]:
-    """Ratios of time, and microseconds of a call."""
+    """Ratios of times, and microseconds per call."""
     layers = Layers(place.device, sizes.multiple)
     x = layers.random(T, n)
     copies = partial(clock.copies, cold=sizes.cold, beside=2 * T * (n + m))

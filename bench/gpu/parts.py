@@ -1,4 +1,4 @@
-"""The parts of the measurement, the most important first."""
+"""The parts of the measurement, in order of importance."""
 
 from bench.gpu import (
     ceilings,

@@ -1,4 +1,4 @@
-"""A pair beside `torch.compile` of two products, as it is and with its own tuning; in 8 bits beside gemlite's."""
+"""A pair against `torch.compile` of two products, with and without its autotuning; an 8-bit pair against gemlite."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from bench.gpu.layers import Layers, check
 from bench.gpu.sizes import Sizes
 
 MODES = {"compiled": "default", "max_autotune": "max-autotune-no-cudagraphs"}
-"""Modes of `torch.compile` by what a cell calls them. Graphs are ours, as for all others."""
+"""Modes of `torch.compile` by their names in cells. CUDA graphs are recorded here, as for all contenders."""
 
 
 def jobs(sizes: Sizes) -> list[Job]:
@@ -56,7 +56,8 @@ def _integers(T: int, m: int, n: int, sizes: Sizes) -> Job:
             raise LeftOut(f"gemlite cannot be imported: {error}") from None
         layers = Layers(place.device, sizes.multiple)
         x = layers.random(T, n)
-        # Both read 8 bits of an element.
+
+        # Copies of the pairs, for cold weights: both contenders read 8 bits per element.
         pairs = clock.copies(lambda: layers.pair(m, n), 2 * sizes.cold, 4 * T * (n + m))
         quantize = A16W8_INT8(device=place.device, dtype=torch.bfloat16).from_weights
         theirs = [[quantize(factor.clone()) for factor in pair] for pair in pairs]
@@ -65,7 +66,8 @@ def _integers(T: int, m: int, n: int, sizes: Sizes) -> Job:
             "ours": [partial(sieve_kernels.lowrank_linear_quantized, x, *pair) for pair in ours],
             "gemlite": [lambda A=A, B=B: B(A(x)) for A, B in theirs],
         }
-        # Two ways to round the same factors.
+
+        # The two round the same factors differently, so the tolerance is wider.
         check("lowrank_linear_quantized", contenders["ours"][0](), contenders["gemlite"][0](), 4e-2)
         taken = clock.cold_seconds(contenders, place.device, sizes.rounds)
         return {cells[0]: taken["ours"] / taken["gemlite"], cells[1]: 1e6 * taken["gemlite"]}

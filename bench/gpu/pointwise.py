@@ -1,4 +1,4 @@
-"""What lies between the matrices, beside torch's operators: norms, rotary positions, act · mul, gathered columns."""
+"""Operators between the matrices against torch's: norms, rotary positions, act · mul, gathered columns."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from sieve_kernels.pointwise import reference
 
 ROWS = (1, 16, 2048)
 COPIES = 16
-"""Of the inputs. Those of few rows stay in a cache, which holds what was computed just before in a model, too."""
+"""Bytes of all copies of the inputs. Inputs of few rows stay in the cache, as in a model that just computed them."""
 
 
 def jobs(sizes: Sizes) -> list[Job]:
@@ -41,7 +41,7 @@ def _job(name: str, T: int, sizes: Sizes) -> Job:
 def _contest(
     name: str, T: int, sizes: Sizes, layers: Layers
 ) -> tuple[Callable[[], Sequence[Tensor]], Callable, Callable]:
-    """A maker of inputs, our function of them and torch's."""
+    """(what makes the inputs, our function of them, torch's function of them)."""
     n, (_, m) = sizes.hidden, sizes.mlp
     if name == "rms_norm":
         weight = layers.random(1, n)[0]
@@ -64,8 +64,9 @@ def _contest(
             lambda gate, up: sieve_kernels.act_mul(gate, up, "silu"),
             lambda gate, up: reference.act_mul(gate, up, "silu"),
         )
+
+    # gather_columns, with the index of a pivoted pair: the pivots ascend, and so do the other columns.
     order = torch.randperm(m, device=layers.device)
-    # As of a pivoted pair: the pivots ascend, and the others do.
     inverse = torch.argsort(torch.cat([order[: m // 8].sort().values, order[m // 8 :].sort().values]))
     return (
         lambda: (layers.random(T, m),),

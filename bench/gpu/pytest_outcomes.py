@@ -1,9 +1,10 @@
-"""A plugin of pytest that writes what becomes of each test at once, so that it is known however the run ends.
+"""A pytest plugin that writes each test's outcome at once, so that outcomes survive a run that is killed.
 
-A JSON line each in the file that SIEVE_TEST_LOG names: {"total": n}, {"started": true, "test": …} and
-{"outcome": "passed" | "failed" | "skipped", "test": …, "message": …}. Of parallel runs the controller writes.
+It writes one JSON line per event to the file that SIEVE_TEST_LOG names: {"total": n}, {"started": true, "test": …} and
+{"outcome": "passed" | "failed" | "skipped", "test": …, "message": …}. In parallel runs the controller writes.
 
-A test after which the device serves no more ends its process, so that it fails alone: pytest-xdist starts another.
+If the device no longer works after a test, the process ends, so that no later test fails for it; pytest-xdist starts
+another process.
 """
 
 import json
@@ -23,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     global _log
     path = os.environ.get("SIEVE_TEST_LOG")
     if path and not hasattr(config, "workerinput"):
-        _log = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
+        _log = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open until the process ends
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -45,7 +46,7 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A test's outcome is that of its call, or of the phase that failed or was skipped."""
+    """Write a test's outcome: that of its call, or of the setup or teardown that failed or was skipped."""
     global _failed
     _failed = _failed or report.failed
     if report.when == "call" or report.outcome != "passed":
@@ -54,13 +55,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None):
-    """Look at the device when a test has failed, and what became of it was told."""
+    """After a failed test has been reported, check the device."""
     global _failed
     _failed = False
     result = yield
     if _failed and torch.cuda.is_available() and not serves(torch.device("cuda")):
         if hasattr(item.config, "workerinput"):
-            time.sleep(1)  # until the controller has heard of the test
+            time.sleep(1)  # time for the controller to receive the report
             os._exit(1)
         item.session.shouldstop = f"the device serves no more after {item.nodeid}"
     return result

@@ -1,4 +1,4 @@
-"""Runs a part in a process of its own, within its time, and starts it again without the job that broke it."""
+"""Runs a part in a process of its own, within its time. If a job breaks the process, the part restarts without it."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from bench.gpu.job import Job, Part
 WORKER = (sys.executable, "-m", "bench.gpu.worker")
 LATE = "the time was up"
 GRACE = 15
-"""Seconds that the last job of a part may take beyond the part's time."""
+"""Seconds by which the last job may exceed the part's time."""
 
 
 @dataclass
 class Outcome:
-    """What is known of a part: numbers, the jobs that gave them, and why the others gave none."""
+    """The results of a part: numbers, the jobs that returned them, and why other jobs returned none."""
 
     cells: dict[str, float] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -33,7 +33,7 @@ class Outcome:
     since: float = 0.0
 
     def read(self, line: str) -> None:
-        """Take in a line of the worker's log."""
+        """Read a line of the worker's log."""
         event = json.loads(line)
         if "begun" in event:
             self.begun, self.since = event["job"], time.monotonic()
@@ -48,13 +48,13 @@ class Outcome:
             self.left_out[event["job"]] = event["left_out"]
 
     def done(self) -> set[str]:
-        """Jobs that are not to be tried again."""
+        """Jobs that are not to run again."""
         return {*self.finished, *self.failed, *self.left_out}
 
 
 @dataclass
 class Run:
-    """Does a part's jobs. `options`: the worker's; `folder`: for its files; `news` is called with every result."""
+    """Runs a part's jobs. `options`: the worker's; `folder`: for its files; `news`: called with every result."""
 
     part: Part
     jobs: list[Job]
@@ -64,7 +64,7 @@ class Run:
     worker: Sequence[str] = WORKER
 
     def within(self, seconds: float) -> Outcome:
-        """What becomes of the jobs in this time."""
+        """Run the jobs within `seconds`."""
         outcome, deadline = Outcome(), time.monotonic() + seconds
         if why := self.part.missing():
             outcome.left_out = {job.name: why for job in self.jobs}
@@ -81,7 +81,7 @@ class Run:
         return outcome
 
     def _work(self, seconds: float, outcome: Outcome) -> int:
-        """One process, until it ends or is stopped; a job that was under way then has failed."""
+        """Run one process until it ends or is stopped; the job that was running then counts as failed."""
         with tempfile.TemporaryDirectory() as place:
             log = Path(place, "log.jsonl")
             log.touch()
@@ -100,7 +100,7 @@ class Run:
         return process.returncode
 
     def _follow(self, process: subprocess.Popen, lines: TextIO, outcome: Outcome, deadline: float) -> str:
-        """Read the log until the process ends ("") or must be stopped (why)."""
+        """Read the log until the process ends (returns "") or must be stopped (returns why)."""
         patience = {job.name: job.patience for job in self.jobs}
         while True:
             ended = process.poll() is not None
@@ -116,10 +116,10 @@ class Run:
 
 
 def _read(lines: TextIO, outcome: Outcome) -> bool:
-    """Take in what is new in the log; whether there was something."""
+    """Read the new lines of the log; returns whether there were any."""
     found = False
     while line := lines.readline():
-        while not line.endswith("\n"):  # it is being written
+        while not line.endswith("\n"):  # the line is still being written
             time.sleep(0.01)
             line += lines.readline()
         outcome.read(line)
@@ -128,7 +128,7 @@ def _read(lines: TextIO, outcome: Outcome) -> bool:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process and its session, if it still runs: asked first, so that it can end what it has started."""
+    """End a process and its session: SIGTERM first, so that it can end its children, then SIGKILL."""
     for kind, wait in ((signal.SIGTERM, 8), (signal.SIGKILL, 8)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, kind)

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, and the small sizes with which the whole can be tried without one."""
+"""The sizes that are measured on a GPU, and small sizes to try the program without one."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from sieve.models.matrix import Matrix
 
 KEPT = 0.5
 MULTIPLE = 64
-"""Ranks are multiples of it: rows of whole tiles."""
+"""Ranks are multiples of this, so that tiles are full."""
 
 
 def ranks(m: int, n: int, multiple: int = MULTIPLE) -> tuple[int, int]:
@@ -25,7 +25,7 @@ def _many_shapes() -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class SweepRows:
-    """Rows of the calls for which `choices` tries configs first."""
+    """Rows of the calls in the sweeps of `choices`."""
 
     pair: int = 16
     group: int = 256
@@ -38,13 +38,13 @@ class Sizes:
 
     multiple: int = MULTIPLE
     cold: int = 256 << 20
-    """Bytes of copies of the weights, which are used one after the other so that none is still in a cache."""
+    """Bytes of all copies of the weights. Calls cycle through them, so that no weight is still in a cache."""
     copied: int = 2 << 30
-    """Bytes of the tensor whose copying tells the bandwidth."""
+    """Bytes of the tensor that is copied to measure the bandwidth."""
     square: int = 8192
-    """Of the product that tells the arithmetic."""
+    """Side of the matrices that are multiplied to measure the arithmetic."""
     hidden: int = 4096
-    """Of the layers whose calls are timed on the host."""
+    """Width of the layers whose host time is measured."""
     few_shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (14336, 4096), (4096, 14336))
     few_rows: tuple[int, ...] = (1, 16, 4, 2, 8, 32)
     head: tuple[int, int] = (128256, 4096)
@@ -85,15 +85,15 @@ class Sizes:
             },
         }
     )
-    """Configurations by the first word of their cells' names."""
+    """Model configurations by the first word of their cells' names."""
     calls: int = 32
-    """Calls in a row whose host time is taken together; the launches of all of them fit the GPU's queue."""
+    """Calls per measurement of host time; all their launches fit the GPU's queue, so that the host never waits."""
     rounds: int = 21
     sweep_rows: SweepRows = SweepRows()
     choices: tuple[str, ...] = ("--no-configs",)
-    """Options of `sieve_kernels.autotune`, beside the sweep: configs take some seconds of compilation each."""
+    """Options of `sieve_kernels.autotune` outside the sweeps: without configs, since each takes seconds to compile."""
     ships: bool = True
-    """Whether the package gets the choices."""
+    """Whether the choices are copied into the package."""
 
 
 FULL = Sizes()

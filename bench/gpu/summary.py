@@ -1,4 +1,4 @@
-"""What was measured, for readers and for programs: summary.json and summary.md, whole at every moment."""
+"""The results for programs and for readers, summary.json and summary.md; both are replaced atomically."""
 
 import json
 import os
@@ -12,7 +12,8 @@ IDENTITY = ("device", "driver", "torch", "triton", "commit")
 
 
 class Summary:
-    """Results in a folder. Those of an earlier run on the same device, versions and commit stay until measured anew."""
+    """Results in a folder. Results of an earlier run with the same device, versions and commit stay until they are
+    measured again."""
 
     def __init__(self, folder: Path, identity: dict[str, str]):
         self.folder, self.identity = folder, {name: identity[name] for name in IDENTITY}
@@ -28,7 +29,7 @@ class Summary:
             self.left_out = earlier.get("left_out", {})
 
     def begin(self, jobs: dict[str, tuple[str, ...]]) -> None:
-        """Forget what is known of jobs, by name with their cells."""
+        """Remove earlier results of these jobs, given as name → cells."""
         for name, cells in jobs.items():
             self.failed.pop(name, None)
             self.left_out.pop(name, None)
@@ -36,7 +37,7 @@ class Summary:
                 self.cells.pop(cell, None)
 
     def add(self, outcome: Outcome) -> None:
-        """Take in what a part gave, and write."""
+        """Add the results of a part, and write the files."""
         self.cells |= outcome.cells
         self.failed |= outcome.failed
         self.left_out |= outcome.left_out
@@ -59,7 +60,7 @@ class Summary:
         replace(self.folder / "summary.md", self.table())
 
     def row(self, name: str) -> str:
-        """A line of the table: what was measured of a cell, what is wanted, and whether it holds."""
+        """A line of the table: a cell's value, its goal, and whether the goal is met."""
         (sign, bound), value = WANTED[name], self.cells.get(name)
         if value is None:
             return f"| {name} | – | {sign} {bound:g} | – |"
@@ -67,7 +68,7 @@ class Summary:
         return f"| {name} | {value:.3g}{which} | {sign} {bound:g} | {'yes' if holds(name, value) else '**no**'} |"
 
     def table(self) -> str:
-        """What is wanted beside what was measured, then everything else."""
+        """The table: first the cells with goals, then all others."""
         identity = ", ".join(f"{name} {value}" for name, value in self.identity.items() if value)
         lines = [
             f"# {self.identity['device']}",
@@ -96,7 +97,7 @@ def _earlier(file: Path) -> dict:
 
 
 def replace(file: Path, text: str) -> None:
-    """Write a file at once. (`sieve.utils.files` asks for packages that a GPU's machine need not have.)"""
+    """Replace a file atomically. (`sieve.utils.files` imports packages that a GPU machine may lack.)"""
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)

@@ -1,4 +1,4 @@
-"""A step of training through a layer, forward and backward, beside the library's products under autograd."""
+"""A training step through a layer, forward and backward, against the library's products under autograd."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,7 +30,7 @@ def _job(kind: str, T: int, sizes: Sizes) -> Job:
         with torch.enable_grad():
             steps = {name: _step(layer, inputs) for name, layer in (("ours", ours), ("library", library))}
             check(f"gradients of {kind}", steps["ours"](), steps["library"](), 0.05)
-            # A step waits for the device once, so its host time counts, as it does in training.
+            # Each step waits for the device once, so host time counts, as in training.
             taken = clock.waited_seconds(steps, place.device, 5, sizes.rounds // 2)
         numbers = taken["ours"] / taken["library"], 1e6 * taken["ours"], 1e6 * taken["library"]
         return dict(zip(cells, numbers, strict=True))
@@ -39,7 +39,7 @@ def _job(kind: str, T: int, sizes: Sizes) -> Job:
 
 
 def _step(layer: Layer, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """Gradients of the inputs, for the same random gradients of the results."""
+    """Gradients of the inputs for fixed random gradients of the outputs."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     results = _several(layer(*inputs))
     torch.manual_seed(1)
@@ -52,7 +52,7 @@ def _several(result: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _layer(kind: str, T: int, layers: Layers, sizes: Sizes) -> tuple[list[Tensor], Layer, Layer]:
-    """(input and weights, our layer, the library's)."""
+    """(input and weights, our layer, the library's layer)."""
     if kind == "group":
         n, ms = sizes.group
         return [layers.random(T, n), *(t for m in ms for t in layers.pair(m, n))], _our_group, _group

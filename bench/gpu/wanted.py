@@ -1,4 +1,4 @@
-"""What the table must show on an H100 or H200, and cells that follow from others."""
+"""The goals of the table on an H100 or H200, and cells that are computed from other cells."""
 
 import re
 from collections.abc import Mapping
@@ -53,14 +53,14 @@ WANTED: dict[str, tuple[str, float]] = {
     "prefill.1x2048": ("≥", 1.35),
     "prefill.8x2048": ("≥", 1.5),
 }
-"""Ratios of time over the library's want to be small, those of tokens/s large."""
+"""Ratios of times to the library's should be small; ratios of tokens/s should be large."""
 
 EXTREMES = {"pair_over_two.worst": max, "pair_over_two.best": min}
 _MANY = re.compile(r"pair_over_two\.t\d+\.")
 
 
 def derived(cells: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
-    """The worst and best of the cells of many rows, and which ones they are."""
+    """The worst and the best ratio for many rows, and the cells that have them."""
     many = {name: value for name, value in cells.items() if _MANY.match(name)}
     if not many:
         return {}, {}
@@ -69,6 +69,6 @@ def derived(cells: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str
 
 
 def holds(name: str, value: float) -> bool:
-    """Whether a cell is what is wanted."""
+    """Whether a cell meets its goal."""
     sign, bound = WANTED[name]
     return value <= bound if sign == "≤" else value >= bound

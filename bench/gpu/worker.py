@@ -1,6 +1,6 @@
-"""A process that does the jobs of a part, and tells what becomes of each in a file, a JSON line at a time.
+"""A process that runs the jobs of a part and writes the outcome of each to a file, one JSON line each.
 
-A process of its own: a kernel that hangs or spoils the device's context costs its job and no other.
+It is a process of its own, so that a kernel that hangs or breaks the device's context costs only its own job.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from bench.gpu.runner import LATE
 from bench.gpu.sizes import FULL, SMOKE
 
 SPOILED = 3
-"""Exit status of a process whose device serves no more."""
+"""Exit status when the device no longer works."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--skip", nargs="*", default=[])
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what a job has started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that processes that a job has started end with it
     place = Place(torch.device(options.device), time.monotonic() + options.seconds, options.folder)
     torch.manual_seed(0)
     with options.log.open("a", buffering=1, encoding="utf-8") as log:
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(job: Job, place: Place, log: TextIO) -> bool:
-    """Do a job and tell of it; False where the device serves no more."""
+    """Run a job and write its outcome; returns False if the device no longer works."""
 
     def tell(**event) -> None:
         log.write(json.dumps({"job": job.name, **event}) + "\n")

@@ -1,1 +1,1 @@
-"""Every method side by side: how good, how long, how much memory. `python -m bench.methods --help`."""
+"""All methods compared: quality, time and memory. `python -m bench.methods --help`."""

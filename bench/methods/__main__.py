@@ -1,4 +1,4 @@
-"""Every method side by side, on the embedded model; results are data in bench/results.
+"""Compare all methods on the embedded model; the results are stored in bench/results.
 
 python -m bench.methods run      # the grid; appends to bench/results/methods.jsonl; run again, it goes on
 python -m bench.methods cross    # pruned for one task, tested on all: bench/results/cross.jsonl
@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a calibration pass")
     chosen = parser.parse_args(arguments)
     chosen.folder.mkdir(parents=True, exist_ok=True)
+
+    # The stored rows, as tables or plots.
     measured = Results(chosen.folder / "methods.jsonl", grid.KEY)
     crossed = Results(chosen.folder / "cross.jsonl", cross.KEY)
     if chosen.what == "table":
@@ -38,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif chosen.what == "docs":
         print(f"tables in {shown.write_docs(chosen.folder)}")
     else:
+        # Or measure the cells that have no row yet.
         results, cells, kind = (
             (measured, grid.cells(chosen.tasks, chosen.contenders, chosen.seeds), grid.Grid)
             if chosen.what == "run"

@@ -1,4 +1,4 @@
-"""The methods that are compared: adding one is a line."""
+"""The methods that are compared; a new one needs one line here."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from sieve.registry import methods
 
 KEPT = (0.5, 0.9, 0.8, 0.7, 0.6, 0.4)
 BOTH = ("task", "general")
-TRAINING_TOKENS = 400_000  # of the paper's recipe: two epochs over 200,000
+TRAINING_TOKENS = 400_000  # as in the paper: two epochs over 200,000
 Made = Factors | Masks | PreTrainedModel
 
 
@@ -30,11 +30,11 @@ Made = Factors | Masks | PreTrainedModel
 class Contender:
     """A way to prune a model.
 
-    make: setting, kept fraction and what `base` made → what `sieve.apply_` takes, or a pruned copy of the model.
-    calibration: the method whose statistics it needs, None for none. data: of which texts, "task" or "general".
-    nested: what it makes serves every kept fraction, and is made once.
-    base: the contender that it begins with.
-    kept: fractions at which it is measured, None for all that are asked for.
+    make: (setting, kept fraction, result of `base`) → a space for `sieve.apply_`, or a pruned copy of the model.
+    calibration: the method whose statistics it needs, or None. data: the texts for them, "task" or "general".
+    nested: one result serves every kept fraction, so it is made once.
+    base: the contender whose result it starts from.
+    kept: the fractions at which it is measured; None: those of its part of the grid.
     """
 
     make: Callable[[Setting, float, Any], Made]
@@ -46,7 +46,7 @@ class Contender:
 
 
 def projection(method: str, **options: Any) -> Contender:
-    """A nested one by its name (`sieve methods`); options are those of `sieve.project`."""
+    """A nested projection by its name (`sieve methods`); `options`: of `sieve.project`."""
 
     def make(setting: Setting, kept: float, base: Any) -> Factors:
         return sieve.project(setting.model, setting.statistics(method), method, **options)
@@ -55,7 +55,7 @@ def projection(method: str, **options: Any) -> Contender:
 
 
 def trained(kept: tuple[float, ...], tokens: int = TRAINING_TOKENS) -> Contender:
-    """LLM-Sieve's own recipe, as many steps as it takes on as much data as it is said to have."""
+    """The training of the LLM-Sieve paper, with as many steps as the paper takes on `tokens` tokens."""
 
     def make(setting: Setting, kept: float, base: Any) -> Factors:
         statistics = setting.statistics("llm_sieve_sgd")
@@ -66,7 +66,7 @@ def trained(kept: tuple[float, ...], tokens: int = TRAINING_TOKENS) -> Contender
 
 
 def refitted(base: str, method: str) -> Contender:
-    """What `base` made by `method`, refitted plan by plan."""
+    """The result of `base`, made by `method`, refitted for each plan."""
 
     def make(setting: Setting, kept: float, base: Factors) -> Factors:
         return refit(setting.model, base, setting.plan(kept), setting.statistics(method))
@@ -75,13 +75,13 @@ def refitted(base: str, method: str) -> Contender:
 
 
 def shared(method: str) -> Contender:
-    """One pair for the matrices that read one input: the base of `shared_refitted`, of its model."""
+    """One pair for all matrices that read one input, in the model with shared inputs: base of `shared_refitted`."""
     separate = projection(method)
     return replace(separate, make=lambda setting, kept, base: separate.make(setting.shared, kept, base))
 
 
 def shared_refitted(base: str, method: str) -> Contender:
-    """What `base` made by `shared`, refitted plan by plan."""
+    """The result of `base`, made by `shared`, refitted for each plan."""
     separate = refitted(base, method)
 
     def make(setting: Setting, kept: float, base: Factors) -> PreTrainedModel:
@@ -93,7 +93,7 @@ def shared_refitted(base: str, method: str) -> Contender:
 
 
 def masking(method: str, *data: str, **options: Any) -> Contender:
-    """By its name (`sieve methods`). With both "task" and "general" data the options say how they are fused."""
+    """A mask method by its name (`sieve methods`). `options` say how scores of "task" and "general" data are fused."""
 
     def make(setting: Setting, kept: float, base: Any) -> Masks:
         found = {one: setting.statistics(method, general=one == "general") for one in data}
@@ -106,7 +106,7 @@ def masking(method: str, *data: str, **options: Any) -> Contender:
 
 
 def structured(drop: Callable[..., Any], **options: Any) -> Contender:
-    """A function of `sieve.compression.structured`, which leaves a smaller plain model."""
+    """A function of `sieve.compression.structured`: the result is a smaller plain model."""
 
     def make(setting: Setting, kept: float, base: Any) -> PreTrainedModel:
         pruned = copy.deepcopy(setting.model)
@@ -130,7 +130,7 @@ LOW_RANK = {
     "svd": projection("svd"),
     "pca": projection("pca"),
 }
-OURS = ("output_aligned", "loss_aware")  # what names of our own begin with
+OURS = ("output_aligned", "loss_aware")  # prefixes of this project's own methods
 SLOW = {"llm_sieve_sgd": trained(kept=(0.5, 0.7))}
 STRUCTURED = {f"depth, {measure}": structured(drop_blocks_, measure=measure) for measure in MEASURES}
 STRUCTURED["width"] = structured(drop_channels_)
@@ -155,5 +155,5 @@ ABLATION |= {
     for share in (0.25, 0.75)
 }
 
-BEGUN = {f"{method}, shared": shared(method) for method in OURS}  # not measured themselves
+BEGUN = {f"{method}, shared": shared(method) for method in OURS}  # bases only, not measured
 CONTENDERS = PROJECTIONS | MASKED | ABLATION | BEGUN

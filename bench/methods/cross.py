@@ -1,4 +1,4 @@
-"""Across data sets: pruned for one task, tested on every other."""
+"""Transfer between data sets: a model pruned for one task is tested on all others."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -17,7 +17,7 @@ from sieve.tasks import Example, Task
 KEY = ("source", "target", "seed")
 SOURCES = ("dense", "geography", "piqa", "boolq", "imdb")
 TARGETS = ("geography", "capitals", "piqa", "commonsense_qa", "boolq", "pubmed_qa", "imdb")
-BY_LIKELIHOOD = ("boolq", "pubmed_qa")  # the dense model's accuracy is that of the majority: it tells nothing
+BY_LIKELIHOOD = ("boolq", "pubmed_qa")  # the dense model does no better than the majority class
 TOLERANCE = 0.05
 
 
@@ -29,7 +29,7 @@ def cells(tasks: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
 
 
 class Cross:
-    """Finds each source's plan once, and tests it on one target after another."""
+    """Prunes for each source task once, and tests the result on the target tasks."""
 
     def __init__(self, model: str, cache: Path, tokens: int):
         self.model, self.tokenizer = sieve.load_model(model)
@@ -51,7 +51,7 @@ class Cross:
         return {"accuracy": scores.accuracy, "loglik": scores.mean_loglik, "scores": packed(scores)}
 
     def _pruned(self, source: str, seed: int) -> tuple[sieve.Factors, sieve.Plan, dict[str, Any]]:
-        """Calibrated, projected and searched as the command line does it: pivoted, uniform, within 5 %."""
+        """The model calibrated, projected and searched as the command line does it: pivoted, uniform, within 5 %."""
         setting = self._setting(source, seed)
         factors = sieve.project(self.model, setting.statistics("output_aligned"), pivot=True)
         options = {}
@@ -65,5 +65,5 @@ class Cross:
 
 
 def likelihood(tokenizer: Any, task: Task) -> Callable[[Any, Sequence[Example]], np.ndarray]:
-    """A fitness: the probability of the right choice among the choices, in [0, 1]."""
+    """A fitness: the probability of the right choice among all choices, in [0, 1]."""
     return lambda model, examples: np.exp(evaluate(model, tokenizer, task, examples).choice_logprob)

@@ -1,4 +1,4 @@
-"""Which contender is measured where, and how: score and likelihood on the task, perplexity elsewhere, errors, cost."""
+"""The grid of contenders, tasks and sizes, measured: score, likelihood, perplexity of general text, errors, cost."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -15,7 +15,6 @@ from bench.methods.contenders import ABLATION, CONTENDERS, KEPT, LOW_RANK, MASKE
 from bench.methods.setting import Setting, metered
 from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.size import model_parameters
-from sieve.compression.masks.masks import Masks
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import weight_of
@@ -27,7 +26,7 @@ KEY = ("contender", "task", "seed", "kept")
 PERPLEXITY_TOKENS = 4096
 DENSE_CELL = "dense"
 
-# (contenders, tasks, seeds, kept fractions), the most telling first.
+# (contenders, tasks, seeds, kept fractions), the most important first.
 PARTS = (
     (LOW_RANK, ("geography", "imdb"), (0,), KEPT),
     (MASKED, ("geography", "piqa", "imdb", "capitals", "commonsense_qa"), (0,), (0.5,)),
@@ -42,7 +41,7 @@ PARTS = (
 def cells(
     tasks: list[str] | None = None, names: list[str] | None = None, seeds: list[int] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """All there is to do, in order; of it what these tasks, contenders and seeds leave."""
+    """All cells in order, or only those of these tasks, contenders and seeds."""
     for contenders, everywhere, all_seeds, sizes in PARTS:
         for seed in all_seeds:
             for task in everywhere:
@@ -57,7 +56,7 @@ def cells(
 
 
 class Grid:
-    """Measures cells; what one cell leaves is used by the next, as far as it can be."""
+    """Measures cells. Settings and nested results are kept for the cells that follow."""
 
     def __init__(self, model: str, cache: Path, tokens: int):
         self.model, self.tokenizer = sieve.load_model(model)
@@ -72,6 +71,8 @@ class Grid:
         setting = self.setting(cell["task"], cell["seed"])
         if cell["contender"] == DENSE_CELL:
             return self._scored(self.model, setting) | {"kept_exactly": 1.0}
+
+        # Make the result; a structured contender's is a smaller model, which is scored at once.
         where = cell["contender"], setting.task_name, setting.seed
         nested = CONTENDERS[cell["contender"]].nested
         made, calibration, build = self.nested(*where) if nested else self._made(*where, cell["kept"])
@@ -80,14 +81,18 @@ class Grid:
             lost = model_parameters(self.model) - model_parameters(made)
             whole = sum(matrix.parameters for matrix in setting.matrices.values())
             return row | self._scored(made, setting) | {"kept_exactly": 1 - lost / whole, "output_error": None}
+
+        # A compression space runs its plan in the dense model. Statistics and dense weights are taken before.
         matrices = made.matrices(self.model)
-        plan = Plan.uniform(matrices.values(), cell["kept"]) if isinstance(made, Masks) else setting.plan(cell["kept"])
-        reference = setting.reference  # collected, if need be, while the model is dense
+        plan = setting.plan(cell["kept"], matrices)
+        reference = setting.reference
+        dense = {name: weight_of(self.model.get_submodule(name)).detach() for name in matrices}
         with made.elastic(self.model) as elastic:
-            with metered() as turning:  # where masks make good for what they drop, this is where the work is
+            # Masks that compensate for removed weights do that work here.
+            with metered() as setting_plan:
                 elastic.set_plan(plan)
-            row["build"] = total(build, turning)
-            row["output_error"] = output_error(self.model, reference, made, plan)
+            row["build"] = total(build, setting_plan)
+            row["output_error"] = output_error(self.model, reference, dense, plan)
             row |= self._scored(self.model, setting)
         chosen = {name: getattr(made, name, None) for name in ("ridge", "shrinkage")}
         return row | {
@@ -98,9 +103,9 @@ class Grid:
     def _made(
         self, name: str, task: str, seed: int, kept: float | None = None
     ) -> tuple[Made, list[dict], dict[str, float]]:
-        """What a contender makes; what its calibrations cost, and what it cost itself, its base included.
+        """A contender's result, the costs of its calibrations, and its own cost, which includes that of its base.
 
-        Its own cost includes reading the statistics, which are kept as files.
+        Its own cost includes reading the statistics from files.
         """
         setting, contender = self.setting(task, seed), CONTENDERS[name]
         base, _, before = self.nested(contender.base, task, seed) if contender.base else (None, [], {})
@@ -123,38 +128,46 @@ class Grid:
 
 
 def total(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
-    """What two stages cost, one after the other."""
+    """The cost of two stages that follow one another."""
     times = {name: round(one.get(name, 0) + two[name], 4) for name in two if name != "peak_bytes"}
     return times | {"peak_bytes": max(one.get("peak_bytes", 0), two["peak_bytes"])}
 
 
 @torch.no_grad()
-def output_error(model: torch.nn.Module, reference: Statistics, made: Made, plan: Plan) -> float:
-    """Σ_t |W x_t - M x_t|² / Σ_t |W x_t|² on the task's calibration tokens, a mean over the pruned matrices.
+def output_error(model: torch.nn.Module, reference: Statistics, dense: Mapping[str, torch.Tensor], plan: Plan) -> float:
+    """Σ_t |W x_t - M x_t|² / Σ_t |W x_t|² on the task's calibration tokens, averaged over the pruned matrices.
 
-    M is read off the model where masks are set (`elastic` and its `set` come first), of pairs it is B A.
+    M is the linear map of the layer in the model, which must run the plan.
 
     Args:
-        reference: Grams of the inputs of every matrix.
+        reference: Gram matrices of the inputs of every matrix.
+        dense: weights W [m, n] of the dense model by name.
     """
     errors = []
     for name, rank in plan.items():
         if rank == DENSE:
             continue
-        layer = model.get_submodule(name)
-        if isinstance(made, Masks):
-            dense, left = made[name].weight.float(), weight_of(layer).float()
-        else:
-            A, B = made[name].slice(rank)
-            dense, left = weight_of(layer.dense).float(), B.float() @ A.float()
+        W = dense[name].float()
+        M = linear_map(model.get_submodule(name), dense[name])
         gram = reference.grams[reference.sources[name].gram]
-        lost, whole = (float(((W @ gram) * W).sum()) for W in (dense - left, dense))
+        lost, whole = (float(((D @ gram) * D).sum()) for D in (W - M, W))
         errors.append(max(lost, 0.0) / whole)
     return float(np.mean(errors))
 
 
+def linear_map(layer: torch.nn.Module, like: torch.Tensor) -> torch.Tensor:
+    """M [m, n] float32 of a layer y = M x + b of any kind: its outputs for the unit vectors, minus that for zero.
+
+    Args:
+        like: a weight [m, n] with the layer's dtype and device.
+    """
+    n = like.shape[1]
+    y = layer(torch.cat([torch.eye(n), torch.zeros(1, n)]).to(like)).float()
+    return (y[:n] - y[n]).T
+
+
 def _general(tokenizer: Any) -> tuple[list, list[int]]:
-    """Held-out general text of about `PERPLEXITY_TOKENS` tokens, and how many of each text are scored."""
+    """Held-out general text of about `PERPLEXITY_TOKENS` tokens, and the number of scored tokens of each text."""
     task, texts, counts = general_text(), [], []
     for example in task.splits()["test"]:
         ids, start = encode(tokenizer, task, example, example.target)

@@ -1,4 +1,4 @@
-"""Pictures of the rows: curves of the grid, and the matrix of tasks."""
+"""Plots of the rows: curves of the grid, and the matrix of tasks."""
 
 from pathlib import Path
 
@@ -17,11 +17,12 @@ TICKS = (0, -0.25, -0.5, -1, -2, -5, -10, -20)
 
 
 def curves(measured: Results, path: Path) -> Path:
-    """What methods lose against the dense model of the same seed, by kept fraction.
+    """The methods' losses against the dense model of the same seed, by kept fraction.
 
-    A row a task and measure, a column a family of methods, whose lines are named at their ends; the other families' are
-    grey behind them. Bands span the seeds.
+    Each row is a task and a measure, each column a family of methods. The family's lines are labelled at their right
+    ends; the lines of other families are grey. Bands span the seeds.
     """
+    # A row of panels for each task that was measured at several sizes.
     sizes: dict[str, set] = {}
     for row in measured:
         if row["contender"] in PROJECTIONS:
@@ -34,6 +35,8 @@ def curves(measured: Results, path: Path) -> Path:
     for (task, name), panels in zip(rows, axes, strict=False):
         lost = {contender: _lost(measured, task, contender, name) for contender in PROJECTIONS}
         lost = {contender: found for contender, found in lost.items() if found}
+
+        # A panel per family, with the other families' lines in grey.
         for axis, (family, members) in zip(panels, FAMILIES.items(), strict=True):
             axis.axhline(0, color="black", linewidth=0.8)
             for contender, found in lost.items():
@@ -48,7 +51,9 @@ def curves(measured: Results, path: Path) -> Path:
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_title(family if axis in axes[0] else "", fontsize=10, loc="left")
         panels[0].set_ylabel(f"{task}\n{LOST[name]}", fontsize=9)
-        figure.canvas.draw()  # labels are spread by places on the page
+
+        # Labels last: they are spread by their positions on the page, which drawing fixes.
+        figure.canvas.draw()
         for axis, members in zip(panels, FAMILIES.values(), strict=True):
             _named(axis, {contender: lost[contender] for contender in members if contender in lost})
     for axis in axes[-1]:
@@ -64,11 +69,11 @@ FAMILIES = {
     "published projections": [name for name in LOW_RANK if name not in _OWN],
     "structure removed; trained pairs": [*STRUCTURED, *SLOW],
 }
-"""Title of a column → its contenders: as many as can be told apart."""
+"""Title of a column → its contenders, few enough to be distinguished."""
 
 
 def _lost(measured: Results, task: str, contender: str, name: str) -> dict[float, list[float]]:
-    """Kept fraction → what each seed lost, in the order of the fractions."""
+    """Kept fraction → the loss of each seed; fractions ascend."""
     dense = {row["seed"]: row[name] for row in measured.find(task=task, contender=grid.DENSE_CELL)}
     found: dict[float, list[float]] = {}
     for row in measured.find(task=task, contender=contender):
@@ -78,7 +83,7 @@ def _lost(measured: Results, task: str, contender: str, name: str) -> dict[float
 
 
 def _named(axis, lost: dict[str, dict[float, list[float]]]) -> None:
-    """The lines of one family, each with its band over seeds and its name at the right end."""
+    """Draw the lines of one family, each with its band over seeds and its name at the right end."""
     ends = {}
     for index, (contender, found) in enumerate(lost.items()):
         kept, values = list(found), list(found.values())
@@ -89,7 +94,7 @@ def _named(axis, lost: dict[str, dict[float, list[float]]]) -> None:
         ends[contender] = kept[-1], means[-1], f"C{index}"
     to_page, least, above = axis.transData, 13 * axis.figure.dpi / 100, np.inf
     for contender, (kept, mean, color) in sorted(ends.items(), key=lambda one: -one[1][1]):
-        # From the highest down, each name under the one above it.
+        # From the highest line down, each name below the previous one.
         above = min(to_page.transform((kept, mean))[1], above - least)
         place = to_page.inverted().transform((0, above))[1]
         leader = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5)}
@@ -99,7 +104,8 @@ def _named(axis, lost: dict[str, dict[float, list[float]]]) -> None:
 
 
 def matrix(crossed: Results, path: Path) -> Path:
-    """What pruning for one task (rows) does to another (columns): log-likelihood, and accuracy as the number."""
+    """The effect of pruning for one task (rows) on another (columns): colours are log-likelihoods."""
+    # Differences of each pair of tasks.
     sources = [name for name in cross.SOURCES if name != "dense" and crossed.find(source=name)]
     lost, texts = np.full((2, len(sources), len(cross.TARGETS)), np.nan)
     for i, source in enumerate(sources):
@@ -108,9 +114,10 @@ def matrix(crossed: Results, path: Path) -> Path:
             if rows and dense:
                 accuracy, loglik = differences(rows, dense)
                 lost[i, j], texts[i, j] = loglik.value, accuracy.value
+
+    # Colours. Long answers lose tens of nats, single words one or two: a logarithmic scale shows both.
     figure, axis = pyplot.subplots(figsize=(9.5, 1.6 + 0.8 * len(sources)))
     limit = max(1.0, np.nanmax(np.abs(lost))) if np.isfinite(lost).any() else 1.0
-    # Answers of many tokens lose tens of nats, single words one or two: both are to be seen.
     scale = SymLogNorm(linthresh=0.5, vmin=-limit, vmax=limit, base=10)
     shown = axis.imshow(lost, cmap="RdBu", norm=scale, aspect="auto")
     for i, j in np.ndindex(lost.shape):
@@ -118,6 +125,8 @@ def matrix(crossed: Results, path: Path) -> Path:
             dark = abs(scale(lost[i, j]) - 0.5) > 0.3
             text = f"{lost[i, j]:+.2f} nats\nacc {texts[i, j]:+.3f}"
             axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+    # Labels of tasks and colours.
     removed = [f"{source}\n({crossed.find(source=source)[0]['removed']:.0%} removed)" for source in sources]
     axis.set_xticks(range(len(cross.TARGETS)), cross.TARGETS, rotation=20, ha="right")
     axis.set_yticks(range(len(sources)), removed)

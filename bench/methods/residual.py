@@ -1,10 +1,10 @@
-"""A low-rank pair and a mask on what it leaves, against either alone, at equal numbers that are not zero.
+"""A low-rank pair plus a mask of its residual, against either alone, at the same number of nonzero elements.
 
     python -m bench.methods.residual [--task geography] [--tokens 32768] [--examples 500] [--kept 0.5]
 
-Every matrix keeps one fraction of its numbers, of which the pair has r (m + n) and the mask the rest, as many in every
-row. Errors are those on the calibration data, Σ |y - ŷ|² / Σ |y|², a mean over the matrices. Scores are of the test
-split, differences to the mask alone paired, with 95 % intervals.
+Every matrix keeps the same fraction of its elements: r (m + n) in the pair and the rest in the mask, the same number
+in every row. Errors are on the calibration data, Σ |y - ŷ|² / Σ |y|², averaged over matrices. Scores are on the test
+split; differences to the mask alone are paired, with 95 % intervals.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def numbers(matrix: Matrix, kept: float, share: float) -> tuple[int, int]:
-    """Rank of the pair and weights a row of the mask, together at most kept · m · n numbers; share 1 has no mask."""
+    """Rank of the pair and weights per row of the mask, together at most kept · m · n elements; share 1 has no mask."""
     budget, of_rank = kept * matrix.parameters, matrix.m + matrix.n
     rank = int(share * budget / of_rank)
     return rank, int((budget - rank * of_rank) / matrix.m) if share < 1 else 0
@@ -39,8 +39,8 @@ def approximate_(
     """Replace every matrix by pair plus mask; returns the mean output error.
 
     Args:
-        dense: the weights [m, n] as they were.
-        statistics: with the Gram matrices of all inputs.
+        dense: the weights [m, n] of the dense model.
+        statistics: Gram matrices of all inputs.
     """
     errors = []
     with progress.bar(f"pairs have {share:.0%}", len(dense), "matrices") as advance:

@@ -1,10 +1,10 @@
-"""What all contenders of a task and a seed have in common: the model, and statistics that are collected once."""
+"""What all contenders of a task and a seed share: the model, and statistics that are collected once."""
 
 import copy
 import ctypes
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,14 +15,15 @@ import sieve
 from sieve.calibration.statistics import Statistics
 from sieve.compression.plan import Plan
 from sieve.models.linears import prunable
+from sieve.models.matrix import Matrix
 from sieve.registry import method_named
 from sieve.tasks import Example, Task, load_task
 from sieve.tasks.general import general_text
 
-TOKENS = 32_768  # of a calibration pass: the command line's
-MULTIPLE = 8  # of ranks, as on the command line of a CPU
+TOKENS = 32_768  # of a calibration pass, as on the command line
+MULTIPLE = 8  # of ranks, as on the command line for a CPU
 TEST = {"geography": 500, "boolq": 100, "pubmed_qa": 60}
-"""Examples of the test split that are scored, where it has more than that; long or many questions cost most."""
+"""How many examples of the test split are scored, for tasks whose questions are long or many."""
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def metered() -> Iterator[dict[str, float]]:
     peak_bytes is what this process held at most beyond what it held before (Linux: VmHWM, reset first, less VmRSS).
     """
     row: dict[str, float] = {}
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps would hide what is taken
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide new allocations
     Path("/proc/self/clear_refs").write_text("5")
     before, started, cpu = _status("VmRSS"), time.perf_counter(), time.process_time()
     yield row
@@ -42,7 +43,7 @@ def metered() -> Iterator[dict[str, float]]:
 
 
 def _status(name: str) -> int:
-    """Bytes, by a name in /proc/self/status."""
+    """A value in /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
@@ -51,7 +52,7 @@ def _status(name: str) -> int:
 
 @dataclass
 class Setting:
-    """A model and a task with one seed of its splits. `cache` keeps statistics and what they cost."""
+    """A model and a task with one seed of its splits. `cache`: folder for statistics and their costs."""
 
     model: Any
     tokenizer: Any
@@ -70,7 +71,7 @@ class Setting:
 
     @cached_property
     def shared(self) -> "Setting":
-        """The same, of the model with shared inputs."""
+        """The same setting with shared inputs."""
         model = sieve.share_inputs_(copy.deepcopy(self.model))
         return replace(self, model=model, cache=self.cache / "shared")
 
@@ -80,11 +81,11 @@ class Setting:
 
     @cached_property
     def reference(self) -> Statistics:
-        """Grams of the inputs of every matrix, which all contenders' output errors are computed from."""
+        """Gram matrices of every matrix's inputs; all contenders' output errors are computed from them."""
         return self.statistics("svd_llm")
 
     def statistics(self, method: str, general: bool = False) -> Statistics:
-        """What `method` asks for, of the task or of general text: from the cache, or collected into it."""
+        """The statistics that `method` needs, of the task or of general text; collected once and cached."""
         path = self._path(method, general)
         with metered() as row:
             statistics = sieve.calibrate(
@@ -97,7 +98,7 @@ class Setting:
         return statistics
 
     def cost(self, method: str, general: bool = False) -> dict[str, float]:
-        """What collecting these statistics took."""
+        """The cost of collecting these statistics."""
         self.statistics(method, general)
         return json.loads(self._path(method, general).with_suffix(".json").read_text())
 
@@ -105,6 +106,6 @@ class Setting:
         data = "general" if general else f"{self.task.name}-{self.seed}"
         return self.cache / f"{data}-{method_named(method).kind}.safetensors"
 
-    def plan(self, kept: float) -> Plan:
-        """Uniform ranks."""
-        return Plan.uniform(self.matrices.values(), kept, MULTIPLE)
+    def plan(self, kept: float, matrices: Mapping[str, Matrix] | None = None) -> Plan:
+        """Every matrix at the kept fraction: of the model's matrices, or of those of a compression space."""
+        return Plan.uniform((matrices or self.matrices).values(), kept, MULTIPLE)

@@ -1,10 +1,10 @@
-"""One pair for all matrices that read one input (q, k, v; gate, up) against a pair for each, at equal parameters.
+"""One pair for all matrices that read one input (q, k, v; gate, up) against one pair each, at equal parameters.
 
     python -m bench.methods.shared_input [--task geography] [--tokens 32768] [--examples 500]
 
-Every matrix, or stack of matrices, keeps one fraction of its parameters; pairs are stored pivoted. Errors are those on
-the calibration data, in closed form: Σ |y - ŷ|² / Σ |y|², a mean over the matrices (of a stack, over its members) of
-all blocks. Scores are of the test split, differences paired, with 95 % intervals.
+Every matrix, or fused linear of several matrices, keeps the same fraction of its parameters; pairs are stored pivoted.
+Errors are on the calibration data, in closed form: Σ |y - ŷ|² / Σ |y|², averaged over the matrices (the members of a
+fused linear) of all blocks. Scores are on the test split; differences are paired, with 95 % intervals.
 """
 
 import argparse

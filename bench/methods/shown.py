@@ -1,4 +1,4 @@
-"""Tables, plots and the page docs/results.md, from the committed rows alone."""
+"""Tables, plots and the page docs/results.md, made from the committed rows only."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
@@ -13,7 +13,7 @@ from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
 from sieve.evaluation.confidence import Interval
 
-# To be taken out once these tasks have been measured anew.
+# Remove this once these tasks have been measured again.
 SPLITS_OF_OLD = (
     "The rows of `capitals`, `boolq` and `commonsense_qa` were measured, by the commits above, with the splits of that "
     "time: rows that share a fact (both directions of a capital, the questions about one passage) could be in two "
@@ -39,7 +39,7 @@ Rows = Iterable[dict[str, Any]]
 
 
 def table(measured: Results, crossed: Results) -> str:
-    """All tables as Markdown; what has no rows yet is left out."""
+    """All tables as Markdown; tables without rows are left out."""
     parts = [
         *(_grid(measured, task) for task in MAIN), _half(measured), _reach(measured), _cost(measured), _masks(measured),
         _ablation(measured), _matrix(crossed),
@@ -48,7 +48,7 @@ def table(measured: Results, crossed: Results) -> str:
 
 
 def _grid(measured: Results, task: str) -> str:
-    """Score and likelihood of every projection at every size."""
+    """The table of score and likelihood of every projection at every size."""
     sizes = sorted({row["kept"] for row in measured.find(task=task) if row["kept"] < 1}, reverse=True)
     rows = {name: measured.find(task=task, contender=name) for name in PROJECTIONS}
     rows = {name: found for name, found in rows.items() if found}
@@ -72,7 +72,7 @@ def _grid(measured: Results, task: str) -> str:
 
 
 def _half(measured: Results) -> str:
-    """One size on every other task."""
+    """The table of all other tasks at one size."""
     lines = []
     for name in PROJECTIONS:
         for task in dict.fromkeys(row["task"] for row in measured if row["task"] not in MAIN):
@@ -86,7 +86,7 @@ def _half(measured: Results) -> str:
 
 
 def _reach(measured: Results) -> str:
-    """How much less a method keeps where it is as likely to be right as the best published one."""
+    """The table of how many fewer parameters a method needs for the likelihood of the best published method."""
     lines = []
     for task in MAIN:
         reached = _seeds(measured, REACHED, task)
@@ -109,14 +109,14 @@ def _reach(measured: Results) -> str:
 
 
 def _seeds(measured: Results, name: str, task: str) -> set[int]:
-    """Those at which a method was measured at every size that it was measured at."""
+    """The seeds for which all measured sizes of a method are available."""
     rows = measured.find(contender=name, task=task)
     sizes = {row["kept"] for row in rows}
     return {row["seed"] for row in rows if {one["kept"] for one in rows if one["seed"] == row["seed"]} == sizes}
 
 
 def _curve(measured: Results, name: str, task: str, seeds: set[int]) -> list[tuple[float, float]]:
-    """(kept, mean log-likelihood less the dense model's), ascending, over these seeds."""
+    """(kept fraction, mean log-likelihood minus the dense model's) over these seeds; fractions ascend."""
     dense = {row["seed"]: row["loglik"] for row in measured.find(contender=grid.DENSE_CELL, task=task)}
     lost: dict[float, list[float]] = {}
     for row in measured.find(contender=name, task=task):
@@ -126,7 +126,7 @@ def _curve(measured: Results, name: str, task: str, seeds: set[int]) -> list[tup
 
 
 def _kept_at(curve: Sequence[tuple[float, float]], value: float) -> float | None:
-    """The smallest kept fraction with this log-likelihood, along straight lines; None outside what was measured."""
+    """The smallest kept fraction with this log-likelihood, by linear interpolation; None outside the measured range."""
     for (low, first), (high, second) in pairwise(curve):
         if min(first, second) <= value <= max(first, second) and first != second:
             return low + (high - low) * (value - first) / (second - first)
@@ -142,7 +142,7 @@ def _fewer(curve: Sequence[tuple[float, float]], kept: float, value: float) -> s
 
 
 def _cost(measured: Results) -> str:
-    """Errors and what building took, at half the parameters of `geography`, seed 0."""
+    """The table of errors and building costs, at half the parameters on `geography`, seed 0."""
     lines = []
     dense = measured.find(contender=grid.DENSE_CELL, task=MAIN[0], seed=0)
     for name in (*PROJECTIONS, *MASKED):
@@ -164,7 +164,7 @@ def _cost(measured: Results) -> str:
 
 
 def _worst(measured: Results, name: str) -> str:
-    """The largest ratio of output_aligned's error to this method's, where both were measured at one rank."""
+    """The largest ratio of output_aligned's error to this method's, over cells with equal ranks."""
     ours = {_where(row): row["output_error"] for row in measured.find(contender="output_aligned")}
     theirs = {_where(row): row["output_error"] for row in measured.find(contender=name)} if name in PROJECTIONS else {}
     ratios = [ours[cell] / error for cell, error in theirs.items() if error and cell in ours]
@@ -176,13 +176,16 @@ def _where(row: dict[str, Any]) -> tuple:
 
 
 def _masks(measured: Results) -> str:
-    """Half the weights masked: which data the scores come from, over the tasks that have all four."""
+    """The table of masks by the data of their scores, at half the weights, over tasks that have all four."""
     lines = []
     for base in BASES:
+        # Only tasks that were measured with all data, so that means are comparable.
         found = {
             data: {row["task"]: row for row in measured.find(contender=f"{base} {data}", kept=0.5)} for data in SETS
         }
         common = sorted(set.intersection(*(set(rows) for rows in found.values())))
+
+        # A line per kind of data, with differences to general data.
         for data in SETS if common else ():
             rows = [found[data][task] for task in common]
             accuracy, loglik = _written(mean_differences(rows, [found["general"][task] for task in common]))
@@ -191,6 +194,8 @@ def _masks(measured: Results) -> str:
                 base, data, f"{_mean(rows, 'accuracy'):.3f}", "–" if data == "general" else accuracy,
                 "–" if data == "general" else loglik, f"{ratio:.3f}", f"{len(common)}",
             ])  # fmt: skip
+
+    # The heading says what the means are over.
     head = [
         "scores",
         "data",
@@ -208,7 +213,7 @@ def _masks(measured: Results) -> str:
 
 
 def _ablation(measured: Results) -> str:
-    """Every knob against the default, over the tasks that have both."""
+    """The table of every option against its default, over the tasks that have both."""
     default = {row["task"]: row for row in measured.find(contender="wanda fused", kept=0.5)}
     ablated = {row["task"] for row in measured if row["contender"] in ABLATION}
     lines = []
@@ -253,7 +258,7 @@ def _matrix(crossed: Results) -> str:
 
 
 def _difference(rows: Rows, dense: Rows) -> tuple[str, str]:
-    """To the dense model of the same seed."""
+    """The difference to the dense model of the same seed."""
     by_seed = {row["seed"]: row for row in dense}
     rows = [row for row in rows if row["seed"] in by_seed]
     return _paired(rows, [by_seed[row["seed"]] for row in rows])
@@ -285,7 +290,7 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _shrinkage(shrunk: Results) -> str:
-    """What a share of the prior buys, by the number of calibration tokens."""
+    """The table of the gain by shrinkage, by the number of calibration tokens."""
     lines = [
         [
             f"`{row['task']}`", f"{row['tokens']:,}", row["prior"], f"{'auto: ' * row['auto']}{row['share']:g}",
@@ -306,7 +311,7 @@ def _shrinkage(shrunk: Results) -> str:
 
 
 def write_docs(folder: Path) -> Path:
-    """docs/results.md: what the data files say, and the commands that made them."""
+    """Write docs/results.md: all tables, and the commands that made their data."""
     measured, crossed = Results(folder / "methods.jsonl", grid.KEY), Results(folder / "cross.jsonl", cross.KEY)
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
     shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
@@ -335,12 +340,12 @@ def write_docs(folder: Path) -> Path:
 
 
 def _pictures(folder: Path, *names: str) -> list[str]:
-    """Those that were drawn."""
+    """Links to the plots that exist."""
     return [f"![{name}](../bench/results/{name}.png)\n" for name in names if (folder / f"{name}.png").exists()]
 
 
 def plots(measured: Results, crossed: Results, folder: Path = RESULTS) -> list[Path]:
-    """Curves of the grid, and the matrix of tasks."""
+    """Draw the curves of the grid and the matrix of tasks."""
     from bench.methods.plots import curves, matrix
 
     return [

@@ -1,11 +1,11 @@
-"""What shrinking the Gram matrices buys, by the number of calibration tokens.
+"""The gain by shrinking the Gram matrices, by the number of calibration tokens.
 
     python -m bench.methods.shrinkage [--task geography] [--tokens 1024 4096 16384 65536]
 
-Every share of the diagonal prior, with --general also of general text, and the one that `shrinkage="auto"` chooses on
-held-back calibration tokens: output error on calibration data and on the fitness split's texts (the mean over every
-third block's matrices of Σ |y - ŷ|² / Σ |y|²), and the test split's mean log-likelihood of the right answer, paired
-with no shrinkage. Appends to a file of JSON lines.
+It measures several weights of the diagonal prior (with --general also of general text), and the weight that
+`shrinkage="auto"` chooses on held-out calibration tokens. For each it reports the output error on calibration data and
+on the fitness split (Σ |y - ŷ|² / Σ |y|², averaged over the matrices of every third block), and the test split's mean
+log-likelihood of the right answer, paired with no shrinkage. Rows are appended to a file of JSON lines.
 """
 
 import argparse
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--method", default="output_aligned")
     parser.add_argument("--output", type=Path, default=RESULTS / "shrinkage.jsonl")
     options = parser.parse_args()
+
+    # New texts, a uniform plan, and the matrices whose errors are measured.
     model, tokenizer = sieve.load_model(options.model)
     task = load_task(options.task)
     splits = task.splits()
@@ -51,6 +53,8 @@ def main() -> None:
     }
     common = {"model": options.model, "task": task.name, "method": options.method, "kept": options.kept}
     results = Results(options.output, KEY)
+
+    # Every prior and weight for each number of calibration tokens. The first weight, 0, is the reference.
     for tokens in options.tokens:
         statistics = sieve.calibrate(model, tokenizer, task, tokens, options.method)
         priors = {"diagonal": None}
@@ -60,6 +64,7 @@ def main() -> None:
         for prior, other in priors.items():
             shares = [*SHARES, "auto"] if prior == "diagonal" else [*SHARES[1:], "auto"]
             for share in shares:
+                # Factors, their errors on texts seen and unseen, and the model's scores.
                 factors = sieve.project(model, statistics, options.method, plan=plan, shrinkage=share, prior=other)
                 seen, unseen = (
                     output_errors(model, texts, [factors], compared)[0] for texts in (statistics.samples, new)
@@ -69,6 +74,8 @@ def main() -> None:
                     loglik = evaluate(model, tokenizer, task, splits["test"][: options.examples]).loglik
                 plain = loglik if plain is None else plain
                 gain = loglik - plain
+
+                # A row, stored at once.
                 row = common | {
                     "tokens": statistics.tokens, "prior": prior, "share": factors.shrinkage, "auto": share == "auto",
                     "error_calibration": round(seen, 6), "error_new": round(unseen, 6),

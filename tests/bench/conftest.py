@@ -1,4 +1,4 @@
-"""The benchmarks are tried on the same small world as the driver."""
+"""The benchmarks are tested on the same small world as the driver."""
 
 from tests.sieve.conftest import world
 

@@ -1,7 +1,7 @@
-"""Results of the kernels that moves and renames must not change, stored in kernels.json.
+"""Results of the kernels, stored in kernels.json: moves and renames must not change them.
 
-    python -m tests.golden.kernels outputs programs     # stores both anew
-    python -m tests.golden.kernels --check              # says what differs from the stored, and exits 1
+    python -m tests.golden.kernels outputs programs     # stores both again
+    python -m tests.golden.kernels --check              # lists differences to the stored results and exits with 1
 
 `outputs`: a digest of every operator's values and gradients for small whole numbers, of which all sums are exact: the
 same for each backend, instruction set and device. `programs`: a digest of the code (PTX) that Triton makes for a GPU
@@ -50,9 +50,12 @@ Call = tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[Tensor]]
 
 
 def calls(t: Numbers, rows: int) -> Iterator[tuple[str, Call]]:
-    """Every operator with arguments for so many rows; those that require gradients get them."""
+    """Every operator with arguments for `rows` rows. Arguments that require gradients get them."""
+    # Tensors that several operators take.
     x, pair, pivoted = t(rows, N), lambda r=RANK: (t(r, N), t(M, r)), (t(RANK, N), t(M - RANK, RANK))
     places, whole = t.permutation(M), t.permutation(K)
+
+    # Layers, then their combinations, then the pointwise operators.
     yield "linear", (sk.linear, [x, t(M, N), t(M)])
     yield "lowrank_linear", (sk.lowrank_linear, [x, *pair(), t(M)])
     yield "lowrank_linear sliced", (lambda x, A, B: sk.lowrank_linear(x, A, B, rank=3), [x, *pair()])
@@ -135,7 +138,7 @@ def _tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _digest(tensors) -> str:
-    """Of shapes, dtypes and whole values: fixed-point products and squares of norms may be a last digit beside them."""
+    """Digest of shapes, dtypes and rounded values: fixed-point products and norms may differ in the last digit."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
@@ -175,7 +178,7 @@ def programs() -> dict[str, list[str]]:
 
 
 def _code(ptx: str) -> str:
-    """Digest of a program without what names and places its source."""
+    """Digest of a program without the names and lines of its source."""
     entry = re.search(r"\.entry\s+(\w+)", ptx).group(1)
     ptx = ptx.partition("\t.section\t.debug")[0].replace(entry, "kernel")
     lines = [re.sub(r"//.*", "", line).rstrip() for line in ptx.splitlines()]
@@ -184,7 +187,7 @@ def _code(ptx: str) -> str:
 
 
 def made(part: str) -> dict:
-    """The results of a part as they are now; programs from a process in which Triton compiles."""
+    """The current results of a part. Programs come from a process in which Triton compiles."""
     if part == "outputs":
         return outputs()
     command = [sys.executable, "-m", "tests.golden.kernels", "print"]

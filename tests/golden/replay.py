@@ -1,9 +1,9 @@
-"""What Sieve computes on tiny models today, as JSON: a change that should change nothing is replayed against it.
+"""Sieve's results on tiny models, as JSON: a change that should change nothing is compared with them.
 
-    python -m tests.golden.replay          # write golden.json anew, after a change that is meant to change results
+    python -m tests.golden.replay          # write golden.json again, after an intended change of results
 
-Numbers that hold on every machine (up to rounding) are small summaries that do not depend on the signs of
-eigenvectors. Bits, and the plans of searches, which near ties can turn, hold on one kind of machine: `machine()`.
+Summaries that do not depend on the signs of eigenvectors hold on every machine, up to rounding. Exact bits, and plans
+of searches, which near ties can change, hold only on one kind of machine: `machine()`.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ TIMES = {"seconds", "versions"}
 
 
 def machine() -> dict[str, str]:
-    """Where equal bits are to be expected."""
+    """The kind of machine on which equal bits are expected."""
     found = Path("/proc/cpuinfo")
     names = [line for line in found.read_text().splitlines() if line.startswith("model name")] if found.exists() else []
     return {
@@ -92,7 +92,7 @@ def searched(name: str, folder: Path) -> dict[str, Any]:
     model, tokenizer, legs = tiny_model("llama"), tiny_tokenizer(), task(folder)
     factors = sieve.project(model, sieve.calibrate(model, tokenizer, legs, tokens=800))
     journal = folder / f"{name}.txt"
-    # The allocation for a given size is one candidate: there the tolerance is what asks for more.
+    # For a given size the allocation has one candidate; with a tolerance it has several.
     aim = {"kept": 0.6} if name != "budget" else {"tolerance": 0.3}
     found = run_search(
         model, tokenizer, factors, legs, search=name, rank_multiple=4, journal=journal, **{**SMALL, **aim}
@@ -154,7 +154,7 @@ def stored(model: nn.Module) -> dict[str, Any]:
 
 
 def energy(M: torch.Tensor) -> list[float]:
-    """Norm and trace-like sum of a map, whatever the signs inside it."""
+    """Norm and a trace-like sum of a map, which do not depend on signs inside it."""
     count = min(M.shape)
     return [float(M.norm()), float(M[:count, :count].diagonal().sum())]
 
@@ -175,7 +175,7 @@ def without(value: Any, names: set[str]) -> Any:
 
 
 def everything() -> dict[str, Any]:
-    """All golden results, as they come out here."""
+    """All results, computed here."""
     with tempfile.TemporaryDirectory() as folder:
         parts: dict[str, Any] = {"machine": machine()}
         parts["families"] = {name: family(name, Path(folder)) for name in FAMILIES}

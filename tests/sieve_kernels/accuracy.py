@@ -1,4 +1,4 @@
-"""The rule every kernel is held to: nearly as close to the float64 result as torch in the same dtype."""
+"""The accuracy rule for every kernel: nearly as close to the float64 result as torch in the same dtype."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Where the kernels run, which implementation a test exercises, and memory that shows when it was never written."""
+"""Fixtures: the device of the kernels, the implementation under test, and memory that reveals unwritten elements."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill what `torch.empty` and its relatives return with NaN, so that reading it is noticed."""
+    """Fill the results of `torch.empty` and similar functions with NaN, so that reading unwritten memory is noticed."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.zeros(1).new_empty(3).isnan().all()

@@ -1,4 +1,4 @@
-"""Values and gradients of a function of tensors, ours against float64 and against torch's own in the same dtype."""
+"""Compare values and gradients of our functions with float64, relative to torch's error in the same dtype."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ def values_and_gradients(function: Callable, tensors: Sequence[Tensor | None], u
 def check_gradients(
     ours: Callable, definition: Callable, tensors: Sequence[Tensor | None], torchs: Callable | None = None
 ) -> None:
-    """Hold `ours` to the rule at these arguments: the error of `torchs` (by default the definition) is the measure."""
+    """Check `ours` by the accuracy rule; `torchs` (by default the definition) gives torch's error."""
     with torch.no_grad():
         outputs = definition(*tensors)
     upstreams = [torch.randn_like(y) for y in ([outputs] if isinstance(outputs, Tensor) else outputs)]

@@ -1,6 +1,6 @@
-"""Bytes of the tensors that a function makes: what an algorithm asks for, on every processor the same.
+"""Bytes of the tensors that a function allocates: they are the same on every processor.
 
-What a library takes for itself inside a product (packed operands, scratch) is not counted: it depends on the processor.
+Memory that a library allocates inside a product (packed operands, scratch) depends on the processor and is not counted.
 """
 
 import weakref

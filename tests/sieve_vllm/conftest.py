@@ -1,4 +1,4 @@
-"""The plugin is a distribution of its own: its folder is not installed with Sieve."""
+"""The plugin is a separate distribution, so its folder must be put on the path."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A toy exporter, the one file that a new export format is: the names of the parameters."""
+"""A toy exporter that writes the names of the parameters: a new export format is one file."""
 
 from sieve.checkpoint.exporters.base import Exporter
 

@@ -1,4 +1,4 @@
-"""A toy format, the one file that a new format is: the signs of a matrix and a scale for each row."""
+"""A toy format, the signs of a matrix and a scale for each row: a new format is one file."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The function of a toy projection: between `output_aligned` (levelling 0) and `svd` (levelling without end)."""
+"""The function of a toy projection: `output_aligned` at levelling 0, and `svd` in the limit of infinite levelling."""
 
 import torch
 
