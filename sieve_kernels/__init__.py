@@ -1,7 +1,7 @@
 """Kernels for pruned language models: streaming Gram matrices and low-rank layers, for GPU (Triton) and CPU.
 
-Useful alone: importing this package needs torch, NumPy and SciPy; Triton is looked for only when a tensor on a GPU
-arrives.
+The package works without the rest of Sieve: it needs torch, NumPy and SciPy. Triton is imported when the first
+tensor on a GPU arrives.
 """
 
 from sieve_kernels.core.dispatch import check_settings

@@ -1,1 +1,1 @@
-"""Kernels compiled for GPUs that need not be there: python -m sieve_kernels.aot."""
+"""Kernels compiled ahead of time for GPUs that this machine need not have: python -m sieve_kernels.aot."""

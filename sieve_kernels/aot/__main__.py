@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that need not be there, and say what the compiler made of it.
+"""Compile every kernel for GPUs that this machine need not have, and report the compiler's results.
 
 python -m sieve_kernels.aot prints one table of registers, spills, shared memory, occupancy and instruction classes for
 every case, shape class, dtype and target, counts the memory traffic of each case in Triton's interpreter, and stores
@@ -27,7 +27,7 @@ DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 CASE_NAMES = tuple(case.name for case in CASES)
 
 KEYS = {"programs": ("case", "shape", "dtype", "target"), "traffic": ("case", "shape", "dtype")}
-"""What names the rows that a run replaces."""
+"""The columns that identify a row; a run replaces rows with equal values."""
 
 
 def read(path: Path = TABLE) -> dict:
@@ -36,7 +36,7 @@ def read(path: Path = TABLE) -> dict:
 
 
 def write(table: dict, path: Path) -> None:
-    """Store `table` at `path`, a row a line: such a file shows its changes well."""
+    """Store `table` at `path`, one line per row, so that diffs are readable."""
     order = {name: at for at, name in enumerate((*CASE_NAMES, *PROBLEMS, *DTYPE_NAMES, *TARGETS))}
     parts = [f'"versions": {json.dumps(table["versions"])}']
     for part, keys in KEYS.items():
@@ -45,12 +45,12 @@ def write(table: dict, path: Path) -> None:
         parts.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
         temporary.write("{\n" + ",\n".join(parts) + "\n}\n")
-    os.chmod(temporary.name, 0o644)  # a temporary file is for its owner alone
+    os.chmod(temporary.name, 0o644)  # temporary files are readable by their owner only
     Path(temporary.name).replace(path)
 
 
 def compiled(targets: list[str], dtypes: list[str], cases: list[str], shapes: list[str], jobs: int) -> list[dict]:
-    """The rows of all programs that were asked for, compiled in `jobs` processes."""
+    """The rows of all requested programs, compiled in `jobs` processes."""
     from sieve_kernels.aot import compile
 
     # The longest first, so that the processes end together.
@@ -60,14 +60,14 @@ def compiled(targets: list[str], dtypes: list[str], cases: list[str], shapes: li
 
 
 def counted(cases: list[str]) -> list[dict]:
-    """The rows of memory traffic, from a process in which Triton interprets."""
+    """The rows of memory traffic, from a process that runs Triton's interpreter."""
     command = [sys.executable, "-m", "sieve_kernels.aot.traffic", *cases]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def show(programs: list[dict], traffic: list[dict]) -> None:
-    """Print the tables; those with nothing in them not, and none where `rich` is not installed."""
+    """Print the tables that have rows; none if `rich` is not installed."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -89,7 +89,7 @@ def show(programs: list[dict], traffic: list[dict]) -> None:
     console.print(table)
     if not traffic:
         return
-    # Traffic, beside what cannot be avoided.
+    # Traffic, and its minimum.
     table = Table("case", "shape", "dtype", title="Bytes that programs load and store, and the least that must move")
     for heading in ("moved", "minimum", "ratio"):
         table.add_column(heading, justify="right")
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=TABLE, help="the stored table; rows that are not made stay")
     options = parser.parse_args(arguments)
 
-    # Compile and count. The compiler must see kernels that are not interpreted.
+    # Compile and count. Interpreted kernels cannot be compiled, so the variable must be unset.
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9's default, without its warning
     programs = compiled(options.targets, options.dtypes, options.cases, options.shapes, options.jobs)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     from torch import __version__ as torch_version
     from triton import __version__ as triton_version
 
-    # Store the rows that were made in the place of earlier ones, and say what is wrong with them.
+    # Replace earlier rows by the new ones, and report faults.
     table = read(options.output) | {"versions": {"torch": torch_version, "triton": triton_version}}
     for part, rows in (("programs", programs), ("traffic", traffic)):
         made = {tuple(row[key] for key in KEYS[part]) for row in rows}

@@ -1,7 +1,7 @@
-"""Combinations of dtypes beside those of `core.cases`: whether each compiles, and multiplies every element once.
+"""Combinations of dtypes that `core.cases` lacks: whether each compiles and multiplies every element exactly once.
 
-python -m sieve_kernels.aot.combinations prints, as JSON, how many programs were compiled and what is wrong with them.
-Versions of Triton differ in this more than in anything else: run it with each that is to be supported.
+python -m sieve_kernels.aot.combinations prints, as JSON, the number of compiled programs and their faults. Versions of
+Triton differ most in this respect: run it with each supported version.
 """
 
 import json
@@ -70,12 +70,12 @@ def _factor(t: Make, rows: int, columns: int, bits: int) -> tuple[Tensor, Tensor
 
 
 def _rotary(t: Make, p: Problem) -> tuple:
-    """Queries, keys and angles as attention has them, of p.n elements a head."""
+    """Queries, keys and angles as in attention, with p.n elements per head."""
     return *(t(1, p.T, heads, p.n).transpose(1, 2) for heads in (4, 2)), *(t(1, p.T, p.n) for _ in range(2))
 
 
 def fault(launch: LaunchRecord, target: Target) -> str | None:
-    """What is wrong with the program of a launch; None if nothing is."""
+    """The fault of a launch's program; None if there is none."""
     source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
     with pretended(target):
         kernel = triton.compile(source, target=gpu_target(target), options=launch.options)
@@ -85,9 +85,9 @@ def fault(launch: LaunchRecord, target: Target) -> str | None:
 
 
 def counted_twice(ttgir: str) -> str | None:
-    """Of the first product by a warp's tensor cores that is not as long as four of its threads' elements side by side.
+    """The first tensor-core product of a warp whose K is shorter than the elements of four adjacent threads.
 
-    Triton 3.6 has several threads hold the same elements then, and adds their products for each.
+    Triton 3.6 then gives several threads the same elements and adds their products once per thread.
     """
     warps = set(re.findall(r"^(#mma\d*) = #ttg\.nvidia_mma<\{versionMajor = 2\b", ttgir, re.M))
     operand = r"tensor<\d+x(\d+)x\w+, #ttg\.dot_op<\{opIdx = 0, parent = (#mma\d*), kWidth = (\d+)\}>>"
@@ -98,7 +98,7 @@ def counted_twice(ttgir: str) -> str | None:
 
 
 def answer(target: Target, case: Case, problem: Problem) -> list[str]:
-    """What is wrong with the programs of a case, in words."""
+    """The faults of a case's programs, in words."""
     found = []
     for launch in launches(case, problem, target):
         try:

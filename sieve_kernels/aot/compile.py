@@ -1,4 +1,4 @@
-"""Compiling kernels for GPUs that are not there, and reading what the compiler made of them.
+"""Compile kernels for GPUs that this machine lacks, and read the compiler's results.
 
 `launch` records what the launchers hand to Triton; each launch is compiled for its target and does not run.
 """
@@ -23,7 +23,7 @@ from sieve_kernels.core.problems import DTYPES, PROBLEMS, Problem
 
 @dataclass(frozen=True)
 class Program:
-    """What is known of a compiled kernel without running it. Counts are static: they show the path, not the speed."""
+    """Static properties of a compiled kernel. Counts show which path it takes, not its speed."""
 
     kernel: str
     tile: str
@@ -33,12 +33,12 @@ class Program:
     spills: int  # bytes of stack per thread and spilled registers
     shared: int  # bytes per block
     tensor_memory: int  # columns per block
-    occupancy: float  # share of the warps that a multiprocessor could hold
+    occupancy: float  # fraction of the warps that a multiprocessor can hold
     instructions: dict[str, int]
 
 
 def rows(target: str, dtype: str, cases: tuple[str, ...], shapes: tuple[str, ...]) -> list[dict]:
-    """The table's rows of a target and dtype, for the named cases and shape classes; one per program."""
+    """The table's rows for a target and dtype, for the named cases and shape classes; one row per program."""
     kind = getattr(torch, dtype)
     found = []
     for case in CASES:
@@ -69,6 +69,7 @@ def programs(case: Case, problem: Problem, target: Target) -> list[Program]:
 
 
 def _read(kernel: CompiledKernel, constants: dict, target: Target) -> Program:
+    # What the program takes, and how many blocks fit a multiprocessor by each resource.
     binary = _binary(kernel.asm["cubin"]) if target.backend == "cuda" else _assembly(kernel.asm["amdgcn"])
     registers, spills, instructions = binary
     meta = kernel.metadata
@@ -76,7 +77,7 @@ def _read(kernel: CompiledKernel, constants: dict, target: Target) -> Program:
     blocks = [
         512 // -(-max(1, registers) // 8 * 8) * PARTITIONS // meta.num_warps,
         target.warps // meta.num_warps,
-        # CUDA keeps a KiB of each block's share for itself.
+        # CUDA reserves one KiB per block.
         target.shared // (meta.shared + KIB) if target.backend == "cuda" else target.shared // max(1, meta.shared),
         target.tensor_memory // columns if columns else target.warps,
     ]
@@ -115,12 +116,12 @@ GCN = {
     "STG": r"(?:buffer|global)_store\w*",
     "LOCAL": r"scratch_(?:load|store)\w*",
 }
-"""Instruction classes of the table, by what their names match."""
+"""Instruction classes of the table, and the patterns of their instructions' names."""
 
 
 @lru_cache
 def _binary(cubin: bytes) -> tuple[int, int, dict[str, int]]:
-    """Registers, stack bytes and instruction counts of a CUDA binary, by the disassembler that Triton brings."""
+    """Registers, stack bytes and instruction counts of a CUDA binary, by Triton's disassembler."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -136,7 +137,7 @@ def _binary(cubin: bytes) -> tuple[int, int, dict[str, int]]:
 def _assembly(amdgcn: str) -> tuple[int, int, dict[str, int]]:
     """Registers, scratch bytes plus spilled registers, and instruction counts of AMD assembly.
 
-    Scalar registers spill into lanes of vector registers, not into memory: they do not count.
+    Scalar registers spill into lanes of vector registers and not into memory, so they do not count.
     """
 
     def metadata(name: str) -> int:

@@ -1,8 +1,8 @@
-"""What launchers hand to Triton for GPUs that are not there, and whether Triton's launcher of that GPU takes it.
+"""Launches for GPUs that this machine lacks: what launchers pass to Triton, and whether Triton's launcher accepts it.
 
 A launcher runs on tensors without memory while Triton is told that a device of the target is active; its hook receives
 each launch before anything is compiled. The compiler does not run the code that unpacks a launch's arguments, and the
-interpreter has none: what that code refuses would otherwise show on a GPU only.
+interpreter has no such code: without this check, arguments that it refuses would fail only on a GPU.
 
 python -m sieve_kernels.aot.launch prints, as JSON, how many launches were checked and what was refused.
 """
@@ -33,7 +33,7 @@ Signature = dict[str, object]
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """A launch as Triton has bound it: all that a compilation needs."""
+    """A launch with its bound arguments: everything that a compilation needs."""
 
     kernel: JITFunction
     signature: Signature
@@ -59,7 +59,7 @@ def gpu_target(target: Target) -> GPUTarget:
 
 @contextmanager
 def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
-    """Let Triton and the launchers see a device of `target`; launches are collected and do not run."""
+    """Within, Triton and the launchers see a device of `target`; launches are recorded and do not run."""
     found: list[LaunchRecord] = []
 
     def note(*, fn, compile, **_) -> bool:
@@ -82,37 +82,37 @@ def pretended(target: Target) -> Iterator[list[LaunchRecord]]:
         stack.enter_context(patch.object(Plans, "__call__", unplanned))
         stack.enter_context(patch.object(knobs.runtime, "jit_cache_hook", note))
         stack.enter_context(patch.object(driver, "_active", active))
-        # What is prepared for one target is not for another.
+        # Plans for one target are wrong for another.
         stack.enter_context(patch.object(Plans, "_remember", lambda plans, kind, run: run))
         yield found
 
 
 def unplanned(plans: Plans, *arguments):
-    """A call that remembers nothing: plans depend on the device, and here it changes."""
+    """A call without cached plans: plans depend on the device, which changes here."""
     return plans.prepare(*arguments)(*arguments)
 
 
 def _tuples(value):
-    """JSON's lists as the tuples they were."""
+    """Lists from JSON, turned back into tuples."""
     if isinstance(value, dict):
         return {key: _tuples(entry) for key, entry in value.items()}
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def refusal(signature: Signature, constants: dict, backend: str = "cuda") -> str | None:
-    """Why a launcher of some version of Triton refuses such arguments; None if none does.
+    """Why a version of Triton refuses to launch with these arguments; None if all accept them.
 
-    A rule for versions that are not installed, then the code of the installed one, as far as it needs no GPU.
+    For other versions a rule decides; for the installed one its own code does, as far as it needs no GPU.
     """
     for name, kind in signature.items():
         if isinstance(kind, tuple) and any(map(_is_descriptor, _leaves(kind))):
             return f"{name} is a tuple that holds a tensor descriptor, which Triton 3.6 cannot launch"
     if backend != "cuda":
         return None
-    # What the compiler says of each descriptor that it has made a TMA copy of: only the count matters here.
+    # The compiler's record per TMA descriptor; only the number of records matters here.
     descriptors = [{} for kind in _leaves(tuple(signature.values())) if _is_descriptor(kind)]
     try:
-        if hasattr(nvidia, "make_launcher"):  # to 3.6: source code in C, which reads the arguments one by one
+        if hasattr(nvidia, "make_launcher"):  # up to 3.6: C source that reads the arguments one by one
             nvidia.make_launcher(constants, signature, descriptors)
         else:
             expanded = nvidia.expand_signature(signature.values(), descriptors, "nvTmaDesc")
@@ -133,7 +133,7 @@ def _leaves(kind: object) -> list[object]:
 
 
 def check(target: Target) -> tuple[int, list[str]]:
-    """How many launches all cases make on `target`, and what is refused of them, in words."""
+    """The number of launches of all cases on `target`, and the refusals, in words."""
     count, refused = 0, []
     for case in CASES:
         for dtype in case.dtypes:

@@ -1,4 +1,4 @@
-"""The GPUs that kernels are compiled for: what each can hold, and what each kernel must use there."""
+"""The GPUs that kernels are compiled for: their limits, and the instructions that each kernel must use there."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Target:
 
 
 PARTITIONS = 4
-"""Into which every multiprocessor here is divided, each with 512 registers per lane that are handed out by eights."""
+"""Partitions of every multiprocessor here; each has 512 registers per lane, allocated in units of eight."""
 
 KIB = 1024
 TARGETS = {
@@ -37,16 +37,16 @@ TARGETS = {
 }
 
 TILES = {"sm_80": "HMMA LDGSTS", "sm_90": "HGMMA LDGSTS", "sm_100": "UTCMMA LDGSTS", "gfx942": "MFMA"}
-"""Large tiles: the widest tensor-core instruction there is, fed past the registers where Triton does so."""
+"""Large tiles: the target's widest tensor-core instruction, with operands that bypass registers where Triton can."""
 
 WARPS = {"sm_80": "HMMA LDGSTS", "sm_90": "HMMA LDGSTS", "sm_100": "HMMA LDGSTS", "gfx942": "MFMA"}
-"""Tiles of 16 rows, and float64: a single warp's instructions, as the wider ones need 64 rows and have no float64."""
+"""Tiles of 16 rows, and float64: instructions of one warp, since wider ones need 64 rows and do not support float64."""
 
 COPIED = {"sm_80": "", "sm_90": "HGMMA TMA", "sm_100": "UTCMMA TMA", "gfx942": ""}
-"""Large tiles of kernels that only run where tiles are copied by TMA."""
+"""Large tiles of kernels that run only on GPUs with TMA."""
 
 ADDS = dict.fromkeys(TARGETS, "")
-"""Kernels that multiply no matrices."""
+"""Kernels without matrix products."""
 
 EXPECTED: dict[str, dict[int, dict[str, str]]] = {
     "gram_kernel": {16: TILES, 32: TILES, 64: WARPS},
@@ -85,7 +85,7 @@ EXPECTED: dict[str, dict[int, dict[str, str]]] = {
 
 
 def faults(row: dict) -> list[str]:
-    """What is wrong with a row of the table, in words; nothing if nothing is."""
+    """The faults of a row of the table, in words."""
     target = TARGETS[row["target"]]
     found = []
     if row["spills"] or "LOCAL" in row["instructions"]:
@@ -102,6 +102,6 @@ def faults(row: dict) -> list[str]:
     if row["tile"].endswith("TMA"):
         wanted = {"TMA" if name == "LDGSTS" else name for name in wanted}
     if bits == 16 and row["shape"] in ("ragged", "small"):
-        wanted.discard("LDGSTS")  # copies at least four bytes, to which Triton must know neighbours to be aligned
+        wanted.discard("LDGSTS")  # copies at least four bytes, which Triton must know to be aligned
     missing = wanted - set(row["instructions"])
     return found + ([f"without {', '.join(sorted(missing))}"] if missing else [])

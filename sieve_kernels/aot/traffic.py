@@ -1,7 +1,7 @@
-"""Counting the bytes that a kernel's programs load and store, in Triton's interpreter.
+"""Count the bytes that a kernel's programs load and store, in Triton's interpreter.
 
-What programs move is not what memory moves: tiles that several programs read come from the cache. It is what the
-tiling asks of the cache, exact and the same on every machine, so that a change which reads more cannot hide.
+These bytes are not memory traffic, because tiles that several programs read come from the cache. They are the requests
+to the cache: exact, and the same on every machine, so that a change that reads more is always visible.
 """
 
 import json
@@ -24,7 +24,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 def rows(names: list[str]) -> list[dict]:
-    """Bytes moved, and the least that must be, for the named cases in every counted shape and dtype."""
+    """Bytes moved and the minimum, for the named cases in every counted shape and dtype."""
     found = []
     for case in CASES:
         for dtype in DTYPES:
@@ -36,12 +36,12 @@ def rows(names: list[str]) -> list[dict]:
 
 
 def moved(case: Case, problem: Problem) -> int:
-    """Bytes that the programs of `case` load and store for `problem`: elements that no mask leaves out."""
+    """Bytes that the programs of `case` load and store for `problem`: masked elements do not count."""
 
     def make(*sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.ones(sizes, dtype=dtype or problem.dtype)
 
-    # Kernels store float32 in the interpreter only for its rounding. Bytes are counted as on a GPU.
+    # In the interpreter kernels store float32, because of its rounding; bytes are counted as on a GPU.
     with (
         patch.object(tiles, "compute_dtype", lambda dtype: dtype),
         patch.object(Plans, "__call__", unplanned),
@@ -53,13 +53,13 @@ def moved(case: Case, problem: Problem) -> int:
 
 @contextmanager
 def _counting() -> Iterator[list[int]]:
-    """Collect the bytes of every load, store and (twice: it does both) atomic operation."""
+    """Within, collect the bytes of every load, store and (twice: it does both) atomic operation."""
     assert dispatch.INTERPRETED, "set TRITON_INTERPRET=1 before Triton is imported"
     found: list[int] = []
     builder = interpreter.interpreter_builder
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
 
-    # What every operation adds.
+    # Each operation of the interpreter is replaced by one that adds its bytes first.
     def note(pointers, mask, times: int = 1) -> None:
         found.append(int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8 * times)
 

@@ -1,1 +1,1 @@
-"""Which implementation is fastest on this device: python -m sieve_kernels.autotune."""
+"""Find the fastest implementations and configs on this device: python -m sieve_kernels.autotune."""

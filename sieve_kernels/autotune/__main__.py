@@ -1,9 +1,9 @@
-"""Measure what is fastest on this machine, and remember it for `dispatch`: the implementation of each operator, and the
+"""Measure what is fastest on this machine and store it for `dispatch`: the implementation of each operator, and the
 config (tiles, split-K, warps, stages) of each launch of a product.
 
-python -m sieve_kernels.autotune measures the GPU; --device cpu measures a CPU where more than one implementation can
-serve. The candidates of a call take turns, medians are compared, and one replaces what the cost model prefers only
-where it takes at most 97 % of its time. The file that it writes is described in `core/tuning_cache.py`.
+python -m sieve_kernels.autotune measures the GPU; --device cpu measures operators with several implementations on a
+CPU. The candidates of a call take turns, and their medians are compared. A candidate replaces the cost model's choice
+only if it takes at most 97 % of its time. The file that it writes is described in `core/tuning_cache.py`.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-configs", action="store_true", help="implementations only, with the configs there are")
     parser.add_argument("--output", type=Path, help="default: where dispatch looks")
     options = parser.parse_args(arguments)
-    # What would be in the way later is said before anything is measured.
+
+    # Check settings, device and file first, so that no measurement is lost to an error at the end.
     try:
         dispatch.check_settings()
     except SettingError as error:
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{file} is no file of choices, or damaged: remove it or name another with --output", file=sys.stderr)
         return 2
 
-    # Every operator for every kind of rows, and of ranks where it has one.
+    # Every operator for every number of rows, and for every rank if its choice depends on one.
     measured = Measured(device, options.rounds, not options.no_configs)
     with torch.inference_mode():
         for case in (CASES_BY_OPERATOR[name] for name in options.operators):
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
                     for rank in options.ranks if is_ranked(case) else options.ranks[:1]:
                         for entry in measured.add(case, Problem(rows, options.size, options.size, rank, dtype)):
                             say(entry)
+
+    # Store what was found.
     if not measured.choices and not measured.configs:
         print("nothing to choose: every call has a single implementation here")
         return 0
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def say(entry: dict) -> None:
-    """A line for an entry of the file."""
+    """Print a line for an entry of the file."""
     taken = ", ".join(f"{name} {1e3 * value:.3f} ms" for name, value in entry["seconds"].items())
     if "kernel" in entry:
         call = f"{entry['kernel']} {entry['dtype']} {entry['M']}×{entry['N']}×{entry['K']} {entry['traits']}".strip()

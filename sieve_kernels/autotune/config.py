@@ -1,8 +1,8 @@
-"""`GemmConfig`: how the launch of a matrix product is cut, the argument of every launcher of one.
+"""`GemmConfig`: tiles, split-K, warps and stages of a launch of a matrix product. Every launcher takes one.
 
-Beside each kernel stands a `TunedKernel`: a cost model, a list of the configs that are worth measuring, and what a
-config must fit. A launch takes what `python -m sieve_kernels.autotune` measured as fastest for its class of shapes on
-this device, else on the nearest one of its architecture, else what the cost model says.
+Each kernel has a `TunedKernel` in its file: a cost model, a list of configs worth measuring, and the limits of a
+config. A launch takes the config that `python -m sieve_kernels.autotune` measured as fastest for its class of shapes on
+this device; else that of the most similar device of its architecture; else the cost model's.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,24 +16,24 @@ from sieve_kernels.core.device import architecture, is_amd, shared_memory
 
 COST_MODEL = "cost model"
 ANY = "any"
-"""The architecture of configs that every GPU can try."""
+"""Architecture of configs for every GPU."""
 
 SPLITTABLE = "splittable"
-"""Trait of a product whose reader adds partial sums."""
+"""Trait of a product whose reader adds split-K parts."""
 UNALIGNED = "unaligned"
 """Trait of a product whose elements are loaded one by one."""
 
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """Tiles and how a program computes one; powers of two, but for `split_k` across programs, stages and groups.
+    """Tiles and how a program computes one. Values are powers of two, except `split_k` across programs, stages, groups.
 
     Attributes:
-        block_m, block_n: rows and columns of a tile of the result. Kernels of few rows take as many rows as there are.
-        block_k: elements along K of a step.
-        split_k: parts of the sum over K, of programs of their own, or (few rows) of warps of their own.
-        num_warps, num_stages: of a program, and of its pipeline of loads.
-        group_m: rows of tiles that are taken together, so that what they share is still in L2.
+        block_m, block_n: rows and columns of a tile of the result. GEMV kernels take all rows.
+        block_k: elements along K per step.
+        split_k: parts of the sum over K; each has its own program, or (GEMV) its own warp.
+        num_warps, num_stages: warps of a program, and stages of its load pipeline.
+        group_m: rows of tiles that are computed together, so that shared operands are still in L2.
     """
 
     block_m: int
@@ -46,7 +46,7 @@ class GemmConfig:
 
     @classmethod
     def read(cls, value: Mapping[str, object]) -> "GemmConfig | None":
-        """Of a file; None of one that another version has written, or a hand has spoiled."""
+        """The config in a file's entry; None if another version wrote it or it is damaged."""
         known = {one.name for one in fields(cls)}
         whole = all(type(number) is int and number > 0 for number in value.values())
         return cls(**value) if whole and {"block_m", "block_n", "block_k"} <= value.keys() <= known else None
@@ -59,11 +59,11 @@ class GemmConfig:
 
 @dataclass(frozen=True)
 class GemmShape:
-    """What a config depends on: products a [M, K_i] · b [N_i, K_i] transposed, side by side in one launch.
+    """What the choice of a config depends on: products a [M, K_i] · b [N_i, K_i] transposed in one launch.
 
     Attributes:
         dtype: of a; bits: of an element of b.
-        traits: what else a kernel's choice depends on.
+        traits: further properties that matter to a kernel.
     """
 
     M: int
@@ -76,7 +76,7 @@ class GemmShape:
 
     @property
     def N(self) -> int:
-        """Columns of all results."""
+        """Total columns of all results."""
         return sum(self.Ns)
 
     @property
@@ -86,7 +86,7 @@ class GemmShape:
 
     @property
     def key(self) -> tuple:
-        """The class of shapes that share a measured config, as files of choices have it."""
+        """The class of shapes that share a measured config, as stored in files of choices."""
         sizes = tuning_cache.shape_class(self.M), tuning_cache.fine_class(self.N), tuning_cache.fine_class(self.K)
         return str(self.dtype).removeprefix("torch."), self.bits, *sizes, " ".join(sorted(self.traits))
 
@@ -96,7 +96,7 @@ class GemmShape:
 
 @dataclass(frozen=True)
 class ChosenConfig:
-    """A launch's config, and who says so."""
+    """A launch's config, and its source."""
 
     kernel: "TunedKernel"
     shape: GemmShape
@@ -112,10 +112,10 @@ class TunedKernel:
     """A kernel with the configs it can be launched with.
 
     Attributes:
-        name: what files of choices and `explain` call it.
-        cost_model: the config for a shape where nothing was measured.
+        name: its name in files of choices and in `explain`.
+        cost_model: the config for a shape without a measurement.
         configs: candidates by architecture, `ANY` for all; `python -m sieve_kernels.autotune` measures them.
-        supports: whether a config can serve a shape on its device.
+        supports: whether a config works for a shape on its device.
     """
 
     name: str
@@ -134,7 +134,7 @@ class TunedKernel:
     def _choose(self, shape: GemmShape) -> ChosenConfig:
         if shape in self.tried:
             return ChosenConfig(self, shape, self.tried[shape], "tried")
-        # A tensor without memory is there to be compiled for, and never measured.
+        # Tensors without memory serve ahead-of-time compilation, for which nothing was measured.
         if shape.device.type != "meta":
             measured = tuning_cache.config(self.name, shape.key, shape.device)
             if measured is not None:
@@ -144,12 +144,12 @@ class TunedKernel:
         return ChosenConfig(self, shape, self._fitted(shape), COST_MODEL)
 
     def candidates(self, shape: GemmShape) -> list[GemmConfig]:
-        """What is worth measuring for a shape, the cost model's config first."""
+        """The configs worth measuring for a shape, the cost model's first."""
         listed = [*self.configs.get(architecture(shape.device), ()), *self.configs.get(ANY, ())]
         return list(dict.fromkeys([self._fitted(shape), *(one for one in listed if self.supports(one, shape))]))
 
     def _fitted(self, shape: GemmShape) -> GemmConfig:
-        """The cost model's config, made smaller until it fits a GPU that the model does not know."""
+        """The cost model's config, made smaller until it fits; GPUs unknown to the model may need that."""
         config = self.cost_model(shape)
         while not self.supports(config, shape):
             smaller = _smaller(config)
@@ -183,8 +183,8 @@ def _smaller(config: GemmConfig) -> GemmConfig | None:
 
 
 def fits_shared_memory(config: GemmConfig, shape: GemmShape, operands: int = 1) -> bool:
-    """Whether the stages of a product's operands, tiles of a and of `operands` b, fit in a program's shared memory."""
-    # AMD's compiler keeps one stage in registers.
+    """Whether all stages of a tile of a and of `operands` tiles of b fit a program's shared memory."""
+    # AMD's compiler keeps one of the stages in registers.
     buffers = config.num_stages - 1 if is_amd() else config.num_stages
     size = shape.dtype.itemsize
     step = config.block_k * (config.block_m * size + operands * config.block_n * size)
@@ -196,7 +196,7 @@ _records: list[list[ChosenConfig]] = []
 
 @contextmanager
 def recorded() -> Iterator[list[ChosenConfig]]:
-    """Collects the configs of the launches that are decided within."""
+    """Within, collects the configs that launches choose."""
     record: list[ChosenConfig] = []
     _records.append(record)
     decisions.forget()

@@ -1,4 +1,4 @@
-"""What is fastest: implementations of a call, and configs of the launches that each makes. All of it takes turns."""
+"""Measure the fastest implementation of a call, and the fastest configs of its launches; candidates take turns."""
 
 import statistics
 import time
@@ -13,16 +13,17 @@ from sieve_kernels.core.cases import Case
 from sieve_kernels.core.problems import Problem
 
 GAIN = 0.97
-"""What replaces the cost models' choice takes at most this share of its time, so that noise changes nothing."""
+"""A candidate replaces the cost model's choice if it takes at most this fraction of its time, so that noise does not
+decide."""
 
 FLUSH = 256 << 20
-"""Bytes that are written between measurements on a GPU, so that no operand is still in its cache."""
+"""Bytes written between measurements on a GPU, so that no operand is still in its cache."""
 
 Work = Callable[[], object]
 
 
 def medians(works: dict[str, Work], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each of `works`, which take turns, after two rounds to warm up; each round another begins."""
+    """Median seconds of each of `works`, which take turns in a rotating order, after two warm-up rounds."""
     clock = _gpu_clock if device.type == "cuda" else cpu_clock
     names, times = list(works), {name: [] for name in works}
     for turn in range(rounds + 2):
@@ -41,7 +42,7 @@ def cpu_clock(work: Work) -> float:
 
 
 def _gpu_clock(work: Work) -> float:
-    """Seconds that the GPU is busy with a call, its operands not in the cache."""
+    """Seconds that the GPU is busy with a call whose operands are not in the cache."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.empty(FLUSH, dtype=torch.int8, device="cuda").zero_()
     begin.record()
@@ -52,13 +53,13 @@ def _gpu_clock(work: Work) -> float:
 
 
 def fastest(taken: dict[str, float]) -> str:
-    """The name that takes least, or the first one where none gains enough over it."""
+    """The name with the least time, or the first name if none gains enough over it."""
     preferred, best = next(iter(taken)), min(taken, key=taken.get)
     return best if taken[best] <= GAIN * taken[preferred] else preferred
 
 
 def candidates(operator: str, call: dispatch.Call) -> list[dispatch.Implementation]:
-    """What can serve a call, the one that the cost model prefers first."""
+    """The implementations that support a call, the cost model's choice first."""
     able = [one for one in dispatch.TABLE[operator] if one.supports(call)]
     if dispatch.INTERPRETED:
         able = [one for one in able if not one.name.startswith("triton")]
@@ -66,12 +67,12 @@ def candidates(operator: str, call: dispatch.Call) -> list[dispatch.Implementati
 
 
 def is_ranked(case: Case) -> bool:
-    """Whether what is fastest for an operator depends on a rank."""
+    """Whether an operator's choice depends on a rank."""
     return case.name.startswith("lowrank_")
 
 
 def arguments_of(case: Case, problem: Problem, device: torch.device) -> tuple:
-    """Arguments for a case: random floats, whole numbers that are permutations, ones."""
+    """Arguments for a case: random floats; permutations where integers are needed; ones for scales."""
 
     def make(*sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         dtype = dtype or problem.dtype
@@ -85,7 +86,7 @@ def arguments_of(case: Case, problem: Problem, device: torch.device) -> tuple:
 
 
 class Measured:
-    """Entries of the file, as they are found; a launch is measured once for its class of shapes."""
+    """Collects the entries of the file. A launch is measured once for its class of shapes."""
 
     def __init__(self, device: torch.device, rounds: int, with_configs: bool = True):
         self.device, self.rounds, self.with_configs = device, rounds, with_configs
@@ -93,21 +94,21 @@ class Measured:
         self.configs: dict[tuple, dict] = {}
 
     def add(self, case: Case, problem: Problem) -> list[dict]:
-        """Measure an operator for a problem; the entries that are new. None where there is nothing to choose."""
+        """Measure an operator for a problem; returns the new entries. There are none if there is nothing to choose."""
         call = dispatch.Call(self.device, problem.dtype, problem.T, problem.r if is_ranked(case) else 0)
         return self.add_call(case.name, call, arguments_of(case, problem, self.device))
 
     def add_call(self, operator: str, call: dispatch.Call, arguments: Sequence) -> list[dict]:
-        """Measure an operator for its arguments, as implementations take them; the entries that are new."""
+        """Measure an operator for arguments as its implementations take them; returns the new entries."""
         able, before, works = candidates(operator, call), len(self.configs), {}
-        # Every implementation with the configs that are fastest for it.
+        # First the configs of each implementation, so that it is compared at its best.
         for one in able:
             with ExitStack() as held:
                 for config in self._configs(one, arguments) if self.with_configs else ():
                     held.enter_context(config.kernel.trying(config.shape, config.config))
                 works[one.name] = prepared(one.load(), arguments, self.device)
         made = list(self.configs.values())[before:]
-        # Then the implementations.
+        # Then the implementations against each other.
         if len(works) > 1:
             taken = medians(works, self.device, self.rounds)
             made.append(
@@ -124,7 +125,7 @@ class Measured:
         return made
 
     def _configs(self, one: dispatch.Implementation, arguments: Sequence) -> list[ChosenConfig]:
-        """The fastest config of every launch of an implementation, one launch after the other."""
+        """Find the fastest config of every launch of an implementation, launch by launch."""
         found: list[ChosenConfig] = []
         for launch in dispatch.configs(one, arguments):
             key = (launch.kernel.name, *launch.shape.key)
@@ -141,7 +142,7 @@ class Measured:
     def _times(
         self, one: dispatch.Implementation, arguments: Sequence, launch: ChosenConfig, held: Sequence[ChosenConfig]
     ) -> dict[GemmConfig, float]:
-        """Seconds of a call by config of one of its launches, with those of launches before it as they are."""
+        """Config of one launch → seconds of the call, with the configs found for earlier launches."""
         works: dict[GemmConfig, Work] = {}
         for config in launch.kernel.candidates(launch.shape):
             with ExitStack() as stack:
@@ -151,14 +152,14 @@ class Measured:
                 try:
                     works[config] = prepared(one.load(), arguments, self.device)
                 except Exception as error:
-                    # A candidate that this GPU or Triton cannot compile is no candidate.
+                    # Skip a candidate that this GPU or this version of Triton cannot compile.
                     print(f"{launch.kernel.name} {launch.shape}: {config} left out: {str(error)[:100]}", flush=True)
         return medians(works, self.device, self.rounds) if len(works) > 1 else {}
 
 
 def compile_candidates(operator: str, call: dispatch.Call, arguments: Sequence, share: int, count: int) -> None:
-    """Compile the share-th of `count` parts of what `add_call` will try: processes beside one another fill the cache of
-    Triton's compiler in a fraction of the time."""
+    """Compile part `share` of `count` parts of the candidates that `add_call` will measure: parallel processes fill the
+    cache of Triton's compiler in a fraction of the time."""
     for one in candidates(operator, call):
         for launch in dispatch.configs(one, arguments):
             for config in launch.kernel.candidates(launch.shape)[share::count]:
@@ -170,7 +171,8 @@ def compile_candidates(operator: str, call: dispatch.Call, arguments: Sequence, 
 
 
 def prepared(function: Callable, arguments: Sequence, device: torch.device) -> Work:
-    """A call as it is decided now, whatever is decided later; on a GPU a graph, free of the host's time."""
+    """The call with its current implementation and configs, which later decisions do not change; on a GPU a CUDA graph,
+    which excludes host time."""
     run = getattr(function, "prepare", lambda *_: function)(*arguments)
     run(*arguments)
     if device.type != "cuda":
@@ -183,7 +185,7 @@ def prepared(function: Callable, arguments: Sequence, device: torch.device) -> W
 
 
 def config_entry(launch: ChosenConfig, taken: dict[GemmConfig, float]) -> dict | None:
-    """The entry of the file for a launch whose configs took so long; None where there was nothing to choose."""
+    """The file's entry for a launch with these times of configs; None if there was nothing to choose."""
     if not taken:
         return None
     dtype, bits, M, N, K, traits = launch.shape.key

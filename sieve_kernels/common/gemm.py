@@ -1,9 +1,9 @@
-"""The matrix product that everything here is made of, for one or several right-hand sides in one launch.
+"""Matrix products in Triton, for one or several right-hand sides in one launch.
 
 Operands have any strides: with strides exchanged the same kernel serves the products of the backward pass. Where the
 tiles of the result are too few to fill the GPU, the sum over K is split (split-K): each program writes its part of a
-tile to a workspace, and what reads the result next adds the parts in their order. So the same input gives the same
-bits.
+tile to a workspace, and the next reader of the result adds the parts in a fixed order, so that results are
+deterministic.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from sieve_kernels.common.gemm_kernel import matmul_kernel, split_k_reduce_kerne
 from sieve_kernels.core.device import is_amd, num_sms
 
 MAX_SPLIT_K = 4
-"""Every reader of the result reads as many elements in the place of one."""
+"""Most split-K parts: each reader of the result reads that many elements instead of one."""
 
 MIN_STEPS = 4
-"""Steps along K that a part must have: fewer would not fill the pipeline of loads."""
+"""Fewest steps along K per part: fewer would not fill the load pipeline."""
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, config: GemmConfig | None = None) -> Tensor:
@@ -46,20 +46,20 @@ def grouped_gemm(
 ) -> list[Tensor]:
     """Several products a [M, K] · b [N, K] transposed, plus bias [N], in one launch; M is common, N and K may differ.
 
-    An a may also come in parts [split_k, M, K], as this function returns: then all have as many.
-    With `config.split_k` > 1 the result is [split_k, M, N] in the accumulator's dtype, whose sum is the product.
+    Each a may also be in parts [split_k, M, K], as this function returns them, if all have the same number of parts.
+    With `config.split_k` > 1 a result is [split_k, M, N] in the accumulator's dtype; its sum over parts is the product.
     """
     dtype, device, M = b[0].dtype, b[0].device, a[0].shape[-2]
     parts = a[0].shape[0] if a[0].dim() == 3 else 1
     Ns, Ks = tuple(t.shape[0] for t in b), tuple(t.shape[1] for t in b)
     config = config or MATMUL.choose(shape_of(a, b))
     split_k = config.split_k
-    # Results, or the parts of split sums.
+    # Results, or split-K parts of them.
     if split_k > 1:
         out = [torch.empty((split_k, M, N), dtype=tiles.accumulator(dtype), device=device) for N in Ns]
     else:
         out = [torch.empty((M, N), dtype=tiles.compute_dtype(dtype), device=device) for N in Ns]
-    # One launch for the tiles of all products, side by side.
+    # One launch covers the tiles of all products.
     num_tiles_n = sum(triton.cdiv(N, config.block_n) for N in Ns)
     tma = _takes_descriptors(a, b) and config.block_m >= 64
     if M > 0 and num_tiles_n > 0:
@@ -139,7 +139,7 @@ def split_k_reduce(parts: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Te
 
 
 def shape_of(a: Sequence[Tensor], b: Sequence[Tensor], *traits: str) -> GemmShape:
-    """Of products a [M, K], or its parts [split_k, M, K], · b [N, K] transposed."""
+    """The shape of products of a [M, K], or its parts [split_k, M, K], with b [N, K] transposed."""
     aligned = _takes_descriptors(a, b) or is_vectorizable(*a, *b)
     Ns, Ks, dtype = tuple(t.shape[0] for t in b), tuple(t.shape[1] for t in b), b[0].dtype
     traits = frozenset(traits if aligned else (*traits, UNALIGNED))
@@ -147,20 +147,20 @@ def shape_of(a: Sequence[Tensor], b: Sequence[Tensor], *traits: str) -> GemmShap
 
 
 def _takes_descriptors(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    # Some versions of Triton cannot launch with descriptors inside of a tuple: only a single product has them.
+    # Some versions of Triton cannot launch with descriptors in a tuple, so only single products use them.
     return len(b) == 1 and tiles.has_descriptor(a[0]) and tiles.has_descriptor(b[0])
 
 
 def is_vectorizable(*matrices: Tensor) -> bool:
-    """Whether loads can be 16 bytes wide, as far as Triton sees: it looks for strides that are multiples of 16."""
+    """Whether Triton makes loads 16 bytes wide: it requires strides that are multiples of 16."""
     return all(t.data_ptr() % 16 == 0 and 1 in t.stride()[-2:] and max(t.stride()[-2:]) % 16 == 0 for t in matrices)
 
 
 def constants(
     config: GemmConfig, M: int, Ns: Sequence[int], Ks: Sequence[int], dtype: torch.dtype
 ) -> dict[str, object]:
-    """What a launch is told of its config, of sides that need no masks, and of the arithmetic."""
-    # The assembler would rather spill a few registers than hold one block less; AMD's knows no such limit.
+    """Constants of a launch: its config, the sides that need no masks, and the arithmetic."""
+    # The assembler would spill registers to hold one more block; AMD's assembler has no such limit.
     registers = {} if is_amd() else {"maxnreg": 255}
     return {
         "EVEN_M": M % config.block_m == 0,
@@ -178,9 +178,9 @@ def constants(
 
 
 def gemm_config(shape: GemmShape) -> GemmConfig:
-    """Tiles no taller than the rows there are, and few rows spread over many tiles.
+    """The config: tiles not taller than the number of rows; few rows are spread over many tiles.
 
-    Where loads are not vectorised every element has an address of its own, in registers: steps are half as long, and in
+    Where loads are not vectorised, each element has its own address in registers, so steps are half as long, and
     float32 tiles half as wide.
     """
     block_m, block_n, block_k = _blocks(shape.M, max(shape.Ns), shape.dtype, UNALIGNED not in shape.traits)
@@ -189,9 +189,9 @@ def gemm_config(shape: GemmShape) -> GemmConfig:
 
 
 def split_k_factor(shape: GemmShape) -> int:
-    """Into how many parts the sums of these products go, a power of two: enough for a tile for every multiprocessor.
+    """Number of split-K parts of these products, a power of two: enough to give every multiprocessor a tile.
 
-    Only where rows are so few that the operands b are what is read: elsewhere the workspace would cost more.
+    Sums are split only for few rows, where reading b dominates; elsewhere the workspace would cost more.
     """
     M, K = shape.M, shape.Ks[0]
     if M > 64 or M == 0:
@@ -226,7 +226,7 @@ CONFIGS = {
         GemmConfig(128, 256, 64, num_warps=8),
     )
 }
-"""What is measured beside the cost model's config."""
+"""Configs that are measured in addition to the cost model's."""
 
 MATMUL = TunedKernel("matmul", gemm_config, CONFIGS, fits_shared_memory)
 SUMMED_MATMUL = TunedKernel("summed_matmul", gemm_config, CONFIGS, fits_shared_memory)

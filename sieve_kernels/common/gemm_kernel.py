@@ -8,10 +8,10 @@ from sieve_kernels.common import tiles
 
 @triton.jit
 def swizzle_tile(pid, M, num_tiles_n, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
-    """Row and column of the pid-th of the tiles, `num_tiles_n` in a row.
+    """Row and column of tile `pid`, with `num_tiles_n` tiles per row.
 
-    They are taken in groups of GROUP_M rows of tiles, column by column, so that the panels of both operands that
-    programs share are still in L2.
+    Tiles are ordered in groups of GROUP_M rows of tiles, column by column within a group, so that the operand panels
+    that programs share are still in L2.
     """
     first = pid // (GROUP_M * num_tiles_n) * GROUP_M
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP_M)
@@ -44,10 +44,10 @@ def gemm_mainloop(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """acc + a[rows, begin:end] b[cols, begin:end]ᵀ, where an a in PARTS is the sum of them, rounded to b's dtype."""
+    """acc + a[rows, begin:end] b[cols, begin:end]ᵀ. An a in PARTS is their sum, rounded to b's dtype."""
     for start in range(begin, end, BLOCK_K):
         if TMA:
-            # Descriptors give zero beyond the edges: no masks.
+            # Descriptors return zeros beyond the edges, so no masks are needed.
             a = a_ptr.load([rows, start])  # [BLOCK_M, BLOCK_K]
             b = b_ptr.load([cols, start])  # [BLOCK_N, BLOCK_K]
         else:
@@ -56,7 +56,7 @@ def gemm_mainloop(
             k = start + tl.arange(0, BLOCK_K)
             b = tiles.load_tile(b_ptr, n, k, stride_b[0], stride_b[1], N, K, EVEN_N, EVEN_K)  # [BLOCK_N, BLOCK_K]
             a = tiles.load_tile(a_ptr, m, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)  # [BLOCK_M, BLOCK_K]
-            # An operand that an earlier launch left in parts is added up as it is read.
+            # Split-K parts of an earlier launch are added while they are read.
             for part in tl.static_range(1, PARTS):
                 at = a_ptr + tl.cast(part, tl.int64) * stride_a[0]
                 a += tiles.load_tile(at, m, k, stride_a[-2], stride_a[-1], M, K, EVEN_M, EVEN_K)
@@ -96,13 +96,13 @@ def matmul_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """out = a bᵀ + bias of several products with as many rows, side by side. Grid: (tiles, split_k)."""
+    """out = a bᵀ + bias of several products with the same number of rows. Grid: (tiles, split_k)."""
     row, col = swizzle_tile(tl.program_id(0), M, num_tiles_n, BLOCK_M, GROUP_M)
     first = 0  # column of tiles where a product begins
     for i in tl.static_range(len(Ns)):
         behind = first + tl.cdiv(Ns[i], BLOCK_N)
         if (first <= col) & (col < behind):
-            # This program's tile is of product i: its part of the sum over K.
+            # If this program's tile belongs to product i, compute its part of the sum over K.
             rows = row * BLOCK_M
             cols = (col - first) * BLOCK_N
             begin = 0
@@ -134,7 +134,7 @@ def matmul_kernel(
                 BLOCK_N,
                 BLOCK_K,
             )
-            # Bias, and where the tile goes: in the result, or in this part's place of the workspace.
+            # Add the bias, and store the tile to the result or to this part of the workspace.
             rows += tl.arange(0, BLOCK_M)
             cols += tl.arange(0, BLOCK_N)
             if BIASED:
@@ -159,7 +159,7 @@ def split_k_reduce_kernel(
     BIASED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = the sum of the parts in their order, plus bias. Grid: (blocks of out,)."""
+    """out = the sum of the parts, in a fixed order, plus bias. Grid: (blocks of out,)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     acc = tl.load(parts_ptr + at, mask=inside, other=0.0)
@@ -194,7 +194,7 @@ def summed_matmul_kernel(
 ):
     """out = Σ a bᵀ over several products, rounded once. Grid: (tiles,)."""
     row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
-    # The products, one after the other into the same accumulator.
+    # All products add to the same accumulator.
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for i in tl.static_range(len(b_ptrs)):
         acc = gemm_mainloop(
@@ -221,7 +221,7 @@ def summed_matmul_kernel(
             BLOCK_N,
             BLOCK_K,
         )
-    # Rounded once.
+    # Round once, at the end.
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     tiles.store_tile(out_ptr, acc, rows, cols, stride_out[0], stride_out[1], M, N)

@@ -1,4 +1,4 @@
-"""What every Triton kernel here shares: loading tiles, multiplying them, and the facts of the device they run on."""
+"""Common to all Triton kernels: loading and multiplying tiles, and properties of the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ TRITON_DTYPES = {
 def load_tile(
     ptr, rows, cols, row_stride, col_stride, n_rows, n_cols, EVEN_ROWS: tl.constexpr, EVEN_COLS: tl.constexpr
 ):
-    """Tile [rows, cols] of a strided matrix, 0 outside; no mask along a side that is a multiple of the tile."""
+    """Tile [rows, cols] of a strided matrix, 0 outside it; no mask along a side that is a multiple of the tile."""
     # 64-bit offsets: a matrix of 2³¹ elements or more is ordinary for the activations of a long calibration pass.
     at = ptr + rows[:, None].to(tl.int64) * row_stride + cols[None, :].to(tl.int64) * col_stride
     if EVEN_ROWS and EVEN_COLS:
@@ -36,7 +36,7 @@ def load_tile(
 
 @triton.jit
 def store_tile(ptr, tile, rows, cols, row_stride, col_stride, n_rows, n_cols):
-    """Write a tile to [rows, cols] of a strided matrix, leaving out what is beyond its edge."""
+    """Write a tile to [rows, cols] of a strided matrix, without elements beyond its edge."""
     at = ptr + rows[:, None].to(tl.int64) * row_stride + cols[None, :].to(tl.int64) * col_stride
     tl.store(at, tile.to(ptr.dtype.element_ty), mask=(rows < n_rows)[:, None] & (cols < n_cols)[None, :])
 
@@ -52,8 +52,8 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def rounded(v, DTYPE: tl.constexpr, UPCAST: tl.constexpr):
-    """v [float32 or float64] with the digits of DTYPE. UPCAST serves the interpreter, which cuts bfloat16 off where
-    hardware rounds."""
+    """v [float32 or float64] rounded to the precision of DTYPE. UPCAST serves the interpreter, which truncates bfloat16
+    where hardware rounds."""
     if UPCAST and tl.bfloat16 == DTYPE:
         bits = v.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -79,7 +79,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def arithmetic(dtype: torch.dtype) -> dict[str, object]:
-    """How a kernel multiplies and sums elements of `dtype`: the constants that `multiply` takes."""
+    """How a kernel multiplies and accumulates elements of `dtype`: the constants of `multiply`."""
     return {
         "PRECISION": "ieee" if dtype == torch.float64 else precision(),
         "UPCAST": INTERPRETED,

@@ -1,1 +1,1 @@
-"""What all operators share: launches."""
+"""Common to all operators: definition, dispatch, checks, plans and launches."""

@@ -1,7 +1,7 @@
-"""Every kernel that is compiled and whose traffic is counted: one entry of CASES makes a kernel known to both.
+"""CASES: the kernels that are compiled ahead of time and whose traffic is counted; one entry serves both.
 
-A case names a launcher and builds its arguments. The launcher itself then decides tiles, warps and stages, on tensors
-without memory (device "meta") for the compiler and on small CPU tensors for the interpreter: nothing is repeated here.
+A case names a launcher and builds its arguments. The launcher itself chooses tiles, warps and stages, for the compiler
+on tensors without memory (device "meta") and for the interpreter on small CPU tensors, so nothing is repeated here.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Make = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A launcher ("module:function" inside the package), arguments for a problem, and the bytes it cannot do without.
+    """A launcher ("module:function" inside the package), its arguments for a problem, and the minimum bytes it moves.
 
     `minimum` is the cost model of the family's README: inputs and intermediates read once, results written once.
     """
@@ -37,18 +37,18 @@ class Case:
 
     @property
     def is_counted(self) -> bool:
-        """Whether its traffic is: the interpreter takes the way of GPUs without TMA."""
+        """Whether its traffic is counted: the interpreter takes the path of GPUs without TMA."""
         return self.targets == tuple(TARGETS)
 
     def problems(self, problems: dict[str, Problem], dtype: torch.dtype) -> dict[str, Problem]:
-        """Those of `problems` that the case serves, by shape class."""
+        """The problems that the case serves, by shape class."""
         shapes = {shape: replace(p, dtype=dtype) for shape, p in problems.items() if shape in self.shapes}
         return {shape: replace(p, r=self.rank or p.r) for shape, p in shapes.items()}
 
     def launch(self, make: Make, problem: Problem) -> None:
         module, name = self.launcher.split(":")
         function, arguments = getattr(import_module(f"sieve_kernels.{module}"), name), self.arguments(make, problem)
-        # What was prepared for another device would be taken for this one.
+        # Plans prepared for another device must not be reused.
         function = function.prepare(*arguments) if isinstance(function, Plans) else function
         function(*arguments)
 
@@ -58,18 +58,18 @@ BACKWARD = ("aligned", "ragged")
 FEW = ("few", "one")
 NARROW = (torch.bfloat16, torch.float16)
 COPYING = ("sm_90", "sm_100")
-"""Targets that copy tiles (TMA), of kernels that only run there."""
+"""Targets with TMA, for kernels that need it."""
 COMMON = (torch.bfloat16, torch.float32)
-"""Dtypes of cases whose kernels other cases launch in all dtypes."""
+"""Dtypes of cases whose kernels are covered in all dtypes by other cases."""
 
 
 def _products(*sizes: tuple[int, int, int]) -> int:
-    """Elements that products [M, K] · [K, N] read and write."""
+    """Number of elements that products [M, K] · [K, N] read and write."""
     return sum(M * K + K * N + M * N for M, K, N in sizes)
 
 
 def _shared(p: Problem, count: int) -> int:
-    """Elements moved for `count` intermediates z = x Aᵀ of one x."""
+    """Number of elements moved for `count` intermediates z = x Aᵀ of one x."""
     return count * _products((p.T, p.n, p.r)) - (count - 1) * p.T * p.n
 
 
@@ -80,12 +80,12 @@ def _backward(p: Problem, ms: tuple[int, ...]) -> int:
 
 
 def _qkv(p: Problem) -> tuple[int, int, int]:
-    """Outputs of query, key and value with four query heads to each of the others."""
+    """Outputs of query, key and value, with four query heads per key head."""
     return p.m, p.m // 4, p.m // 4
 
 
 def _head(p: Problem) -> int:
-    """Elements of each of 32 heads."""
+    """Elements per head, with 32 heads."""
     return p.n // 64 * 2
 
 
@@ -388,4 +388,4 @@ CASES = (
         dtypes=NARROW,
     ),
 )
-"""Backward passes that are not here launch nothing of their own: they are made of `matmul`."""
+"""Other backward passes have no kernels of their own: they call `matmul`."""

@@ -1,6 +1,6 @@
-"""Arguments of the operators: the checks they share, raised before any launch and in the same words on every backend.
+"""Common checks of the operators' arguments. They raise before any launch, with the same message on every backend.
 
-They run on every call, so each compares first and describes only what failed.
+They run on every call, so each compares first and builds a message only on failure.
 """
 
 import math
@@ -41,12 +41,12 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on for tensors of x's device; torch refuses to say it of tensors without memory."""
+    """Whether autocast is on for x's device; torch cannot tell for tensors without memory."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast(t: Tensor | None) -> Tensor | None:
-    """The tensor in autocast's dtype, for use where autocast is on. It leaves float64 alone, and so do we."""
+    """The tensor in autocast's dtype, for use where autocast is on. As in torch, float64 stays."""
     if t is None or t.dtype == torch.float64 or not t.is_floating_point():
         return t
     return t.to(torch.get_autocast_dtype(t.device.type))

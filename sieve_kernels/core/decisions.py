@@ -1,4 +1,4 @@
-"""What was decided once and is remembered: implementations, plans, and what was read from files of measured choices."""
+"""Cached decisions: implementations, plans, and the contents of files of measured choices."""
 
 from collections.abc import Callable
 from weakref import WeakSet
@@ -14,12 +14,12 @@ def remembers(cached: Callable) -> Callable:
 
 
 def register(plans: object) -> None:
-    """Let `forget` clear an object's decisions, `plans.clear()`, as long as it lives."""
+    """Let `forget` call `plans.clear()` as long as the object lives."""
     _plans.add(plans)
 
 
 def forget() -> None:
-    """Let every call be decided anew: for what measures the alternatives, and tests that change what decides."""
+    """Clear all cached decisions, so that calls are decided again: for measurements and tests."""
     for clear in _remembered:
         clear()
     for plans in list(_plans):

@@ -1,6 +1,6 @@
-"""What a device is, as far as kernels have to know: asked once per device, and in one place.
+"""Properties of a device that kernels depend on; queried once per device, and only here.
 
-Import the functions below, but not `properties`: a test that pretends to be another device replaces it here.
+Import the functions below but not `properties`, which tests replace here to simulate other devices.
 """
 
 import os
@@ -16,7 +16,7 @@ variable must be set before this package is imported."""
 
 @dataclass(frozen=True)
 class Properties:
-    """What kernels depend on.
+    """Properties of a device that kernels depend on.
 
     Attributes:
         architecture: "sm_90", "gfx942", …; "interpreter" for Triton's, "cpu" for a CPU.
@@ -32,12 +32,12 @@ class Properties:
 
 
 INTERPRETER = Properties("interpreter", 4, 64 << 10)
-"""A small GPU, so that small tests take every path."""
+"""The interpreter's device: a small GPU, so that small tests take every path."""
 
 
 @lru_cache
 def properties(device: torch.device) -> Properties:
-    """Of a GPU; in the interpreter those of a small one."""
+    """The properties of a GPU; in the interpreter those of a small one."""
     if INTERPRETED:
         return INTERPRETER
     if device.type != "cuda":
@@ -52,7 +52,7 @@ def properties(device: torch.device) -> Properties:
 
 
 def architecture(device: torch.device) -> str:
-    """Such as "sm_90", or "gfx942"."""
+    """The architecture, such as "sm_90" or "gfx942"."""
     return properties(device).architecture
 
 
@@ -67,7 +67,7 @@ def shared_memory(device: torch.device) -> int:
 
 
 def has_tma(device: torch.device) -> bool:
-    """Whether the GPU copies whole tiles by itself."""
+    """Whether the GPU copies tiles by tensor descriptors (TMA)."""
     return properties(device).has_descriptors
 
 

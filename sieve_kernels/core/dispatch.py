@@ -1,10 +1,10 @@
-"""Which implementation a call takes, and why.
+"""Dispatch: which implementation a call takes, and why.
 
-Every operator lists its implementations beside its definition, and the first that should serve a call does: the order
-follows from the cost models. The environment variable SIEVE_KERNELS (`torch`, `cpp`, `triton`, `triton_gemv`,
-`triton_fused`, …) overrides it where the named implementation can serve the call. What `python -m
+Every operator lists its implementations in the file that defines it. A call takes the first one that supports and
+prefers it; the order follows from the cost models. The environment variable SIEVE_KERNELS (`torch`, `cpp`, `triton`,
+`triton_gemv`, `triton_fused`, …) overrides this where the named implementation supports the call. What `python -m
 sieve_kernels.autotune` measured on this device (`tuning_cache.py`) comes in between. `explain` says what a call would
-take, and from where.
+take, and what decided it.
 """
 
 import math
@@ -25,23 +25,23 @@ from sieve_kernels.errors import SettingError
 VARIABLE = "SIEVE_KERNELS"
 
 GEMV_ROWS = 8
-"""Most rows of the compiled CPU kernels that need no AMX."""
+"""Most rows of the compiled CPU kernels without AMX."""
 
 GEMV_ROWS_GPU = 32
-"""Most rows for which a GPU's time is that of reading the weights, where the kernels here are made for it: measured on
-an H100, they are faster than the library's products at 16 rows and slower at 64."""
+"""Most rows for which the GEMV kernels are preferred: there reading the weights takes the time. Measured on an H100,
+they are faster than the library's products at 16 rows and slower at 64."""
 
 SOME_ROWS_GPU = range(129, 513)
-"""Rows for which a library product of each member of a group leaves much of a GPU idle: launches for all members can
-serve. Fewer rows do well on streams of their own, and products of more fill the GPU."""
+"""Rows for which a library product per member of a group leaves much of a GPU idle, so that one launch for all members
+may pay. Products of fewer rows do well on separate streams; products of more rows fill the GPU."""
 
 HALF_TILE_ROWS = range(GEMV_ROWS_GPU + 1, 65)
-"""Rows of which a tile of half the usual height holds all: small pairs of so many can take launches of their own."""
+"""Rows that fit one tile of half the usual height: small pairs of so many rows can take their own kernels."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the choice depends on: rows are tokens, rank is 0 for operators without one."""
+    """What the choice depends on. rows: tokens. rank: 0 for operators without one."""
 
     device: torch.device
     dtype: torch.dtype
@@ -54,11 +54,11 @@ class Implementation:
     """One way to compute an operator.
 
     Attributes:
-        name: what SIEVE_KERNELS, the tuning cache and `explain` call it.
-        function: gives the function; called when it is needed first, so that Triton is imported for GPUs alone.
-        why: what speaks for it, in words.
-        supports: whether it can serve a call.
-        prefers: whether it should, where nothing was measured or asked for.
+        name: its name in SIEVE_KERNELS, the tuning cache and `explain`.
+        function: returns the function; called at first use, so that Triton is imported only for GPUs.
+        why: the reason for it, in words.
+        supports: whether it can compute a call.
+        prefers: whether it should, if nothing was measured or requested.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Implementation:
     prefers: Callable[[Call], bool] = lambda call: True
 
     def load(self) -> Callable:
-        """The function. ImportError, with what to do, where it needs Triton and there is none."""
+        """The function. ImportError with advice if it needs Triton and Triton is not installed."""
         try:
             return self.function()
         except ModuleNotFoundError as error:
@@ -80,10 +80,10 @@ class Implementation:
 
 
 TABLE: dict[str, tuple[Implementation, ...]] = {}
-"""The implementations of every operator, as `core.op.define_op` was given them."""
+"""The implementations of every operator, in the order given to `core.op.define_op`."""
 
 RENAMED = {"native": "cpp"}
-"""Names that earlier versions gave implementations, in settings and in files of measured choices."""
+"""Earlier names of implementations, which settings and files of measured choices may contain."""
 
 
 def anywhere(call: Call) -> bool:
@@ -99,12 +99,12 @@ def on_gpu(call: Call) -> bool:
 
 
 def never(call: Call) -> bool:
-    """For what is to be measured first, or asked for."""
+    """For implementations that are used only if they were measured as fastest or requested."""
     return False
 
 
 def by_library(call: Call) -> bool:
-    """On a GPU many rows, and few of more than 16 bits, for which its kernels here are not made."""
+    """On a GPU many rows, and few rows of more than 16 bits, which the GEMV kernels do not support."""
     return on_cpu(call) or call.rows > GEMV_ROWS_GPU or call.dtype.itemsize > 2
 
 
@@ -129,7 +129,7 @@ def some_rows(call: Call) -> bool:
 
 
 def few_tiles(call: Call) -> bool:
-    """More rows than the kernels for few, and so few that a product of them leaves much of a GPU idle."""
+    """More rows than the GEMV kernels take, but so few that a library product leaves much of a GPU idle."""
     return GEMV_ROWS_GPU < call.rows < SOME_ROWS_GPU.stop and _copies_tiles(call)
 
 
@@ -169,18 +169,18 @@ def cpp(function: Callable[[], Callable], most: float = math.inf) -> Implementat
 
 
 def triton_gemv(function: Callable[[], Callable]) -> Implementation:
-    """The GPU's kernels for few rows."""
+    """The GEMV kernels of the GPU."""
     return Implementation("triton_gemv", function, "reads the weights once, and launches overlap", on_triton_gemv)
 
 
 def check_settings() -> None:
-    """SettingError where SIEVE_KERNELS or SIEVE_KERNELS_ISA has a value that every later call would refuse."""
+    """Raise SettingError if SIEVE_KERNELS or SIEVE_KERNELS_ISA has an invalid value."""
     _check_override(_override())
     library.library()
 
 
 def implementation(operator: str, x: Tensor, rank: int = 0) -> Callable:
-    """The function that serves `operator` for an input x [..., n]."""
+    """The function that computes `operator` for an input x [..., n]."""
     return _load(operator, x.device, x.dtype, _rows(x), rank, _override())
 
 
@@ -188,8 +188,8 @@ def explain(operator: str, x: Tensor, rank: int = 0, arguments: Sequence | None 
     """One line: which implementation `operator` takes for an input x [..., n] of the given rank, and why.
 
     Args:
-        arguments: the operator's, as its implementations take them. With them it is called once, on copies, and the
-            line names the config of every launch of a product, and where it comes from.
+        arguments: the operator's arguments, as its implementations take them. With them it is called once, on copies,
+            and the line names the config of every launch of a product and its source.
     """
     call = Call(x.device, x.dtype, _rows(x), rank)
     chosen, why = _choose(operator, call, _override())
@@ -200,14 +200,14 @@ def explain(operator: str, x: Tensor, rank: int = 0, arguments: Sequence | None 
 
 
 def configs(implementation: Implementation, arguments: Sequence) -> list[ChosenConfig]:
-    """The configs that an implementation launches with for such arguments, in order. It runs once, on copies."""
+    """The configs of an implementation's launches for these arguments, in order. It runs once, on copies."""
     with recorded() as launches:
         implementation.load()(*_copies(arguments))
     return list(dict.fromkeys(launches))
 
 
 def _copies(arguments: Sequence) -> list:
-    """The arguments, with copies of the tensors among them: some operators write to theirs."""
+    """The arguments with copied tensors, because some operators write to their arguments."""
     return [
         argument.clone()
         if isinstance(argument, Tensor)
@@ -228,7 +228,7 @@ def _load(
 
 
 def _override() -> str | None:
-    """What SIEVE_KERNELS names, None if nothing."""
+    """The implementation that SIEVE_KERNELS names, or None."""
     name = os.environ.get(VARIABLE)
     return RENAMED.get(name, name)
 
@@ -244,7 +244,7 @@ def _rows(x: Tensor) -> int:
 
 
 def _choose(operator: str, call: Call, override: str | None) -> tuple[Implementation, str]:
-    """The implementation that a call takes, and why."""
+    """The implementation that a call takes, and the reason."""
     _check_override(override)
     able = {implementation.name: implementation for implementation in TABLE[operator] if implementation.supports(call)}
     if override in able:

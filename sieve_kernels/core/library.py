@@ -1,8 +1,8 @@
-"""The compiled CPU kernels: loading them, what this processor can run of them, and why not where it cannot.
+"""The compiled CPU kernels: loading them, and which instruction sets can be used here, or why none.
 
 They are one shared library with a plain C interface, called through ctypes, and run on torch's own threads. They use
 the widest instruction set that the processor has. The environment variable SIEVE_KERNELS_ISA, read when they load,
-names a narrower one, to see what an older processor would do, or `none`, for torch's own products.
+names a narrower one, to behave like an older processor, or `none`, for torch's own products.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from sieve_kernels.errors import SettingError
 VARIABLE = "SIEVE_KERNELS_ISA"
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
-"""Instruction sets, each with all before it: `Isa` of csrc/cpu_features.h."""
+"""Instruction sets; each includes all before it. Same order as `Isa` in csrc/cpu_features.h."""
 
 NONE = "none"
 
@@ -38,7 +38,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         raise SettingError(f"{VARIABLE}={wanted} is not one of {', '.join((NONE, *ISAS))}")
     if wanted == NONE:
         return None, f"the compiled CPU kernels are switched off ({VARIABLE}={NONE}); torch's own products serve"
-    # A wheel's library was built by another Python perhaps, which does not matter to ctypes.
+    # A wheel's library may be from another Python version, which ctypes does not mind.
     found = [path for suffix in EXTENSION_SUFFIXES if (path := _BUILT / f"_library{suffix}").exists()]
     found += sorted(_BUILT.glob("_library.*.so"))
     if not found:
@@ -56,7 +56,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, None where there are none."""
+    """The compiled kernels, or None."""
     return _load()[0]
 
 
@@ -81,7 +81,7 @@ def has_avx512() -> bool:
 
 
 def status() -> str:
-    """One line for people: what serves on this CPU."""
+    """One line for users: which kernels run on this CPU."""
     if library() is None:
         return _load()[1]
     tiles = "" if has_amx() else ", without AMX tiles"

@@ -1,4 +1,4 @@
-"""Calls that are decided once for each kind of arguments, and calls that PyTorch's dispatcher need not see."""
+"""`Plans`: calls that are prepared once per kind of arguments. `Direct`: calls that bypass PyTorch's dispatcher."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from torch.nn import Parameter
 from sieve_kernels.core import decisions, dispatch
 
 MOST_PLANS = 4096
-"""Kinds of arguments that an operator remembers; a long search through many ranks begins anew beyond it."""
+"""Most kinds of arguments that an operator caches; beyond it, as in long searches over ranks, the cache is cleared."""
 
 _ENVIRONMENT, _VARIABLE = os.environ._data, os.environ.encodekey(dispatch.VARIABLE)
-"""What `os.environ` reads: it takes a tenth of a call's time to find that a variable is not there."""
+"""The dictionary behind `os.environ`, whose own lookup of a missing variable takes a tenth of a call's time."""
 
 
 class Plans:
-    """A function of tensors that is prepared once for each kind of them: shapes, strides, dtypes, device, alignment.
+    """A function of tensors that is prepared once per kind of tensors: shapes, strides, dtypes, device, alignment.
 
     Args:
-        prepare: called with the arguments, returns a function of them that need not look at shapes again.
+        prepare: called with the arguments; returns a function of them that need not look at shapes again.
     """
 
     def __init__(self, prepare: Callable[..., Callable]):
@@ -31,7 +31,7 @@ class Plans:
 
     def __call__(self, *arguments):
         kind = kind_of(arguments)
-        if kind is None:  # a tensor of a class of its own, of which nothing is known
+        if kind is None:  # a tensor of an unknown subclass
             return self.prepare(*arguments)(*arguments)
         run = self._known.get(kind)
         if run is None:
@@ -39,7 +39,7 @@ class Plans:
         return run(*arguments)
 
     def clear(self) -> None:
-        """Forget every plan, so that calls are decided anew."""
+        """Drop all plans, so that calls are decided again."""
         self._known.clear()
 
     def _remember(self, kind: tuple, run: Callable) -> Callable:
@@ -50,7 +50,7 @@ class Plans:
 
 
 def once(plans: Plans) -> Callable:
-    """`plans` for a caller who always brings arguments of the kind of its first call: decided then, and not again."""
+    """`plans` for a caller whose arguments always have the kind of its first call: decided only then."""
     run = None
 
     def call(*arguments):
@@ -63,17 +63,17 @@ def once(plans: Plans) -> Callable:
 
 
 class Direct(Plans):
-    """An operator without PyTorch's dispatcher: checked once for each kind of arguments, then only launched.
+    """An operator that bypasses PyTorch's dispatcher: checked once per kind of arguments, then only launched.
 
-    The dispatcher asks autograd, tracers and modes, which takes as much time as a GPU's launch or a CPU's product of a
-    row does. A call returns None where one of them has to know of it, and for tensors without plain memory on a CPU or
-    GPU: then the operator is to be called as PyTorch has it.
+    The dispatcher consults autograd, tracers and modes, which takes as long as a launch on a GPU or a product of one
+    row on a CPU. A call returns None if one of them must see it, or if a tensor has no plain memory on a CPU or GPU:
+    then call the operator through PyTorch.
     """
 
     def __call__(self, *arguments):
         try:
             kind = kind_of(arguments, torch.is_grad_enabled())
-        except RuntimeError:  # a tensor without strides or memory: sparse, or of a library's own layout
+        except RuntimeError:  # a tensor without strides or memory, such as a sparse one
             return None
         if kind is None or listened():
             return None
@@ -92,9 +92,9 @@ def direct(
     """The operator of this name in `dispatch`.
 
     Args:
-        check: raises for arguments that do not fit.
-        rank: what the choice depends on, of the arguments.
-        look: on a CPU, where values can be looked at, raises for those that do not fit, on every call.
+        check: raises if arguments do not fit.
+        rank: of the arguments; the choice depends on it.
+        look: raises if values do not fit; called on every call on a CPU, where reading values is cheap.
     """
 
     def prepare(*arguments) -> Callable:
@@ -106,14 +106,14 @@ def direct(
 
 
 def prepared(function: Callable, *arguments) -> Callable:
-    """What serves arguments of this kind; its outputs are no views, which could not be changed in place later."""
+    """The function for arguments of this kind. Its outputs are no views, so they can be changed in place later."""
     if isinstance(function, Plans):
         return function.prepare(*arguments)
     return lambda *arguments: without_views(function(*arguments))
 
 
 def looking(look: Callable[..., None], run: Callable) -> Callable:
-    """run, after a look at the arguments."""
+    """`run`, preceded by `look` at the arguments."""
 
     def call(*arguments):
         look(*arguments)
@@ -123,16 +123,16 @@ def looking(look: Callable[..., None], run: Callable) -> Callable:
 
 
 def without_views(outputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-    """The same memory without the record of being a view: nobody else holds what an operator has just made."""
+    """The same memory, no longer marked as a view: the operator has just made it, so no other tensor shares it."""
     if isinstance(outputs, Tensor):
         return torch.ops.aten._unsafe_view.default(outputs, outputs.shape) if outputs._is_view() else outputs
     return type(outputs)(map(without_views, outputs))
 
 
 def kind_of(arguments: Sequence, differentiable: bool = False) -> tuple | None:
-    """What a plan for these arguments (tensors, constants, and sequences of them) depends on.
+    """The key of a plan for these arguments (tensors, constants, and sequences of them).
 
-    None if there is a tensor of another class than PyTorch's own, or, if differentiable, one that requires a gradient.
+    None for tensors of other classes than PyTorch's, and, if differentiable, for tensors that require a gradient.
     """
     kind = []
     for argument in arguments:
@@ -157,7 +157,7 @@ def kind_of(arguments: Sequence, differentiable: bool = False) -> tuple | None:
 
 
 def _are_plain(arguments: Sequence) -> bool:
-    """Whether all tensors are on a CPU or GPU, with elements of a row adjacent: then none is a lazy negation either."""
+    """Whether all tensors are on a CPU or GPU with adjacent elements in rows; this also excludes lazy negation."""
     return all(
         _are_plain(argument)
         if isinstance(argument, (tuple, list))
@@ -168,8 +168,7 @@ def _are_plain(arguments: Sequence) -> bool:
 
 
 def listened() -> bool:
-    """Whether a mode, a tracer, a profiler or a transform wants to know of operators, or autocast to change their
-    arguments."""
+    """Whether a mode, tracer, profiler or transform must see operators, or autocast must convert their arguments."""
     return bool(
         torch._C._is_any_autocast_enabled()
         or torch._C._autograd._profiler_enabled()

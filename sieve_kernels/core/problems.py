@@ -1,4 +1,4 @@
-"""The problems that kernels are compiled for and whose traffic is counted: classes of shapes, and dtypes."""
+"""Problems for ahead-of-time compilation and traffic counts: classes of shapes, and dtypes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Problem:
-    """T rows of n elements to m outputs at rank r, in a dtype."""
+    """A layer from T rows of n elements to m outputs at rank r, in a dtype."""
 
     T: int
     n: int
@@ -22,7 +22,7 @@ class Problem:
 
     @property
     def acc_dtype(self) -> torch.dtype:
-        """What statistics accumulate in."""
+        """The dtype in which statistics accumulate."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
@@ -48,4 +48,4 @@ DTYPES = {
     torch.float16: ("aligned",),
     torch.float64: ("aligned",),
 }
-"""Shape classes compiled per dtype: float16 is compiled as bfloat16 is, float64 serves tests."""
+"""Shape classes compiled per dtype: float16 compiles like bfloat16, and float64 is for tests."""

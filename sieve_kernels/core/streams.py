@@ -1,4 +1,4 @@
-"""Pieces of work that need no results of one another, each on a stream: products too small to fill a GPU share it."""
+"""Independent pieces of work on parallel streams, so that products too small to fill a GPU share it."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -8,20 +8,21 @@ import torch
 Result = TypeVar("Result")
 
 ROWS_WHEN_EAGER = 4096
-"""Fewest rows for which a GPU's time, and not the host's, is what calls outside of a graph take: forking and joining
-streams costs the host as much as two launches. 2,048 rows of an 8B model took as long to enqueue as to compute."""
+"""Fewest rows for which calls outside of graphs take more GPU time than host time: forking and joining streams costs
+the host as much as two launches. 2,048 rows of an 8B model took as long to enqueue as to compute."""
 
 _sides: dict[tuple[int, int], list[torch.cuda.Stream]] = {}
-"""Streams beside one of a device. Each belongs to one: what waits for this one has waited for all that went before."""
+"""Side streams of a device's stream. Each belongs to one main stream, so waiting for the main stream covers all earlier
+work."""
 
 
 def overlaps(rows: int, device: torch.device) -> bool:
-    """Whether pieces of work of so many rows are done beside one another."""
+    """Whether pieces of work with so many rows run in parallel."""
     return device.type == "cuda" and (rows >= ROWS_WHEN_EAGER or torch.cuda.is_current_stream_capturing())
 
 
 def either(make: Callable[[bool], Callable], count: int, rows: int, device: torch.device) -> Callable:
-    """A function that takes, call by call, make(False) or, where `count` pieces of so many rows overlap, make(True)."""
+    """A function that calls make(True)'s result where `count` pieces of so many rows overlap, else make(False)'s."""
     alone = make(False)
     if count < 2:
         return alone
@@ -30,11 +31,10 @@ def either(make: Callable[[bool], Callable], count: int, rows: int, device: torc
 
 
 def side_by_side(works: Sequence[Callable[[], Result]], rows: int, device: torch.device) -> list[Result]:
-    """What `works` return, of which none needs another's results, for so many rows; the current stream goes on behind
-    all.
+    """Run independent `works` of so many rows; returns their results. The current stream then waits for all of them.
 
-    Where they overlap they write into tensors that were made before, on the current stream, and return those. What they
-    make themselves must not leave them: its memory is their stream's to use again.
+    Works that overlap must write into tensors made before, on the current stream, and return those. Tensors that they
+    make themselves must not be returned: their stream may reuse that memory.
     """
     if len(works) == 1 or not overlaps(rows, device):
         return [work() for work in works]

@@ -1,5 +1,5 @@
-"""Measured choices: what was fastest on a device, as `python -m sieve_kernels.autotune` wrote it: implementations of
-operators, and configs (`GemmConfig`) of their launches.
+"""Files of measured choices, written by `python -m sieve_kernels.autotune`: the fastest implementations of operators
+and configs (`GemmConfig`) of their launches on a device.
 
 One JSON file per device name, in $SIEVE_KERNELS_TUNING (a file, a folder, or `off`), else in the user's cache:
 
@@ -11,11 +11,10 @@ One JSON file per device name, in $SIEVE_KERNELS_TUNING (a file, a folder, or `o
       {"kernel": "gemv", "dtype": "bfloat16", "bits": 16, "M": 16, "N": 1280, "K": 4096, "traits": "",
        "config": {"block_m": 16, "block_n": 8, …}, "seconds": {"16×8×256, …": …}}]}
 
-Rows, rank and M stand for all numbers up to them and above the half of them; N and K for those above the next lower of
-four steps from one power of two to the next. Where that file says nothing, the files that the package ships
-(`configs/`) are asked: this GPU's, else that of the GPU of its architecture which has most nearly as many
-multiprocessors. Where none says anything, the cost models decide. A file that cannot be read is left alone, with a
-warning. It is read once per process.
+Rows, rank and M cover all values from above their half up to them. N and K cover a quarter of the interval between two
+powers of two. If that file has no entry, the files in the package (`configs/`) are searched: this GPU's, else that of
+the GPU of its architecture with the most similar number of multiprocessors. If there is no entry at all, the cost
+models decide. A file that cannot be read is ignored with a warning. Files are read once per process.
 """
 
 import json
@@ -40,7 +39,7 @@ SHIPPED = Path(__file__).parents[1] / "autotune" / "configs"
 
 @dataclass(frozen=True)
 class Choice:
-    """An implementation's name, and who says so."""
+    """An implementation's name, and the source of the choice."""
 
     implementation: str
     source: str
@@ -48,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class MeasuredConfig:
-    """The fields of a `GemmConfig`, and who says so."""
+    """The fields of a `GemmConfig`, and the source of the choice."""
 
     value: dict[str, int]
     source: str
@@ -73,7 +72,7 @@ def config(kernel: str, key: tuple, device: torch.device) -> MeasuredConfig | No
 
 
 def _measured(device: torch.device) -> Iterator[tuple["_Content", str]]:
-    """What was measured, the file that is above the others first, and words for where it comes from."""
+    """The contents of the files, in order of priority, each with a description of its source."""
     file = path(device)
     if file is None:
         return
@@ -84,18 +83,18 @@ def _measured(device: torch.device) -> Iterator[tuple["_Content", str]]:
 
 
 def shape_class(size: int) -> int:
-    """The next power of two, which stands for the numbers above the one before; 0 for 0."""
+    """The next power of two, the representative of a class of values; 0 for 0."""
     return 1 << (size - 1).bit_length() if size > 0 else 0
 
 
 def fine_class(size: int) -> int:
-    """The next of the numbers that are four even steps from one power of two to the next: 1024, 1280, 1536, 1792, …"""
+    """The next value of 1024, 1280, 1536, 1792, …: four even steps between powers of two."""
     step = max(1, shape_class(size) // 8)
     return -(-size // step) * step
 
 
 def path(device: torch.device) -> Path | None:
-    """The file for a device, whether it exists or not; None if tuning is off or the device is not there."""
+    """The path of a device's file, which need not exist; None if tuning is off or the device is missing."""
     name, place = device_name(device), os.environ.get(VARIABLE)
     if name is None or place == "off":
         return None
@@ -107,14 +106,14 @@ def path(device: torch.device) -> Path | None:
 
 
 def file_name(device: str) -> str:
-    """Of a device by this name."""
+    """The file's name for a device of this name."""
     return re.sub(r"\W+", "-", device).strip("-") + ".json"
 
 
 @remembers
 @lru_cache
 def device_name(device: torch.device) -> str | None:
-    """What a device calls itself; a CPU with its number of threads, on which its choices depend."""
+    """The device's name; for a CPU with its number of threads, on which choices depend."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
     information = Path("/proc/cpuinfo")
@@ -124,7 +123,7 @@ def device_name(device: torch.device) -> str | None:
 
 
 def hardware(device: torch.device) -> dict[str, object]:
-    """What makes GPUs of other names alike; nothing for a CPU."""
+    """The properties by which GPUs are compared; empty for a CPU."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return {}
     return {"architecture": architecture(device), "num_sms": num_sms(device)}
@@ -133,7 +132,7 @@ def hardware(device: torch.device) -> dict[str, object]:
 @remembers
 @lru_cache
 def _shipped(device: torch.device) -> tuple[tuple[Path, str], ...]:
-    """The file that the package ships for a device or the nearest to it, if any, and what it was measured on."""
+    """The file in the package for a device or the most similar one, if any, and the device it was measured on."""
     mine, found = hardware(device), []
     for file in sorted(SHIPPED.glob("*.json")) if mine else ():
         content = json.loads(file.read_text())
@@ -150,7 +149,7 @@ def write(
     hardware: dict[str, object] | None = None,
     configs: list[dict] | None = None,
 ) -> None:
-    """Store choices, keeping those of an earlier run for the same device; the file is whole at every moment."""
+    """Store choices and keep those of earlier runs for the same device; the file is replaced atomically."""
     before = _entries(file, device) if file.exists() else {}
     lists = {}
     for kind, made, key in (("choices", choices, _choice_key), ("configs", configs or [], _config_key)):
@@ -164,7 +163,7 @@ def write(
 
 
 def may_write(file: Path) -> bool:
-    """Whether nothing is at `file`, or a file of choices, of whatever version and device."""
+    """Whether `file` does not exist, or is a file of choices of any version and device."""
     try:
         return not file.exists() or {"version", "device", "choices"} <= json.loads(file.read_text()).keys()
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -173,7 +172,7 @@ def may_write(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file says."""
+    """The content of a file."""
 
     implementations: dict[tuple, str]
     configs: dict[tuple, dict[str, int]]
@@ -198,7 +197,7 @@ def _config_key(entry: dict) -> tuple:
 
 
 def _entries(file: Path, device: str) -> dict[str, list[dict]]:
-    """The lists of a file, none and a warning if they are not to be used. Files of earlier versions have no configs."""
+    """The lists of a file; empty, with a warning, if they cannot be used. Files of earlier versions have no configs."""
     try:
         content = json.loads(file.read_text())
         if content["version"] != VERSION:

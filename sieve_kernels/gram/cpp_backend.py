@@ -1,5 +1,5 @@
 """Compiled CPU path of the Gram family: bf16 and float32 tokens on AMX tiles (csrc/gram.cpp), or with AVX-512
-(csrc/gram_avx512.cpp). No copy of x but the packed tokens of a step."""
+(csrc/gram_avx512.cpp). x is copied only in packed blocks of a few tokens."""
 
 import ctypes
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> Non
 
 
 def _accumulate(out: Tensor, x: Tensor, y: Tensor | None, weight: Tensor | None) -> bool:
-    """Whether the compiled kernel could: it wants a float32 `out`, rows in one piece, and weights 0 and 1."""
+    """Returns whether the compiled kernel ran: it needs a float32 `out`, contiguous rows, and weights 0 and 1."""
     if out.dtype != torch.float32 or out.stride(1) != 1:
         return False
     index, count = None, x.shape[0]

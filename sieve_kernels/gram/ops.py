@@ -17,7 +17,7 @@ def gram_(out: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
     """Accumulate a Gram matrix in place: out += Σ_t w_t x_t x_tᵀ = xᵀ diag(w) x. Returns `out`, symmetric.
 
     Only the upper triangle of `out` is read, so it must be symmetric (or zero) when the call begins. A token of weight
-    zero is left out whatever it holds, NaN included: padding is often NaN. Not differentiable: x is detached.
+    zero is skipped even if it holds NaN, as padding often does. Not differentiable: x is detached.
 
     Args:
         out: accumulator [n, n], float32 or float64.
@@ -100,7 +100,7 @@ def _triton() -> ModuleType:
 
 
 def _run(name: str) -> Callable[..., None]:
-    """The operator that writes to its first argument, chosen by the tokens, its second."""
+    """The operator's function. It writes to the first argument; the second, the tokens, decides the implementation."""
 
     def run(out, x, *others):
         dispatch.implementation(name, x)(out, x, *others)

@@ -1,7 +1,7 @@
 """Definitions in plain torch: the oracle of the tests, and the formula to read first.
 
-T tokens, n and m features. A token of weight zero is left out whatever it holds: padding rows of a masked softmax are
-often NaN, and 0 · NaN would spoil the statistics.
+T tokens, n and m features. A token of weight zero is skipped, not multiplied by zero: padding rows of a masked
+softmax are often NaN, and 0 · NaN is NaN.
 """
 
 from torch import Tensor

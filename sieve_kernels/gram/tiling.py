@@ -1,4 +1,4 @@
-"""How the product of a Gram matrix is cut into programs: tiles of the result and parts of the tokens, by a cost model.
+"""The tiling of a Gram matrix, by a cost model: tiles of the result and split-K parts of the tokens.
 
 The constants are an H100's (80 GB HBM3, CUDA 13, Triton 3.6, bf16, 8192 and 16384 tokens).
 """
@@ -12,20 +12,20 @@ from sieve_kernels.autotune.config import ANY, GemmConfig, GemmShape, TunedKerne
 from sieve_kernels.core.device import INTERPRETED, num_sms
 
 BLOCK_T = 64
-"""Tokens of a step."""
+"""Tokens per step."""
 
 MAX_WORKSPACE = 1 << 28
-"""Bytes of the workspace for the parts of split sums."""
+"""Most bytes of the workspace for split-K parts."""
 
 GROUP_M = 6
-"""Superblocks side by side that are taken together."""
+"""Columns of superblocks that are computed together, for L2."""
 
 SYMMETRIC, SPLIT_TERMS = "symmetric", "3 terms"
 """Traits of a product: of x with itself; of float32 numbers, as three bfloat16 ones."""
 
 
 def num_programs(config: GemmConfig, n: int, m: int, symmetric: bool) -> int:
-    """Programs of a part of the sum, for a result [n, m] in tiles [block_m, block_n]."""
+    """Programs per split-K part, for a result [n, m] in tiles [block_m, block_n]."""
     if not symmetric:
         return cdiv(n, config.block_m) * cdiv(m, config.block_n)
     side, halves = cdiv(n, config.block_n), config.block_n // config.block_m
@@ -34,7 +34,7 @@ def num_programs(config: GemmConfig, n: int, m: int, symmetric: bool) -> int:
 
 @dataclass(frozen=True)
 class Kind:
-    """Tiles of a size and what they cost: microseconds of a multiprocessor."""
+    """A tile size and its costs, in microseconds of a multiprocessor."""
 
     block_n: int
     num_stages: int
@@ -50,13 +50,13 @@ class Kind:
 WIDE = Kind(256, 4, 1, 0.755, 0.755, 5)
 SQUARE = Kind(128, 4, 1, 0.42, 0.42, 3)
 PAIRED = Kind(128, 3, 2, 0.74, 0.47, 3)
-"""Three stages leave room for two programs, of which one multiplies while the other writes; of split products only, as
-tiles that are added to the result need more room."""
+"""With three stages two programs fit a multiprocessor, and one multiplies while the other writes. Only for split
+products: tiles that are added to the result need more shared memory."""
 
 
 @lru_cache(maxsize=1024)
 def choose_tiling(T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> GemmConfig:
-    """The tiling of least estimated time for T tokens, in so many terms, and a result [n, m]."""
+    """The tiling with the least estimated time for T tokens, in `terms` terms, and a result [n, m]."""
     most = max(1, min(8, cdiv(T, 256), MAX_WORKSPACE // (4 * n * m)))
     kinds = (SQUARE,) if terms > 1 else (WIDE, SQUARE, PAIRED)
     choices = [(kind, split_k) for kind in kinds for split_k in range(1, most + 1) if kind != PAIRED or split_k > 1]
@@ -66,17 +66,17 @@ def choose_tiling(T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: 
 
 def microseconds(kind: Kind, split_k: int, T: int, n: int, m: int, symmetric: bool, terms: int, num_sms: int) -> float:
     """Estimated time of the product and of adding it to the result."""
-    # Rounds of programs, each of so many steps.
+    # Rounds of programs times the steps of each.
     programs = num_programs(kind.config(), n, m, symmetric)
     if symmetric and kind == WIDE:
-        # Squares on the diagonal, three to a superblock, are half of the work of a tile and come last.
+        # Squares on the diagonal, three per superblock, are half the work of a tile each, and come last.
         side = cdiv(n, kind.block_n)
         programs -= 3 * side - cdiv(3 * side, 2)
     programs *= split_k
     step = kind.alone if programs <= num_sms else kind.step
     steps = cdiv(cdiv(T, split_k), BLOCK_T) * (6 if terms > 1 else 1)
     product = cdiv(programs, num_sms * kind.programs_per_sm) * (steps * step + kind.around)
-    # Of the traffic of the result and of parts (megabytes, TB/s) some hides behind products.
+    # The traffic of the result and of parts (megabytes, TB/s) partly overlaps with products.
     area = 4e-6 * n * m
     result = area * 1.5 / 2.2 if symmetric else area * 2 / 2.2
     if split_k == 1:
@@ -97,7 +97,7 @@ CONFIGS = {
         *(PAIRED.config(split_k) for split_k in (2, 3, 4, 6, 8)),
     )
 }
-"""What is measured beside the cost model's config."""
+"""Configs that are measured in addition to the cost model's."""
 
 
 def _supports(config: GemmConfig, shape: GemmShape) -> bool:

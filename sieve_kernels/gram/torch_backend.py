@@ -1,8 +1,8 @@
 """CPU path of the Gram family: the upper triangle in panels, each one product of the library GEMM.
 
-Why not the library's own symmetric update: OpenBLAS (SciPy's `ssyrk`) keeps its worker thread spinning for tens of
-milliseconds after each call, in the way of torch's threads. It looks fast beside `X.T @ X` in a loop and makes the
-forward pass between two calls slower by more than it saves.
+It does not use the library's symmetric update. OpenBLAS (SciPy's `ssyrk`) keeps its worker threads spinning for tens of
+milliseconds after each call, and they compete with torch's threads: in a loop it looks faster than `X.T @ X`, but it
+slows down the forward pass between two calls by more than it saves.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MIRROR_PANEL = 64
 """Columns that `mirror_` writes at a time: few enough that the cache lines of its transposed reads survive."""
 
 BLOCK = 1 << 24
-"""Elements of a converted, selected or weighted copy of x that exist at a time (64 MiB in float32)."""
+"""Most elements of a converted, selected or weighted copy of x at a time (64 MiB in float32)."""
 
 
 def gram_(out: Tensor, x: Tensor, weight: Tensor | None) -> None:

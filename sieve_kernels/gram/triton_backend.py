@@ -1,9 +1,9 @@
 """Triton kernels of the Gram family and their launchers.
 
-One program per tile of `out` and per part of the tokens. A Gram matrix visits only the tiles on and above the
-diagonal and writes each twice, in place and mirrored; a cross-Gram matrix visits all. Where tiles alone would leave
-most of the GPU idle, the sum over tokens is split (split-K): parts go to a workspace and a second launch adds them in a
-fixed order, so that the same input gives the same bits.
+One program per tile of `out` and per part of the tokens. A Gram matrix visits only the tiles on and above the diagonal
+and writes each twice, in place and mirrored; a cross-Gram matrix visits all. Where tiles alone would leave most of the
+GPU idle, the sum over tokens is split (split-K): parts go to a workspace, and a second launch adds them in a fixed
+order, so that results are deterministic.
 """
 
 from collections.abc import Callable
@@ -102,11 +102,11 @@ def gram_kernel(
         b = tiles.load_tile(y_ptr, tokens, cols, stride_yt, stride_ym, T, m, EVEN_T, EVEN_M)  # [BLOCK_T, BLOCK]
         if WEIGHTED or MASKED:
             w = tl.load(weight_ptr + tokens.to(tl.int64) * stride_w, mask=tokens < T, other=0)[:, None]
-            # Left out, not multiplied by zero: a masked token may hold NaN.
+            # Masked tokens are skipped, not multiplied by zero: they may hold NaN.
             a = tl.where(w != 0, a, 0.0)
             b = tl.where(w != 0, b, 0.0)
             if WEIGHTED:
-                # A weighted token is no longer of 16 bits: multiply in full.
+                # A weighted token no longer fits 16 bits: multiply in float32.
                 a = a.to(acc.dtype) * w
                 b = b.to(acc.dtype)
         acc = tiles.multiply(tl.trans(a), b, acc, PRECISION, UPCAST)
@@ -157,7 +157,7 @@ def cross_gram_(out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None) -> Non
 def _prepare(
     out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, symmetric: bool
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], None]:
-    """What adds to `out`, for such arguments."""
+    """The function that adds to `out`, for arguments of this kind."""
     if x.shape[0] == 0 or out.numel() == 0:
         return lambda *_: None
     add = triton_tma.prepare(out, x, y, weight, symmetric) if triton_tma.can_serve(out, x, weight) else _launch
@@ -263,18 +263,18 @@ CONFIGS = {
         GemmConfig(128, 128, 64, split_k=4, num_warps=8),
     )
 }
-"""What is measured beside the cost model's config."""
+"""Configs that are measured in addition to the cost model's."""
 
 
 def _supports(config: GemmConfig, shape: GemmShape) -> bool:
-    """Whether tiles are square and not larger than registers hold where operands pass through them."""
+    """Whether tiles are square, and fit registers where operands pass through registers."""
     in_registers = shape.traits & {WEIGHTED, UNALIGNED, FLOAT64}
     fits = fits_shared_memory(config, shape) and _mirror_fits(config.block_m, shape)
     return fits and config.block_m == config.block_n and not (in_registers and config.block_m > 64)
 
 
 def _mirror_fits(block: int, shape: GemmShape) -> bool:
-    """Whether a tile of sums, which is turned in shared memory to be mirrored, fits there."""
+    """Whether a tile of accumulators, which is transposed in shared memory for the mirror, fits there."""
     return block * block * (8 if FLOAT64 in shape.traits else 4) <= shared_memory(shape.device)
 
 
@@ -297,10 +297,10 @@ def _blocks(
 
 
 def split(T: int, count: int, block_t: int, num_sms: int) -> tuple[int, int]:
-    """Into how many parts T tokens go, and the tokens of each, for `count` tiles on so many multiprocessors.
+    """The number of split-K parts of T tokens, and the tokens of each, for `count` tiles on so many multiprocessors.
 
-    Enough for every multiprocessor to have a tile; but a part costs a tile written and read, so it has at least 16
-    steps of block_t tokens to its name.
+    Every multiprocessor should have a tile; but each part writes and reads a tile, so it has at least 16 steps of
+    block_t tokens.
     """
     steps = triton.cdiv(T, block_t)
     split_k = max(1, min(num_sms // count, steps // 16))

@@ -1,8 +1,8 @@
 """Copies of tokens that TMA and the tensor cores can read: aligned rows, masked tokens as zeros, 16-bit terms.
 
-A float32 number is the sum of three bfloat16 numbers, x = a + b + c, each the rounded rest of those before: 24 bits. So
-x y ≈ aa' + ab' + ba' + bb' + ac' + ca' leaves out only what is below the last bit of a float32 product, and six
-products of bfloat16 numbers take a fraction of the time of one in float32.
+A float32 element is the sum of three bfloat16 terms, x = a + b + c, each the rounded remainder of the previous ones: 24
+bits. So x y ≈ aa' + ab' + ba' + bb' + ac' + ca' omits only what is below the last bit of a float32 product, and six
+bfloat16 products take a fraction of the time of a float32 one.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from sieve_kernels.common import tiles
 
 TERMS = 3
-"""bfloat16 numbers to a float32 one."""
+"""bfloat16 terms per float32 element."""
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def split_terms_kernel(
         tiles.store_tile(at, part, tokens, cols, stride_terms, 1, rows, n)
         if term + 1 < TERMS:
             rest = x - part.to(x.dtype)
-            # Infinity is its own first term, and nothing is left of it.
+            # The first term of infinity is infinity; the others are zero.
             x = tl.where(tl.abs(part.to(x.dtype)) < float("inf"), rest, 0.0)
             at += rows.to(tl.int64) * stride_terms
 

@@ -1,10 +1,10 @@
-"""Gram matrices of 16-bit tokens on GPUs that copy tiles by themselves (TMA): Hopper and later.
+"""Gram matrices of 16-bit tokens on GPUs with TMA: Hopper and later.
 
 The triangle is cut into rectangles of [BLOCK_M, BLOCK_N] strictly above the diagonal of superblocks of side BLOCK_N,
-and into squares of side BLOCK_M on it, so that hardly more than the triangle is multiplied. A program turns its tile in
-registers and writes it twice, in place and mirrored, whole rows each. Where the tiles alone would leave multiprocessors
-idle the sum over tokens is split (split-K): each part goes to a workspace, and a second launch adds the parts in a
-fixed order, so that the same input gives the same bits.
+and into squares of side BLOCK_M on it, so that hardly more than the triangle is multiplied. A program transposes its
+tile in registers and writes it twice, in place and mirrored, whole rows each. Where the tiles alone would leave
+multiprocessors idle the sum over tokens is split (split-K): each part goes to a workspace, and a second launch adds the
+parts in a fixed order, so that results are deterministic.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _multiply_terms(
         a = x_desc.load([((0b0100011000 >> shift) & 3) * rows + token, row])
         b = y_desc.load([((0b0001010010 >> shift) & 3) * rows + token, col])
         acc = tiles.multiply(tl.trans(a), b, acc, "ieee", UPCAST)
-    # Where a number is infinite its first term alone says what the sum is.
+    # Where an element is infinite, its first term alone determines the sum.
     acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
     # Tensor cores cut where they sum, which over thousands of tokens would show in float32. So each step's product is
     # added outside of them; subtracted, as Triton makes one operation of a product and the addition of it.
@@ -97,7 +97,7 @@ def _halves(tile):
 def _write(out_desc, tile, row, col, SYMMETRIC: tl.constexpr, SPLIT_K: tl.constexpr, ON_DIAGONAL: tl.constexpr):
     """out[row:, col:] += tile [BLOCK_M, BLOCK_M], and its mirror image if SYMMETRIC; if SPLIT_K out = tile."""
     if SPLIT_K:
-        # In halves: then the shared memory of the operands serves again, and two programs fit on a multiprocessor.
+        # In halves: they fit the operands' shared memory, so that two programs fit a multiprocessor.
         left, right = _halves(tile)
         out_desc.store([row, col], left)
         out_desc.store([row, col + left.shape[1]], right)
@@ -161,7 +161,7 @@ def gram_tma_kernel(
         row = i * BLOCK_N + pid % HALVES * BLOCK_M
         col = j * BLOCK_N
         if HALVES == 1:
-            # One path for both kinds of tiles: of two that end alike ptxas makes one by waiting after every product.
+            # One path for both kinds of tiles: ptxas merges two paths with equal ends by waiting after every product.
             row = tl.where(pid < above, row, (pid - above) * BLOCK_M)
             col = tl.where(pid < above, col, row)
     else:
@@ -222,7 +222,7 @@ def split_k_reduce_kernel(
     tile = tl.load(at, mask=inside, other=0.0)
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     if DEPENDENT:
-        # The launch before writes the workspace, and not `out`.
+        # The previous launch writes the workspace but not `out`.
         gdc_wait()
     for s in tl.static_range(SPLIT_K):
         acc += tl.load(parts_ptr + (tl.cast(s, tl.int64) * rows + r) * stride_s + c, mask=inside, other=0.0)
@@ -258,13 +258,15 @@ def can_serve(out: Tensor, x: Tensor, weight: Tensor | None) -> bool:
 
 
 MOST_COPIED = 1 << 29
-"""Bytes of terms that are made at a time."""
+"""Most bytes of terms that are made at a time."""
 
 
 def prepare(out: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, symmetric: bool) -> Callable[..., None]:
-    """What adds xᵀ y over the tokens that mask [T] leaves to out [n, m], for such arguments; x [T, n], y [T, m].
+    """The function that adds xᵀ y over the unmasked tokens to out [n, m], for arguments of this kind.
 
-    If symmetric y is x, and only the upper triangle of `out` is read.
+    x [T, n], y [T, m], mask [T].
+
+    If symmetric, y is x, and only the upper triangle of `out` is read.
     """
     (T, n), m = x.shape, y.shape[1]
     if mask is None and tiles.has_descriptor(x) and tiles.has_descriptor(y):

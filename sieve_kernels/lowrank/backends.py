@@ -1,4 +1,4 @@
-"""Modules of this room that need Triton, imported where they are needed first."""
+"""Modules of this package that need Triton, imported at first use."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""What the operators of the family demand of an input and a pair of factors."""
+"""Checks of an input and a pair of factors, common to the low-rank operators."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def check_factors(
     x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None, names: tuple[str, str, str] = ("A", "B", "bias")
 ) -> None:
     """ValueError unless x [..., n], A [R, n], B [m, R] and bias [m] fit, with R ≥ 1; TypeError unless they are floats
-    of one dtype. `names` are what the message calls the factors and the bias."""
+    of one dtype. `names`: of the factors and the bias in the message."""
     fits = A.dim() == 2 and B.dim() == 2 and x.dim() >= 1 and x.shape[-1] == A.shape[1] and A.shape[0] == B.shape[1]
     if not fits or A.shape[0] == 0 or (bias is not None and bias.shape != B.shape[:1]):
         a, b, c = names
@@ -24,7 +24,7 @@ def check_factors(
 
 
 def listing(tensors: dict[str, Tensor | None]) -> str:
-    """Shapes and dtypes of those that are there, for a message."""
+    """Shapes and dtypes of the tensors that are not None, for a message."""
     return ", ".join(f"{name} {describe(t)}" for name, t in tensors.items() if t is not None)
 
 
@@ -33,11 +33,11 @@ _permutations: set[tuple] = set()
 
 
 def check_permutation(permutation: Tensor) -> None:
-    """ValueError unless a permutation [m] int64 on the CPU holds each of 0 … m - 1 once. On a GPU, where looking would
-    make the host wait, nothing is checked; the kernels leave out what lies outside.
+    """ValueError unless a permutation [m] int64 on the CPU holds each of 0 … m - 1 once. On a GPU, where reading
+    values would make the host wait, nothing is checked; the kernels skip invalid columns.
 
-    What was found fit is remembered until it changes. Tensors of inference mode count no changes: they are looked at
-    on every call.
+    A valid permutation is remembered until it changes. Tensors of inference mode have no version counter, so they are
+    checked on every call.
     """
     if permutation.device.type != "cpu":
         return

@@ -1,4 +1,4 @@
-"""Compiled CPU path of the low-rank family (csrc/gemv.cpp, csrc/gemm_amx.cpp), for inputs that `dispatch` finds fit."""
+"""Compiled CPU path of the low-rank family (csrc/gemv.cpp, csrc/gemm_amx.cpp), for inputs that `dispatch` accepts."""
 
 import ctypes
 import struct
@@ -28,7 +28,7 @@ def _sieve_layers() -> Callable[[bytes], int]:
 
 
 def rows_in_one_piece(matrix: Tensor) -> Tensor:
-    """The matrix, or stack of them, itself where the elements of a row are adjacent, else a copy."""
+    """The matrix, or stack of matrices, itself if the elements of a row are adjacent, else a copy."""
     return matrix if matrix.stride()[-1] == 1 else matrix.contiguous()
 
 
@@ -44,23 +44,23 @@ Layer = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None
 """A, its scales, B, its scales, bias and permutation: `Layer` of layer_args.h without the output."""
 
 _TAKEN = rows_in_one_piece, _scales, rows_in_one_piece, _scales, Tensor.contiguous, Tensor.contiguous
-"""What the kernels take for each of them, which is most often the tensor itself."""
+"""How each of them is prepared for the kernels; most are passed unchanged."""
 
 _PLACES, _OUTPUT = (0, 2, 4, 6, 8, 9), 10
-"""Where their addresses are among a layer's twelve numbers, and where the output's is."""
+"""Positions of their addresses, and of the output's, among a layer's twelve integers."""
 
 
 class LayersCall:
-    """A call of the compiled layers on tensors of one kind: shapes and strides are looked at once, and a call only
+    """A call of the compiled layers for tensors of one kind: shapes and strides are read once, and a call only
     allocates outputs and passes addresses.
 
-    It is called with x [..., n] and then the layers' tensors in order, without those that are None.
+    Call it with x [..., n] and then the layers' tensors in order, without those that are None.
 
     Args:
         x, layers: tensors of this kind.
         outputs: which layers have an output; None: all.
-        activation: what gate and up meet in, as in activations.h, 16 more where the first layer is both.
-        weights: the factors' type, if it is not x's.
+        activation: of gate and up, as in activations.h; plus 16 if the first layer is both, stacked.
+        weights: the factors' type, if it differs from x's.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class LayersCall:
             self._outputs.append((start + _OUTPUT, tuple(y.shape), y.stride(), bias))
 
     def __call__(self, *tensors: Tensor, ys: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
-        """The outputs, in `ys` if they are given."""
+        """The outputs, written to `ys` if given."""
         numbers, x = self._numbers.copy(), tensors[0]
         if ys is None:
             ys = [x.new_empty_strided(shape, strides) for _, shape, strides, _ in self._outputs]

@@ -86,7 +86,7 @@ def _check(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequen
 
 
 def _biases(Bs: Sequence[Tensor], biases: Sequence[Tensor | None] | None) -> list[Tensor]:
-    """Zeros for those that are not there, as a list of tensors is all that autograd can look into; none if none is."""
+    """Zeros for missing biases, because autograd accepts only lists of tensors; an empty list if all are missing."""
     if biases is None or all(bias is None for bias in biases):
         return []
     return [B.new_zeros(B.shape[0]) if bias is None else bias for bias, B in zip(biases, Bs, strict=True)]
@@ -98,7 +98,8 @@ def _one_by_one(x, As, Bs, biases, permutations):
 
 
 def _prepare(x, As, Bs, biases, permutations):
-    """The group without PyTorch's dispatcher: one implementation for all layers if it serves them, else one by one."""
+    """The group without PyTorch's dispatcher: one implementation for all layers if one supports them, else one per
+    layer."""
     _check_counts(As, Bs, biases, permutations)
     rank = max(A.shape[0] for A in As)
     function = dispatch.implementation("lowrank_linear_group", x, rank)

@@ -31,8 +31,8 @@ def lowrank_linear_pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor,
         A: first factor [r, n], r ≥ 1.
         C: second factor without the identity's rows [m - r, r]; m = r is allowed, C then has no rows.
         permutation: [m] int64, a permutation of 0 … m - 1: where each of [z, z Cᵀ] goes. On CPU anything else is
-            refused; on a GPU, where looking would make the host wait, results are undefined, but nothing is written
-            outside of y. Halves that ascend make the cheapest writes.
+            refused; on a GPU, where a check would make the host wait, results are undefined, but nothing is written
+            outside of y. Writes are cheapest if both halves ascend.
         bias: [m] or None, in the order of y.
 
     Returns:

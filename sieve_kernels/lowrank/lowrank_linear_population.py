@@ -21,8 +21,8 @@ def lowrank_linear_population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) ->
         x: inputs of every candidate [P, T, n].
         A: first factor [R, n].
         B: second factor [m, R].
-        ranks: [P] int64 or int32, on x's device, each from 1 to R. On CPU others are refused; on a GPU, where looking
-            would make the host wait, they count as the nearest of the two.
+        ranks: [P] int64 or int32, on x's device, each from 1 to R. On CPU others are refused; on a GPU, where a check
+            would make the host wait, they are clamped.
 
     Returns:
         y [P, T, m] in x's dtype (float16, bfloat16, float32 or float64, the same for x, A and B).

@@ -1,4 +1,4 @@
-"""What kernels need of a pivoted pair's permutation, computed once for as long as the permutation lives unchanged."""
+"""Index tensors that kernels derive from a pivoted pair's permutation; cached until the permutation changes."""
 
 from collections.abc import Callable
 from weakref import ref
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 _known: dict[tuple[int, object], tuple[ref, int, int, object]] = {}
-"""By a permutation's identity and what was computed of it: itself, its version, its address, the result."""
+"""(id of a permutation; rank, or None for the inverse) → the permutation, its version, its address, the result."""
 
 
 def inverse(permutation: Tensor) -> Tensor:
     """index [m] int32 with index[permutation[i]] = i, so that y[permutation] = v is y = v[index].
 
-    What is no permutation gives indices that are no inverse, but lie within 0 … m - 1.
+    An invalid permutation gives indices that are no inverse, but lie within 0 … m - 1.
     """
     return _remembered(permutation, None, lambda: torch.argsort(permutation).to(torch.int32))
 
@@ -21,7 +21,7 @@ def inverse(permutation: Tensor) -> Tensor:
 def places(permutation: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """The permutation's first r entries and the others, int32: where each column of [z, z Cᵀ] goes in y.
 
-    What is no permutation gives places that are others, but each of 0 … m - 1 once.
+    An invalid permutation gives wrong columns, but each of 0 … m - 1 once.
     """
 
     def split() -> tuple[Tensor, Tensor]:
@@ -32,9 +32,10 @@ def places(permutation: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 def _remembered(permutation: Tensor, what: object, compute: Callable[[], object]):
-    """compute(), or what it returned for this permutation before.
+    """compute(), or its earlier result for this permutation.
 
-    Tensors of inference mode count no changes, and what a CUDA graph is to compute is not yet there: neither is kept.
+    Two results are not cached: those of tensors of inference mode, which have no version counter, and those recorded
+    in a CUDA graph, which are not computed yet.
     """
     key = id(permutation), what
     known = _known.get(key)

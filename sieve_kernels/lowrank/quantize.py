@@ -1,4 +1,4 @@
-"""Factors in 8 or 4 bits: how a matrix becomes integers and scales, and how it comes back."""
+"""Factors in 8 or 4 bits: quantisation of a matrix to integers and scales, and back."""
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def quantize_rows(W: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _scale(W: Tensor, most: int) -> Tensor:
     scale = W.abs().amax(-1) / most if W.shape[-1] else W.new_zeros(W.shape[:-1])
-    # Below the smallest normal number a scale has too few digits: quotients by it could leave the integers' range.
+    # A subnormal scale is imprecise, so quotients by it could exceed the integers' range.
     return torch.where(scale < torch.finfo(scale.dtype).tiny, 1.0, scale)
 
 

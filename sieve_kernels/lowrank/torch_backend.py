@@ -29,9 +29,8 @@ def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[
 
 
 EXPANDED_ROWS = 128
-"""From so many tokens of 16 bits on, a pivoted pair's identity rows are multiplied like any other. Where 16-bit
-products have an engine of their own they cost less than moving the columns of y: 0.4 against 2 ms for 2048 × 576 at
-r = 320."""
+"""From this number of 16-bit tokens on, a pivoted pair's identity rows are multiplied like all others. On processors
+with fast 16-bit products this costs less than moving columns of y: 0.4 against 2 ms for 2048 × 576 at r = 320."""
 
 
 def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,7 +44,7 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
         B.view(-1).index_fill_(0, permutation[:r] * r + torch.arange(r, device=x.device), 1)
         return F.linear(z, B.index_copy_(0, permutation[r:], C), bias)
     ahead = behind = None
-    if bias is not None:  # added here, so that results are rounded once
+    if bias is not None:  # the bias is added here, so that results are rounded once
         ahead, behind = bias.index_select(0, permutation).tensor_split((r,))
     y = torch.cat([z if ahead is None else z + ahead, F.linear(z, C, behind)], -1)
     return y.index_select(-1, torch.argsort(permutation))
@@ -68,16 +67,16 @@ def pivoted_backward(
 
 
 def _columns(rows: Tensor, order: Tensor) -> Tensor:
-    """rows [T, m] with their columns in this order. On CPU torch picks columns of 32 bits three times as fast as of 16,
-    and the way there and back is exact: .8 against 2.0 ms for 430 × 1536 of bfloat16."""
+    """rows [T, m] with their columns in this order. On CPU torch gathers 32-bit columns three times as fast as 16-bit
+    ones, and conversion there and back is exact: .8 against 2.0 ms for 430 × 1536 of bfloat16."""
     if rows.device.type == "cpu" and rows.dtype.itemsize == 2:
         return rows.float().index_select(1, order).to(rows.dtype)
     return rows.index_select(1, order)
 
 
 BLOCK_ROWS = 512
-"""Tokens that go through a group or a gated layer together, at least: enough for the library's best speed, few enough
-that what lies between the products is small and still in cache."""
+"""Fewest tokens of a block in a group or gated layer: enough for the library's best speed, and few enough that
+intermediates stay in cache."""
 
 
 def token_blocks(T: int) -> list[slice]:
@@ -89,7 +88,8 @@ def token_blocks(T: int) -> list[slice]:
 def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
     """y_i [..., m_i] = (x A_iᵀ) B_iᵀ + bias_i; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i].
 
-    Blocks of tokens go through all layers, so that x is read once and an intermediate is never longer than a block.
+    All layers run on a block of tokens before the next block, so x is read once and intermediates are as short as a
+    block.
     """
     biases = biases or [None] * len(As)
     if x.numel() < 2 * BLOCK_ROWS * x.shape[-1]:
@@ -144,7 +144,7 @@ def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Ten
 
 
 FULL_ROWS = 64
-"""Rows of a candidate from which on its products gain nothing from those of others."""
+"""From this number of rows per candidate on, computing candidates together gains nothing."""
 
 
 def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
@@ -177,5 +177,5 @@ def population_backward(
 
 
 def _by_rank(ranks: Tensor) -> list[tuple[Tensor, int]]:
-    """Candidates that have a rank in common, and the rank: together they read the factors once."""
+    """Groups of candidates with equal ranks, and the rank: a group reads the factors once."""
     return [((ranks == rank).nonzero().flatten(), rank) for rank in ranks.unique().tolist()]

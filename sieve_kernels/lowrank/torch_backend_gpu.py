@@ -1,7 +1,7 @@
-"""GPU path of the low-rank family for many rows: the library's products, at their best there, and few copies.
+"""GPU path of the low-rank family for many rows: the library's products, which are fastest there, and few copies.
 
-What needs no other order of things than on a CPU is the CPU's (`torch_backend.py`). Blocks of tokens, which keep
-intermediates in a CPU's cache, would only cost launches here.
+Operators that need no change are the CPU's (`torch_backend.py`). Blocks of tokens, which keep intermediates in a CPU's
+cache, would only cost launches here.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,15 +32,15 @@ except ModuleNotFoundError:
 
 
 OPERATIONS_A_BYTE = 290
-"""Of a library product in 16 bits, in the time in which a kernel that only copies moves a byte: of an H100."""
+"""Operations of a 16-bit library product in the time in which a copying kernel moves a byte, on an H100."""
 
 
 def expands(T: int, m: int, r: int, dtype: torch.dtype) -> bool:
-    """Whether a pivoted pair of T rows is to be multiplied by its whole second factor [m, r], made for the call.
+    """Whether a pivoted pair with T rows is multiplied by its whole second factor [m, r], made for the call.
 
-    That multiplies r² elements a row more, and moves B once where else T rows of y are moved.
+    That costs r² more multiplications per row, but moves B once instead of T rows of y.
     """
-    saved = 4 * m - 2 * r * r / OPERATIONS_A_BYTE  # bytes, and operations as bytes, of a row
+    saved = 4 * m - 2 * r * r / OPERATIONS_A_BYTE  # per row: bytes, and operations converted to bytes
     return dtype.itemsize == 2 and T * saved > 2 * r * (2 * m - r)
 
 
@@ -51,10 +51,9 @@ def _prepare_group(
     biases: Sequence[Tensor] | None,
     permutations: Sequence[Tensor] | None = None,
 ) -> Callable[..., list[Tensor]]:
-    """A function of the same arguments: the library's products of each layer, the layers side by side where they share
-    a GPU.
+    """A function of the same arguments: library products layer by layer, on parallel streams where that pays.
 
-    Stacked factors would be fewer products, but a second copy of the weights.
+    Concatenated factors would need fewer products, but a second copy of the weights.
     """
     rows = x.numel() // max(1, x.shape[-1])
     return either(partial(_group_run, x, As, Bs, permutations), len(As), rows, x.device)
@@ -63,7 +62,7 @@ def _prepare_group(
 def _group_run(
     x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], permutations: Sequence[Tensor] | None, overlapping: bool
 ) -> Callable[..., list[Tensor]]:
-    """`_prepare_group`'s function, for layers that overlap or that follow one another."""
+    """`_prepare_group`'s function, for layers that run in parallel or one after another."""
     none, rows, device = (None,) * len(As), x.numel() // max(1, x.shape[-1]), x.device
     ranks = [A.shape[0] for A in As]
     widths = [B.shape[0] + (0 if permutations is None else r) for B, r in zip(Bs, ranks, strict=True)]
@@ -74,7 +73,7 @@ def _group_run(
 
     def run(x, As, Bs, biases, permutations=None):
         indices, tokens = none, as_rows(x) if overlapping or permutations is not None else x
-        # Outputs belong to the stream that goes on with them.
+        # Allocate outputs on the stream that reads them next.
         outs = [outputs(tokens, width) for width in widths] if overlapping else none
         if permutations is not None:
             indices = [inverse(permutation) for permutation in permutations]
@@ -88,14 +87,14 @@ def _group_run(
 
 
 def shaped(y: Tensor, shape: Sequence[int]) -> Tensor:
-    """y, which nobody else holds, in this shape; never a view, which could not be changed in place."""
+    """y, which has no other owner, in this shape; never a view, which could not be changed in place."""
     return y if y.shape == shape else _unsafe_view(y, shape)
 
 
 def _made_whole(
     make: Callable, Cs: Sequence[Tensor], indices: Sequence[Tensor], which: Sequence[bool]
 ) -> Sequence[Tensor]:
-    """The second factors, `which` of them whole."""
+    """The second factors, with those in `which` expanded to whole ones."""
     if not any(which):
         return Cs
     made = iter(make(list(compress(Cs, which)), list(compress(indices, which))))
@@ -133,8 +132,8 @@ permutation [m] int64, bias [m] or None."""
 
 
 def outputs(x: Tensor, width: int) -> Tensor:
-    """[T, width], to be written; x [T, n]."""
-    # A CPU's library reads an element beyond rows of odd length in 16 bits, to multiply it by zero: it must not be NaN.
+    """An unwritten tensor [T, width]; x [T, n]."""
+    # With 16-bit rows of odd length a CPU library multiplies the element after a row by zero: it must not be NaN.
     return (x.new_empty if x.is_cuda else x.new_zeros)((x.shape[0], width))
 
 
@@ -147,7 +146,8 @@ def halves_(out: Tensor, x: Tensor, A: Tensor, C: Tensor) -> Tensor:
 
 
 def pivoted_expanded(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
-    """`pivoted` by the pair's full second factor, made for this call: no columns move, and r² more is multiplied."""
+    """`pivoted` by the whole second factor, made for this call: no columns move, for r² more multiplications per
+    row."""
     B = expand((C,), (inverse(permutation),))[0] if x.is_cuda else expanded(C, permutation)
     return linear(x, A, B, bias)
 

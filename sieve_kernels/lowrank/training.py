@@ -1,9 +1,8 @@
-"""Layers whose gradients are wanted for many rows on a GPU: torch's own products, whose backward passes read what the
-forward pass left in memory.
+"""Training layers for many rows on a GPU: torch's own products, whose backward passes read intermediates that the
+forward pass has stored.
 
-Elsewhere the operators recompute intermediates to need less memory, which is a sixth more arithmetic for a pair and a
-third for a gated layer. A layer here keeps what separate layers of torch would keep, or less: gate and up, but not the
-activated gate.
+Elsewhere the operators recompute intermediates to save memory, at a sixth more arithmetic for a pair and a third for a
+gated layer. A layer here stores at most what separate torch layers store: gate and up, but not the activated gate.
 """
 
 import os
@@ -18,13 +17,13 @@ from sieve_kernels.pointwise import reference
 from sieve_kernels.pointwise.joints import act_mul, join_columns
 
 FEW_ELEMENTS = 1 << 22
-"""Up to so many outputs of a gate the host, and not the GPU, is what a step waits for: three operators of torch take it
-less time than one pass of ours and its gradients, and what they keep is little."""
+"""Up to this number of gate outputs a step is limited by the host: three torch operators take less host time than our
+fused pass and its gradients, and they store little."""
 
 
 def by_library(x: Tensor, *tensors: Tensor | None) -> bool:
-    """Whether a layer of these tensors is to be made here: gradients are wanted of many rows on a GPU, and nothing else
-    than torch's products is asked for."""
+    """Whether a layer of these tensors is computed here: gradients are required for many rows on a GPU, and no other
+    implementation is requested."""
     if not torch.is_grad_enabled() or not _many_on_gpu(x):
         return False
     wanted = x.requires_grad or any(t is not None and t.requires_grad for t in tensors)

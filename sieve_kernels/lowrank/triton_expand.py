@@ -1,4 +1,4 @@
-"""Whole second factors of pivoted pairs, in one launch for those of several layers."""
+"""Whole second factors of pivoted pairs, in one launch for several layers."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def expand_rows(c_ptr, index_ptr, out_ptr, first, m, r, stride, ROWS: tl.constex
     """ROWS rows of out from `first` on: those of the identity that the index names below r, those of c above."""
     rows = first + tl.arange(0, ROWS)
     named = tl.load(index_ptr + rows, mask=rows < m, other=-1)
-    # Indices come from a tensor that the host does not look at: those outside name nothing.
+    # The host does not check the index: rows with indices outside the range stay zero.
     of_c = (named >= r) & (named < m)
     source = c_ptr + (named - r).to(tl.int64)[:, None] * stride
     target = out_ptr + rows.to(tl.int64)[:, None] * r
@@ -63,7 +63,7 @@ def expand_kernel(
     at = tl.program_id(0)
     second = tl.cdiv(m0, ROWS)
     third = second + tl.cdiv(m1, ROWS)
-    # Each branch has a body of its own: pointers that come out of one have lost their alignment.
+    # Each branch has its own body, because pointers merged after a branch lose their alignment.
     if at < second:
         expand_rows(c0_ptr, index0_ptr, out0_ptr, at * ROWS, m0, r0, stride0, ROWS, BLOCK)
     elif COUNT > 1 and at < third:
@@ -74,7 +74,7 @@ def expand_kernel(
 
 def _prepare(Cs: Sequence[Tensor], indices: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
     count, dtype, device = len(Cs), Cs[0].dtype, Cs[0].device
-    # What one launch cannot take: more members than it has places for, rows whose elements are apart.
+    # One launch has a limited number of members and needs contiguous rows: split or copy otherwise.
     if count > MOST_MEMBERS:
         rest = _prepare(Cs[MOST_MEMBERS:], indices[MOST_MEMBERS:])
         these = _prepare(Cs[:MOST_MEMBERS], indices[:MOST_MEMBERS])

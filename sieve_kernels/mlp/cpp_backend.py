@@ -1,4 +1,4 @@
-"""Compiled CPU path of the gated layer: gate and up meet in cache, for inputs that `dispatch` finds fit."""
+"""Compiled CPU path of the gated layer: gate and up are combined in cache, for inputs that `dispatch` accepts."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain

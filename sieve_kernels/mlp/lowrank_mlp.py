@@ -1,4 +1,4 @@
-"""`lowrank_mlp`: a whole gated MLP in one go, whatever of its three matrices are pairs."""
+"""`lowrank_mlp`: a whole gated MLP in one call; each of its three matrices may be dense or a pair."""
 
 from collections.abc import Sequence
 
@@ -30,10 +30,10 @@ Layer = Sequence[Tensor]
 
 
 def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activation: str = "silu") -> Tensor:
-    """y = down(act(gate(x)) · up(x)), of which the wide middle is never stored where one kernel does it all.
+    """y = down(act(gate(x)) · up(x)); where one kernel does it all, the wide middle is never stored.
 
-    Differentiable in x and all weights, twice if need be: where gradients are wanted, and where no kernel does it all,
-    it is made of the operators of its parts. Under autocast it computes in autocast's dtype, as `F.linear` does.
+    Differentiable in x and all weights, twice if need be. Where gradients are required or no kernel does it all, it is
+    composed of its parts' operators. Under autocast it computes in autocast's dtype, as `F.linear` does.
 
     Args:
         x: inputs [..., n].
@@ -72,7 +72,7 @@ def lowrank_mlp(x: Tensor, gate: Layer, up: Layer | None, down: Layer, activatio
 
 
 def parts(x: Tensor, layers: Sequence[Layer], activation: str) -> Tensor:
-    """The same by the operators of the parts."""
+    """The MLP composed of its parts' operators."""
     *inner, down = layers
     if list(map(len, inner)) == [2, 2]:
         return _layer(lowrank_swiglu(x, *inner[0], *inner[1], activation), down)
@@ -87,7 +87,7 @@ def _layer(x: Tensor, tensors: Layer) -> Tensor:
 def _check(x: Tensor, layers: Sequence[Layer], activation: str) -> None:
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
-    # Each layer by itself, of as many inputs as the one before has outputs.
+    # Check each layer; its number of inputs is the previous layer's number of outputs.
     require_float("x", x)
     n = x.shape[-1] if x.dim() else None
     names = ("gate", "up", "down") if len(layers) == 3 else ("gate and up, stacked,", "down")
@@ -104,7 +104,7 @@ def _check(x: Tensor, layers: Sequence[Layer], activation: str) -> None:
             if layer[2].dtype != torch.int64:
                 raise TypeError(f"the permutation of {name} must be int64, got {describe(layer[2])}")
             require_same_device("x", x, name, layer[2])
-        # What comes of gate and up is the input of the last layer.
+        # After up, n is the width of act(gate) · up, the input of down.
         if place == len(layers) - 2:
             first, n = reference.width(layers[0]), reference.width(layer)
             if first != n:

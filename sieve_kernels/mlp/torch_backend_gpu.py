@@ -1,6 +1,6 @@
-"""GPU path of gated layers for many rows: library products, then gate and up meet in one pass over both.
+"""GPU path of gated layers for many rows: library products, then one pass that combines gate and up.
 
-A pivoted layer's columns are put in order where they are read anyway: in that pass, at no cost.
+A pivoted layer's columns are reordered in that pass, which reads them anyway, at no cost.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callabl
 
 
 def _mlp_run(x: Tensor, inner: Sequence[Layer], down: Layer, overlapping: bool) -> Callable[..., Tensor]:
-    """`_prepare_mlp`'s function, for gate and up that overlap or that follow one another."""
+    """`_prepare_mlp`'s function, for gate and up in parallel or one after another."""
     find, shape, join = _unordered(x, inner, overlapping), (*x.shape[:-1], width(down)), once(act_mul)
     last = (F.linear, linear, once(pivoted))[len(down) - 1]
     last_arguments = () if len(down) == 1 else (None,)
@@ -84,7 +84,7 @@ def _unordered(x: Tensor, layers: Sequence[Layer], overlapping: bool) -> Callabl
 
     def find(x, layers):
         x = as_rows(x) if in_rows else x
-        # Outputs belong to the stream that goes on with them.
+        # Allocate outputs on the stream that reads them next.
         outs = [outputs(x, m) if overlapping else None for m in widths]
         calls = [partial(work, x, *layer[:2], out) for work, layer, out in zip(works, layers, outs, strict=True)]
         return side_by_side(calls, rows, device) if overlapping else [call() for call in calls]

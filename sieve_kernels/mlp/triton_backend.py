@@ -1,4 +1,4 @@
-"""Triton kernels of the gated layer and their launchers: gate and up meet in registers, tile by tile."""
+"""Triton kernels of the gated layer and their launchers: gate and up are combined in registers, tile by tile."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def swiglu_kernel(
 ):
     """y = act(z_gate B_gateᵀ) · (z_up B_upᵀ), or the gradients of the two products. Grid: (tiles of y,)."""
     row, col = swizzle_tile(tl.program_id(0), T, tl.cdiv(m, BLOCK_N), BLOCK_M, GROUP_M)
-    # The same tile of both products.
+    # The same tile of both products, so that it can be combined in registers.
     gate = gemm_mainloop(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC),
         z_ptrs[0],
@@ -94,12 +94,12 @@ def swiglu_kernel(
         BLOCK_N,
         BLOCK_K,
     )
-    # What becomes of them: y, or the gradients of both.
+    # Combine them to y, or to the gradients of both.
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
     if BACKWARD:
         grad = tiles.load_tile(grad_ptr, rows, cols, stride_grad[0], stride_grad[1], T, m, EVEN_M, EVEN_N).to(ACC)
-        # Recomputed gate and up are needed here only.
+        # Gate and up were recomputed for this only.
         d_gate = grad * up * slope(gate, ACTIVATION)
         tiles.store_tile(out_ptrs[0], d_gate, rows, cols, stride_out[0], stride_out[1], T, m)
         d_up = grad * activate(gate, ACTIVATION)
@@ -147,7 +147,7 @@ def _launch(
         torch.empty((T, m), dtype=tiles.compute_dtype(dtype), device=Bs[0].device)
         for _ in range(1 if grad is None else 2)
     ]
-    # One launch: tiles of gate and up meet in registers.
+    # One launch for both products.
     if out[0].numel() > 0:
         ranks = tuple(B.shape[1] for B in Bs)
         traits = frozenset() if is_vectorizable(*zs, *Bs) else frozenset((UNALIGNED,))
@@ -174,7 +174,7 @@ def _launch(
 
 
 def _swiglu_config(shape: GemmShape) -> GemmConfig:
-    """Tiles half as large as those of one product, for there are two accumulators."""
+    """The config: tiles half as large as those of one product, because there are two accumulators."""
     block_m, block_n, block_k = _blocks(shape.M, shape.dtype, UNALIGNED not in shape.traits)
     return GemmConfig(block_m, block_n, block_k, num_warps=warps_of(block_m, 2 * block_n))
 
@@ -197,6 +197,6 @@ CONFIGS = {
         GemmConfig(128, 128, 64, num_warps=8),
     )
 }
-"""What is measured beside the cost model's config."""
+"""Configs that are measured in addition to the cost model's."""
 
 SWIGLU = TunedKernel("swiglu", _swiglu_config, CONFIGS, fits_shared_memory)

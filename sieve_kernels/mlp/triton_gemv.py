@@ -1,4 +1,4 @@
-"""Gated layers of a few rows on a GPU: gate and up meet in registers, and an MLP with pairs takes four launches."""
+"""GEMV for gated layers on a GPU: gate and up are combined in registers, and an MLP of pairs takes four launches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -61,7 +61,7 @@ def gemv_glu_kernel(
     VECTOR: tl.constexpr,
 ):
     """out = act(gate) · up. Grid: (tiles of out,)."""
-    # Gates, behind a wait for what they are made of.
+    # Gates; the product waits for its input.
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     gate, _, _ = product_tile(
         xg_ptr + xg_at,
@@ -92,7 +92,7 @@ def gemv_glu_kernel(
         SPLIT_K,
         VECTOR,
     )
-    # Ups of the same columns: there is nothing more to wait for.
+    # Ups of the same columns, without another wait.
     up, _, _ = product_tile(
         xu_ptr + xu_at,
         wu_ptr,
@@ -122,7 +122,7 @@ def gemv_glu_kernel(
         SPLIT_K,
         VECTOR,
     )
-    # Both meet.
+    # Combine them.
     t = tl.arange(0, BLOCK_T)
     at = out_ptr + out_at + t[None, :].to(tl.int64) * N + cols[:, None]
     y = activate(gate, ACTIVATION) * up
@@ -163,7 +163,7 @@ def _prepare_inner(x: Tensor, layers: Sequence[Layer], activation: str, out_at: 
 
 
 def middle_of(layers: Sequence[Layer]) -> int:
-    """Hidden units, whose gates and ups are the outputs of two layers or of one."""
+    """Number of hidden units; gates and ups are the outputs of two layers or of one."""
     return reference.width(layers[0]) // (3 - len(layers))
 
 
@@ -208,7 +208,7 @@ def _launch(
 
 
 def _glu_config(shape: GemmShape) -> GemmConfig:
-    """That of a single product; one row reads two weights at a time."""
+    """The config of a single product. For one row a program takes half as many rows of each weight, as it reads two."""
     config = gemv_launch.gemv_config(shape)
     return replace(config, block_n=max(1, config.block_n // 2)) if shape.M == 1 else config
 
@@ -232,9 +232,9 @@ def _prepare_swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_u
 
 
 def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable:
-    """Two launches to the wide middle, and one or two from it; the last need not wait for their weights.
+    """Two launches for act(gate) · up, and one or two for down, which read their weights before they wait.
 
-    All that lies between them is one tensor, as an allocation takes as much of the host's time as half a launch.
+    All intermediates are one tensor, because an allocation takes half the host time of a launch.
     """
     *inner, down = layers
     if not gemv.serves(x, *chain(*(layer[:2] for layer in layers))) or middle_of(inner) % ALIGNED:

@@ -1,6 +1,6 @@
-"""Gated MLPs of pairs for some rows on a GPU: gate and up in launches that they share, tiles copied by TMA.
+"""Gated MLPs of pairs with the rows of `lowrank.triton.grouped`: gate and up in common launches, tiles copied by TMA.
 
-What no GPU has measured yet: taken only where it is asked for or was measured as fastest.
+Not measured on a GPU yet: used only if requested or measured as fastest.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Layer = Sequence[Tensor]
 
 
 def _prepare_mlp(x: Tensor, layers: Sequence[Layer], activation: str) -> Callable[..., Tensor]:
-    """Three launches to gate and up, one that joins them, and two or three to y."""
+    """Three launches for gate and up, one that combines them, and two or three for y."""
     if not _serves(x, layers):
         return torch_backend_gpu.mlp.prepare(x, layers, activation)
     gate, up, down = layers

@@ -1,1 +1,1 @@
-"""What lies between the matrices of a decoder block: normalisation and rotary positions."""
+"""Operators between the matrices of a decoder block: normalisation, rotary positions, act · mul, gathered columns."""

@@ -1,4 +1,4 @@
-"""Implementations of pointwise operators. Triton is imported where it is needed first."""
+"""Implementations of pointwise operators. Triton is imported at first use."""
 
 from collections.abc import Callable
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""What library products end with (act_mul, gather_columns, join_columns), by Triton or, without it, by torch."""
+"""Epilogues of library products (act_mul, gather_columns, join_columns), by Triton or, without it, by torch."""
 
 from torch import Tensor
 

@@ -1,6 +1,6 @@
-"""`act_mul` and `join_columns`: what stands between a layer's library products where gradients are wanted.
+"""`act_mul` and `join_columns` with gradients, for layers made of library products.
 
-Internal: `sieve_kernels.lowrank.training` makes layers of them and of torch's own products.
+Internal: `sieve_kernels.lowrank.training` combines them with torch's own products.
 """
 
 import torch
@@ -28,8 +28,8 @@ def join_columns(z: Tensor, c: Tensor, permutation: Tensor, bias: Tensor | None)
 
 
 def _is_watched() -> bool:
-    """Whether a compiler, a mode or a transform is to see an operator. Else a function of autograd has the same
-    gradients in a third of the host's time."""
+    """Whether a compiler, mode or transform must see an operator. Else an autograd function gives the same gradients in
+    a third of the host time."""
     return torch.compiler.is_compiling() or listened()
 
 

@@ -1,4 +1,4 @@
-"""What the launchers of pointwise kernels share."""
+"""Common to the launchers of pointwise kernels."""
 
 from collections.abc import Callable
 
@@ -13,23 +13,22 @@ from sieve_kernels.core.checks import as_rows
 from sieve_kernels.core.device import INTERPRETED, has_tma, num_sms
 
 MOST_COLUMNS = 1024
-"""Of a row, in a program."""
+"""Most columns of a row in a program."""
 
 GROUPED_ROWS = 4
-"""Rows that such a program makes where there are many and columns are gathered: it reads the indices once for all of
-them."""
+"""Rows of a program that gathers columns, if there are many rows: it reads the indices once for all of them."""
 
 
 @triton.jit
 def begin(PDL: tl.constexpr):
-    """Wait for the launch before, of which this one may have overlapped the end; from here the next one may begin."""
+    """Wait for the previous launch, whose end this launch may overlap; from here on the next launch may start."""
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
 
 
 def common_constants(x: Tensor) -> dict[str, object]:
-    """What every kernel is told, for an input x."""
+    """Constants of every kernel, for an input x."""
     overlapping = has_tma(x.device) and not INTERPRETED
     return {
         "ACC": tiles.TRITON_DTYPES[tiles.accumulator(x.dtype)],
@@ -39,7 +38,7 @@ def common_constants(x: Tensor) -> dict[str, object]:
 
 
 def fresh_output(x: Tensor, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """A function of x to memory for what kernels make of it. A tensor's like is there in half the time of a shape's."""
+    """A function of x that allocates a kernel's output; `empty_like` takes half the time of `empty`."""
     compute = tiles.compute_dtype(x.dtype)
     if compute == x.dtype and x.shape == shape and x.is_contiguous():
         return torch.empty_like
@@ -54,7 +53,7 @@ def rows_in_place(x: Tensor) -> Tensor | None:
 
 
 def in_one_piece(t: Tensor | None) -> Tensor | None:
-    """With rows of contiguous elements."""
+    """The tensor, or a copy, with rows of contiguous elements."""
     return t if are_in_one_piece(t) else t.contiguous()
 
 
@@ -63,10 +62,10 @@ def are_in_one_piece(*tensors: Tensor | None) -> bool:
 
 
 def column_blocks(T: int, n: int, gathered: bool, device: torch.device) -> tuple[int, int, int]:
-    """Rows, columns and warps of a program that makes [T, n].
+    """Rows, columns and warps of a program that computes part of [T, n].
 
-    A thread makes 16 bytes of a row where it loads as many at once; two elements where it gathers them one by one, so
-    that a warp's loads are of neighbours.
+    A thread computes 16 bytes of a row where it loads them at once, and two elements where it gathers them one by one,
+    so that a warp's loads are close together.
     """
     each = 2 if gathered else 8
     block = min(triton.next_power_of_2(n), MOST_COLUMNS // 2 if gathered else MOST_COLUMNS)

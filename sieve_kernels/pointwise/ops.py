@@ -1,4 +1,4 @@
-"""What lies between the matrices: the functions users call, their checks, and what torch is told of them."""
+"""Pointwise operators: the functions users call, their checks, and the registration of operators and gradients."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
     Args:
         x: inputs [..., n].
         weight: [n].
-        epsilon: what keeps a row of zeros from a division by zero.
+        epsilon: prevents division by zero for a row of zeros.
 
     Returns:
         y [..., n] in x's dtype (float16, bfloat16, float32 or float64, the same for both).
@@ -89,7 +89,7 @@ def _check_rotary(q, k, cos, sin):
 
 
 def act_mul(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
-    """act(gate) · up: what a gated MLP makes of the outputs of its first two layers.
+    """act(gate) · up, for the outputs of a gated MLP's first two layers.
 
     Differentiable in both, twice if need be, by torch's own operators.
 
@@ -126,7 +126,7 @@ def _check_act_mul(gate, up, activation):
 
 
 def channel_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Σ x, Σ |x| and Σ x² of every channel, in one pass over the tokens. For statistics: it has no gradients.
+    """Σ x, Σ |x| and Σ x² of every channel, in one pass over the tokens. It has no gradients.
 
     Args:
         x: tokens [..., n].

@@ -1,6 +1,6 @@
 """Triton kernels of norms and rotary positions, and their launchers: one launch each.
 
-A call like one before, in shapes, strides, dtypes and alignments, costs the host a look-up and the launch.
+A call with the shapes, strides, dtypes and alignments of an earlier one costs the host a look-up and the launch.
 """
 
 import torch
@@ -14,7 +14,7 @@ from sieve_kernels.core.plans import Plans
 from sieve_kernels.pointwise.launches import MOST_COLUMNS, begin, common_constants, fresh_output, rows_in_place
 
 SMALL_ROWS = 2048
-"""Numbers of the rows of which a program of `rms_norm` takes several."""
+"""Elements of a program of `rms_norm` that takes several rows."""
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def rms_norm_kernel(
     x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + cols[None, :], mask=inside, other=0.0).to(ACC)
     weight = tl.load(weight_ptr + cols, mask=cols < n, other=0.0).to(ACC)
     scale = tl.rsqrt(tl.sum(x * x, 1) / n + epsilon)
-    # Rounded twice, as transformers does it: what is normalised, then its product with the weight.
+    # Round twice, as transformers does: after normalisation, and after the product with the weight.
     normalised = tiles.rounded(x * scale[:, None], x_ptr.dtype.element_ty, UPCAST)
     y = tiles.rounded(normalised * weight[None, :], x_ptr.dtype.element_ty, UPCAST)
     tl.store(out_ptr + rows[:, None].to(tl.int64) * n + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=inside)
@@ -184,7 +184,7 @@ def _prepare_rms_norm(x, weight, epsilon):
     rows = rows_in_place(x)
     if rows is None or weight.stride(0) != 1:
         return lambda x, weight, epsilon: rms_norm(x.contiguous(), weight.contiguous(), epsilon)
-    # A row in a program, or several where they are short and there are enough of them.
+    # One row per program; several if rows are short and there are enough for all multiprocessors.
     (T, n), shape, dtype, device = rows.shape, x.shape, x.dtype, x.device
     block = triton.next_power_of_2(n)
     together = max(1, min(SMALL_ROWS // block, triton.next_power_of_2(triton.cdiv(T, 2 * num_sms(device)))))
@@ -225,7 +225,7 @@ def _prepare_rotary(q, k, cos, sin):
         HEADS=heads,
         BLOCK=block,
         num_warps=max(1, heads * block // 256),
-        # The compiler would sum a product before it is rounded.
+        # Fused multiply-adds would skip the rounding of products.
         enable_fp_fusion=False,
         UPCAST=INTERPRETED,
         **common_constants(q),

@@ -1,5 +1,5 @@
-"""Triton kernels of what library products end with, and their launchers: act · mul, its gradients, and columns that are
-gathered from where the products of a pivoted pair left them. One launch each."""
+"""Triton kernels of the epilogues of library products, and their launchers: act · mul, its gradients, and gathered
+columns of pivoted pairs. One launch each."""
 
 import torch
 import triton
@@ -214,7 +214,7 @@ def _prepare_join_columns(z, c, index, bias=None, out=None):
     T, n = shape = z.shape[0], index.shape[0]
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
-    # Rows whose elements are apart are copied first.
+    # The kernels need contiguous rows: copy others.
     if not are_in_one_piece(z, c, index, bias):
         return lambda *arguments: join_columns(*map(in_one_piece, arguments[:4]), *arguments[4:])
     # One launch, to `out` where kernels store what hardware stores.
@@ -271,7 +271,7 @@ def _prepare_act_mul(gate, up, activation, gate_index=None, up_index=None, out=N
     shape = (*gate.shape[:-1], (gate if gate_index is None else gate_index).shape[-1])
     if 0 in shape:
         return lambda *_: torch.empty(shape, dtype=dtype, device=device) if out is None else out
-    # Rows whose elements are apart are copied first.
+    # The kernels need contiguous rows: copy others.
     gates, ups, n = rows_in_place(gate), rows_in_place(up), shape[-1]
     if gates is None or ups is None or not are_in_one_piece(gate_index, up_index):
         return lambda gate, up, activation, *others: act_mul(

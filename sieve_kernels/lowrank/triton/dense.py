@@ -1,4 +1,4 @@
-"""`linear` on the GPU: one product, whose sums are split where few rows would leave multiprocessors idle."""
+"""`linear` on the GPU: one product, with split-K where few rows would leave multiprocessors idle."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Operators of a few rows on a GPU: two launches for a pair, of one layer or of several that read one input."""
+"""GEMV operators on a GPU: two launches for a pair, for one layer or for several layers of one input."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,17 +17,18 @@ from sieve_kernels.lowrank.permutation import places
 from sieve_kernels.lowrank.triton.gemv_launch import MOST_MEMBERS, Places, Product, make_launch
 
 MOST_ROWS = dispatch.GEMV_ROWS_GPU
-"""More rows take other kernels."""
+"""Most rows of these kernels."""
 
 ANY_SIZE = 16
-"""Most rows whatever the size of the weights: more, up to `MOST_ROWS`, are served where these are small."""
+"""Most rows for weights of any size; up to `MOST_ROWS` rows are supported if the weights are small."""
 
 SMALL_BYTES = 32 << 20
-"""Measured on an H100 at 32 rows: .83 of the time of two library products for 17 MB, 1.05 for 59 MB."""
+"""Most bytes of small weights. Measured on an H100 at 32 rows: .83 of the time of two library products for 17 MB, 1.05
+for 59 MB."""
 
 
 def serves(x: Tensor, *weights: Tensor) -> bool:
-    """Whether these kernels can take the call: few rows, of 16 bits, all rows aligned to 16 bytes."""
+    """Whether these kernels support the call: few rows of 16-bit elements, all aligned to 16 bytes."""
     rows = x.numel() // max(1, x.shape[-1])
     if x.dtype not in (torch.bfloat16, torch.float16) or not 1 <= rows <= MOST_ROWS:
         return False
@@ -37,7 +38,7 @@ def serves(x: Tensor, *weights: Tensor) -> bool:
 
 
 def row_stride(x: Tensor) -> int | None:
-    """The distance of rows of x [..., n] if it is the same for all of them and their elements are neighbours."""
+    """The stride of the rows of x [..., n], if all have the same and their elements are contiguous; else None."""
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         return None
     if x.dim() == 1:
@@ -58,7 +59,7 @@ def _aligned(t: Tensor) -> bool:
 
 
 def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
-    """Where intermediates of these ranks begin side by side, each at a multiple of 16, and their width together."""
+    """First columns of intermediates of these ranks in one tensor, each a multiple of 16, and the tensor's width."""
     at, width = [], 0
     for rank in ranks:
         at.append(width)
@@ -67,7 +68,7 @@ def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
 
 
 def allocation(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
-    """A function that makes a tensor: with strides that are known it takes less of the host's time."""
+    """A function that allocates a tensor; strides computed in advance save host time."""
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return partial(torch.empty_strided, tuple(shape), strides, dtype=tiles.compute_dtype(dtype), device=device)
 
@@ -79,7 +80,7 @@ def _prepare_group(
     biases: Sequence[Tensor] | None,
     permutations: Sequence[Tensor] | None = None,
 ) -> Callable:
-    """Two launches for all layers: every z_i = x A_iᵀ, side by side, then every y_i."""
+    """Two launches for all layers: first every z_i = x A_iᵀ, into one tensor, then every y_i."""
     if len(As) > MOST_MEMBERS or not serves(x, *As, *Bs):
         return torch_backend_gpu.group.prepare(x, As, Bs, biases, permutations)
     dtype, ranks, pivoted = x.dtype, [A.shape[0] for A in As], permutations is not None
@@ -139,12 +140,12 @@ def intermediates(
 
 
 def rows_of(x: Tensor) -> tuple[int, int]:
-    """Rows of x [..., n], and n."""
+    """The number of rows of x [..., n], and n."""
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the interpreter, what kernels stored in float32 in the dtype that hardware stores."""
+    """In the interpreter, convert what kernels stored in float32 to the dtype that hardware stores."""
     return t if t.dtype is dtype else t.to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""The kernel of a few rows: up to three products with as many rows in one launch, each made by `gemv_product`."""
+"""The GEMV kernel: up to three products with the same number of rows in one launch, each by `gemv_product`."""
 
 import triton
 import triton.language as tl
@@ -41,7 +41,7 @@ def member(
 ):
     """A tile of one product. SCATTER: 0, to columns 0 … N - 1 of out; 1, to those that the index names; 2, without the
     bias to 0 … N - 1 of out, and with it to those that the index names of copy."""
-    # The tile in registers, and where it goes.
+    # The tile in registers, and its columns of the output.
     cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     y, places, bias = product_tile(
         x_ptr,
@@ -72,13 +72,13 @@ def member(
         SPLIT_K,
         VECTOR,
     )
-    # To the output; of both destinations first in order, as the next product reads it.
+    # Store it. With two destinations the ordered one comes first, because the next product reads it.
     t = tl.arange(0, BLOCK_T)
     inside = (cols < N)[:, None] & (t < T)[None, :]
     if SCATTER == 2:
         z = y.to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + t[None, :].to(tl.int64) * stride_out + cols[:, None], z, mask=inside)
-        # What the next product reads of it, and so rounded.
+        # Rounded, as the next product reads it.
         y = z.to(ACC)
         out_ptr, stride_out = copy_ptr, stride_copy
     if BIASED:
@@ -148,7 +148,7 @@ def gemv_kernel(
     SPLIT_K: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """out_i = x_i w_iᵀ + bias_i of up to three products with as many rows, each as `member` has it.
+    """out_i = x_i w_iᵀ + bias_i of up to three products with the same number of rows, each by `member`.
 
     Grid: (tiles of all products,).
     """
@@ -158,8 +158,7 @@ def gemv_kernel(
     third = second
     if COUNT > 1:
         third += tl.cdiv(N1, BLOCK_N)
-    # The tile of the product that it belongs to. Each branch has its own pointers, of which Triton knows the
-    # alignment.
+    # Compute the tile of its product. Each branch has its own pointers, so that Triton knows their alignment.
     if pid < second:
         member(
             x_ptr + x0_at,

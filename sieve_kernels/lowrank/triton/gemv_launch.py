@@ -1,4 +1,4 @@
-"""Launches of the kernel for few rows: the products of a launch, how it is cut, and how it overlaps others."""
+"""Launches of the GEMV kernel: their products, configs, and how launches overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +14,22 @@ from sieve_kernels.core.launch import Launch
 from sieve_kernels.lowrank.triton.gemv_kernel import gemv_kernel
 
 MOST_MEMBERS = 3
-"""Products in one launch: query, key and value."""
+"""Most products in one launch: query, key and value."""
 
 ALIGNED = 8
 """Rows must begin at multiples of so many elements of 16 bits, 16 bytes."""
 
 RESIDENT = 3
-"""Programs of tensor cores that a multiprocessor holds at once, as far as its shared memory goes."""
+"""Programs with tensor cores that a multiprocessor holds at once, by its shared memory."""
 
 OVERLAP_GEMV, OVERLAP_DOT = 1 + 4, 1 + 2 + 4
-"""How launches overlap on GPUs that can, as `gemv_product.begin` has it."""
+"""How launches overlap on GPUs that support it; see `gemv_product.begin`."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """One of the products of a launch: out[:, out_at:][:, :N] = x[:, x_at:][:, :K] wᵀ, w [N, K], or as `Places` has
-    it."""
+    """One of the products of a launch: out[:, out_at:][:, :N] = x[:, x_at:][:, :K] wᵀ, w [N, K], or as `Places`
+    says."""
 
     N: int
     K: int
@@ -46,15 +46,15 @@ class Places(IntEnum):
     IN_ORDER = 0
     INDEXED = 1
     BOTH = 2
-    """In order in `out`, without a bias; indexed, and with it, in a second tensor."""
+    """In order and without bias in `out`, and also indexed and with bias in a second tensor."""
 
 
 def gemv_config(shape: GemmShape) -> GemmConfig:
     """The tile of a program: block_n rows of the weight, split_k · block_k of their elements a step.
 
-    What was fastest on an H100 over the shapes of an 8B model. One row: as much of a row of the weight as possible at
-    once, or several short rows whole. More rows: tiles of 8 where they are too few for all multiprocessors, else of 16.
-    Elsewhere as much of it as fits.
+    The fastest on an H100 for the shapes of an 8B model. One row: as much as possible of a weight row per step, or
+    several short rows at once. More rows: tiles of 8 if tiles of 16 are too few for all multiprocessors, else of 16.
+    On other GPUs the same, as far as it fits.
     """
     K, bits = shape.K, shape.bits
     whole = max(256, triton.next_power_of_2(K))
@@ -65,7 +65,7 @@ def gemv_config(shape: GemmShape) -> GemmConfig:
             return GemmConfig(1, 1, 4096, num_stages=1)
         return GemmConfig(1, 4 * 16 // bits, whole, num_warps=min(4, whole // 256), num_stages=1)
     few = 16 * num_sms(shape.device)
-    # AMD's instructions have no tile of 8.
+    # AMD's matrix instructions have no tile of 8.
     if is_amd() or few < shape.N:
         tile = GemmConfig(16, 16, 128, 4, 4, 4) if K > 2048 else GemmConfig(16, 16, 128, 2, 2, 4)
     elif whole <= 512 and shape.M <= 16:
@@ -79,7 +79,7 @@ def gemv_config(shape: GemmShape) -> GemmConfig:
 
 
 def _step(config: GemmConfig, shape: GemmShape) -> int:
-    """Bytes of a step of both operands, of which every stage holds one in shared memory."""
+    """Bytes per step of both operands; shared memory holds them once per stage."""
     return config.split_k * config.block_k * (config.block_n * shape.bits // 8 + rows_of_tile(shape.M) * 2)
 
 
@@ -94,7 +94,7 @@ CONFIGS = {
         GemmConfig(16, 32, 128, 2, 2, 3),
         GemmConfig(16, 32, 128, 4, 4, 3),
     ),
-    # Tiles of 8 rows of the weight: what the first factors of pairs are short of is programs.
+    # Tiles of 8 rows of the weight, because first factors have few rows and so few programs.
     "sm_90": (
         GemmConfig(16, 8, 128, 4, 4, 6),
         GemmConfig(16, 8, 128, 8, 8, 4),
@@ -103,10 +103,10 @@ CONFIGS = {
         GemmConfig(16, 16, 64, 4, 4, 6),
     ),
 }
-"""What is measured beside the cost model's config. One row takes those with `block_m` 1, more rows the others."""
+"""Configs that are measured in addition to the cost model's: `block_m` 1 for one row, the others for more rows."""
 
 MOST_ELEMENTS = 128
-"""Of a weight, that a thread of one row's programs can hold."""
+"""Most elements of a weight that a thread can hold, for one row."""
 
 
 def supports(config: GemmConfig, shape: GemmShape) -> bool:
@@ -127,7 +127,7 @@ def rows_of_tile(T: int) -> int:
 
 
 SECOND = "second phase"
-"""Trait of a launch that follows one of ours, and of which the weights are read before that one ends."""
+"""Trait of a launch that follows one of ours and reads its weights before that one ends."""
 
 
 def make_launch(
@@ -150,14 +150,14 @@ def make_launch(
         traits = frozenset((SECOND,)) if early else frozenset()
         Ns, Ks = zip(*((p.N, p.K) for p in products), strict=True)
         config = GEMV.choose(GemmShape(T, Ns, Ks, dtype, device, bits, traits))
-    # Every kind of tensor has a place for each member.
+    # The kernel has a parameter per kind of tensor and member; missing members get a dummy.
     padded = [*products, *[Product(1, 1, 1, 1)] * (MOST_MEMBERS - len(products))]
     kinds = {"w": True, "scale": scaled, "index": into != Places.IN_ORDER, "bias": biased, "out": True}
     kinds["copy"] = into == Places.BOTH
     names = [f"{kind}{i}_ptr" for kind, given in kinds.items() if given for i in range(len(products))]
     programs = sum(triton.cdiv(p.N, config.block_n) for p in products)
     options = constants(T, [p.K for p in products], config, bits, device, early)
-    # Programs of the next launch would take the place of those of this one that wait for their turn.
+    # If not all programs of this launch fit the GPU, programs of the next one would keep them from starting.
     if T > 1 and early and programs > RESIDENT * num_sms(device):
         options["OVERLAP"] &= ~4
     return Launch(
@@ -187,9 +187,9 @@ def make_launch(
 def constants(
     T: int, Ks: Sequence[int], config: GemmConfig, bits: int, device: torch.device, early: bool
 ) -> dict[str, object]:
-    """What kernels are told of rows, sums, config, bits of an element of the weights, and overlapping launches."""
+    """Constants of the kernels, from rows, lengths of sums, config, bits per weight, and overlap of launches."""
     step, vector = config.block_k * config.split_k, 128 // bits
-    # A second phase that asks for its weights early takes memory's time from the first: 9 % of a pair of 16 rows.
+    # A second phase that prefetches its weights slows down the first: by 9 % of a pair of 16 rows.
     overlap = (OVERLAP_GEMV if T == 1 or early else OVERLAP_DOT) if has_tma(device) else 0
     return {
         "OVERLAP": overlap,
@@ -206,6 +206,6 @@ def constants(
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         **({"launch_pdl": True} if overlap else {}),
-        # The assembler would rather spill than hold one block less; AMD's knows no such limit.
+        # The assembler would spill registers to hold one more block; AMD's assembler has no such limit.
         **({"maxnreg": 255} if T > 1 and not is_amd() else {}),
     }

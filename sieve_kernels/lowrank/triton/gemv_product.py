@@ -1,13 +1,13 @@
-"""Products of a few rows with weights that are read once: the kernels of decoding.
+"""GEMV products, for decoding: few rows times weights that are read once.
 
-With a few rows a product costs what its weights cost to read. Every program owns some rows of a
-weight and reads them whole, so that nothing is summed across programs: no workspace, and the same bits every time.
-One row takes CUDA cores; more take tensor cores, for which the warps of a program share K.
+With few rows the time of a product is that of reading its weights. Every program reads whole rows of a weight, so that
+no sums go across programs: no workspace is needed, and results are deterministic. One row uses CUDA cores; more rows
+use tensor cores, and the warps of a program split K.
 
-Launches overlap where the GPU can (programmatic dependent launch): a program first asks for its weights to come to L2,
-which is coherent, so that no earlier kernel's writes can be missed; then it waits for the launch before it, and only
-then reads. The second phase of a pair reads its first weights before it waits: the first phase lets it begin only
-after having waited for all that came before the operator.
+Launches overlap where the GPU can (programmatic dependent launch): a program first prefetches its weights to L2, which
+is coherent, so that no earlier kernel's writes are missed; then it waits for the previous launch, and only then reads.
+The second phase of a pair may read its first weights before it waits, because the first phase lets it start only after
+all work before the operator is complete.
 """
 
 import triton
@@ -17,7 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def prefetch(pointers):
-    """Ask for the lines that hold these addresses to come to L2: changes nothing and waits for nothing."""
+    """Prefetch the cache lines of these addresses to L2; neither changes nor waits for anything."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -37,12 +37,12 @@ def begin(
     stride_w,
     OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # elements of each row that are asked for
+    BLOCK_K: tl.constexpr,  # elements of each row that are prefetched
 ):
-    """What a program does before it reads anything that an earlier launch may have written.
+    """Start of a program, before it reads anything that an earlier launch may have written.
 
-    OVERLAP: the sum of 1, to be launched before the launch before is through, and wait for it; 2, to ask for the first
-    weights before; 4, to let the next launch begin from here on.
+    OVERLAP is a sum of 1: start before the previous launch ends, and wait for it here; 2: prefetch the first weights
+    before the wait; 4: let the next launch start from here on.
     """
     if OVERLAP & 2:
         LINE: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
@@ -60,7 +60,7 @@ def begin(
 def small_integer(w, OFFSET: tl.constexpr):
     """Numbers w - OFFSET of unsigned w < 2¹⁶ as float32: the bits of w behind those of 2²³ are 2²³ + w.
 
-    A GPU converts integers at a quarter of the rate of arithmetic, which is slower than to read weights of 8 bits.
+    A GPU converts integers at a quarter of its arithmetic rate, which is slower than reading 8-bit weights.
     """
     return (w.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)
 

@@ -1,4 +1,4 @@
-"""Pairs in 8 and 4 bits of few rows on a GPU: two launches that read integers, which are exact in every dtype."""
+"""GEMV for pairs in 8 and 4 bits on a GPU: two launches that read integers, which are exact in every dtype."""
 
 from collections.abc import Callable
 
@@ -58,7 +58,7 @@ def integers_gemv_kernel(
         if not EARLY:
             w, scale = integers(w_ptr, scale_ptr, rows, used, 0, WORDS, stride_w, stride_scale, BITS, COLUMNS, BLOCK_W)
         for t in tl.static_range(ROWS):
-            # What is known of w once is computed once, for all rows of x.
+            # The loop is unrolled, so work on w alone is done once for all rows of x.
             x_row = x_ptr + tl.cast(t, tl.int64) * stride_x * 8
             y = integers_times(w, scale, x_row, 0, WORDS, EXPONENT, BITS, COLUMNS, BLOCK_N, BLOCK_W) + bias
             at = out_ptr + tl.cast(t, tl.int64) * stride_out + rows
@@ -115,7 +115,7 @@ def integers_times(
 ):
     """Scaled products [BLOCK_N] of what `integers` read with x.
 
-    Four elements of x are loaded as 64 bits, and so each thread has those that its words meet.
+    Four elements of x are loaded as 64 bits, so that each thread has the elements for its words.
     """
     words = at + tl.arange(0, BLOCK_W)
     fours = x_ptr.to(tl.pointer_type(tl.int64), bitcast=True)

@@ -12,7 +12,7 @@ from sieve_kernels.core.checks import as_rows
 def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
     """y_i [..., m_i] = (x A_iᵀ) B_iᵀ + bias_i in two launches; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i].
 
-    Tiles of all products stand side by side, so that a panel of x is read once for all of them.
+    A launch covers the tiles of all products, so that a panel of x is read once for all of them.
     """
     ys = grouped_gemm(intermediates(x, As), Bs, biases)
     return [y.reshape(*x.shape[:-1], y.shape[1]) for y in ys]

@@ -1,6 +1,5 @@
-"""Pairs of one input in three launches, for rows that are too many to be few and too few for a library product of each
-pair to fill a GPU: all intermediates, the sums of their parts, all outputs. Tiles are copied by TMA.
-"""
+"""Pairs of one input in three launches: all intermediates, split-K reduction, all outputs. For more rows than GEMV
+kernels take, but too few for a library product per pair to fill a GPU. Tiles are copied by TMA."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,15 +34,15 @@ from sieve_kernels.pointwise.triton_columns import join_columns
 MOST_MEMBERS = 3
 
 MIN_SUMMED = 512
-"""Elements along K that a part of a split sum must have."""
+"""Fewest elements along K per split-K part."""
 
 PAIR_RANK, PAIR_INPUTS, PAIR_OUTPUTS = 1024, 2048, 4096
-"""Up to this rank and so many outputs, and from so many inputs on, a pair of `dispatch.HALF_TILE_ROWS` rows is read in
-less time than the library's products take to begin and end."""
+"""Up to this rank and number of outputs, and from this number of inputs on, a pair with `dispatch.HALF_TILE_ROWS` rows
+is computed in less time than the library's products need to start and end."""
 
 
 def grouped_config(shape: GemmShape) -> GemmConfig:
-    """Tiles of as many rows as there are where these are few, and then small, so that every multiprocessor has one."""
+    """The config: for few rows, tiles hold all of them and are narrow, so that every multiprocessor has one."""
     few = shape.M <= 64
     tile = GemmConfig(64, 64, 128, num_stages=4) if few else GemmConfig(128, 128, 64, num_warps=8, num_stages=4)
     if SPLITTABLE not in shape.traits:
@@ -141,7 +140,7 @@ def grouped_kernel(
     first = tl.cdiv(N0, BLOCK_N)
     second = first + tl.cdiv(N1, BLOCK_N)
     row, col = swizzle_tile(tl.program_id(0), M, second + tl.cdiv(N2, BLOCK_N), BLOCK_M, GROUP_M)
-    # Which member it is of. One loop for all of them: loops of their own would each take shared memory of their own.
+    # Its member. One loop serves all members, because each loop would take shared memory of its own.
     K = K0
     a = a0
     b = b0
@@ -162,7 +161,7 @@ def grouped_kernel(
 
 
 def serves(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> bool:
-    """Whether these kernels are for the group: rows in number, tiles that TMA can copy, no biases."""
+    """Whether these kernels support the group: enough rows, tiles that TMA can copy, no biases."""
     rows = x.numel() // max(1, x.shape[-1])
     if rows not in dispatch.SOME_ROWS_GPU or not 2 <= len(As) <= MOST_MEMBERS or biases is not None:
         return False
@@ -173,14 +172,14 @@ def serves(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequen
 def prepare(
     x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: None, permutations: Sequence[Tensor] | None = None
 ) -> Callable[..., list[Tensor]]:
-    """A function of the same arguments to the outputs y_i [..., m_i], as `lowrank.gpu.group` has it.
+    """A function of the same arguments to the outputs y_i [..., m_i], like `torch_backend_gpu.group`.
 
     x [..., n]; A_i [r_i, n]; B_i [m_i, r_i], or C_i [m_i - r_i, r_i] with permutations.
     """
     rows = as_rows(x)
     (T, n), dtype, device, compute = rows.shape, x.dtype, x.device, tiles.compute_dtype(x.dtype)
     ranks, widths, above = [A.shape[0] for A in As], [B.shape[0] for B in Bs], x.shape[:-1]
-    # Tiles of both launches, and how many parts the sums of the first are split into.
+    # The configs of both launches; the first may split its sums over K.
     config = GROUPED.choose(GemmShape(T, tuple(ranks), (n,), dtype, device, traits=frozenset((SPLITTABLE,))))
     T_padded, split_k = triton.cdiv(T, config.block_m) * config.block_m, config.split_k
     starts, width = columns(ranks)
@@ -191,7 +190,7 @@ def prepare(
     )
 
     def run(x, As, Bs, biases, permutations=None):
-        # All intermediates, side by side; the parts of a split sum below one another.
+        # All intermediates, side by side in z; split-K parts below one another.
         z = torch.empty((split_k * T_padded, width), dtype=acc_dtype, device=device)
         parts = [z[:, at : at + r] for at, r in zip(starts, ranks, strict=True)]
         first(*three([as_rows(x)] * len(As)), *three(As), *three(parts))
@@ -222,7 +221,7 @@ def _prepare(
 
 
 group = Plans(_prepare)
-"""The same. Groups that these kernels are not for take the library's products."""
+"""`prepare`'s function; groups that these kernels do not support take the library's products."""
 
 
 def _prepare_pair(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
@@ -239,7 +238,7 @@ pair = Plans(_prepare_pair)
 
 
 def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
-    """Where the columns of each member begin in a matrix of all, each at a multiple of 64, and its width."""
+    """First columns of the members in a joint matrix, each a multiple of 64, and the matrix's width."""
     starts = [0]
     for rank in ranks:
         starts.append(triton.cdiv(starts[-1] + rank, 64) * 64)
@@ -247,7 +246,7 @@ def columns(ranks: Sequence[int]) -> tuple[list[int], int]:
 
 
 def three(members: Sequence) -> list:
-    """The members, the last one again in the place of those that are missing."""
+    """Three members: the last one is repeated for missing ones."""
     return [*members, *[members[-1]] * (MOST_MEMBERS - len(members))]
 
 

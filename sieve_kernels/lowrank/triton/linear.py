@@ -71,7 +71,7 @@ def fused_kernel(
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias in two launches; x [..., n], A [r, n], B [m, r], bias [m].
 
-    For few rows the first may leave the sums of z = x Aᵀ split, whose parts the second adds as it reads them.
+    For few rows the first launch may write z = x Aᵀ in split-K parts, which the second adds while it reads them.
     """
     z = split_gemm(as_rows(x), [A])
     (y,) = grouped_gemm(z, [B], None if bias is None else [bias])
@@ -93,13 +93,13 @@ FUSED = TunedKernel(
 
 
 def linear_fused(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, config: GemmConfig | None = None) -> Tensor:
-    """`linear` in one launch, for a rank that `dispatch` finds small enough."""
+    """`linear` in one launch, for ranks that `dispatch` considers small enough."""
     shape, x = x.shape, as_rows(x)
     (T, n), (m, r) = x.shape, B.shape
     out = torch.empty((T, m), dtype=tiles.compute_dtype(x.dtype), device=x.device)
     if out.numel() == 0:
         return out.to(x.dtype).reshape(*shape[:-1], m)
-    # One program for each tile of tokens, which makes whole rows.
+    # One program per tile of tokens, because z of a token is needed for its whole row.
     block_r = max(16, triton.next_power_of_2(r))
     config = config or FUSED.choose(GemmShape(T, (m,), (n,), x.dtype, x.device, 8 * x.dtype.itemsize))
     with tiles.on_device(x):

@@ -1,4 +1,5 @@
-"""Triton kernel and launchers of the pivoted pair: two products whose results go to the columns that a list names."""
+"""Triton kernel and launchers of the pivoted pair: two products whose results are stored to the columns that an index
+names."""
 
 from dataclasses import replace
 
@@ -51,8 +52,8 @@ def scatter_matmul_kernel(
 ):
     """out[:, columns] = a bᵀ + bias[columns]. Grid: (tiles of a bᵀ,).
 
-    Tiles of some rows come after one another, so that L2 can join the scattered columns of a row. Columns outside of
-    out are left out: they come from a tensor that the host does not look at.
+    Tiles of the same rows are neighbours in order, so that L2 can combine the scattered columns of a row. Columns
+    outside out are skipped: the host does not check the index.
     """
     row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -88,7 +89,7 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
 
 
 SCATTERED = "scattered one by one"
-"""Trait of a product whose results are stored one by one, twice: fewer at a time."""
+"""Trait of a product whose results are stored one by one to two places; it takes smaller tiles."""
 
 
 def _scatter_config(shape: GemmShape) -> GemmConfig:
@@ -115,7 +116,7 @@ def _scatter(
     (M, K), N = a.shape, b.shape[0]
     if M * N == 0:
         return
-    # How the product is cut depends on how its results are stored.
+    # The tiles depend on how results are stored: one by one they take more registers.
     traits = () if is_vectorizable(a, b, out, *([] if kept is None else [kept])) else (SCATTERED,)
     config = config or SCATTER_MATMUL.choose(shape_of([a], [b], *traits))
     with tiles.on_device(a):

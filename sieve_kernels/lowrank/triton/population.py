@@ -40,12 +40,12 @@ def population_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """out = a bᵀ up to each row's rank: columns of out beyond it are zero if NARROW, else columns of a are and the sum
-    ends where the largest rank of the tile's rows does. Grid: (tiles of out,)."""
+    """out = a bᵀ up to each row's rank. If NARROW, columns of out beyond the rank are zero; else columns of a beyond it
+    are zero, and the sum ends at the largest rank of the tile's rows. Grid: (tiles of out,)."""
     row, col = swizzle_tile(tl.program_id(0), M, tl.cdiv(N, BLOCK_N), BLOCK_M, GROUP_M)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col * BLOCK_N + tl.arange(0, BLOCK_N)
-    # The ranks of the tile's rows, and where the sum may end.
+    # The ranks of the tile's rows, and the end of the sum.
     ranks = tl.load(ranks_ptr + rows // T * stride_ranks, mask=rows < M, other=1).to(tl.int32)
     ranks = tl.maximum(ranks, 1)
     most = tl.max(ranks, 0)
@@ -85,7 +85,7 @@ def population_kernel(
 def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
     """y [P, T, m] in two launches; x [P, T, n], A [R, n], B [m, R], ranks [P].
 
-    Tiles of rows are taken in groups, of all candidates alike, so that a panel of a factor is read for many of them.
+    Groups of row tiles span all candidates, so that a panel of a factor is read once for many of them.
     """
     z = _product(as_rows(x), A, ranks, x.shape[1], narrow=True)
     return _product(z, B, ranks, x.shape[1], narrow=False).reshape(*x.shape[:-1], B.shape[0])

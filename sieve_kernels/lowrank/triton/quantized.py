@@ -53,7 +53,7 @@ def quantized_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """out = a bᵀ + bias, b being integers times scales: integers are exact in every dtype, and scales multiply sums.
+    """out = a bᵀ + bias, where b is integers times scales. Integers are exact in every dtype; scales multiply sums.
 
     Grid: (tiles of out, split_k).
     """
@@ -124,7 +124,7 @@ def _product(
     bits = 4 if q.dtype == torch.uint8 else 8
     traits = frozenset(traits if is_vectorizable(a, q) else (*traits, UNALIGNED))
     config = config or QUANTIZED.choose(GemmShape(M, (N,), (K,), dtype, a.device, bits, traits))
-    # The result, or the parts of split sums.
+    # The result, or split-K parts of it.
     split_k = config.split_k
     if split_k > 1:
         out = torch.empty((split_k, M, N), dtype=tiles.accumulator(dtype), device=a.device)
@@ -159,7 +159,7 @@ def _product(
 
 
 def quantized_config(shape: GemmShape) -> GemmConfig:
-    """A step along K divides 64: it has one scale per row of b."""
+    """The config. A step along K divides 64, so that it has one scale per row of b."""
     block_m, block_n, block_k = _blocks(shape.M, shape.dtype, UNALIGNED not in shape.traits, packed=shape.bits == 4)
     split_k = split_k_factor(shape) if SPLITTABLE in shape.traits else 1
     return GemmConfig(block_m, block_n, block_k, split_k, warps_of(block_m, block_n))
