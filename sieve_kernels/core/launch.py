@@ -19,7 +19,7 @@ class Launch:
     """A kernel with its grid and all its arguments but the tensors.
 
     The kernel's parameters are pointers, then scalars, then constants. The first call goes through Triton's compiler;
-    later ones pass addresses to the compiled kernel. So whoever keeps a `Launch` must keep one for each device, for
+    later ones pass addresses to the compiled kernel. So a caller must keep one `Launch` for each device, for
     each combination of dtypes, and for which tensors begin at a multiple of 16 bytes, as Triton specialises on that.
 
     Args:

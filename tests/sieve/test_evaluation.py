@@ -73,5 +73,5 @@ def test_places_are_those_of_the_same_examples():
 @pytest.mark.filterwarnings("ignore:.*too short to be scored")
 def test_nothing_in_common(tmp_path):
     task = task_of(tmp_path, [*SALTS, *RICES])
-    with pytest.raises(InputError, match="no example can be scored by both models"):
+    with pytest.raises(InputError, match="can score no example in common"):
         evaluate_source(saved(tmp_path / "first", SALTS), task, against=saved(tmp_path / "second", RICES))

@@ -1,6 +1,7 @@
 """Exports: what other tools read; and that one more format is one more file."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -75,7 +76,10 @@ torch.save(model(torch.load(sys.argv[2])).logits.detach(), sys.argv[3])
 """
     torch.save(tiny_tokens(), tmp_path / "tokens.pt")
     arguments = [tmp_path / "dense", tmp_path / "tokens.pt", tmp_path / "logits.pt"]
-    subprocess.run([sys.executable, "-c", script, *map(str, arguments)], check=True, cwd=tmp_path, capture_output=True)
+    alone = os.environ | {"SIEVE_START": "off"}
+    subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], check=True, cwd=tmp_path, capture_output=True, env=alone
+    )
     expected = logits(tiny_pruned("llama"))
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-3, atol=1e-3)
 
@@ -134,7 +138,7 @@ def toy(monkeypatch):
 
 
 def test_one_more_exporter_is_one_more_file(toy, folder, tmp_path):
-    assert export_formats() == ["dense", "names"]
+    assert {"dense", "names"} <= set(export_formats())
     export(folder, tmp_path / "names.txt", "names")
     names = (tmp_path / "names.txt").read_text().splitlines()
     assert names == [name for name, _ in tiny_pruned("llama").named_parameters()]

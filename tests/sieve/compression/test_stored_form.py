@@ -1,6 +1,5 @@
 """What is said of a pruned model is true of what is stored: confirmed, reported and evaluated anew, the same bits."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,14 +7,14 @@ import pytest
 import torch
 
 import sieve
-from sieve.compression.low_rank import stored
 from sieve.compression.plan import Plan
 from sieve.errors import ToleranceError
 from sieve.evaluation.generation import greedy_answers
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
 from sieve.models.loading import load_model
-from sieve.searchers.algorithms.base import SEARCHERS
+from sieve.nn.formats import pivoted_pair
+from sieve.searchers.algorithms.base import Searcher
 from sieve.searchers.problem import within
 from sieve.searchers.run import run_search
 from sieve.tasks import load_task
@@ -120,14 +119,14 @@ def echo(tmp_path_factory):
 
 def spoilt_search(ranks, echo, monkeypatch, **options):
     """A search where pairs of these ranks are spoilt in their stored form alone, as rounding can spoil answers."""
-    plain = stored.pivoted
+    plain = pivoted_pair.rounded_pivot
 
-    def pivoted(pair, rank):
-        A, C, permutation = plain(pair, rank)
-        return (A * 0, C * 0, permutation) if rank in ranks else (A, C, permutation)
+    def rounded_pivot(*given):
+        A, C, permutation = plain(*given)
+        return (A * 0, C * 0, permutation) if len(A) in ranks else (A, C, permutation)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stored, "pivoted", pivoted)
+        patched.setattr(pivoted_pair, "rounded_pivot", rounded_pivot)
         (model, tokenizer), task = load_model(echo[0]), load_task(echo[1])
         factors = sieve.project(model, sieve.calibrate(model, tokenizer, task, 1000), pivot=True)
         return run_search(model, tokenizer, factors, task, search="uniform", rank_multiple=4, **options)
@@ -147,11 +146,7 @@ def test_the_next_larger_candidate_is_tried_where_the_stored_form_fails(echo, mo
 def test_validation_chooses_among_finalists_by_their_stored_form(echo, monkeypatch):
     """The one that is better by its slices is taken, unless it is spoilt as it is stored."""
     offered = [Plan(dict.fromkeys(prunable(load_model(echo[0])[0]), rank), pivoted=True) for rank in (12, 24)]
-    monkeypatch.setitem(
-        SEARCHERS,
-        "uniform",
-        dataclasses.replace(SEARCHERS["uniform"], run=lambda problem: map(problem.evaluate, offered)),
-    )
+    monkeypatch.setattr(Searcher, "run", lambda self, problem: map(problem.evaluate, offered))
     for spoilt, taken in (((), 24), ((24,), 12)):
         result = spoilt_search(spoilt, echo, monkeypatch, kept=0.99)
         assert set(result.plan.values()) == {taken}

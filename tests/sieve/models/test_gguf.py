@@ -105,7 +105,7 @@ def test_same_model(tiny, cache):
     assert torch.equal(logits(model), logits(expected))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not hasattr(model.config, "quantization_config")
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", None)
     assert model.config.eos_token_id == 2
 
 

@@ -1,13 +1,11 @@
 """Of a size that is asked for: what is offered for validation, and what validation takes of it."""
 
-import dataclasses
-
 import pytest
 
 from sieve.compression.plan import Plan
 from sieve.evaluation.scoring import evaluate
 from sieve.models.linears import prunable
-from sieve.searchers.algorithms.base import SEARCHERS
+from sieve.searchers.algorithms.base import SEARCHERS, Searcher
 from sieve.searchers.run import run_search
 from sieve.tasks import load_task
 from tests.sieve.searchers.engine.test_engine import svd_factors
@@ -46,9 +44,7 @@ def test_validation_chooses(world, monkeypatch):
     model, tokenizer, task = tiny_model("llama"), tiny_tokenizer(), load_task(world.task)
     factors = svd_factors(model)
     offered = [Plan.uniform(prunable(model).values(), kept, 4) for kept in (0.3, 0.9, 0.5)]
-    monkeypatch.setitem(
-        SEARCHERS, "ga", dataclasses.replace(SEARCHERS["ga"], run=lambda problem: map(problem.evaluate, offered))
-    )
+    monkeypatch.setattr(Searcher, "run", lambda self, problem: map(problem.evaluate, offered))
     options = {"search": "ga", "rank_multiple": 4, "bottlenecks": 0}
     values = []
     for plan in offered:

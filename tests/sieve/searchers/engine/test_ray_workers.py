@@ -251,7 +251,7 @@ def test_an_address_without_an_answer_is_found_out_at_once(small):
 
 def test_without_ray_the_extra_is_named(small, monkeypatch):
     monkeypatch.setattr(ray_workers, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "sieve-pruning\[ray\]"'):
+    with pytest.raises(InputError, match=r'pip install "ray\[client\]"'):
         searched(small, workers=2)
 
 
