@@ -1,8 +1,8 @@
-"""Launching a Triton kernel for the host's time of one C call.
+"""`Launch`: repeated launches of a Triton kernel for the host time of one C call.
 
 `kernel[grid](…)` binds, specialises and hashes every argument on every call: 20 microseconds on a machine where a
-library product takes 23 in all. An operator that is called again with the same shapes has nothing to decide anew, so it
-keeps a `Launch`, in which only the tensors are open.
+library product takes 23 in all. An operator that is called again with the same shapes has nothing to decide, so it
+keeps a `Launch`, in which everything but the tensors is fixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ class Launch:
     """A kernel with its grid and all its arguments but the tensors.
 
     The kernel's parameters are pointers, then scalars, then constants. The first call goes through Triton's compiler;
-    later ones pass addresses to the compiled kernel. So a caller must keep one `Launch` for each device, for
-    each combination of dtypes, and for which tensors begin at a multiple of 16 bytes, as Triton specialises on that.
+    later ones pass addresses to the compiled kernel. Callers must keep one `Launch` per device, per combination of
+    dtypes, and per set of tensors that begin at a multiple of 16 bytes, because Triton specialises on those.
 
     Args:
         kernel: a `triton.jit` function.
         grid: programs along up to three axes.
         scalars: the arguments behind the pointers, in order.
-        tensors: names of the pointers that a call gives, in its order; the others are None. None: all of them.
+        tensors: names of the pointers that calls pass, in that order; other pointers are None. None: all of them.
         constants: `tl.constexpr` parameters and options (num_warps, num_stages, launch_pdl, …) by name.
     """
 
@@ -62,12 +62,12 @@ class Launch:
         self._run(self._stream(self._device), *arguments)
 
     def _with_checks(self, tensors: Sequence[Tensor | None]) -> None:
-        """The first call, and every one while another device is current."""
+        """The path of the first call, and of every call while another device is current."""
         behind = sum(name in self.constants for name in self.kernel.arg_names)
         pointers: list[object] = [None] * (len(self._template) - len(self.scalars) - behind)
         for hole, tensor in zip(self._holes, tensors, strict=True):
             pointers[hole] = self._passed(hole, tensor)
-        if not tensors[0].is_cuda:  # interpreted, or compiled for a target that is not there
+        if not tensors[0].is_cuda:  # interpreted, or compiled ahead of time
             self.kernel[self.grid](*pointers, *self.scalars, **self.constants)
             return
         with torch.cuda.device(tensors[0].device):
@@ -80,14 +80,14 @@ class Launch:
             self._stream, self._device = torch._C._cuda_getCurrentRawStream, tensors[0].get_device()
 
     def _passed(self, at: int, tensor: Tensor | None) -> object:
-        """What Triton takes for the tensor of this parameter."""
+        """The argument that Triton takes for the tensor of this parameter."""
         return tensor
 
 
 class TileLaunch(Launch):
-    """A `Launch` of a kernel whose tensors are copied tile by tile (TMA): Triton takes a descriptor of each.
+    """A `Launch` of a kernel that copies tiles by TMA: Triton takes a descriptor of each tensor.
 
-    All calls bring tensors of the shapes and strides of the first.
+    All calls must pass tensors with the shapes and strides of the first call's.
 
     Args:
         boxes: the shapes of the tensors' tiles.
@@ -105,7 +105,7 @@ class TileLaunch(Launch):
     ):
         super().__init__(kernel, grid, scalars, **constants)
         self.boxes = [list(box) for box in boxes]
-        self._held: list[dict[str, object]] = [{} for _ in boxes]  # all that the descriptors hold but the tensors
+        self._held: list[dict[str, object]] = [{} for _ in boxes]  # the descriptors without their tensors
 
     def __call__(self, *tensors: Tensor) -> None:
         if self._run is None or torch._C._cuda_getDevice() != self._device:
@@ -120,14 +120,14 @@ class TileLaunch(Launch):
 
 
 def _describe(tensor: Tensor, held: dict[str, object]) -> TensorDescriptor:
-    """A descriptor without the checks that one like it has passed, which take longer than a launch."""
+    """A descriptor without checks: an equal one has passed them, and they take longer than a launch."""
     descriptor = object.__new__(TensorDescriptor)
     descriptor.__dict__.update(held, base=tensor)
     return descriptor
 
 
 def _runner(compiled: CompiledKernel, grid: tuple[int, int, int]) -> Callable[..., None]:
-    """A function of a stream and the kernel's arguments that launches."""
+    """The function that launches, called with a stream and the kernel's arguments."""
     launcher = compiled.run
     metadata, function = compiled.packed_metadata, compiled.function
     if _calls_c(launcher):
@@ -147,8 +147,8 @@ def _runner(compiled: CompiledKernel, grid: tuple[int, int, int]) -> Callable[..
 
 
 def _calls_c(launcher: object) -> bool:
-    """Whether Triton's launcher only calls its counterpart in C, as that of NVIDIA's GPUs does up to version 3.6 where
-    a kernel needs no memory of its own."""
+    """Whether Triton's launcher only forwards to C code, as for NVIDIA's GPUs up to version 3.6 if a kernel needs no
+    scratch memory."""
     return (
         type(launcher).__name__ == "CudaLauncher"
         and not hasattr(launcher, "arg_annotations")
