@@ -33,12 +33,17 @@ def python(code: str, interpreter: str | Path = sys.executable, folder: Path | N
     "before",
     [
         "from importlib.util import find_spec; assert find_spec('transformers.quantizers.auto').origin",
-        "from importlib.util import find_spec; find_spec('transformers.quantizers.auto').loader.get_source",
-        "import sieve.checkpoint.import_hook as hook; hook.register(); hook.register()",
-        "import threading; all = [threading.Thread(target=__import__, args=('transformers.quantizers.auto',)) "
-        "for _ in range(4)]; [one.start() for one in all]; [one.join() for one in all]",
-        "import transformers.quantizers.auto as auto, importlib; importlib.reload(auto)",
-        "import transformers.quantizers.auto as auto, importlib, sys; del sys.modules[auto.__name__]",
+        *(
+            pytest.param(before, marks=pytest.mark.slow)
+            for before in (
+                "from importlib.util import find_spec; find_spec('transformers.quantizers.auto').loader.get_source",
+                "import sieve.checkpoint.import_hook as hook; hook.register(); hook.register()",
+                "import threading; all = [threading.Thread(target=__import__, args=('transformers.quantizers.auto',)) "
+                "for _ in range(4)]; [one.start() for one in all]; [one.join() for one in all]",
+                "import transformers.quantizers.auto as auto, importlib; importlib.reload(auto)",
+                "import transformers.quantizers.auto as auto, importlib, sys; del sys.modules[auto.__name__]",
+            )
+        ),
     ],
     ids=["look", "look closely", "twice", "threads", "reload", "import anew"],
 )
@@ -46,10 +51,12 @@ def test_nothing_spends_the_hook(before):
     python(f"import sieve; {before}; {KNOWN}")
 
 
+@pytest.mark.slow
 def test_what_is_loaded_already():
     python(f"import transformers.quantizers.auto; import sieve; {KNOWN}")
 
 
+@pytest.mark.slow
 def test_the_module_shows_its_own_loader():
     python(
         "import sieve, inspect, transformers.quantizers.auto as auto; assert 'AUTO' in inspect.getsource(auto); "

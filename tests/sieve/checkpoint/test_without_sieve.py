@@ -50,7 +50,9 @@ def shared():
     return sieve.share_inputs_(tiny_model("llama"))
 
 
-@pytest.mark.parametrize("kind", ["pairs", "shards", "stacks"])
+@pytest.mark.parametrize(
+    "kind", ["pairs", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("shards", "stacks"))]
+)
 def test_a_folder_of_ours(kind, tmp_path, monkeypatch):
     model = shared() if kind == "stacks" else tiny_pruned("llama")
     save(sharded(model, monkeypatch) if kind == "shards" else model, tiny_tokenizer(), tmp_path / "m")
@@ -77,6 +79,7 @@ def test_what_the_model_saves_itself(folder, tmp_path):
     assert said.startswith("refused")
 
 
+@pytest.mark.slow
 def test_a_model_that_was_pruned_here_and_one_that_is_dense_again(tmp_path):
     model = tiny_model("llama")
     factors = sieve.project(model, sieve.calibrate(model, tiny_tokenizer(), "geography", tokens=800))
