@@ -16,7 +16,10 @@ from sieve_kernels.core import library
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "sieve_kernels"
-NOT_OF_CPUS = ("aot", "bench", "dispatch", "gemm", "gram_tma", "import_order", "tile_launch", "traffic", "tune")
+NOT_OF_CPUS = (
+    "aot", "bench", "columns", "config", "dispatch", "gemm", "gram_tma", "import_order", "streams", "tile_launch",
+    "traffic", "training", "tune",
+)  # fmt: skip
 """Prefixes of the test files' names."""
 LIKELIHOODS = TESTS / "sieve" / "evaluation" / "test_likelihood.py"
 WORKERS = ("-n", "2", "--dist", "worksteal")
