@@ -48,7 +48,11 @@ def check_cross_gram(x, y, weight, accumulator=torch.float32):
     out = start.clone()
     assert cross_gram_(out, x, y, weight) is out
     exact, torchs = (reference.cross_gram(s, x, y, weight) for s in (start.double(), start))
-    assert_accurate(out, exact, torchs)
+    # A few terms can cancel, so that their rounding is large beside the result.
+    terms = reference.cross_gram(
+        start.double().abs(), x.abs(), y.abs(), None if weight is None else weight.double().abs()
+    )
+    assert_accurate(out, exact, torchs, terms)
 
 
 @every
