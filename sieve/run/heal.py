@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
@@ -15,7 +14,6 @@ from sieve.compression.vocabulary.trim import has_fewer_tokens, match_vocabulary
 from sieve.errors import InputError
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.ngrams import ngram_accuracies
-from sieve.evaluation.scoring import Scores, evaluate
 from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind
 from sieve.healing.heal import check_steps, heal_, healing_key, lessons_of, require_vocabulary
 from sieve.healing.lora import require_adaptable
@@ -23,19 +21,15 @@ from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.loading import load_model
 from sieve.nn.formats.quantized_pair import QuantizedPair
 from sieve.run.evaluate import own_recipe, own_task
+from sieve.run.measured import MEASURED, Measured
 from sieve.run.report.healed import Controls, healed_report
 from sieve.run.report.html.run_page import run_pages
 from sieve.run.report.read import read_report
 from sieve.run.unfinished_healing import unfinished_healing
-from sieve.searchers.engine.journal import Journal
-from sieve.searchers.engine.remembered import remembered
 from sieve.tasks import Example, Task, load_task
-from sieve.tasks.stored import describe_data
+from sieve.tasks.stored import Data, describe_data
 from sieve.utils import progress
 from sieve.utils.files import require_new, require_space
-
-MEASURED = ("fitness", "validation", "test")
-"""Splits whose scores are in a report."""
 
 
 def heal_folder(
@@ -68,7 +62,8 @@ def heal_folder(
     output, report, recipe = require_new(output), read_report(source), own_recipe(str(source))
     task, seed = load_task(own_task(str(source), recipe), data), recipe.get("seed", 0)
     splits = task.splits(seed)
-    _require_same_data(report, splits, source)
+    found = describe_data(splits)
+    _require_same_data(report, found, source)
     require_rows(task, splits["calibration"])
     with unfinished_healing(output) as unfinished:
         # Load both models, and check everything that could fail after long work.
@@ -84,7 +79,7 @@ def heal_folder(
         # Measure the dense model: as it is and, if the vocabulary was trimmed, over the tokens that were kept.
         key = healing_key(model, tokenizer, task, splits["calibration"], dense, steps, seed, kind)
         with unfinished.scores(key) as journal:
-            measured = Measured(task, splits, journal)
+            measured = Measured(task, splits, found, journal)
             scores = measured("dense", dense, own)
             same_tokens = scores
             if match_vocabulary_(dense, own, tokenizer) is not None:
@@ -115,25 +110,6 @@ def heal_folder(
     return made
 
 
-class Measured:
-    """Scores of models on the splits of a report; scores that the journal has are not measured again."""
-
-    def __init__(self, task: Task, splits: Mapping[str, Sequence[Example]], journal: Journal | None):
-        self._task, self._splits, self._journal = task, splits, journal
-        self._data = describe_data({split: splits[split] for split in MEASURED})
-
-    def __call__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
-        def measure(split: str) -> Scores:
-            return evaluate(model, tokenizer, self._task, self._splits[split])
-
-        return {
-            split: remembered(
-                self._journal, f"{name} on {split} {self._data[split]['sha256']}", partial(measure, split)
-            )
-            for split in MEASURED
-        }
-
-
 def letters_taught(task: Task, lessons: Lessons, splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:
     """Scores of a classifier of letters that learned, as the model did, from the dense model's answers; else empty."""
     measured = {split: splits[split] for split in MEASURED}
@@ -148,9 +124,9 @@ def _require_pruned(model: PreTrainedModel, source: str | Path) -> None:
         raise InputError(f"{source} is quantised: heal the model that it was made from, and quantise the result")
 
 
-def _require_same_data(report: Mapping[str, Any], splits: Mapping[str, Sequence[Example]], source: str | Path) -> None:
+def _require_same_data(report: Mapping[str, Any], now: Data, source: str | Path) -> None:
     """InputError if the data has changed: healing could then use rows that the model was judged on."""
-    before, now = report.get("data") or {}, describe_data(splits)
+    before = report.get("data") or {}
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:
         raise InputError(

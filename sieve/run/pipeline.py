@@ -23,7 +23,7 @@ from sieve.compression.vocabulary.trim import TrimmedVocabulary, keep_tokens_, m
 from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
-from sieve.evaluation.scoring import Scores, evaluate
+from sieve.evaluation.scoring import Scores
 from sieve.healing.checkpoint import Checkpoint, digest
 from sieve.healing.config import LORA, TUNED
 from sieve.healing.heal import heal_, lessons_of
@@ -32,7 +32,8 @@ from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
-from sieve.run.heal import MEASURED, Measured, letters_taught
+from sieve.run.heal import letters_taught
+from sieve.run.measured import MEASURED, Measured
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
 from sieve.run.report.healed import Controls, healed_report
@@ -46,7 +47,6 @@ from sieve.run.stages import Stages
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
-from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.identity import task_identity
 from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import Refitted, best_refitted, smallest_refitted
@@ -157,6 +157,9 @@ class _Pipeline:
         self._save(report)
         return report
 
+    def _measured(self, journal: Journal | None) -> Measured:
+        return Measured(self.task, self.splits, self.found, journal)
+
     def _load(self) -> None:
         """Load task and model, and check all that could refuse the run before the long work."""
         recipe = self.recipe
@@ -184,10 +187,10 @@ class _Pipeline:
     def _score_dense(self, kept: Journal) -> None:
         """Score the dense model before the long work, because a task without signal would waste it."""
         model, tokenizer, task, splits = self.model, self.tokenizer, self.task, self.splits
+        measured = self._measured(kept)
 
         def score(split: str) -> Scores:
-            key = f"dense on {split} {self.found[split]['sha256']}"
-            return remembered(kept, key, lambda: evaluate(model, tokenizer, task, splits[split]))
+            return measured.on(split, "dense", model, tokenizer)
 
         self.levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
         self.dense = dense_scores(model, tokenizer, task, splits, self.recipe.allow_no_signal, self.levels, score)
@@ -201,8 +204,7 @@ class _Pipeline:
             self.trimmed = keep_tokens_(self.model, self.tokenizer, sequences)
             check_splits(self.model, self.tokenizer, self.task, self.splits)
             progress.say(f"  {len(self.trimmed.kept):,} of {self.trimmed.before:,} tokens stay")
-            measure = Measured(self.task, self.splits, kept)
-            self.same_tokens = measure("dense, the same tokens", self.model, self.tokenizer)
+            self.same_tokens = self._measured(kept)("dense, the same tokens", self.model, self.tokenizer)
         self.gone = {name: value - _size(self.model)[name] for name, value in whole.items()}
 
     def _learn_lessons(self, identity: dict[str, Any]) -> None:
@@ -268,11 +270,8 @@ class _Pipeline:
         self.left = _left_dense(self.prunable, self.factors, self.recipe, result.unpredicted)
         apply_(self.model, chosen, result.plan)
         self.size["pruned"] = _size(self.model)
-        self.scores["pruned"]["test"] = remembered(
-            self.unfinished.journal,
-            f"stored on test {self.found['test']['sha256']}",
-            lambda: evaluate(self.model, self.tokenizer, self.task, self.splits["test"]),
-        )
+        measured = self._measured(self.unfinished.journal)
+        self.scores["pruned"]["test"] = measured.on("test", "stored", self.model, self.tokenizer)
 
     def _report(self) -> dict[str, Any]:
         """The report of the pruned model, before it is healed or quantised."""
@@ -303,7 +302,7 @@ class _Pipeline:
         """Train the model on the lessons, prune and heal again as often as the recipe says; returns the new report."""
         recipe, lessons, unfinished, kind = self.recipe, self.lessons, self.unfinished, self.recipe.healing.kind
         with self.stages("heal"):
-            scored = Measured(self.task, self.splits, unfinished.journal)
+            scored = self._measured(unfinished.journal)
             healing = heal_(self.model, lessons, recipe.heal_steps, recipe.seed, kind, self.checkpoint).report()
             if recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
@@ -335,8 +334,7 @@ class _Pipeline:
         bits, dense = self.recipe.quantize, self.scores["dense"]
         with self.stages("quantize"):
             quantize_(self.model, bits, self.measured)
-            measure = Measured(self.task, self.splits, self.unfinished.journal)
-            quantised = measure(f"quantised {bits}", self.model, self.tokenizer)
+            quantised = self._measured(self.unfinished.journal)(f"quantised {bits}", self.model, self.tokenizer)
         size, seconds = model_bytes(self.model), self.stages.seconds["quantize"]
         return quantised_report(report, bits, size, quantised, dense, self.same_tokens or dense, seconds)
 

@@ -18,7 +18,6 @@ from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.expand import at_most, expand_
 from sieve.compression.methods import compress
-from sieve.evaluation.confidence import bootstrap
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.healing.checkpoint import Checkpoint
 from sieve.healing.heal import heal_
@@ -26,7 +25,7 @@ from sieve.healing.teacher import Lessons
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
 from sieve.run.recipe import Recipe
-from sieve.run.report.build import interval_values
+from sieve.run.report.intervals import intervals
 from sieve.run.resume import ResumableRun
 from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.problem import within
@@ -123,7 +122,7 @@ class Rounds:
         record |= {
             "kept": plan.kept(result.matrices),
             "healing": healing.report(),
-            "before": _numbers(result.pruned),
+            "before": intervals(result.pruned),
             "seconds": round(time.perf_counter() - started, 3),
         }
         if record["held"]:
@@ -146,7 +145,7 @@ class Rounds:
             "parameters": model_parameters(model),
             "bytes": model_bytes(model),
             "held": held,
-            "after": _numbers(scores),
+            "after": intervals(scores),
         }
 
     def _scores(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
@@ -181,11 +180,3 @@ class Rounds:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
         return found["record"] if found["key"] == self._key else None
-
-
-def _numbers(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    fields = {"accuracy": "score", "loglik": "loglik"}
-    return {
-        measure: {split: interval_values(bootstrap(getattr(one, field))) for split, one in scores.items()}
-        for measure, field in fields.items()
-    }

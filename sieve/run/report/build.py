@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sieve.evaluation.chance import Chance
-from sieve.evaluation.confidence import Interval, bootstrap, paired
 from sieve.evaluation.scoring import Scores
 from sieve.run.recipe import Recipe
+from sieve.run.report.intervals import differences, intervals
 from sieve.searchers.problem import Candidate
 from sieve.searchers.refitted import Refitted
 from sieve.searchers.run import SearchResult
@@ -59,7 +59,8 @@ def build_report(
     levels = levels or {}
     prunable = sum(matrix.parameters for matrix in result.matrices.values())
     kept = result.plan.size(result.matrices)
-    splits = list(scores["pruned"])
+    judged = {which: {split: scores[which][split] for split in scores["pruned"]} for which in ("dense", "pruned")}
+    found = {which: intervals(one) for which, one in judged.items()}
     return {
         # What was pruned, for which task.
         "version": VERSION,
@@ -79,27 +80,13 @@ def build_report(
         "bytes": {which: size[which]["bytes"] for which in ("dense", "pruned")},
         # How well both models do, split by split, and what is reached without a model.
         "accuracy": {
-            **{
-                which: {split: interval_values(bootstrap(scores[which][split].score)) for split in splits}
-                for which in ("dense", "pruned")
-            },
+            **{which: values["accuracy"] for which, values in found.items()},
             "chance": {split: level and level.chance for split, level in levels.items()},
             "majority": {split: level and level.majority for split, level in levels.items()},
             "ngrams": {split: level and level.ngrams for split, level in levels.items()},
         },
-        "loglik": {
-            which: {split: interval_values(bootstrap(scores[which][split].loglik)) for split in splits}
-            for which in ("dense", "pruned")
-        },
-        "difference": {
-            measure: {
-                split: interval_values(
-                    paired(getattr(scores["pruned"][split], field), getattr(scores["dense"][split], field))
-                )
-                for split in splits
-            }
-            for measure, field in (("accuracy", "score"), ("loglik", "loglik"))
-        },
+        "loglik": {which: values["loglik"] for which, values in found.items()},
+        "difference": differences(judged["pruned"], judged["dense"]),
         # What to know before trusting the numbers.
         "notes": list(notes),
         "resolution": {
@@ -160,11 +147,6 @@ def _candidates(candidates: Sequence[Candidate], result: SearchResult) -> list[d
         }
         for candidate in candidates
     ]
-
-
-def interval_values(interval: Interval) -> dict[str, float | int]:
-    """The value for JSON."""
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def _version(package: str) -> str | None:

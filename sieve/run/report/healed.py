@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores
-from sieve.run.report.build import interval_values
-from sieve.run.report.rescored import FIELDS, rescored
+from sieve.run.report.intervals import differences, intervals
+from sieve.run.report.rescored import rescored
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,7 @@ def healed_report(
     made, before = rescored(report, healed, dense, same_tokens)
     made["healing"] = {**healing, "before": before, "ngrams_taught": dict(controls.ngrams_taught)}
     if controls.tuned_dense is not None:
-        made["healing"]["tuned_dense"] = _beside(healed, controls.tuned_dense)
+        tuned = {split: controls.tuned_dense[split] for split in healed}
+        made["healing"]["tuned_dense"] = intervals(tuned) | {"difference": differences(healed, tuned)}
     made["seconds"] = report["seconds"] | {"heal": round(report["seconds"].get("heal", 0.0) + seconds, 3)}
     return made
-
-
-def _beside(healed: Mapping[str, Scores], other: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """Another model's numbers, and the healed model's differences from them."""
-    found = {
-        measure: {split: interval_values(bootstrap(getattr(other[split], field))) for split in healed}
-        for measure, field in FIELDS.items()
-    }
-    found["difference"] = {
-        measure: {
-            split: interval_values(paired(getattr(healed[split], field), getattr(other[split], field)))
-            for split in healed
-        }
-        for measure, field in FIELDS.items()
-    }
-    return found

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores
-from sieve.run.report.build import interval_values
-
-FIELDS = {"accuracy": "score", "loglik": "loglik"}
+from sieve.run.report.intervals import differences, intervals
 
 
 def rescored(
@@ -19,17 +16,10 @@ def rescored(
         scores, dense: split → scores, on the same examples.
         same_tokens: like `dense`, over the pruned model's tokens: likelihoods are compared with these scores.
     """
-    references = {"accuracy": dense, "loglik": same_tokens}
-    made, before = dict(report), {measure: report[measure]["pruned"] for measure in FIELDS}
-    for measure, field in FIELDS.items():
-        values = {split: getattr(scores[split], field) for split in scores}
-        made[measure] = report[measure] | {
-            "pruned": {split: interval_values(bootstrap(values[split])) for split in scores}
-        }
-        differences = {split: paired(values[split], getattr(references[measure][split], field)) for split in scores}
-        made["difference"] = made["difference"] | {
-            measure: {split: interval_values(differences[split]) for split in scores}
-        }
+    found = intervals(scores)
+    before = {measure: report[measure]["pruned"] for measure in found}
+    made = {**report, **{measure: report[measure] | {"pruned": values} for measure, values in found.items()}}
+    made["difference"] = differences(scores, dense, same_tokens)
     return made, before
 
 

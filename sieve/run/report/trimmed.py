@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sieve.compression.vocabulary.trim import TrimmedVocabulary
-from sieve.evaluation.confidence import bootstrap, paired
 from sieve.evaluation.scoring import Scores
-from sieve.run.report.build import interval_values
+from sieve.run.report.intervals import differences, intervals
 
 
 def trimmed_report(
@@ -22,19 +21,16 @@ def trimmed_report(
         pruned: split → scores of the pruned model.
         same_tokens: split → scores of the dense model over the tokens that were kept.
     """
-    logliks = {split: interval_values(bootstrap(one.loglik)) for split, one in same_tokens.items()}
-    differences = {
-        split: interval_values(paired(pruned[split].loglik, one.loglik)) for split, one in same_tokens.items()
-    }
-    accuracies = {split: interval_values(bootstrap(one.score)) for split, one in same_tokens.items()}
+    dense = intervals(same_tokens)
+    compared = differences({split: pruned[split] for split in same_tokens}, same_tokens)
     note = (
         f"likelihoods are over the {len(trimmed.kept):,} of {trimmed.before:,} tokens that were kept, the dense "
         "model's too"
     )
     return {
         **report,
-        "vocabulary": {**trimmed.report(), "dense_accuracy": accuracies},
-        "loglik": report["loglik"] | {"dense": logliks},
-        "difference": report["difference"] | {"loglik": differences},
+        "vocabulary": {**trimmed.report(), "dense_accuracy": dense["accuracy"]},
+        "loglik": report["loglik"] | {"dense": dense["loglik"]},
+        "difference": report["difference"] | {"loglik": compared["loglik"]},
         "notes": [*report["notes"], note],
     }

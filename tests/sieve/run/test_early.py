@@ -54,7 +54,7 @@ def test_a_row_that_cannot_be_scored_is_named_before_any_work(run, world, tmp_pa
     data.write_text("".join(json.dumps(row | side) + "\n" for row, side in zip(rows, sides, strict=True)))
     text = (tmp_path / "task" / "legs.yaml").read_text().replace('choices: [" few", " many"]', "choices: choices")
     (tmp_path / "task" / "legs.yaml").write_text(text)
-    monkeypatch.setattr(pipeline, "evaluate", lambda *given: pytest.fail("work has begun"))
+    monkeypatch.setattr("sieve.run.measured.evaluate", lambda *given: pytest.fail("work has begun"))
     monkeypatch.setattr(pipeline, "dense_scores", lambda *given: pytest.fail("work has begun"))
     code, _, err = run("prune", world.model, "--task", tmp_path / "task" / "legs.yaml", "--output", tmp_path / "out")
     assert code == 2

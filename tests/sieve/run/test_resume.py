@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from sieve.errors import InputError, StorageError
-from sieve.run import pipeline
+from sieve.run import measured, pipeline
 from sieve.run.recipe import Recipe
 from sieve.run.resume import ResumableRun, unfinished_recipe
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
@@ -192,7 +192,7 @@ def test_a_run_that_fails_at_the_end_tests_nothing_again(world, tmp_path, monkey
         with pytest.raises(Killed):
             pipeline.prune(recipe, tmp_path / "out")
     asked = []
-    for place in ("sieve.run.pipeline.evaluate", "sieve.compression.low_rank.factors.with_pairs"):
+    for place in ("sieve.run.measured.evaluate", "sieve.compression.low_rank.factors.with_pairs"):
         module, _, name = place.rpartition(".")
         plain = getattr(sys.modules[module], name)
         monkeypatch.setattr(place, lambda *given, plain=plain, place=place: (asked.append(place), plain(*given))[1])
@@ -203,8 +203,8 @@ def test_a_run_that_fails_at_the_end_tests_nothing_again(world, tmp_path, monkey
 def test_the_dense_model_is_scored_once(world, tmp_path, monkeypatch):
     """Also where a run was killed before its search had any result; of another model these are no scores."""
     recipe = Recipe(world.model, world.task, tolerance=0.5, calibration_tokens=1000, rank_multiple=4, search="uniform")
-    plain, scored = pipeline.evaluate, []
-    monkeypatch.setattr(pipeline, "evaluate", lambda *given: (scored.append(given), plain(*given))[1])
+    plain, scored = measured.evaluate, []
+    monkeypatch.setattr(measured, "evaluate", lambda *given: (scored.append(given), plain(*given))[1])
     with monkeypatch.context() as patched:
         patched.setattr(ResumableRun, "_is_of_no_use", lambda self, error: False)  # as SIGKILL leaves it
         patched.setattr(pipeline, "calibrate", lambda *given, **more: (_ for _ in ()).throw(Killed()))
