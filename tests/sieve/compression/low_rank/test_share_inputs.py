@@ -213,5 +213,5 @@ def test_what_cannot_be_a_stack_is_refused():
     with pytest.raises(InputError, match=r"layers\.9\.mlp\.up_proj is no linear layer"):
         stack_(tiny_model("llama"), {"model.layers.9.mlp.both": ["up_proj", "gate_proj"]})
     for members in ("up_proj", ["up_proj"], ["up_proj", 1]):
-        with pytest.raises(InputError, match=r"mlp\.both', its members must be the names of two matrices or more"):
+        with pytest.raises(InputError, match=r"mlp\.both': its members must be the names of two matrices or more"):
             SieveConfig({"model.layers.0.mlp.both": {"format": "dense", "members": members}})
