@@ -19,6 +19,7 @@ import transformers
 from torch import nn
 
 import sieve
+from sieve.evaluation.predict import predict
 from sieve.run.recipe import Recipe
 from sieve.searchers.run import run_search
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
@@ -27,9 +28,8 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.json"
 FOLDERS = ("pairs", "pivoted", "masks", "shared", "mixed")  # mixed is of version 2, the others of version 1
 FAMILIES = ("llama", "gpt2", "phi3", "gemma")
-SEARCHES = ("uniform", "budget", "ga", "pareto")
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
-TASK = """\
+LEGS = """\
 name: legs
 type: multiple_choice
 data: legs.jsonl
@@ -37,7 +37,29 @@ prompt: "Word {number}: {animal}. Legs:"
 choices: [" few", " many"]
 answer: label
 """
+ECHO = """\
+name: echo
+type: multiple_choice
+data: echo.jsonl
+prompt: "Word {number}: {animal}. Echo:"
+choices: [" ab", " ba", " cd", " ef"]
+answer: label
+"""
 SMALL = {"population": 4, "offspring": 6, "generations": 2, "bottlenecks": 2}
+# By name: the searcher and its options. For a given size the allocation has one candidate; with a tolerance, several.
+SEARCHES = {
+    "uniform": ("uniform", {"kept": 0.6}),
+    "budget": ("budget", {"tolerance": 0.3, "bottlenecks": 2}),
+    "ga": ("ga", {"kept": 0.6, **SMALL}),
+    "pareto": ("pareto", {"kept": 0.6, **SMALL}),
+    "ga with a tolerance": ("ga", {"tolerance": 0.3, **SMALL}),
+}
+RUNS = {
+    "run": {"tolerance": 0.3, "search": "ga", "kept": 0.6, **SMALL},
+    "refitted run": {"tolerance": 0.35, "refit": True},
+    "refitted run of a size": {"tolerance": 0.3, "refit": True, "search": "ga", "kept": 0.6, **SMALL},
+}
+ECHOING = ("ga with a tolerance", "refitted run", "refitted run of a size")
 TIMES = {"seconds", "versions"}
 
 
@@ -54,27 +76,44 @@ def machine() -> dict[str, str]:
     }
 
 
-def task(folder: Path) -> Path:
-    """A task file with 160 examples, made in `folder`."""
-    rows = [{"number": i, "animal": ANIMALS[i % 8], "label": (i * i // 3) % 2} for i in range(160)]
-    (folder / "legs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "legs.yaml").write_text(TASK)
-    return folder / "legs.yaml"
+def legs(folder: Path) -> Path:
+    """A task of which the tiny Llama, pruned or not, knows nothing."""
+    return _write_task(folder / "legs.yaml", LEGS, [i * i // 3 % 2 for i in range(160)])
+
+
+def echo(folder: Path) -> Path:
+    """A task whose right answers are those of the dense tiny Llama, so that a smaller model scores less."""
+    path = _write_task(folder / "echo.yaml", ECHO, [0] * 160)
+    rows = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    answers = predict(tiny_model("llama"), tiny_tokenizer(), str(path), rows)
+    return _write_task(path, ECHO, [answer.index for answer in answers])
+
+
+def _write_task(path: Path, text: str, labels: list[int]) -> Path:
+    rows = [{"number": i, "animal": ANIMALS[i % 8], "label": label} for i, label in enumerate(labels)]
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(text)
+    return path
+
+
+def task(name: str, folder: Path) -> Path:
+    """The task of a search or a run."""
+    return echo(folder) if name in ECHOING else legs(folder)
 
 
 def family(name: str, folder: Path) -> dict[str, Any]:
     """Factors, masks, and models pruned by them, of one architecture."""
-    model, tokenizer, legs = tiny_model(name), tiny_tokenizer(), task(folder)
+    model, tokenizer, asked = tiny_model(name), tiny_tokenizer(), legs(folder)
     result: dict[str, Any] = {"dense": logits(model)}
     for method in ("output_aligned", "loss_aware"):
-        statistics = sieve.calibrate(model, tokenizer, legs, tokens=800, method=method)
+        statistics = sieve.calibrate(model, tokenizer, asked, tokens=800, method=method)
         factors = sieve.project(model, statistics, method)
         result[method] = {
             "maps": {key: energy(pair.B.double() @ pair.A.double()) for key, pair in factors.items()},
             "bits": digest(tensor for pair in factors.values() for tensor in (pair.A, pair.B)),
         }
     plan = sieve.Plan.uniform(factors.matrices(model).values(), 0.5, 4)
-    statistics = sieve.calibrate(model, tokenizer, legs, tokens=800, method="wanda")
+    statistics = sieve.calibrate(model, tokenizer, asked, tokens=800, method="wanda")
     for method in ("wanda", "sparsegpt"):
         pruned = tiny_model(name)
         masks = sieve.mask(pruned, statistics, method)
@@ -88,15 +127,12 @@ def family(name: str, folder: Path) -> dict[str, Any]:
 
 
 def searched(name: str, folder: Path) -> dict[str, Any]:
-    """The plan of a searcher, all candidates that it scored, and its journal without the header."""
-    model, tokenizer, legs = tiny_model("llama"), tiny_tokenizer(), task(folder)
-    factors = sieve.project(model, sieve.calibrate(model, tokenizer, legs, tokens=800))
+    """The plan of a search, all candidates that it scored, and its journal without the header."""
+    model, tokenizer, asked = tiny_model("llama"), tiny_tokenizer(), task(name, folder)
+    factors = sieve.project(model, sieve.calibrate(model, tokenizer, asked, tokens=800))
+    searcher, options = SEARCHES[name]
     journal = folder / f"{name}.txt"
-    # For a given size the allocation has one candidate; with a tolerance it has several.
-    aim = {"kept": 0.6} if name != "budget" else {"tolerance": 0.3}
-    found = run_search(
-        model, tokenizer, factors, legs, search=name, rank_multiple=4, journal=journal, **{**SMALL, **aim}
-    )
+    found = run_search(model, tokenizer, factors, asked, search=searcher, rank_multiple=4, journal=journal, **options)
     records = [json.loads(line.split(" ", 1)[1]) for line in journal.read_text().splitlines()[1:]]
     return {
         "plan": dict(found.plan),
@@ -120,19 +156,21 @@ def mixed() -> nn.Module:
     return sieve.apply_(model, masks, {f"{prefixes[1]}.mlp.down_proj": 36})
 
 
-def run(folder: Path) -> dict[str, Any]:
-    """config.json, recipe and report of the main job, without times and versions."""
+def run(name: str, folder: Path) -> dict[str, Any]:
+    """config.json, report and output of a run of `sieve.prune`, without times and versions."""
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     recipe = Recipe(
-        str(folder / "model"), str(task(folder)), 0.3, "ga", kept=0.6, calibration_tokens=800, rank_multiple=4, **SMALL
+        str(folder / "model"), str(task(name, folder)), calibration_tokens=800, rank_multiple=4, **RUNS[name]
     )
-    report = sieve.prune(recipe, folder / "out")
-    config = json.loads((folder / "out" / "config.json").read_text())
+    output = folder / name
+    report = sieve.prune(recipe, output)
+    config = json.loads((output / "config.json").read_text())
     return {
         "quantization_config": config["quantization_config"],
         "report": without(report, TIMES | {"model"}),
-        "files": sorted(file.name for file in (folder / "out").iterdir()),
+        "files": sorted(file.name for file in output.iterdir()),
+        "logits": logits(sieve.load(output)[0]),
     }
 
 
@@ -180,7 +218,7 @@ def everything() -> dict[str, Any]:
         parts: dict[str, Any] = {"machine": machine()}
         parts["families"] = {name: family(name, Path(folder)) for name in FAMILIES}
         parts["searches"] = {name: searched(name, Path(folder)) for name in SEARCHES}
-        parts["run"] = run(Path(folder))
+        parts |= {name: run(name, Path(folder)) for name in RUNS}
     parts["folders"] = {name: logits(sieve.load(HERE / name)[0]) for name in FOLDERS}
     return json.loads(json.dumps(parts))
 

@@ -11,7 +11,7 @@ import torch
 
 import sieve
 from sieve.run.recipe import Recipe
-from tests.golden.replay import FAMILIES, FOLDERS, GOLDEN, HERE, SEARCHES, family, logits, machine, run, searched
+from tests.golden.replay import FAMILIES, FOLDERS, GOLDEN, HERE, RUNS, SEARCHES, family, logits, machine, run, searched
 
 WANTED = json.loads(GOLDEN.read_text())
 SAME = machine() == WANTED["machine"]
@@ -53,8 +53,9 @@ def test_searches(name, tmp_path):
 
 
 @here_only
-def test_the_main_job(tmp_path):
-    assert differences(WANTED["run"], as_json(run(tmp_path))) == []
+@pytest.mark.parametrize("name", RUNS)
+def test_the_main_job(name, tmp_path):
+    assert differences(WANTED[name], as_json(run(name, tmp_path))) == []
 
 
 @pytest.mark.parametrize("name", FOLDERS)
