@@ -48,10 +48,15 @@ def export(
     check_device(device)
     find_model(str(source))
     # Report mistakes in the arguments before torch is imported, which takes seconds.
+    from sieve.checkpoint.torchao import first_quantized
     from sieve.models.loading import load_model, quiet_transformers
 
     exporter: Exporter = import_module(f"{exporters.__name__}.{to}").EXPORTER
     model, tokenizer = load_model(str(source), dtype, device, trust_remote_code)
+    if (quantized := first_quantized(model)) is not None:
+        raise InputError(
+            f"{source} cannot be exported: {quantized} is quantised by torchao; export the folder that it was made from"
+        )
     if (lack := exporter.lacks(model, tokenizer)) is not None:
         raise InputError(f"{source} cannot be exported to {to}: {lack}")
     making = atomic_file if exporter.writes_file else atomic_folder

@@ -13,6 +13,7 @@ import torch
 from sieve.checkpoint.card import model_card
 from sieve.checkpoint.carried import carry_report
 from sieve.checkpoint.pair_format import in_format
+from sieve.checkpoint.torchao import first_quantized
 from sieve.checkpoint.weight_files import guard_saving_, take_over
 from sieve.errors import InputError
 from sieve.nn.formats.base import LayerFormat, formats_of
@@ -64,7 +65,7 @@ def save(
     from sieve.checkpoint.hf_quantizer import needs_sieve
     from sieve.models.loading import quiet_transformers
 
-    _check_plain(model)
+    _check_plain(model, format)
     with in_format(model, format), atomic_folder(path) as folder, quiet_transformers():
         # The weights, with an id that ties them to the checksums; if they need Sieve, only Sieve finds them.
         layers = write_quantization_config(model)
@@ -174,7 +175,7 @@ def _check_masked(model: PreTrainedModel, masked: Mapping[str, Masked]) -> None:
             )
 
 
-def _check_plain(model: PreTrainedModel) -> None:
+def _check_plain(model: PreTrainedModel, format: str | None) -> None:
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel) or getattr(model, "peft_config", None):
@@ -182,17 +183,22 @@ def _check_plain(model: PreTrainedModel) -> None:
             f"cannot save a {type(model).__name__}: give the transformers model itself, with adapters merged "
             "(`model.merge_and_unload()`)"
         )
-    for name, parameter in model.named_parameters():
-        if type(parameter.data) is not torch.Tensor:
-            raise InputError(
-                f"{name} is quantised ({type(parameter.data).__name__}): save first, quantise what you load"
-            )
+    name = first_quantized(model)
+    if name is None:
+        return
+    # What torchao made of a pruned model is saved; a dense model is transformers' to save, by a TorchAoConfig.
+    kind = type(model.get_parameter(name).data)
+    pruned = formats_of(model) or masked_layers(model) or stacks(model)
+    if not kind.__module__.startswith("torchao.") or not pruned:
+        raise InputError(f"{name} is quantised ({kind.__name__}): save first, quantise what you load")
+    if format is not None:
+        raise InputError(f"{name} is quantised ({kind.__name__}), so pairs keep their format: leave format out")
 
 
 @contextmanager
 def _stamped(model: PreTrainedModel) -> Iterator[str]:
     """Inside the block `model.save_pretrained` writes the yielded id into the weights' metadata."""
-    from sieve.checkpoint.hf_quantizer import Stamp
+    from sieve.checkpoint.stamp import Stamp
 
     identity = os.urandom(16).hex()
     if getattr(model, "hf_quantizer", None) is not None:

@@ -9,7 +9,8 @@ This module runs in the middle of transformers' own import (see `registration`),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sieve.checkpoint import torchao
 from sieve.checkpoint.version_1 import layers_of_version_1
 from sieve.checkpoint.weight_files import ABSENT, guard_saving_, is_weight_file
 from sieve.errors import InputError, StorageError
@@ -44,6 +46,7 @@ class SieveConfig(QuantizationConfigMixin):
         version: of this format. Version 1, which had other keys, is read too.
         weights: the file of the weights, or the index of several, if it is not transformers' own. It says where they
             were read from, and is not written again.
+        tensors: "torchao" where torchao's tensors are stored: other readers can refuse them; ours sees it in the files.
         more: keys of later versions of Sieve; they are ignored, since readers must not need them.
 
     Raises: InputError for another version, an unknown format, or values that no layer can have.
@@ -56,6 +59,7 @@ class SieveConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         stacks: Mapping[str, Sequence[str]] | None = None,
         weights: str | None = None,
+        tensors: str | None = None,
         **more: Any,
     ):
         # Bring every version that this Sieve can read to the entries of today's.
@@ -77,6 +81,9 @@ class SieveConfig(QuantizationConfigMixin):
             )
         # Read the entries; config.json may be damaged or edited, so every error names the layer.
         self.quant_method, self.version, self.weights = quant_method, VERSION, weights
+        self.tensors = tensors
+        # A TorchAoConfig that the program has given to `from_pretrained`; it is not written.
+        self.quantize: Any = None
         self.layers: dict[str, LayerFormat] = {}
         self.stacks = {name: list(members) for name, members in (stacks or {}).items()}
         for name, entry in layers.items():
@@ -99,7 +106,8 @@ class SieveConfig(QuantizationConfigMixin):
         layers = {name: format.to_config() for name, format in self.layers.items()}
         for name, members in self.stacks.items():
             layers[name] = {**layers.get(name, Dense().to_config()), "members": members}
-        return {"quant_method": self.quant_method, "version": self.version, "layers": layers}
+        more = {} if self.tensors is None else {"tensors": self.tensors}
+        return {"quant_method": self.quant_method, "version": self.version, "layers": layers, **more}
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         yield from self.to_dict().items()
@@ -122,6 +130,15 @@ class SieveQuantizer(HfQuantizer):
     requires_calibration = True
 
     quantization_config: SieveConfig
+    torchao: HfQuantizer | None = None
+    """What reads the weights, where torchao has quantised them."""
+
+    @property
+    def serialized_names(self) -> dict[str, list[str]]:
+        return {} if self.torchao is None else self.torchao.serialized_names
+
+    def get_weight_conversions(self) -> list[Any]:
+        return [] if self.torchao is None else self.torchao.get_weight_conversions()
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Tell transformers the file of the weights; it calls this before it looks for them."""
@@ -140,8 +157,10 @@ class SieveQuantizer(HfQuantizer):
         from sieve.utils.checksums import verify
 
         # Check the weights before they are read.
-        for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or []}:
+        files = kwargs.get("checkpoint_files") or []
+        for folder in {Path(file).parent for file in files}:
             verify(folder)
+        self.torchao = torchao.reader(files, self.quantization_config)
         config = self.quantization_config
         # Make stacks first, because `layers` names them too.
         stack_(model, {_local(name, model): members for name, members in config.stacks.items()})
@@ -166,6 +185,10 @@ class SieveQuantizer(HfQuantizer):
         from sieve.nn.fuse import fuse_
 
         _check_tensors(model)
+        torchao.settle_(model)
+        if (wanted := self.quantization_config.quantize) is not None:
+            torchao.quantize_loaded_(model, wanted)
+            self.quantization_config.quantize = None
         guard_saving_(model, needs_sieve(model))
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
@@ -188,31 +211,41 @@ def register() -> None:
     """Put our classes into transformers' tables; call it again after a reload, which makes new classes."""
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = SieveConfig
     auto.AUTO_QUANTIZER_MAPPING[METHOD] = SieveQuantizer
+    if not hasattr(auto.AutoHfQuantizer.merge_quantization_configs, "sieve"):
+        merge = _merging(auto.AutoHfQuantizer.merge_quantization_configs)
+        auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(merge)
+
+
+def _merging(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Transformers' `merge_quantization_configs`, which also takes a TorchAoConfig for a pruned model."""
+
+    @functools.wraps(original)
+    def merge(present: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        method = present.get("quant_method") if isinstance(present, dict) else getattr(present, "quant_method", None)
+        if method != METHOD or given is None or getattr(given, "quant_method", None) == METHOD:
+            return original(present, given, *args, **kwargs)
+        if type(given).__name__ != "TorchAoConfig":
+            raise InputError(
+                f"a pruned model cannot be quantised by {type(given).__name__} while it loads: give a TorchAoConfig, "
+                "or use `sieve.quantize_`, `sieve prune --quantize int8`"
+            )
+        config = original(present, None, *args, **kwargs)
+        config.quantize = given
+        return config
+
+    merge.sieve = True
+    return merge
 
 
 register()
 
 
 def needs_sieve(model: nn.Module) -> bool:
-    """Whether the model has layers that transformers itself would not make."""
-    return any(format_of(layer) is not None or isinstance(layer, StackedOutput) for layer in model.modules())
-
-
-class Stamp(HfQuantizer):
-    """A quantizer that only adds metadata to the weights that `save_pretrained` writes."""
-
-    def __init__(self, metadata: dict[str, str]):
-        self._metadata = metadata
-
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        return None, dict(self._metadata)
-
-    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+    """Whether the model has layers that transformers itself would not make, or would not find its tensors for."""
+    if any(format_of(layer) is not None or isinstance(layer, StackedOutput) for layer in model.modules()):
         return True
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
+    marked = isinstance(getattr(getattr(model, "config", None), "quantization_config", None), SieveConfig)
+    return marked and torchao.first_quantized(model) is not None
 
 
 def _local(name: str, model: PreTrainedModel) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sieve.checkpoint.torchao import first_quantized
 from sieve.utils.files import write_json
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def guard_saving_(model: PreTrainedModel, needs_sieve: bool) -> None:
 
 def _save_pretrained(model: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
     """The class's `save_pretrained`, after which `config.json` asks for `ABSENT`."""
+    from sieve.checkpoint.stamp import Stamp
+
     config = model.config
 
     def save_config(directory: str | Path, *args: Any, **options: Any) -> None:
@@ -72,10 +75,16 @@ def _save_pretrained(model: PreTrainedModel, save_directory: str | Path, *args: 
 
     # Change the file inside the call: with push_to_hub the files are sent before the call returns.
     config.__dict__["save_pretrained"] = save_config
+    # A state dict that a trainer gives is saved as it is, unless torchao's tensors need another form.
+    stamped = first_quantized(model) is not None and getattr(model, "hf_quantizer", None) is None
+    if stamped:
+        model.hf_quantizer = Stamp({})
     try:
         type(model).save_pretrained(model, save_directory, *args, **options)
     finally:
         config.__dict__.pop("save_pretrained", None)
+        if stamped:
+            del model.hf_quantizer
     # Remove weights that `sieve.save` wrote there before: they are no longer this model's.
     for file in Path(save_directory).glob(f"{_OURS}*.safetensors*"):
         file.unlink()

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.folder import write_quantization_config
+from sieve.checkpoint.torchao import first_quantized
 from sieve.errors import InputError
 from sieve.models.linears import check_finite, replace
 from sieve.nn.formats.base import LowRankFormat, format_of, formats_of
@@ -40,7 +41,7 @@ def quantize_(model: PreTrainedModel, kind: str, statistics: Statistics | None =
         raise InputError(f"cannot quantise to {shorten(kind)}: choose one of {', '.join(BITS)}")
     pairs = {name: one for name, one in formats_of(model).items() if isinstance(one, LowRankFormat)}
     quantised = [name for name, one in pairs.items() if isinstance(one, QuantizedPair)]
-    if quantised or _is_foreign(model):
+    if quantised or first_quantized(model) is not None:
         what = f"{quantised[0]} is in {pairs[quantised[0]].bits} bits" if quantised else "its weights are quantised"
         raise InputError(f"the model is quantised already ({what}): quantise the pruned model that it was made from")
     if not pairs:
@@ -71,8 +72,3 @@ def _input_gram(statistics: Statistics | None, name: str) -> torch.Tensor | None
     """Of the inputs of a matrix [n, n], where it was collected."""
     source = None if statistics is None else statistics.sources.get(name)
     return statistics.grams[source.gram] if source is not None and source.side == "input" and source.gram else None
-
-
-def _is_foreign(model: PreTrainedModel) -> bool:
-    """Whether another library has put its tensors in the place of weights."""
-    return any(type(parameter.data) is not torch.Tensor for parameter in model.parameters())

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -252,9 +252,20 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
 def check_finite(model: nn.Module) -> None:
     """NumericsError naming the first parameter that holds NaN or infinity."""
     for name, parameter in model.named_parameters():
-        # A sum is one pass without a temporary; overflow of a finite sum is ruled out by the second look.
-        if not torch.isfinite(parameter.detach().sum()) and not torch.isfinite(parameter.detach()).all():
-            raise NumericsError(f"{name} holds NaN or infinity: the model file is damaged or badly converted")
+        for tensor in _plain_parts(parameter.detach()):
+            # A sum is one pass without a temporary; overflow of a finite sum is ruled out by the second look.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+                raise NumericsError(f"{name} holds NaN or infinity: the model file is damaged or badly converted")
+
+
+def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor itself, or the ordinary ones that a quantiser's is made of, as integers and scales."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(getattr(tensor, name))
+    elif tensor.is_floating_point():
+        # torch has no sums of 8-bit floats.
+        yield tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:

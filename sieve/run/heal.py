@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes
+from sieve.checkpoint.torchao import first_quantized
 from sieve.compression.vocabulary.trim import has_fewer_tokens, match_vocabulary_
 from sieve.errors import InputError
 from sieve.evaluation.check import check_splits
@@ -120,7 +121,7 @@ def _require_pruned(model: PreTrainedModel, source: str | Path) -> None:
     config = getattr(model.config, "quantization_config", None)
     if not (isinstance(config, SieveConfig) and config.is_pruned):
         raise InputError(f"nothing in {source} is pruned, so there is nothing to heal: name a folder of `sieve prune`")
-    if any(isinstance(format, QuantizedPair) for format in config.layers.values()):
+    if any(isinstance(format, QuantizedPair) for format in config.layers.values()) or first_quantized(model):
         raise InputError(f"{source} is quantised: heal the model that it was made from, and quantise the result")
 
 

@@ -22,8 +22,9 @@ VERSION = 1
 PIECE = 1 << 26
 """Bytes of one piece. A file's checksum is taken over those of its pieces, which are hashed in parallel."""
 _BLOCK = 1 << 20
-# These first bytes of a safetensors file hold its metadata.
-_HEAD = 4096
+# A safetensors file begins with the length of its header, of which the metadata are the first part. Those of torchao's
+# tensors are long; a damaged length must not make us read the whole file.
+_HEAD_MIN, _HEAD_MAX = 1 << 12, 1 << 25
 # Not checked: users may edit the model card.
 _FREE = {CHECKSUMS, "README.md"}
 
@@ -107,7 +108,8 @@ def _belongs(path: Path, identity: str) -> bool:
     if not _is_weights(path.name):
         return True
     with path.open("rb") as file:
-        return identity.encode() in file.read(_HEAD)
+        length = int.from_bytes(file.read(8), "little")
+        return identity.encode() in file.read(min(max(length, _HEAD_MIN), _HEAD_MAX))
 
 
 def _is_weights(name: str) -> bool:

@@ -28,6 +28,8 @@ def test_what_sieve_writes_is_read_and_so_is_version_1():
 
 
 def test_what_it_does_not_know_is_named():
+    with pytest.raises(ValueError, match="quantised by 'torchao'"):
+        read_entries({"version": 2, "layers": {}, "tensors": "torchao"})
     with pytest.raises(ValueError, match="format 3"):
         read_entries({"version": 3, "layers": {}})
     with pytest.raises(ValueError, match="o_proj is stored as 'int4_pair'"):

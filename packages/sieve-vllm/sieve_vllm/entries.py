@@ -29,8 +29,13 @@ DENSE = Entry("dense")
 def read_entries(config: Mapping[str, Any]) -> dict[str, Entry]:
     """Dotted name of each layer that is not dense → its entry; of `quantization_config`, version 1 or 2.
 
-    Raises: ValueError for another version, and for a format that is not known here.
+    Raises: ValueError for another version, for a format that is not known here, and for tensors of another library.
     """
+    if (tensors := config.get("tensors")) is not None:
+        raise ValueError(
+            f"the model's layers are quantised by {tensors!r}, which sieve-vllm does not serve: serve the folder that "
+            "it was made from"
+        )
     version = config.get("version", 1)
     if version == 1:
         kind = "pivoted_pair" if config.get("pivoted") else "pair"

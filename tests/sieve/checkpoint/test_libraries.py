@@ -1,13 +1,18 @@
 """A loaded pruned model is an ordinary one to the libraries that train, adapt and quantise models."""
 
+import copy
+import json
+import pickle
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from sieve.calibration.collect import calibrate
-from sieve.checkpoint.folder import load, save
+from sieve.checkpoint.export import export
+from sieve.checkpoint.folder import load, save, write_mask_config
 from sieve.compression.low_rank.share_inputs import share_inputs_
-from sieve.errors import InputError
+from sieve.errors import InputError, StorageError
 from sieve.models.linears import prunable
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
@@ -139,9 +144,90 @@ class TestTorchao:
             z = pair.A(x)
             assert torch.equal(pair(x)[:, pair.permutation], torch.cat([z, pair.C(z)], -1))
 
-    def test_saving_it_says_what_to_do(self, tmp_path):
+    @pytest.mark.parametrize("way", ["sieve.save", "save_pretrained"])
+    def test_it_is_saved_and_loaded_with_equal_outputs(self, way, tmp_path):
+        place = tmp_path / "quantised"
+        after = logits(self.model)
+        save(self.model, tiny_tokenizer(), place) if way == "sieve.save" else self.model.save_pretrained(place)
+        again = AutoModelForCausalLM.from_pretrained(place)
+        assert type(again.model.layers[0].self_attn.q_proj.A.weight.data).__module__.startswith("torchao.")
+        assert torch.equal(logits(again), after)
+        # The head was quantised and the embedding was not, so they are one table no more.
+        assert again.config.tie_word_embeddings is False
+        # Readers without torchao can tell.
+        assert json.loads((place / "config.json").read_text())["quantization_config"]["tensors"] == "torchao"
+        # A loaded one can do what any can: copies, and being saved again.
+        assert torch.equal(logits(pickle.loads(pickle.dumps(copy.deepcopy(again)))), after)
+        again.save_pretrained(tmp_path / "again")
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), after)
+
+    def test_a_saved_one_is_checked_and_no_other_format(self, tmp_path):
+        save(self.model, tiny_tokenizer(), tmp_path / "quantised")
+        assert torch.equal(logits(load(tmp_path / "quantised")[0]), logits(self.model))
+        with pytest.raises(InputError, match="keep their format"):
+            save(self.model, tiny_tokenizer(), tmp_path / "plain", format="plain")
+        with pytest.raises(InputError, match="quantised by torchao; export the folder that it was made from"):
+            export(tmp_path / "quantised", tmp_path / "dense", to="dense")
+        with pytest.raises(InputError, match="quantised already"):
+            self.load(tmp_path / "quantised")
+        # A flipped bit of a scale is found, however long torchao's metadata are.
+        (file,) = (tmp_path / "quantised").glob("*.safetensors")
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(StorageError, match="damaged"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "quantised")
+
+    @staticmethod
+    def load(folder, **options):
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        config = TorchAoConfig(Int8WeightOnlyConfig(), **options)
+        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+
+    def test_a_folder_is_quantised_as_it_loads(self, pivoted_folder, tmp_path):
+        model = self.load(pivoted_folder, modules_to_not_convert=["lm_head", "k_proj"])
+        kinds = {name: type(one.data) is torch.Tensor for name, one in model.named_parameters()}
+        layer = "model.layers.0.self_attn"
+        assert not kinds[f"{layer}.q_proj.A.weight"]
+        assert not kinds[f"{layer}.q_proj.C.weight"]
+        assert kinds[f"{layer}.k_proj.weight"]
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        model.save_pretrained(tmp_path / "quantised")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised")
+        assert torch.equal(logits(again), logits(model))
+        assert again.lm_head.weight is again.model.embed_tokens.weight
+
+    def test_zeros_of_masks_are_no_less_safe_without_sieve(self, tmp_path):
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        model = tiny_model("llama")
+        weight = model.model.layers[0].mlp.up_proj.weight.data
+        weight[weight < 0] = 0
+        write_mask_config(model, {"model.layers.0.mlp.up_proj": 0.9}, "unstructured")
+        quantize_(model, Int8WeightOnlyConfig())
+        save(model, tiny_tokenizer(), tmp_path / "masked")
+        # Transformers alone would not find torchao's tensors and make random ones: it must find no file.
+        assert not list((tmp_path / "masked").glob("model*.safetensors"))
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "masked")
+        assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+    def test_what_cannot_be_saved_says_what_to_do(self, folder, tmp_path):
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        dense = tiny_model("llama")
+        quantize_(dense, Int8WeightOnlyConfig())
         with pytest.raises(InputError, match="save first"):
-            save(self.model, tiny_tokenizer(), tmp_path / "quantised")
+            save(dense, tiny_tokenizer(), tmp_path / "dense")
+        with pytest.raises(InputError, match=r"BitsAndBytesConfig while it loads.*--quantize int8"):
+            AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+        self.model.lm_head.weight = torch.nn.Parameter(Strange(torch.zeros(128, 32)), requires_grad=False)
+        with pytest.raises(InputError, match=r"cannot be saved.*--quantize int8"):
+            save(self.model, tiny_tokenizer(), tmp_path / "strange")
+
+
+class Strange(torch.Tensor):
+    """A tensor that no library has a file format for."""
 
 
 def test_trainer_trains_all_weights(model, tmp_path):
