@@ -17,6 +17,17 @@ class InputError(SieveError, ValueError):
     exit_code = 2
 
 
+class UnreadOption(InputError):
+    """An option was given that nothing of this run reads.
+
+    option: its name in recipes.
+    """
+
+    def __init__(self, message: str, option: str):
+        super().__init__(message)
+        self.option = option
+
+
 class NumericsError(SieveError, ArithmeticError):
     """NaN or infinity in weights, activations or statistics; the message names the layer."""
 

@@ -61,7 +61,8 @@ class Traits(Implemented):
     default_searcher: by name.
     predictable: whether gradients say what a smaller rank costs, for all ranks from one backward pass.
     objectives: what plans of them can make small.
-    config: the options that only such methods have. example: a method of this kind.
+    config: the options that only such methods have; its `check(method)` refuses what the method does not read.
+    example: a method of this kind.
     """
 
     results: str

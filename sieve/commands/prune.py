@@ -1,7 +1,7 @@
 """`sieve prune`: the main job."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sieve.run.recipe import Recipe, recipe_options
 from sieve.tasks import load_task
 from sieve.utils import interrupts, progress
 from sieve.utils.files import require_new
-from sieve.utils.options import option
+from sieve.utils.options import option, options_of
 from sieve.utils.terminal import console
 from sieve.utils.trackers import TRACKERS, check_tracker, tracked
 
@@ -44,8 +44,6 @@ def prune(run: PruneConfig, given: dict[str, Any]) -> None:
 
     Sieve prunes MODEL; the accuracy of the result stays within the tolerance of the dense model's.
     """
-    if run.format is not None:
-        given["pivot"] = _pivots(given.get("pivot"), run.format)
     output, config = run.output, run.config
     if run.resume is not None:
         if output is not None or config is not None:
@@ -56,7 +54,10 @@ def prune(run: PruneConfig, given: dict[str, Any]) -> None:
     _require_given(
         {"output": output} if config else {name: given.get(name) for name in ("model", "task")} | {"output": output}
     )
-    recipe = Recipe.load(config, **given) if config else Recipe.from_dict(given)
+    with progress.shown(not run.quiet):
+        recipe = Recipe.load(config, **given) if config else Recipe.from_dict(given)
+    if run.format is not None:
+        recipe = _in_format(recipe, run.format, given.get("pivot"))
     prune_to(output, recipe, run)
 
 
@@ -69,13 +70,16 @@ def _require_given(values: dict[str, Any]) -> None:
         )
 
 
-def _pivots(pivot: bool | None, format: str) -> bool:
-    """The format that --pivot and --format ask for; InputError if they contradict each other."""
+def _in_format(recipe: Recipe, format: str, pivot: bool | None) -> Recipe:
+    """The recipe with pairs stored as --format says; InputError if --pivot contradicts it, or nothing makes pairs."""
     if format not in ("pivoted", "plain"):
         raise InputError(f"--format must be pivoted or plain, got {format!r}")
-    if pivot is not None and pivot != (format == "pivoted"):
+    pivoted = format == "pivoted"
+    if "pivot" not in options_of(recipe.traits.config):
+        raise InputError(f"--format is for pairs only, and {recipe.method} makes {recipe.traits.results}: leave it out")
+    if pivot is not None and pivot != pivoted:
         raise InputError(f"--format {format} contradicts --{'' if pivot else 'no-'}pivot: give one of them")
-    return format == "pivoted"
+    return replace(recipe, pivot=pivoted)
 
 
 def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:

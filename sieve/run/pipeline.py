@@ -227,6 +227,8 @@ class _Pipeline:
 
     def _search(self, journal: Path) -> None:
         recipe = self.recipe
+        # With a given size only later rounds of healing ask for the tolerance.
+        confident = recipe.confident and recipe.kept is None
         self.result = run_search(
             self.prunable,
             self.tokenizer,
@@ -234,7 +236,7 @@ class _Pipeline:
             self.task,
             recipe.tolerance,
             recipe.searcher,
-            confident=recipe.confident,
+            confident=confident,
             margin=recipe.margin,
             rank_multiple=recipe.rank_multiple,
             seed=recipe.seed,

@@ -17,7 +17,7 @@ from sieve.compression.config import CompressionConfig
 from sieve.compression.low_rank.config import LowRankConfig
 from sieve.compression.masks.config import MaskConfig, MaskOptions
 from sieve.compression.vocabulary.config import VocabularyConfig
-from sieve.errors import InputError
+from sieve.errors import InputError, UnreadOption
 from sieve.healing.config import HealingConfig
 from sieve.models.config import EMBEDDED_MODEL, WHICH_MODEL, LoadConfig
 from sieve.registry import Traits, method_named, methods
@@ -26,11 +26,13 @@ from sieve.searchers.config import Options
 from sieve.searchers.goal import GoalConfig
 from sieve.tasks.config import SplitConfig
 from sieve.tasks.stored import TASK_FILE
+from sieve.utils import progress
 from sieve.utils.messages import shorten
 from sieve.utils.options import Option, option, options_of, require_types, require_values
 from sieve.utils.safe_yaml import read_yaml
 
 VERSION = 1
+_WRITTEN = "version"  # a key of the files that Sieve writes
 _POSITIONAL = ("tolerance", "search", "method")
 
 
@@ -99,8 +101,9 @@ class Recipe:
         if isinstance(self.version, bool) or self.version != VERSION:
             raise InputError(f"the recipe has version {shorten(self.version)}, and this Sieve reads version {VERSION}")
         searcher_named(self.searcher).check(self.search_options, self.traits)
-        self.masks.check(self.method)
+        self.goal.check(self.kept, self.rounds)
         self._check_options_of_others()
+        self.method_config().check(self.method)
         self.healing.check()
         if self.healing.rounds > 1:
             if self.traits.config is not LowRankConfig:
@@ -139,7 +142,7 @@ class Recipe:
         return {} if config is None else {name: getattr(self, name) for name in options_of(config)}
 
     def _check_options_of_others(self) -> None:
-        """InputError for an option that only other methods have."""
+        """UnreadOption for an option that only other methods have."""
         mine = method_named(self.method)
         for other in methods().values():
             if other.makes is not mine.makes:
@@ -151,7 +154,7 @@ class Recipe:
     def _require_defaults(self, config: type, owner: str, example: str) -> None:
         for name, one in options_of(config).items():
             if getattr(self, name) != one.default:
-                raise InputError(f"{one.flag} is for {owner}: leave it out, or use --method {example}")
+                raise UnreadOption(f"{one.flag} is for {owner}: leave it out, or use --method {example}", name)
 
     def to_dict(self) -> dict[str, Any]:
         """Its options by name, without the tree."""
@@ -192,7 +195,8 @@ class Recipe:
     def load(cls, path: str | Path, **overrides: Any) -> Recipe:
         """Read YAML or JSON (which is YAML too); overrides win over the file.
 
-        Paths in it are relative to its folder if they exist there, else to the current folder.
+        Paths in it are relative to its folder if they exist there, else to the current folder. A file that Sieve wrote
+        lists all options; those that are not read any more are left out, with a note.
         """
         values = _ungrouped(read_recipe(path))
         for name in ("model", "task", "general"):
@@ -200,7 +204,14 @@ class Recipe:
             if isinstance(value, str) and (_is_file(value) if name != "model" else not _is_embedded(value)):
                 beside = os.path.abspath(Path(path).parent / value)
                 values[name] = beside if os.path.exists(beside) else value
-        return cls.from_dict(values, **overrides)
+        while True:
+            try:
+                return cls.from_dict(values, **overrides)
+            except UnreadOption as error:
+                if _WRITTEN not in values or overrides.get(error.option) is not None:
+                    raise
+                progress.note(f"{path}: {error.option} is not read: {error}")
+                del values[error.option]
 
 
 def recipe_options() -> dict[str, Option]:

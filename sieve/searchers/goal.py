@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sieve.errors import UnreadOption
 from sieve.searchers.algorithms.base import SEARCHERS
 from sieve.searchers.config import check_tolerance
 from sieve.utils.options import option
@@ -31,3 +32,14 @@ class GoalConfig:
     rank_multiple: int | None = option(
         None, "Round ranks up to a multiple of this", within="[1, ∞)", shown="8 on CPU, 32 on GPU"
     )
+
+    def check(self, kept: float | None, rounds: int = 1) -> None:
+        """UnreadOption for an option of the tolerance where a size is asked for.
+
+        Later rounds of healing have to keep the tolerance, without a margin.
+        """
+        for name in ("margin", "confident") if kept is not None else ():
+            if getattr(self, name) and not (name == "confident" and rounds > 1):
+                raise UnreadOption(
+                    f"--{name} is for the tolerance, and --kept asks for a size instead: leave one of them out", name
+                )

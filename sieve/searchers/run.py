@@ -24,6 +24,7 @@ from sieve.searchers.engine.engine import Engine, batching, split_into_rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import plan_key, remembered
+from sieve.searchers.goal import GoalConfig
 from sieve.searchers.identity import options_identity, search_identity
 from sieve.searchers.objective import SizeOf, size_of
 from sieve.searchers.problem import Candidate, SearchProblem, within
@@ -145,6 +146,7 @@ def run_search(
     searcher = searcher_named(search or factors.traits.default_searcher)
     check_tolerance(tolerance)
     searcher.check(choices, factors.traits)
+    GoalConfig(confident=confident, margin=margin).check(choices.kept)
     require_workers(choices.workers)
 
     # What is asked: the examples, the matrices, and how a model is scored.

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sieve.errors import InputError
+from sieve.errors import InputError, UnreadOption
+from sieve.registry import method_named
 from sieve.utils.messages import shorten
 from sieve.utils.options import option
 
@@ -15,6 +16,12 @@ def check_shrinkage(shrinkage: float | str | None) -> None:
         return
     if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 <= shrinkage <= 1:
         raise InputError(f"shrinkage must be 'auto' or a share in [0, 1], got {shorten(shrinkage)}")
+
+
+def check_shrinks(shrinkage: float | str | None, method: str) -> None:
+    """UnreadOption for a shrinkage of Gram matrices that the method does not solve with."""
+    if shrinkage and not method_named(method).solves_gram:
+        raise UnreadOption(f"--shrinkage is for Gram matrices, and {method} solves none: leave it out", "shrinkage")
 
 
 @dataclass(frozen=True)
@@ -41,3 +48,7 @@ class LowRankConfig:
     quantize: str | None = option(
         None, "Store the pairs as integers with scales, after everything else", choices=QUANTIZED, shown="in the dtype"
     )
+
+    def check(self, method: str) -> None:
+        """UnreadOption for an option that the method does not read."""
+        check_shrinks(self.shrinkage, method)

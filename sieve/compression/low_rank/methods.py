@@ -29,11 +29,13 @@ class Projection(Method):
     """A method that makes low-rank pairs.
 
     balanced: the members of a stack (`sieve.share_inputs_`) have equal weight, however large their outputs are.
+    solves_gram: the factors follow from the Gram matrix; else it only tells how much output energy each rank keeps.
     """
 
     room: str = field(default=__package__, kw_only=True)
     makes: Traits = LOW_RANK
     balanced: bool = False
+    solves_gram: bool = True
 
 
 OUTPUT_ALIGNED = Projection(
@@ -46,10 +48,16 @@ LOSS_AWARE = Projection(
     gradients=True,
     balanced=True,
 )
-SVD = Projection("svd", "singular values of the weights alone", source="arXiv 2312.13558", side="input")
+SVD = Projection(
+    "svd", "singular values of the weights alone", source="arXiv 2312.13558", side="input", solves_gram=False
+)
 PCA = Projection("pca", "principal components of the inputs", source="arXiv 2401.15024", side="input")
 ASVD = Projection(
-    "asvd", "SVD of the weights, scaled by the size of the inputs", source="arXiv 2312.05821", side="input"
+    "asvd",
+    "SVD of the weights, scaled by the size of the inputs",
+    source="arXiv 2312.05821",
+    side="input",
+    solves_gram=False,
 )
 SVD_LLM = Projection(
     "svd_llm", "SVD of the weights after whitening of the inputs", source="arXiv 2403.07378", side="input"

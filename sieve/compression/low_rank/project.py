@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sieve.calibration.statistics import Statistics
-from sieve.compression.low_rank.config import check_shrinkage
+from sieve.compression.low_rank.config import check_shrinkage, check_shrinks
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.methods import LOW_RANK, Projection
 from sieve.compression.low_rank.pair import FactorPair
@@ -74,6 +74,7 @@ def project(
     matrices = model.matrices(pivot)
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
+    check_shrinks(shrinkage, method)
     solve = wanted.with_options(**options)
     ranks = _ranks(matrices, plan)
     if wanted.side == "none":

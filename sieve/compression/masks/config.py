@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, fields
 
-from sieve.errors import InputError
+from sieve.errors import InputError, UnreadOption
 from sieve.registry import method_named
-from sieve.utils.options import option, require_values
+from sieve.utils.options import option, options_of, require_values
 
 PATTERNS = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
 """Name → (N, M): keep N of every M consecutive weights of a row; None: any."""
 
 COMPARISONS = ("row", "layer")
 FUSIONS = ("mean", "max", "min", "geometric", "concatenate")
+_UNWEIGHTED = ("max", "min")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,28 @@ class MaskOptions:
         if method_named(method).side == "none" and (self.task_aware or self.ramp):
             option = "--task-aware" if self.task_aware else "--ramp"
             raise InputError(f"{option} makes no difference to {method}, which looks at no data: choose wanda")
+        self._check_unread(method)
         return self
+
+    def _check_unread(self, method: str) -> None:
+        """UnreadOption for an option that the others, or the method, leave without a meaning."""
+        compensates = method_named(method).compensates
+        if not self.task_aware:
+            unread, why = ("tau", "fusion", "task_share", "general"), "masks that are --task-aware only"
+        elif self.fusion == "concatenate":
+            unread, why = ("tau",), "scores that are fused, and --fusion concatenate fuses none"
+        elif self.fusion in _UNWEIGHTED and not (compensates or self.ramp):
+            # Else the share also weighs the Gram matrices of both sets.
+            unread, why = ("task_share",), f"means, and --fusion {self.fusion} takes none"
+        else:
+            unread, why = (), ""
+        for name, one in options_of(type(self)).items():
+            if getattr(self, name) == one.default:
+                continue
+            if name in unread:
+                raise UnreadOption(f"{one.flag} is for {why}: leave it out", name)
+            if name == "damping" and not compensates:
+                raise UnreadOption(f"--damping is for sparsegpt, and {method} has none: leave it out", name)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sieve.errors import InputError
+from sieve.errors import InputError, UnreadOption
 from sieve.utils.messages import shorten
 from sieve.utils.options import option, require_values
 
@@ -50,6 +50,11 @@ class EngineConfig:
     )
 
     def check(self) -> "EngineConfig":
-        """InputError for a value that cannot work; returns the config itself."""
+        """InputError for a value, or a combination, that cannot work; returns the config itself."""
         require_values(self)
+        if self.memory not in (0, MEMORY) and not self.layers:
+            raise UnreadOption(
+                "--memory is for the states that candidates share, and --no-layers shares none: leave one of them out",
+                "memory",
+            )
         return self

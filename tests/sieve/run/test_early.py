@@ -17,7 +17,7 @@ from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
     ("change", "words"),
     [
         (("--search", "budget", "--no-surrogate"), "nothing to go by"),
-        (("--search", "uniform", "--paper"), "--search ga"),
+        (("--search", "uniform"), "--search uniform does not read it"),
         (("--population", 1), "population"),
         (("--kept", 2), "--kept"),
         (("--kept", 0.001), "the smallest keeps"),

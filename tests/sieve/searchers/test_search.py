@@ -203,11 +203,16 @@ def small(world):
     return SimpleNamespace(model=model, tokenizer=tokenizer, task=world.task, factors=svd_factors(model))
 
 
-QUICK = {"generations": 2, "population": 4, "offspring": 6, "rank_multiple": 4, "bottlenecks": 3}
+QUICK = {"rank_multiple": 4}
+MANY = QUICK | {"bottlenecks": 3}
+GENETIC = MANY | {"generations": 2, "population": 4, "offspring": 6}
+SMALL = {"uniform": QUICK, "budget": MANY, "ga": GENETIC, "pareto": GENETIC}
 
 
 def searched(small, searcher="ga", tolerance=0.4, **options):
-    return run_search(small.model, small.tokenizer, small.factors, small.task, tolerance, searcher, **QUICK | options)
+    return run_search(
+        small.model, small.tokenizer, small.factors, small.task, tolerance, searcher, **SMALL[searcher] | options
+    )
 
 
 @pytest.mark.parametrize("searcher", ["ga", "pareto", "budget"])
