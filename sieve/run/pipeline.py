@@ -244,6 +244,7 @@ class _Pipeline:
             dense=self.dense,
             allow_no_signal=recipe.allow_no_signal,
             **asdict(recipe.options()),
+            **asdict(recipe.engine),
         )
 
     def _refit(self) -> CompressionSpace:

@@ -23,6 +23,7 @@ from sieve.models.config import EMBEDDED_MODEL, WHICH_MODEL, LoadConfig
 from sieve.registry import Traits, method_named, methods
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.config import Options
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.goal import GoalConfig
 from sieve.tasks.config import SplitConfig
 from sieve.tasks.stored import TASK_FILE
@@ -33,6 +34,8 @@ from sieve.utils.safe_yaml import read_yaml
 
 VERSION = 1
 _WRITTEN = "version"  # a key of the files that Sieve writes
+# Options that files of earlier versions may have in another group.
+_MOVED = {"search_options": options_of(EngineConfig)}
 _POSITIONAL = ("tolerance", "search", "method")
 
 
@@ -61,6 +64,7 @@ class Recipe:
     vocabulary: VocabularyConfig
     healing: HealingConfig
     search_options: Options
+    engine: EngineConfig
     loading: LoadConfig
     own: tuple[Any, ...]
     version: int = VERSION
@@ -100,7 +104,7 @@ class Recipe:
             require_values(part)
         if isinstance(self.version, bool) or self.version != VERSION:
             raise InputError(f"the recipe has version {shorten(self.version)}, and this Sieve reads version {VERSION}")
-        searcher_named(self.searcher).check(self.search_options, self.traits)
+        searcher_named(self.searcher).check(self.search_options, self.engine, self.traits)
         self.goal.check(self.kept, self.rounds)
         self._check_options_of_others()
         self.method_config().check(self.method)
@@ -111,7 +115,7 @@ class Recipe:
                     f"--rounds is for pairs only, and {self.method} makes {self.traits.results}: leave it out"
                 )
             # Later rounds search for a size, not for a tolerance.
-            searcher_named(self.searcher).check(replace(self.search_options, kept=0.5), self.traits)
+            searcher_named(self.searcher).check(replace(self.search_options, kept=0.5), self.engine, self.traits)
         return self
 
     @property
@@ -252,7 +256,7 @@ def _ungrouped(values: Mapping[str, Any]) -> dict[str, Any]:
         if name not in _configs():
             found[name] = value
             continue
-        known = options_of(_configs()[name])
+        known = options_of(_configs()[name]) | _MOVED.get(name, {})
         if not isinstance(value, Mapping) or any(key not in known for key in value):
             raise InputError(f"recipe: {name} must hold options of {', '.join(known)}, got {shorten(value)}")
         found |= value

@@ -109,7 +109,7 @@ class Rounds:
             prunable, tokenizer, factors, self._task, recipe.tolerance, recipe.searcher,
             rank_multiple=recipe.rank_multiple, seed=recipe.seed, journal=self._folder / f"journal-{number}.txt",
             dense=self._result.dense, allow_no_signal=recipe.allow_no_signal,
-            **asdict(replace(recipe.options(), kept=share)),
+            **asdict(replace(recipe.options(), kept=share)), **asdict(recipe.engine),
         )  # fmt: skip
         # No matrix may get a higher rank than it had: the higher ranks would be empty.
         plan = at_most(result.plan, ranks)

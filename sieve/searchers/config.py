@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from sieve.errors import InputError
-from sieve.searchers.engine.config import EngineConfig
 from sieve.utils.messages import shorten
-from sieve.utils.options import option
+from sieve.utils.options import option, require_values
 
 OBJECTIVES = ("parameters", "bytes", "latency")
 GRANULARITIES = ("matrix", "group", "block")
@@ -27,8 +26,8 @@ def check_tolerance(tolerance: float) -> None:
 
 
 @dataclass(frozen=True)
-class Options(EngineConfig):
-    """Of `ga`, `pareto` and `budget`; `uniform` knows `kept` alone. The engine's switches are among them.
+class Options:
+    """Of `ga`, `pareto` and `budget`; `uniform` knows `kept` and, with it, `objective`.
 
     objective: what is to become small: "parameters", "bytes" or "latency" (seconds per layer, measured on this
         machine; pairs that are not faster than their matrix stay dense).
@@ -38,6 +37,8 @@ class Options(EngineConfig):
     paper: the constants of DESIGN 2.9 instead of ours (`ga` only).
     population, offspring, generations: of the genetic searches; None for the searcher's own.
     budget: layer-tokens after which no new generation begins; None for no such limit.
+    racing: a candidate that cannot win is not asked the remaining examples.
+    surrogate: predicted losses choose which candidates are evaluated. Without it `budget` has nothing to go by.
     bottlenecks: of the winner's matrices, how many are tested for being one; 0 tests none.
     """
 
@@ -65,4 +66,11 @@ class Options(EngineConfig):
     budget: int | None = option(
         None, "Start no new generation after so many layer-tokens", within="[1, ∞)", shown="no limit"
     )
+    racing: bool = option(True, "Stop the evaluation of candidates that cannot win")
+    surrogate: bool = option(True, "Use predicted losses to start and to sort out candidates")
     bottlenecks: int = option(16, "Matrices of the result to test as bottlenecks", within="[0, ∞)")
+
+    def check(self) -> "Options":
+        """InputError for a value that cannot work; returns the options themselves."""
+        require_values(self)
+        return self

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.compression.space import CompressionSpace
 from sieve.searchers.config import Options
+from sieve.searchers.engine.config import EngineConfig
 from sieve.tasks import Example, Task
 from sieve.utils.identity import identity_of
 
@@ -38,15 +39,15 @@ def search_identity(
     }
 
 
-def options_identity(options: Options) -> dict[str, Any]:
+def options_identity(options: Options, engine: EngineConfig) -> dict[str, Any]:
     """What of the options decides a search."""
-    usual = type(options)()
     found = {
         name: value
-        for name, value in asdict(options).items()
-        if name in _FIRST_OPTIONS or value != getattr(usual, name)
+        for config in (options, engine)
+        for name, value in asdict(config).items()
+        if name in _FIRST_OPTIONS or value != getattr(type(config)(), name)
     }
-    return found | {"workers": options.workers is not None}  # their number decides nothing
+    return found | {"workers": engine.workers is not None}  # their number decides nothing
 
 
 def task_identity(task: Task) -> dict[str, Any]:

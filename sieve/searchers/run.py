@@ -20,6 +20,7 @@ from sieve.searchers.algorithms.budget import smaller
 from sieve.searchers.bottlenecks import Bottleneck, bottlenecks
 from sieve.searchers.config import Options, check_tolerance
 from sieve.searchers.confirm import confirm
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.engine import Engine, batching, split_into_rungs
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
@@ -35,6 +36,7 @@ from sieve.searchers.signal import DECIDING
 from sieve.tasks import Task, load_task
 from sieve.utils import progress
 from sieve.utils.messages import listed
+from sieve.utils.options import options_of
 
 _BACKWARD = 3  # a forward and a backward pass cost as much as so many forward ones
 
@@ -139,15 +141,16 @@ def run_search(
         dense: the dense model's scores on the fitness and validation splits (`dense_scores`), where they are known.
         allow_no_signal: search although the dense model scores 0, so that every candidate is within the tolerance.
             Whether its scores are better than chance and the most frequent answer is said before the first candidate.
-        options: fields of `Options`.
+        options: fields of `Options` and of `EngineConfig`.
     """
     # What cannot work is refused before anything is read.
+    engine_config = EngineConfig(**{name: options.pop(name) for name in options_of(EngineConfig) if name in options})
     choices = Options(**options)
     searcher = searcher_named(search or factors.traits.default_searcher)
     check_tolerance(tolerance)
-    searcher.check(choices, factors.traits)
+    searcher.check(choices, engine_config, factors.traits)
     GoalConfig(confident=confident, margin=margin).check(choices.kept)
-    require_workers(choices.workers)
+    require_workers(engine_config.workers)
 
     # What is asked: the examples, the matrices, and how a model is scored.
     task = load_task(task)
@@ -162,7 +165,7 @@ def run_search(
     recipe = {
         "search": searcher.name, "tolerance": tolerance, "confident": confident, "rank_multiple": multiple,
         "seed": seed, "matrices": sorted(chosen), "own fitness": fitness is not None,
-        **options_identity(choices),
+        **options_identity(choices, engine_config),
     }  # fmt: skip
 
     with ExitStack() as stack:
@@ -189,9 +192,9 @@ def run_search(
         # The engine, which scores candidates. Where all matrices have one rank, candidates have nothing in common.
         elastic = stack.enter_context(factors.elastic(prunable))
         examples = split_into_rungs(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
-        config = replace(choices, layers=choices.layers and searcher.per_matrix)
+        engine_config = replace(engine_config, layers=engine_config.layers and searcher.per_matrix)
         prepared = [scorer.prepare(rung) for rung in examples]
-        engine = Engine(model, elastic, chosen, prepared, config, journal=book, **batching(model.device))
+        engine = Engine(model, elastic, chosen, prepared, engine_config, journal=book, **batching(model.device))
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
         stack.enter_context(engine.running())
 

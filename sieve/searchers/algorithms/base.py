@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sieve.errors import InputError, UnreadOption
 from sieve.registry import Described, Traits
 from sieve.searchers.config import Options
+from sieve.searchers.engine.config import EngineConfig
 from sieve.utils.messages import shorten
 from sieve.utils.options import options_of
 
@@ -53,12 +54,13 @@ class Searcher(Described):
         """
         return self.implementation()(problem)
 
-    def check(self, options: Options, traits: Traits) -> None:
+    def check(self, options: Options, engine: EngineConfig, traits: Traits) -> None:
         """InputError for an option that it cannot use, or for results that it cannot search."""
         options.check()
+        engine.check()
         if self.needs_surrogate and not options.surrogate:
             raise InputError(f"the {self.name} search has nothing to go by without the surrogate: leave it on")
-        if options.workers is not None and self.sequential:
+        if engine.workers is not None and self.sequential:
             raise InputError(
                 f"--workers have nothing to share: --search {self.name} tries one candidate after the other"
             )
@@ -71,16 +73,17 @@ class Searcher(Described):
             raise InputError(
                 f"{traits.results} leave {options.objective} as they are: leave --objective out, or use a projection"
             )
-        self._check_options_of_others(options, traits)
+        self._check_options_of_others(options, engine, traits)
 
     def searches(self, traits: Traits) -> bool:
         """Whether it can search such results."""
         return traits.predictable or not self.needs_surrogate
 
-    def _check_options_of_others(self, options: Options, traits: Traits) -> None:
+    def _check_options_of_others(self, options: Options, engine: EngineConfig, traits: Traits) -> None:
         """UnreadOption for an option that asks for something of which this searcher knows nothing."""
+        known, given = options_of(Options) | options_of(EngineConfig), vars(options) | vars(engine)
         for name, reads in _READ_BY.items():
-            value, option = getattr(options, name), options_of(Options)[name]
+            value, option = given[name], known[name]
             if not value or value == option.default or getattr(self, reads):
                 continue
             readers = [one.name for one in SEARCHERS.values() if getattr(one, reads) and one.searches(traits)]
@@ -90,8 +93,7 @@ class Searcher(Described):
                 name,
             )
         # Where all matrices have one rank, the smallest plan is the same by any measure of size.
-        objective = options_of(Options)["objective"]
-        if not self.per_matrix and options.kept is None and options.objective != objective.default:
+        if not self.per_matrix and options.kept is None and options.objective != known["objective"].default:
             raise UnreadOption(
                 f"--objective {options.objective} makes no difference to --search {self.name} without --kept: leave it "
                 "out, or add --kept",

@@ -23,11 +23,7 @@ def check_workers(workers: int | str | None) -> None:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The engine's switches.
-
-    layers: candidates share the hidden states of the blocks that they have in common.
-    racing: a candidate that cannot win is not asked the remaining examples.
-    surrogate: predicted losses choose which candidates are evaluated. Without it `budget` has nothing to go by.
+    """layers: candidates share the hidden states of the blocks that they have in common.
     memory: bytes that shared hidden states may take.
     workers: processes that evaluate candidates, by Ray: a number of them on this machine, or "ray://host:port" for all
         processors of a cluster. The result is the same for any number. None: this process evaluates them.
@@ -36,8 +32,6 @@ class EngineConfig:
     GROUP = "Search"
 
     layers: bool = option(True, "Run blocks that candidates have in common only once")
-    racing: bool = option(True, "Stop the evaluation of candidates that cannot win")
-    surrogate: bool = option(True, "Use predicted losses to start and to sort out candidates")
     memory: int = option(
         MEMORY, "Bytes that states shared by candidates may take", within="[0, ∞)", shown="2 GiB", group="Machine"
     )

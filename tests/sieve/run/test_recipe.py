@@ -8,6 +8,7 @@ import pytest
 
 from sieve.errors import InputError
 from sieve.run.recipe import Recipe, recipe_options
+from sieve.searchers.engine.config import EngineConfig
 from sieve.utils.options import GROUPS, options_of
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -112,6 +113,9 @@ def test_a_file_may_group_its_options(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\ntask: t\ngoal: {tolerance: 0.1, search: ga}\nseed: 2\n")
     assert Recipe.load(path) == Recipe("m", "t", 0.1, "ga", seed=2)
+    path.write_text("model: m\ntask: t\nsearch_options: {workers: 2, kept: 0.5}\nengine: {memory: 0}\nsearch: ga\n")
+    found = Recipe.load(path)  # workers as an earlier version grouped it
+    assert (found.engine, found.search_options.kept) == (EngineConfig(workers=2, memory=0), 0.5)
     assert "goal must hold options of tolerance" in refusal(goal={"tau": 1})
     assert "goal must hold options of tolerance" in refusal(goal=3)
 

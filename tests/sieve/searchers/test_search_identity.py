@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sieve.searchers.config import Options
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.identity import options_identity, task_identity
 from sieve.tasks import Task, load_task
 
@@ -25,9 +26,11 @@ class Later(Options):
 
 
 def test_options():
-    assert options_identity(Options()) == options_identity(Later()) == FIRST_OPTIONS
-    assert options_identity(Later(depth=4)) == FIRST_OPTIONS | {"depth": 4}
-    assert options_identity(Options(workers=2)) == options_identity(Options(workers="ray://x:1"))
+    usual = EngineConfig()
+    assert options_identity(Options(), usual) == options_identity(Later(), usual) == FIRST_OPTIONS
+    assert options_identity(Later(depth=4), usual) == FIRST_OPTIONS | {"depth": 4}
+    few, many = (options_identity(Options(), EngineConfig(workers=workers)) for workers in (2, "ray://x:1"))
+    assert few == many == FIRST_OPTIONS | {"workers": True}
 
 
 def test_tasks():

@@ -12,6 +12,7 @@ from sieve.registry import implements
 from sieve.run.recipe import Recipe
 from sieve.searchers.algorithms.base import SEARCHERS, Searcher, searcher_named
 from sieve.searchers.config import Options
+from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.run import run_search
 
 TOY = Searcher("toy", "a toy", needs_surrogate=True)
@@ -51,6 +52,6 @@ def test_rows_are_named_as_they_say_and_unknown_names_are_refused():
 
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_default_options_serve_every_searcher_on_pairs(name):
-    SEARCHERS[name].check(Options(), LOW_RANK)
+    SEARCHERS[name].check(Options(), EngineConfig(), LOW_RANK)
     with pytest.raises(InputError, match=r"masks leave bytes as they are|masks have none"):
-        SEARCHERS[name].check(Options(objective="bytes"), MASKING)
+        SEARCHERS[name].check(Options(objective="bytes"), EngineConfig(), MASKING)

@@ -232,7 +232,7 @@ def test_bad_numbers_and_addresses():
         with pytest.raises(InputError, match="--workers must be"):
             EngineConfig(workers=workers).check()
     with pytest.raises(InputError, match="one candidate after the other"):
-        searcher_named("uniform").check(Options(workers=2), LOW_RANK)
+        searcher_named("uniform").check(Options(), EngineConfig(workers=2), LOW_RANK)
 
 
 def test_an_address_without_an_answer_is_found_out_at_once(small):
