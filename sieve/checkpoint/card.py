@@ -11,10 +11,13 @@ from sieve.checkpoint.card_header import header
 from sieve.nn.formats.base import LayerFormat, formats
 from sieve.utils.terminal import printable
 
-# The first line that a reader sees: without Sieve, transformers only says that a file is missing.
+# The first lines that a reader sees: without Sieve, transformers only says that a file is missing.
 WARNING = (
     "**Load this model only after `import sieve`, where Sieve is installed (from its source: `pip install -e .`): "
     "without it transformers finds no weights here.**"
+)
+_TRUST = (
+    "Without Sieve, `trust_remote_code=True` runs `modeling_sieve.py` of this folder: plain torch, slower, no saving."
 )
 _PURPOSE = {
     "multiple_choice": (
@@ -55,7 +58,8 @@ def model_card(
     """
     report = report or {}
     # Begin with the warning, since the model does not load without Sieve.
-    parts = [WARNING] if stacked or any(format.modules for format in layers.values()) else []
+    needs_sieve = stacked or any(format.modules for format in layers.values())
+    parts = [WARNING if own_code else f"{WARNING} {_TRUST}"] if needs_sieve else []
     parts.append("# A causal language model pruned for one task" if layers else "# A causal language model, not pruned")
     if "model" in report and "task" in report:
         tolerance = f", tolerance {report['tolerance']:.1%}" if "tolerance" in report else ""

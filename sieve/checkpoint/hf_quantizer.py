@@ -20,6 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sieve.checkpoint import torchao
+from sieve.checkpoint.brought_code import forget_code_
 from sieve.checkpoint.version_1 import layers_of_version_1
 from sieve.checkpoint.weight_files import ABSENT, guard_saving_, is_weight_file
 from sieve.errors import InputError, StorageError
@@ -192,6 +193,7 @@ class SieveQuantizer(HfQuantizer):
         guard_saving_(model, needs_sieve(model))
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
+        forget_code_(model.config)
         # Remove every mark, so that transformers forbids nothing for this model …
         self.remove_quantization_config(model)
         del model.config._is_quantized

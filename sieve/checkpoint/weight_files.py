@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sieve.checkpoint.brought_code import bring_code
 from sieve.checkpoint.torchao import first_quantized
 from sieve.utils.files import write_json
 
@@ -49,6 +50,7 @@ def take_over(folder: Path) -> None:
     content.pop(_KEY, None)
     name = _renamed(index.name)
     content["quantization_config"]["weights"] = name if (folder / name).is_file() else f"{_OURS}.safetensors"
+    bring_code(folder, content)
     _write_config(config, content)
 
 
@@ -71,7 +73,9 @@ def _save_pretrained(model: PreTrainedModel, save_directory: str | Path, *args: 
         del config.__dict__["save_pretrained"]
         config.save_pretrained(directory, *args, **options)
         file = Path(directory) / "config.json"
-        _write_config(file, json.loads(file.read_text(encoding="utf-8")) | {_KEY: ABSENT})
+        content = json.loads(file.read_text(encoding="utf-8")) | {_KEY: ABSENT}
+        bring_code(file.parent, content)
+        _write_config(file, content)
 
     # Change the file inside the call: with push_to_hub the files are sent before the call returns.
     config.__dict__["save_pretrained"] = save_config

@@ -1,9 +1,10 @@
-"""Where Sieve is not imported, transformers refuses a pruned model: it makes no random one."""
+"""Where Sieve is missing, transformers refuses a pruned model, or runs the folder's code: it makes no random one."""
 
 import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -12,19 +13,30 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import sieve
+from sieve.checkpoint.brought_code import bring_code
 from sieve.checkpoint.folder import load, save
+from sieve.checkpoint.modeling_sieve import PrunedConfig
 from sieve.checkpoint.multiply_out import multiply_out_
+from sieve.nn.low_rank import LowRankLinear
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 ALONE = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "sieve" not in type(finder).__module__]
+import torch
 from transformers import AutoModelForCausalLM
+folder, tokens, output = sys.argv[1:]
 try:
-    AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=len(sys.argv) > 2)
+    AutoModelForCausalLM.from_pretrained(folder)
 except OSError as error:
     print("refused", error)
-assert not [name for name in sys.modules if name == "sieve.checkpoint.hf_quantizer"]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+torch.save(model(torch.load(tokens)).logits.detach(), output)
+try:
+    model.save_pretrained(output + ".saved")
+except ValueError as error:
+    print("not saved:", error)
+assert not [name for name in sys.modules if name.startswith("sieve.")]
 """
 
 
@@ -33,11 +45,21 @@ def logits(model):
     return model(tiny_tokens()).logits
 
 
-def alone(folder, *arguments) -> str:
-    """What transformers says of the folder without Sieve."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", ALONE, str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=folder).stdout
+class Alone:
+    """Transformers without Sieve, in a process of its own: what it says of a folder, and the logits if it trusts it."""
+
+    def __init__(self, folder, place):
+        torch.save(tiny_tokens(), place / "tokens.pt")
+        self.output = place / "logits.pt"
+        self.output.unlink(missing_ok=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment["HF_MODULES_CACHE"] = str(place / "modules")
+        command = [sys.executable, "-c", ALONE, str(folder), str(place / "tokens.pt"), str(self.output)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=folder)
+        self.said = run.stdout
+
+    def logits(self):
+        return torch.load(self.output)
 
 
 def sharded(model, monkeypatch):
@@ -57,12 +79,69 @@ def test_a_folder_of_ours(kind, tmp_path, monkeypatch):
     model = shared() if kind == "stacks" else tiny_pruned("llama")
     save(sharded(model, monkeypatch) if kind == "shards" else model, tiny_tokenizer(), tmp_path / "m")
     names = {file.name for file in (tmp_path / "m").iterdir()}
-    assert not [name for name in names if name.startswith("model")]
+    assert not [name for name in names if name.startswith("model.") or name.startswith("model-")]
     assert ("sieve.safetensors.index.json" in names) == (kind == "shards")
     assert torch.allclose(logits(load(tmp_path / "m")[0]), logits(model), atol=1e-5)
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")), logits(model), atol=1e-5)
-    for arguments in ((), ("trust",)):
-        assert "refused Error no file named model.safetensors" in alone(tmp_path / "m", *arguments)
+    alone = Alone(tmp_path / "m", tmp_path)
+    assert "refused Error no file named model.safetensors" in alone.said
+    # The code in the folder does what Sieve does, where the user trusts it; it refuses to save.
+    assert torch.allclose(alone.logits(), logits(model), atol=1e-5)
+    assert "cannot be saved" in alone.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "int8", "int4", "stacked pairs"])
+def test_code_in_the_folder_holds_every_format(kind, tmp_path):
+    if kind == "stacked pairs":
+        model = shared()
+        factors = sieve.project(model, sieve.calibrate(model, tiny_tokenizer(), "geography", tokens=800))
+        model = sieve.apply_(model, factors, dict.fromkeys(list(factors)[:3], 4))
+    elif kind in ("int8", "int4"):
+        model = sieve.quantize_(tiny_pruned("qwen2"), kind)
+    else:
+        model = tiny_pruned(kind, pivoted=True)
+    save(model, tiny_tokenizer(), tmp_path / "m")
+    assert torch.allclose(Alone(tmp_path / "m", tmp_path).logits(), logits(model), atol=1e-5)
+
+
+def test_code_in_the_folder_runs_only_if_it_is_trusted_and_leaves_loading_to_sieve(folder, tmp_path):
+    place = tmp_path / "m"
+    shutil.copytree(folder, place)
+    model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True)
+    assert type(model.model.layers[0].self_attn.q_proj) is LowRankLinear
+    assert not hasattr(model.config, "auto_map")
+    # The folder's checksums cover the code.
+    assert "modeling_sieve.py" in json.loads((place / "checksums.json").read_text())["files"]
+    with (place / "modeling_sieve.py").open("a") as file:
+        file.write(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for trust in (None, False):
+        AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust)
+    load(place)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tensors", "torchao", "does not read torchao: load the model with Sieve"),
+        ("version", 3, "does not read version 3: load the model with Sieve"),
+        ("layers", {"a": {"format": "toy"}}, "a is stored as 'toy': load the model with Sieve"),
+        ("weights", "../other.safetensors", "no file of weights in the folder"),
+    ],
+)
+def test_what_the_code_in_the_folder_cannot_hold_it_refuses(key, value, message):
+    config = {"version": 2, "layers": {}, "weights": "sieve.safetensors"}
+    PrunedConfig(**config)
+    with pytest.raises(ValueError, match=message):
+        PrunedConfig(**config | {key: value})
+
+
+def test_a_model_with_code_of_its_own_keeps_it(tmp_path):
+    config = {"auto_map": {"AutoModelForCausalLM": "theirs.Model"}}
+    bring_code(tmp_path, config)
+    assert config == {"auto_map": {"AutoModelForCausalLM": "theirs.Model"}}
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_model_saves_itself(folder, tmp_path):
@@ -75,8 +154,10 @@ def test_what_the_model_saves_itself(folder, tmp_path):
         again = AutoModelForCausalLM.from_pretrained(place)
         assert torch.equal(logits(again), logits(model))
         assert not hasattr(again.config, "transformers_weights")
-    assert "import-sieve-first.safetensors" in (said := alone(place))
-    assert said.startswith("refused")
+    alone = Alone(place, tmp_path)
+    assert "import-sieve-first.safetensors" in alone.said
+    assert alone.said.startswith("refused")
+    assert torch.allclose(alone.logits(), logits(model), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -90,7 +171,8 @@ def test_a_model_that_was_pruned_here_and_one_that_is_dense_again(tmp_path):
     dense = multiply_out_(model)
     dense.save_pretrained(tmp_path / "dense")
     assert "transformers_weights" not in json.loads((tmp_path / "dense" / "config.json").read_text())
-    assert alone(tmp_path / "dense") == ""
+    assert "auto_map" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert Alone(tmp_path / "dense", tmp_path).said == ""
 
 
 def test_a_failed_save_leaves_the_model_able_to_save(folder, tmp_path, monkeypatch):
