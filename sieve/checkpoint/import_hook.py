@@ -4,8 +4,8 @@ Transformers' table of quantizers takes seconds to import, and `import sieve` sh
 registers Sieve's quantizer right after the program has imported this table. Programs that load a model import it
 anyway. The same is done for peft.
 
-If Sieve is installed, `sieve_start.py` runs this file when Python starts, outside the package. So this file imports
-nothing of Sieve, and nothing that takes time.
+If Sieve is installed, `sieve_start.py` runs this file outside the package, when a program first imports one of these
+libraries. So this file imports nothing of Sieve, and nothing that takes time.
 """
 
 import sys
@@ -51,7 +51,9 @@ class _Waiting:
         if name not in _OURS:
             return None
         for finder in list(sys.meta_path):
-            spec = None if finder is self or not hasattr(finder, "find_spec") else finder.find_spec(name, path, target)
+            # Two threads can put two of our finders there: they must not ask each other.
+            ours = getattr(finder, "waits_for_sieve", False)
+            spec = None if ours or not hasattr(finder, "find_spec") else finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader)

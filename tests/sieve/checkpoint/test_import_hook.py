@@ -1,5 +1,6 @@
 """The hook that has transformers know pruned models: nothing spends it, and an installed Sieve sets it by itself."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers.quantizers
 
+from sieve.checkpoint import import_hook
 from tests.tiny_models import tiny_pruned, tiny_tokens
 
 REPOSITORY = Path(__file__).parents[3]
@@ -62,6 +65,30 @@ def test_the_module_shows_its_own_loader():
         "import sieve, inspect, transformers.quantizers.auto as auto; assert 'AUTO' in inspect.getsource(auto); "
         "assert type(auto.__loader__) is type(auto.__spec__.loader) is type(inspect.__loader__)"
     )
+
+
+def test_the_start_waits_for_what_the_hook_registers_with_and_goes_away_where_sieve_is_imported(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if type(one).__module__ != "sieve_start"])
+    monkeypatch.delitem(sys.modules, "sieve_start", raising=False)
+    # As in a new interpreter: neither of the libraries is there.
+    for name in import_hook._OURS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    start = importlib.import_module("sieve_start")
+    assert set(start._WAITED_FOR) == set(import_hook._OURS)
+    (starter,) = [one for one in sys.meta_path if type(one).__module__ == "sieve_start"]
+    assert starter.find_spec("json") is None
+    assert starter in sys.meta_path
+    assert starter.find_spec("peft") is None  # the hook that `import sieve` has set was asked already
+    assert starter not in sys.meta_path
+    # Without that hook it sets one, and hands over to it.
+    sys.meta_path = [one for one in sys.meta_path if not getattr(one, "waits_for_sieve", False)]
+    assert starter.find_spec("transformers.quantizers.auto", transformers.quantizers.__path__).origin
+    assert [one for one in sys.meta_path if getattr(one, "waits_for_sieve", False)]
+
+
+def test_two_hooks_do_not_ask_each_other(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [import_hook._Waiting(), import_hook._Waiting(), *sys.meta_path])
+    assert sys.meta_path[0].find_spec("transformers.quantizers.auto", transformers.quantizers.__path__).origin
 
 
 def test_a_sieve_that_cannot_be_imported_keeps_nobody_from_transformers():
@@ -133,8 +160,12 @@ def test_an_installed_sieve_needs_no_import(editable, source, environment, folde
     # Up to rounding: this wheel has no C++ library.
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-4, atol=1e-4)
     python(KNOWN, interpreter, tmp_path)
-    off = "import sys; print([f for f in sys.meta_path if getattr(f, 'waits_for_sieve', 0)])"
-    assert python(off, interpreter, tmp_path, SIEVE_START="off").strip() == "[]"
+    # A mere look at the module does not spend what waits for it.
+    look = "from importlib.util import find_spec; assert find_spec('transformers.quantizers.auto').origin"
+    python(f"{look}; {look}; {KNOWN}", interpreter, tmp_path)
+    count = "import sys; print(sum(type(one).__module__ == 'sieve_start' for one in sys.meta_path))"
+    assert python(count, interpreter, tmp_path).strip() == "1"
+    assert python(count, interpreter, tmp_path, SIEVE_START="off").strip() == "0"
     # Another's module of the name is left alone.
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "sieve.py").write_text("primes = [2, 3, 5]\n")
