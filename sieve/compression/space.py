@@ -64,3 +64,6 @@ class CompressionSpace(Protocol):
 
     def report(self, model: nn.Module) -> dict[str, Any] | None:
         """What a report says of how the space was made, beyond the method's name; None: nothing."""
+
+    def spectra(self, plan: Plan) -> dict[str, dict[str, int | None]] | None:
+        """What a report says of how the output energy of each matrix is spread over ranks; None: nothing."""

@@ -24,6 +24,7 @@ from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores
+from sieve.evaluation.speed import measure_speed, speed_report
 from sieve.healing.checkpoint import Checkpoint, digest
 from sieve.healing.config import LORA, TUNED
 from sieve.healing.heal import heal_, lessons_of
@@ -154,8 +155,7 @@ class _Pipeline:
             report = self._heal(report)
         if recipe.quantize is not None:
             report = self._quantize(report)
-        self._save(report)
-        return report
+        return self._save(report)
 
     def _measured(self, journal: Journal | None) -> Measured:
         return Measured(self.task, self.splits, self.found, journal)
@@ -195,6 +195,7 @@ class _Pipeline:
         self.levels = control_levels(task, {name: splits[name] for name in MEASURED}, splits["calibration"])
         self.dense = dense_scores(model, tokenizer, task, splits, self.recipe.allow_no_signal, self.levels, score)
         self.dense_test = score("test")
+        self.dense_speed = measure_speed(self.model)
 
     def _trim(self, kept: Journal) -> None:
         """Drop the tokens that the task does not use, if the recipe says so."""
@@ -296,6 +297,7 @@ class _Pipeline:
             signal_notes(self.task, self.splits, self.result.dense, self.levels),
             self.truncated,
             self.left,
+            self.factors.spectra(self.result.plan),
         )
         if self.trimmed is None:
             return report
@@ -341,7 +343,9 @@ class _Pipeline:
         size, seconds = model_bytes(self.model), self.stages.seconds["quantize"]
         return quantised_report(report, bits, size, quantised, dense, self.same_tokens or dense, seconds)
 
-    def _save(self, report: dict[str, Any]) -> None:
+    def _save(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Write the folder; returns the report with the speeds of both models."""
+        report = {**report, "speed": speed_report(self.model, self.dense_speed, measure_speed(self.model))}
         progress.measured(
             {
                 "result/removed": report["parameters"]["prunable_removed"],
@@ -351,6 +355,7 @@ class _Pipeline:
         kept = self.recipe.beside_task()
         pages = run_pages(report, kept)
         save(self.model, self.tokenizer, self.output, report=report, recipe=kept, task=self.task, pages=pages)
+        return report
 
 
 def calibration_cache() -> Path | None:

@@ -55,7 +55,12 @@ def test_prune_eval_info(run, world, tmp_path):
     assert report["accuracy"]["pruned"]["test"].keys() == {"value", "low", "high", "n"}
     assert set(report["accuracy"]["dense"]) == {"fitness", "validation", "test"}
     assert report["search"]["search"] == "budget"
+    for kind in ("prefill", "decode"):
+        assert all(report["speed"]["seconds"][which][kind] > 0 for which in ("dense", "pruned"))
+    assert report["spectra"].keys() == report["kept"].keys()
+    assert all(0 < one["holds_90"] <= one["holds_99"] <= one["full"] for one in report["spectra"].values())
     kept = sum(fraction < 1 for fraction in report["kept"].values())
+    assert sum(one["kept"] is not None for one in report["spectra"].values()) == kept
     config = json.loads((output / "config.json").read_text())["quantization_config"]
     assert len(config["layers"]) == kept > 0
     assert {layer["format"] for layer in config["layers"].values()} == {"pivoted_pair"}

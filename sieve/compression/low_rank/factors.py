@@ -67,6 +67,19 @@ class Factors(dict[str, FactorPair]):
     def report(self, model: nn.Module) -> None:
         """Nothing: ridge and shrinkage have places of their own."""
 
+    def spectra(self, plan: Plan) -> dict[str, dict[str, int | None]]:
+        """Name → full rank, the ranks that hold 90 and 99 % of the output energy, and the plan's (None: dense)."""
+        ranks = plan.ranks()
+        return {
+            name: {
+                "full": len(pair.energy),
+                "holds_90": pair.rank_holding(0.9),
+                "holds_99": pair.rank_holding(0.99),
+                "kept": ranks.get(name),
+            }
+            for name, pair in self.items()
+        }
+
     def fingerprint(self) -> str:
         """sha256 of the method and what the factors add up to."""
         sums = [(name, pair.A.double().sum().item(), pair.B.double().sum().item()) for name, pair in self.items()]

@@ -40,6 +40,13 @@ class FactorPair:
         A, B = self.slice(rank)
         return self.output_mean - B.float() @ (A.float() @ self.mean)
 
+    def rank_holding(self, share: float) -> int:
+        """The least rank that keeps this share of the output energy, 0 < share < 1; 0 where there is none."""
+        total = float(self.energy.sum())
+        if total <= 0:
+            return 0
+        return int((self.energy.cumsum(0) < share * total).sum()) + 1
+
     def lost(self, rank: int) -> float:
         """Share of the output energy lost at this rank, Σ_{i>r} λ_i / Σ λ_i (DESIGN 2.1), in [0, 1]."""
         total = float(self.energy.sum())

@@ -144,6 +144,9 @@ class Masks(dict[str, "Mask | CompensatedMask"]):
             "runs_sparse": self.options.pattern == PATTERN and runs_sparse(model.device, model.dtype),
         }
 
+    def spectra(self, plan: Plan) -> None:
+        """Nothing: masks have no ranks."""
+
     def fingerprint(self) -> str:
         """sha256 of the method, its options and the content of the masks."""
         content = [(name, mask.content()) for name, mask in self.items()]

@@ -38,6 +38,7 @@ def build_report(
     notes: Sequence[str] = (),
     truncated: dict[str, int] | None = None,
     left_dense: dict[str, str] | None = None,
+    spectra: dict[str, dict[str, int | None]] | None = None,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -52,6 +53,7 @@ def build_report(
         masks: from `Masks.report`, if weights were masked.
         truncated: split → how many prompts were cut to the model's context.
         left_dense: matrices that no plan could prune → why; asterisks stand for the numbers of all blocks.
+        spectra: from `CompressionSpace.spectra`, of the space that the search was in.
         refitted: the result of the search among refitted plans, if it found one.
         levels: split → scores without a model (`control_levels`), if the task has them.
         notes: what a reader of the numbers must know, one line each.
@@ -107,6 +109,7 @@ def build_report(
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "kept": result.plan.kept(result.matrices),
         "left_dense": left_dense or {},
+        "spectra": spectra,
         "pivoted": result.plan.pivoted,
         "masks": masks,
         "search": {

@@ -52,6 +52,19 @@ def report(**changes):
         "seconds": {"load": 1.5, "search": 40.0},
         "kept": {**kept, "lm_head": 0.5},
         "left_dense": {},
+        "spectra": {
+            name: {"full": 8, "holds_90": 2, "holds_99": 5, "kept": None if name == "lm_head" else 3}
+            for name in (*kept, "lm_head")
+        },
+        "speed": {
+            "machine": "Abacus 3000, 2 threads",
+            "dtype": "bfloat16",
+            "tokens": {"prefill": 128, "decode": 16},
+            "seconds": {
+                "dense": {"prefill": 0.002, "decode": 0.1},
+                "pruned": {"prefill": 0.001, "decode": 0.08},
+            },
+        },
         "search": {
             "search": "ga",
             "candidates": 3,
@@ -112,10 +125,15 @@ def test_the_page_of_a_run_holds_its_numbers():
         "layer-tokens spent",
         "engine.layers",
         "42 s in all",
+        "model.layers.1.mlp.up: 90 % of the energy in rank 2, 99 % in 5 of 8; rank 3 kept",
+        "lm_head: 90 % of the energy in rank 2, 99 % in 5 of 8; dense",
+        "tokens of a prompt, 128 at once500.01,000.02.00 ×",
+        "new tokens, one after the other10.012.51.25 ×",
+        "On Abacus 3000, 2 threads, in bfloat16",
     ):
         assert words in page.text, words
     assert page.text.count("kept, a bottleneck") == 1
-    assert sum(name == "svg" for name, _ in page.elements) == 7
+    assert sum(name == "svg" for name, _ in page.elements) == 8
 
 
 def test_a_page_needs_nothing_else():
@@ -133,9 +151,12 @@ def test_a_page_needs_nothing_else():
 
 def test_no_text_is_markup():
     named = {f"model.layers.0.{EVIL}": 0.5, EVIL: 0.5}
+    ranks = {"full": 8, "holds_90": 2, "holds_99": 5, "kept": 3}
     made = report(model=EVIL, task=EVIL, notes=[EVIL], kept=named, left_dense={EVIL: EVIL}, versions={EVIL: EVIL})
     made["bottlenecks"][0]["names"] = list(named)
     made["seconds"] = {EVIL: 1.0}
+    made["spectra"] = dict.fromkeys(named, ranks)
+    made["speed"] |= {"machine": EVIL, "dtype": EVIL, "tokens": {"prefill": EVIL}}
     made["search"]["search"] = EVIL
     for text in (run_page(made, {EVIL: EVIL}), compare_page([Run(EVIL, made, {EVIL: EVIL}), Run("b", made, {})])):
         page = Page(text)
@@ -155,6 +176,8 @@ def test_what_is_no_number_is_left_out(odd):
     made["difference"]["accuracy"]["test"]["low"] = odd
     made["seconds"]["load"] = odd
     made["kept"]["lm_head"] = odd
+    made["spectra"]["lm_head"]["holds_90"] = odd
+    made["speed"]["seconds"]["dense"]["decode"] = odd
     text = run_page(made, {"kept": odd})
     page = Page(text)
     assert "nan" not in page.text.lower().replace("finance", "")
@@ -166,7 +189,7 @@ def test_what_is_no_number_is_left_out(odd):
 def test_a_report_of_before_gives_a_page():
     """Reports of the first versions lack much of this, and other kinds of runs have no search to show."""
     made = report()
-    for name in ("notes", "left_dense", "refit", "versions", "data"):
+    for name in ("notes", "left_dense", "refit", "versions", "data", "spectra", "speed"):
         del made[name]
     made["bottlenecks"] = None
     made["accuracy"] = {which: made["accuracy"][which] for which in ("dense", "pruned")}

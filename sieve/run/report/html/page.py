@@ -37,6 +37,7 @@ svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
 .hollow { fill: var(--back); stroke: var(--ink); stroke-width: 1.5; }
 .cloud { fill: none; stroke: var(--soft); } .line { fill: none; stroke: var(--one); stroke-width: 2; }
 .dotted { fill: none; stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 1.5 4; stroke-linecap: round; }
+.kept { stroke: var(--ink); stroke-width: 2.5; }
 .whisker { stroke: var(--ink); stroke-width: 1.5; } .mark { fill: var(--two); }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #999; --back: #fff; --cell: #eee;
   --one: #0b57a4; --two: #b3470c; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; }

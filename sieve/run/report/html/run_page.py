@@ -8,6 +8,8 @@ from sieve.run.report.html.kept import kept_figure
 from sieve.run.report.html.markup import Html, leaves, number, tag
 from sieve.run.report.html.page import page, section
 from sieve.run.report.html.scores import accuracy_parts, bars, size_parts
+from sieve.run.report.html.spectra import spectra_figure
+from sieve.run.report.html.speed import speed_parts
 from sieve.run.report.html.verdict import verdict
 from sieve.run.report.show import healing_line, quantization_line
 from sieve.utils import progress
@@ -42,7 +44,9 @@ def run_page(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         *notes,
         section("Size", *size_parts(report)),
         section("Accuracy", *accuracy_parts(report)),
+        section("Speed here", *speed_parts(report)),
         section("What was kept", kept_figure(report), _left_dense(report)),
+        section("Spectra", spectra_figure(report)),
         section("Accuracy against size", curve_figure(report, recipe)),
         section("The search", progress_figure(report, recipe), *saved_parts(report)),
         section("Time", _time(report)),

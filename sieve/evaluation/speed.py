@@ -1,0 +1,75 @@
+"""How fast a model runs on this machine: a prompt at once, then one token after the other."""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sieve.models.loading import context_length, evaluating
+from sieve.utils import progress
+from sieve.utils.messages import one_line
+from sieve_kernels.core.tuning_cache import device_name
+
+PROMPT, NEW = 128, 16
+"""Tokens of the prompt, and tokens that are decoded after it."""
+_ROUNDS, _SECONDS = 3, 2.0
+"""At most so many rounds after the first, and no new one after so many seconds."""
+
+
+def measure_speed(model: PreTrainedModel) -> dict[str, float] | None:
+    """Seconds that one token takes: "prefill" in a prompt of 128 tokens, "decode" one at a time, at batch 1.
+
+    Medians of a few rounds, in eager mode: a few seconds for a small model, and four passes for a large one. None, with
+    a note, for a model that does not decode so.
+    """
+    length = min(PROMPT, (context_length(model) or PROMPT + NEW) - NEW)
+    rows = model.get_input_embeddings().weight.shape[0]
+    prompt = torch.arange(max(length, 1), device=model.device)[None] % rows
+    try:
+        with evaluating(model), torch.inference_mode():
+            _round(model, prompt)  # fills caches
+            started, rounds = time.perf_counter(), []
+            while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() - started < _SECONDS):
+                rounds.append(_round(model, prompt))
+    except Exception as error:
+        # Architectures differ in caches and arguments; a run must not be lost for its speed.
+        progress.note(f"no speed is measured: {type(error).__name__}: {one_line(error)}")
+        return None
+    return {name: statistics.median(one[name] for one in rounds) for name in ("prefill", "decode")}
+
+
+def speed_report(
+    model: PreTrainedModel, dense: dict[str, float] | None, pruned: dict[str, float] | None
+) -> dict[str, Any] | None:
+    """What a report says of both models' speeds, with the machine; None unless both were measured."""
+    if dense is None or pruned is None:
+        return None
+    return {
+        "machine": device_name(model.device) or str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": {"prefill": PROMPT, "decode": NEW},
+        "seconds": {"dense": dense, "pruned": pruned},
+    }
+
+
+def _round(model: PreTrainedModel, prompt: torch.Tensor) -> dict[str, float]:
+    # As `generate` does: only the last token's logits of a prompt, where the architecture can do that.
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    start = _now(model)
+    out = model(input_ids=prompt, use_cache=True, **last)
+    filled = _now(model)
+    for _ in range(NEW):
+        token = out.logits[:, -1:].argmax(-1)
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+    return {"prefill": (filled - start) / prompt.shape[1], "decode": (_now(model) - filled) / NEW}
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
