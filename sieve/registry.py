@@ -84,6 +84,7 @@ class Method(Described):
     side: which Gram matrices it asks for: "cheapest" leaves the side to us, since C_y = W C Wᵀ follows from either;
         "input": one for the inputs of every matrix; "none": no Gram matrices, the calibration examples alone.
     gradients: it also asks for the loss's gradients at the outputs, and for examples to choose by.
+    channels: it takes channels out of MLPs, and asks for their importance too.
     nested: one result serves every rank, so that `sieve prune` can search with it.
     options: a dataclass of options that this method alone has; the implementation takes them by keyword.
     """
@@ -92,6 +93,7 @@ class Method(Described):
     source: str = ""
     side: Literal["cheapest", "input", "none"] = "cheapest"
     gradients: bool = False
+    channels: bool = False
     nested: bool = True
     options: type | None = None
 
@@ -109,7 +111,7 @@ class Method(Described):
     @property
     def kind(self) -> str:
         """What calibration collects for it; equal kinds are interchangeable."""
-        return f"{self.side}+gradients" if self.gradients else self.side
+        return f"{self.side}{'+gradients' * self.gradients}{'+channels' * self.channels}"
 
 
 _IMPLEMENTATIONS: dict[Implemented, Any] = {}

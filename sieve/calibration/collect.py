@@ -1,6 +1,6 @@
 """The calibration pass: forward hooks stream activations of every prunable matrix into Gram matrices."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sieve.calibration.gradients import backward, column_basis, watching_gradients
+from sieve.calibration.gradients import backward, column_basis, watching_gradients, watching_importance
 from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
@@ -93,7 +93,8 @@ def calibrate(
         count = max(1, len(sequences) // HELD_BACK)
         sequences, held_back = sequences[:-count], sequences[-count:]
         batch_tokens //= 4
-    measured = collect(prunable, batches(sequences, batch_tokens), wanted.side, learns)
+    channels = prunable.channel_writers if wanted.channels else ()
+    measured = collect(prunable, batches(sequences, batch_tokens), wanted.side, learns, channels)
     statistics = replace(measured, identity=identity, samples=sequences, held_back=held_back)
     if file is not None:
         keep(statistics, file)
@@ -106,15 +107,17 @@ def collect(
     data: list[Batch],
     needs: Literal["cheapest", "input", "none"] = "cheapest",
     gradients: bool = False,
+    channels: Collection[str] = (),
 ) -> Statistics:
     """Sum the statistics of all prunable matrices over `data`. `needs`: see `sieve.registry.Method.side`.
 
-    With `gradients`, each batch also runs backward from its answers' loss.
+    With `gradients`, each batch also runs backward from its answers' loss. Of the matrices `channels`, which needs
+    that, also the importance of their input channels and the Gram matrix of these.
     """
     model = PrunableModel.of(model)
     # Which Gram matrices are summed, and of which size.
     matrices, groups = model.matrices(), model.input_groups
-    sources = _choose_sides(groups, matrices, needs)
+    sources = _choose_sides(groups, matrices, needs, channels)
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if needs == "none" and not gradients:
         return Statistics({}, sources, tokens)
@@ -126,6 +129,7 @@ def collect(
     # Hooks add to the sums while batches run.
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
     sums = {group[0]: torch.zeros(len(SUMS), matrices[group[0]].n, device=model.device) for group in groups}
+    importance = {name: torch.zeros(matrices[name].n, device=model.device) for name in channels}
     with evaluating(model.model), ExitStack() as stack, progress.bar("calibration", tokens, "tokens") as advance:
         mask = _Mask()
         for name, source in sources.items():
@@ -137,6 +141,8 @@ def collect(
                 stack.enter_context(_summing(layer, sums[name], mask))
             if gradients:
                 stack.enter_context(watching_gradients(layer, grams[source.gradient], _basis(layer)))
+            if name in importance:
+                stack.enter_context(watching_importance(layer, importance[name]))
         for batch in data:
             mask.set(batch.mask.to(model.device))
             if gradients:
@@ -150,7 +156,7 @@ def collect(
         answers = sum(max(0, int(length) - start) for batch in data
                       for length, start in zip(batch.mask.sum(1), batch.starts.tolist(), strict=True))  # fmt: skip
         raise NumericsError(_no_gradient(answers, model.dtype))
-    return Statistics(grams, sources, tokens, sums)
+    return Statistics(grams, sources, tokens, sums, importance=importance)
 
 
 def _no_gradient(answers: int, dtype: torch.dtype) -> str:
@@ -162,14 +168,23 @@ def _no_gradient(answers: int, dtype: torch.dtype) -> str:
     )
 
 
-def _choose_sides(groups: list[list[str]], matrices: dict[str, Matrix], needs: str) -> dict[str, Source]:
-    """The Grams with the fewest operations: one n×n for the shared input, or an m×m for each output (DESIGN 2.1)."""
+def _choose_sides(
+    groups: list[list[str]], matrices: dict[str, Matrix], needs: str, channels: Collection[str]
+) -> dict[str, Source]:
+    """The Grams with the fewest operations: one n×n for the shared input, or an m×m for each output (DESIGN 2.1).
+
+    Of the inputs where the matrix is among `channels`.
+    """
     sources = {}
     for group in groups:
         first = group[0]
         if needs == "none":
             sources |= {name: Source("input", "", inputs=first) for name in group}
-        elif needs == "input" or matrices[first].n ** 2 <= sum(matrices[name].m ** 2 for name in group):
+        elif (
+            needs == "input"
+            or first in channels
+            or matrices[first].n ** 2 <= sum(matrices[name].m ** 2 for name in group)
+        ):
             sources |= {name: Source("input", first, inputs=first) for name in group}
         else:
             sources |= {name: Source("output", f"{name}.output", inputs=first) for name in group}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from sieve.calibration.text import Batch
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
+from sieve.models.linears import weight_of
 from sieve.models.loading import going_backward
 from sieve_kernels import gram_
 
@@ -60,6 +61,30 @@ def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor
         gram_(gram, rows if basis is None else rows @ basis)
 
     def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(add)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watching_importance(layer: nn.Module, importance: torch.Tensor) -> Iterator[None]:
+    """Add Σ (x ∂L/∂x)² of this layer's input channels to `importance` [n] at every backward pass.
+
+    To second order and with the Fisher matrix for the Hessian it is twice what the loss grows by without the channel.
+    """
+
+    def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        rows = args[0].detach()
+
+        def add(gradient: torch.Tensor) -> None:
+            products = (gradient @ weight_of(layer).detach()).float() * rows.float()
+            importance.add_(products.reshape(-1, products.shape[-1]).square().sum(0))
+
         if output.requires_grad:
             output.register_hook(add)
 

@@ -21,8 +21,8 @@ from sieve.utils.messages import one_line
 VERSION = 3
 # The three sums of every input channel, in the order of the rows.
 SUMS = ("x", "|x|", "x²")
-# Prefix of their keys in a file.
-_SUMS = "sums of "
+# Prefixes of keys in a file.
+_SUMS, _IMPORTANCE = "sums of ", "importance of "
 # Keys in a file's metadata.
 _HEADER, _DIGEST = "sieve_statistics", "sha256"
 
@@ -54,6 +54,7 @@ class Statistics:
     identity: model, tokenizer, data, versions and kind of these statistics.
     samples: the calibration examples that were summed, for methods that use them again.
     held_back: calibration examples that were left out of the sums, for methods that choose a setting on them.
+    importance: matrix name → Σ (x ∂L/∂x)² [n] float32 of each of its input channels, of MLPs that may lose channels.
     """
 
     grams: dict[str, torch.Tensor]
@@ -63,6 +64,7 @@ class Statistics:
     identity: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     held_back: list[Sample] = field(default_factory=list)
+    importance: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         header = {
@@ -74,6 +76,7 @@ class Statistics:
             "held_back": self.held_back,
         }
         tensors = self.grams | {f"{_SUMS}{key}": value for key, value in self.sums.items()}
+        tensors |= {f"{_IMPORTANCE}{key}": value for key, value in self.importance.items()}
         tensors = {key: value.contiguous().cpu() for key, value in tensors.items()}
         text = json.dumps(header)
         with atomic_file(path) as temporary:
@@ -108,9 +111,12 @@ class Statistics:
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
         samples, held_back = ([Sample(*one) for one in header[which]] for which in ("texts", "held_back"))
-        sums = {key.removeprefix(_SUMS): value for key, value in tensors.items() if key.startswith(_SUMS)}
-        grams = {key: value for key, value in tensors.items() if not key.startswith(_SUMS)}
-        return cls(grams, sources, header["tokens"], sums, header["identity"], samples, held_back)
+        sums, importance = (
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            for prefix in (_SUMS, _IMPORTANCE)
+        )
+        grams = {key: value for key, value in tensors.items() if not key.startswith((_SUMS, _IMPORTANCE))}
+        return cls(grams, sources, header["tokens"], sums, header["identity"], samples, held_back, importance)
 
     @staticmethod
     def is_in(path: str | Path) -> bool:

@@ -70,9 +70,13 @@ class PrunedQuantizer(HfQuantizer):
             if kind is None:
                 continue
             m, n = layer.weight.shape if isinstance(layer, nn.Linear) else reversed(layer.weight.shape)
+            where = {"dtype": layer.weight.dtype, "device": "meta"}
             bias = bool(layer.bias is not None or entry.get("bias"))
+            if kind is nn.Linear:
+                setattr(parent, child, nn.Linear(entry["inputs"], entry["outputs"], bias, **where))
+                continue
             more = {"bits": entry.get("bits", 8)} if kind is QuantizedPair else {}
-            setattr(parent, child, kind(n, m, entry["rank"], bias, dtype=layer.weight.dtype, device="meta", **more))
+            setattr(parent, child, kind(n, m, entry["rank"], bias, **where, **more))
             # What a parent would initialise comes from the file; some look for a weight that is gone.
             parent._is_hf_initialized = not parent._parameters and not parent._buffers
 
@@ -166,4 +170,11 @@ def stack(model, name, members):
         setattr(parent, member, Member(parent, child, sizes, index))
 
 
-FORMATS = {"dense": None, "mask": None, "pair": Pair, "pivoted_pair": PivotedPair, "quantized_pair": QuantizedPair}
+FORMATS = {
+    "dense": None,
+    "mask": None,
+    "narrow": nn.Linear,
+    "pair": Pair,
+    "pivoted_pair": PivotedPair,
+    "quantized_pair": QuantizedPair,
+}

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 def why_not_dense(model: PreTrainedModel) -> str | None:
     """The reason why the architecture cannot hold the dense model; None: it can."""
-    plain = _architecture(model)
-    for name, (_, bias) in _matrices(model).items():
+    plain = architecture(model)
+    for name, (_, bias) in _matrices(model, plain).items():
         if bias is not None and plain.get_submodule(name).bias is None and bias.any():
             return f"{name} has a bias, for which {type(model).__name__} has no place"
     return None
 
 
 def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
-    """Put W = B A in the place of every low-rank pair, and a matrix in that of every member of a stack; in place.
+    """Put W = B A in the place of every low-rank pair, a matrix in that of every member of a stack, and zeros in
+    that of every channel that an MLP has lost; in place.
 
     Products are made in float32 (float64 for such factors) and rounded once, to the dtype of the model. What is
     left is a plain transformers model, as large as the dense one. Masked matrices stay: they are dense ones with zeros.
@@ -38,8 +39,8 @@ def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
 
     if (lack := why_not_dense(model)) is not None:
         raise InputError(f"the model cannot be multiplied out: {lack}")
-    plain, joined = _architecture(model), stacks(model)
-    for name, (weight, bias) in _matrices(model).items():
+    plain, joined = architecture(model), stacks(model)
+    for name, (weight, bias) in _matrices(model, plain).items():
         layer = plain.get_submodule(name)
         # GPT-2's Conv1D stores the transposed matrix.
         stored = weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T
@@ -57,10 +58,14 @@ def multiply_out_(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _matrices(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    """Name of each matrix that is not dense in the model → W [m, n] and bias [m]."""
-    found, members, heights = {}, stacks(model), member_out_features(model)
+def _matrices(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Name of each matrix that is not dense in the model → W [m, n] and bias [m], as `plain` has them."""
+    from sieve.models.widen import widened
+
+    found, members, heights = widened(model, plain), stacks(model), member_out_features(model)
     for name in {**formats_of(model), **members}:
+        if name in found:
+            continue
         layer = model.get_submodule(name)
         format = format_of(layer)
         if format is None:
@@ -82,7 +87,7 @@ def _matrices(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor | 
     return found
 
 
-def _architecture(model: PreTrainedModel) -> PreTrainedModel:
+def architecture(model: PreTrainedModel) -> PreTrainedModel:
     """The unpruned architecture, without weights."""
     config = deepcopy(model.config)
     if getattr(config, "quantization_config", None) is not None:

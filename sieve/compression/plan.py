@@ -64,7 +64,11 @@ class Plan(dict[str, "int | Literal['dense']"]):
 
     def kept(self, matrices: Mapping[str, Matrix]) -> dict[str, float]:
         """Kept fraction of each matrix, p = size / (m n), 1 where dense."""
-        return {name: m.size(self.get(name, DENSE)) / m.parameters for name, m in matrices.items()}
+        return {
+            layer: matrix.size(self.get(name, DENSE)) / matrix.parameters
+            for name, matrix in matrices.items()
+            for layer in matrix.names
+        }
 
     def size(self, matrices: Mapping[str, Matrix]) -> int:
         """Parameters that the prunable matrices have under this plan."""

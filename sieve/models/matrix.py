@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from sieve.nn.formats.base import LowRankFormat
 
 DENSE: Literal["dense"] = "dense"
@@ -32,6 +35,11 @@ class Matrix:
         from sieve.nn.formats.pivoted_pair import pair_format  # the command line reads this file before torch
 
         return pair_format(self.pivoted)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers that its rank decides."""
+        return (self.name,)
 
     @property
     def parameters(self) -> int:
@@ -61,6 +69,12 @@ class Matrix:
         if rank == DENSE:
             return self.parameters
         return self.format.numel(self.m, self.n, rank)
+
+    def stand_in(
+        self, rank: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> nn.Module:
+        """A layer that takes as long as the matrix at this rank, without values."""
+        return self.format(rank).module(self.m, self.n, False, device, dtype)
 
     def nbytes(self, rank: int | Literal["dense"], itemsize: int) -> int:
         """Bytes stored at this rank, in a dtype of so many."""

@@ -14,6 +14,7 @@ from torch import nn
 from sieve.models.decoder import decoder_blocks, run_decoder
 from sieve.models.linears import left_dense, prunable, replace, weight_of
 from sieve.models.matrix import Matrix
+from sieve.models.mlp_width import Writers, find_mlps, with_widths
 from sieve.models.shared_inputs import group_layers_by_input
 from sieve.nn.families import Family, family_of
 
@@ -55,13 +56,32 @@ class PrunableModel:
         """The decoder blocks."""
         return decoder_blocks(self.model)[1]
 
-    def matrices(self, pivoted: bool = False) -> dict[str, Matrix]:
-        """The prunable matrices by name (`sieve.models.linears.prunable`). `pivoted`: how their pairs are stored."""
-        return {name: dataclasses.replace(matrix, pivoted=pivoted) for name, matrix in self._linears.items()}
+    def matrices(self, pivoted: bool = False, widths: bool = False) -> dict[str, Matrix]:
+        """The prunable matrices by name (`sieve.models.linears.prunable`).
+
+        pivoted: how their pairs are stored. widths: the matrices of an MLP are one, its width (`MlpWidth`).
+        """
+        matrices = {name: dataclasses.replace(matrix, pivoted=pivoted) for name, matrix in self._linears.items()}
+        return with_widths(matrices, self.channel_writers) if widths else matrices
 
     @cached_property
     def _linears(self) -> dict[str, Matrix]:
         return prunable(self.model)
+
+    @cached_property
+    def channel_writers(self) -> dict[str, Writers]:
+        """Of each MLP that can lose channels: name of the matrix that reads them → the matrices that write them."""
+        prefix, blocks = decoder_blocks(self.model)
+        found = {}
+        for index, block in enumerate(blocks):
+            for reader, writers in find_mlps(block, f"{prefix}.{index}").items():
+                names = [reader, *(name for name, _ in writers)]
+                fits = all(name in self._linears for name in names) and all(
+                    self._linears[name].m == parts * self._linears[reader].n for name, parts in writers
+                )
+                if fits:
+                    found[reader] = writers
+        return found
 
     @cached_property
     def left_dense(self) -> dict[str, str]:

@@ -1,9 +1,12 @@
 """The layer that a search puts in the place of a matrix: any rank of its nested pair, or several at a time."""
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import nn
 
-from sieve_kernels import lowrank_linear, lowrank_linear_population
+from sieve_kernels import linear, lowrank_linear, lowrank_linear_population
 
 
 class ElasticLinear(nn.Module):
@@ -64,7 +67,7 @@ class ElasticLinear(nn.Module):
         """
         rows = x.reshape(len(self._ranks), -1, x.shape[-1])
         if self.capture_safe or len(self._dense) < len(rows):
-            y = lowrank_linear_population(self._centred(rows), self._A, self._B, self._ranks)
+            y = self._pairs(rows)
             if self._bias is not None:
                 y += self._bias
         else:
@@ -75,6 +78,49 @@ class ElasticLinear(nn.Module):
             for candidate in self._dense:
                 y[candidate] = self.dense(rows[candidate])
         return y.reshape(*x.shape[:-1], -1)
+
+    def _pairs(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows [P, T, n] → the outputs of the candidates' pairs [P, T, m], without a bias."""
+        return lowrank_linear_population(self._centred(rows), self._A, self._B, self._ranks)
+
+
+class ElasticChannels(ElasticLinear):
+    """The last matrix of an MLP, of which any number of channels can be left: `rank` is that number.
+
+    A [n, n] and B [m, n] are float32 and read ever more channels of x [..., n] (`ChannelPair`). weight: width k → the
+    channels that stay [k] and the matrix for them [m, k], which is what a stored model has; the last used are kept.
+    """
+
+    _KEPT = 16
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        mean: torch.Tensor | None,
+        output_mean: torch.Tensor | None,
+        weight: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    ):
+        super().__init__(dense, A, B, mean, output_mean)
+        self._dtype = dense.weight.dtype
+        self._weight = lru_cache(self._KEPT)(lambda width: self._made(*weight(width)))
+
+    def _made(self, channels: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Channels, matrix and bias of one width."""
+        bias = self._bias
+        if self._mean is not None:
+            bias = centred_bias(bias, -weight @ self._mean[channels], self._dtype)
+        return channels, weight.to(self._dtype), None if bias is None else bias.to(self._dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._ranks is not None or self.rank is None:
+            return super().forward(x)
+        channels, weight, bias = self._weight(self.rank)
+        return linear(x.index_select(-1, channels), weight, bias)
+
+    def _pairs(self, rows: torch.Tensor) -> torch.Tensor:
+        return super()._pairs(rows.float()).to(self._dtype)
 
 
 def centred_bias(bias: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -33,6 +33,7 @@ from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
+from sieve.registry import method_named
 from sieve.run.heal import letters_taught
 from sieve.run.measured import MEASURED, Measured
 from sieve.run.recipe import Recipe
@@ -131,7 +132,7 @@ class _Pipeline:
             self._trim(kept)
             self._learn_lessons(identity)
             if recipe.shared_input:
-                self.prunable = PrunableModel(share_inputs_(self.model))
+                self.prunable = PrunableModel(share_inputs_(self.model, mlps=not method_named(recipe.method).channels))
                 _require_plans(recipe, self.prunable)
         # Statistics → compressed forms of each matrix → the plan that says how much of each is kept.
         with stages("calibrate"):
@@ -271,7 +272,8 @@ class _Pipeline:
         self.scores = {"dense": dict(result.dense), "pruned": dict(result.pruned)}
         self.size = {"dense": {name: value + self.gone[name] for name, value in _size(self.model).items()}}
         self.scores["dense"]["test"] = self.dense_test
-        self.left = _left_dense(self.prunable, self.factors, self.recipe, result.unpredicted)
+        decided = {layer for name, matrix in result.matrices.items() if name in self.factors for layer in matrix.names}
+        self.left = _left_dense(self.prunable, decided, self.recipe, result.unpredicted)
         apply_(self.model, chosen, result.plan)
         self.size["pruned"] = _size(self.model)
         measured = self._measured(self.unfinished.journal)
@@ -392,11 +394,11 @@ def _general(
 
 
 def _left_dense(
-    model: PrunableModel, factors: Container[str], recipe: Recipe, unpredicted: Sequence[str]
+    model: PrunableModel, decided: Container[str], recipe: Recipe, unpredicted: Sequence[str]
 ) -> dict[str, str]:
     """Matrices that no plan could prune → the reason; an asterisk stands for the numbers of all blocks."""
     layers = model.matrices()
-    skipped = {name: f"its rows do not divide by {recipe.pattern}" for name in layers if name not in factors}
+    skipped = {name: f"its rows do not divide by {recipe.pattern}" for name in layers if name not in decided}
     skipped |= dict.fromkeys(unpredicted, "the answers have no gradient there")
     return by_pattern(model.left_dense | skipped, layers)
 

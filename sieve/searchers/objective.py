@@ -10,6 +10,7 @@ from torch import nn
 
 from sieve.models.linears import weight_of
 from sieve.models.matrix import DENSE, Matrix
+from sieve.models.mlp_width import MlpWidth
 
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"
 
@@ -59,17 +60,19 @@ def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
 def _times(layer: nn.Module, matrix: Matrix) -> list[tuple[int, float]]:
     weight = weight_of(layer)
     x = torch.randn(ROWS, matrix.n, device=weight.device).to(weight.dtype)
-    layers: dict[int, nn.Module] = {0: layer}
+    whole = isinstance(matrix, MlpWidth)
+    layers: dict[int, nn.Module] = {0: matrix.stand_in(matrix.n, weight.device, weight.dtype) if whole else layer}
     for rank in sorted({max(1, matrix.max_rank * step // _RANKS) for step in range(1, _RANKS + 1)}):
         if rank <= matrix.max_rank:
-            layers[rank] = matrix.format(rank).module(matrix.m, matrix.n, False, weight.device, weight.dtype)
+            layers[rank] = matrix.stand_in(rank, weight.device, weight.dtype)
     taken: dict[int, list[float]] = {rank: [] for rank in layers}
     for _ in range(_REPEATS):
         for rank, module in layers.items():
-            module(x)  # its weights into the cache, as far as they fit
+            rows = x[:, : module.in_features] if whole else x
+            module(rows)  # its weights into the cache, as far as they fit
             _wait(x)
             started = time.perf_counter()
-            module(x)
+            module(rows)
             _wait(x)
             taken[rank].append(time.perf_counter() - started)
     return [(rank, statistics.median(times)) for rank, times in taken.items()]
@@ -81,4 +84,6 @@ def _wait(x: torch.Tensor) -> None:
 
 
 def _shape(matrix: Matrix) -> str:
+    if isinstance(matrix, MlpWidth):
+        return f"{matrix.per_channel} x {matrix.n} channels"
     return f"{matrix.m} x {matrix.n}{' pivoted' if matrix.pivoted else ''}"

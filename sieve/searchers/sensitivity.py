@@ -135,7 +135,9 @@ def _squares(
     if pair.mean is not None:
         x, output = x - pair.mean.to(x.dtype), output - pair.output_mean.to(output.dtype)
     whole = (gradient.float() * output.float()).reshape(examples, -1).sum(1)
-    directions = ((gradient @ pair.B).float() * (x @ pair.A.T).float()).reshape(examples, -1, pair.max_rank)
+    kind = pair.A.dtype
+    directions = (gradient.to(kind) @ pair.B).float() * (x.to(kind) @ pair.A.T).float()
+    directions = directions.reshape(examples, -1, pair.max_rank)
     held = directions.sum(1).double().cumsum(1)
     lost = whole.double()[:, None] - torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)
     return lost.square().sum(0).cpu().numpy()

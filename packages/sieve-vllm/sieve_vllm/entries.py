@@ -52,7 +52,7 @@ def read_entries(config: Mapping[str, Any]) -> dict[str, Entry]:
         if entry["format"] not in (*PAIRS, *_DENSE):
             raise ValueError(
                 f"{name} is stored as {entry['format']!r}, which sieve-vllm does not serve: save the model with pairs "
-                "in 16 bits, or install a newer sieve-vllm"
+                "in 16 bits and whole MLPs (`sieve export --to dense`), or install a newer sieve-vllm"
             )
         if entry["format"] in PAIRS:
             entries[name] = Entry(entry["format"], int(entry["rank"]), bool(entry.get("bias")))

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sieve.compression.low_rank.pair import FactorPair
+from sieve.compression.structured.channel_pair import ChannelPair, elastic_channels
 from sieve.models.matrix import DENSE
 from sieve.models.prunable_model import PrunableModel
 from sieve.nn.elastic_linear import ElasticLinear
@@ -70,4 +71,6 @@ def elastic_pairs(model: PreTrainedModel | PrunableModel, factors: Mapping[str, 
 
 def elastic_linear(layer: nn.Module, pair: FactorPair) -> ElasticLinear:
     """The dense layer, or any rank of the pair."""
+    if isinstance(pair, ChannelPair):
+        return elastic_channels(layer, pair)
     return ElasticLinear(layer, pair.A, pair.B, pair.mean, pair.output_mean)

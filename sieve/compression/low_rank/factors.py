@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sieve.checkpoint.folder import write_quantization_config
 from sieve.compression.low_rank.elastic import ElasticModel, elastic_pairs
-from sieve.compression.low_rank.methods import LOW_RANK
+from sieve.compression.low_rank.methods import LOW_RANK, matrices_of
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.stored import put_pairs_, with_pairs
 from sieve.compression.plan import Plan
@@ -42,7 +42,7 @@ class Factors(dict[str, FactorPair]):
 
     def matrices(self, model: PreTrainedModel | PrunableModel, plan: Plan | None = None) -> dict[str, Matrix]:
         """The model's prunable matrices, as these factors (or this plan) store them."""
-        return PrunableModel.of(model).matrices(self.pivoted if plan is None else plan.pivoted)
+        return matrices_of(self.method, PrunableModel.of(model), self.pivoted if plan is None else plan.pivoted)
 
     def only(self, names: Iterable[str]) -> "Factors":
         """The factors of these matrices alone."""

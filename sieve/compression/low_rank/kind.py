@@ -5,7 +5,7 @@ from typing import Any
 from sieve.calibration.statistics import Statistics
 from sieve.compression.low_rank.config import LowRankConfig
 from sieve.compression.low_rank.factors import Factors
-from sieve.compression.low_rank.methods import LOW_RANK
+from sieve.compression.low_rank.methods import LOW_RANK, matrices_of
 from sieve.compression.low_rank.project import project
 from sieve.models.matrix import Matrix
 from sieve.models.prunable_model import PrunableModel
@@ -28,4 +28,4 @@ class LowRank:
         return project(model, statistics, method, config.pivot, shrinkage=config.shrinkage, **own)
 
     def plannable(self, model: PrunableModel, method: str, config: LowRankConfig) -> dict[str, Matrix]:
-        return model.matrices(config.pivot)
+        return matrices_of(method, model, config.pivot)

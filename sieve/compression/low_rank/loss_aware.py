@@ -5,7 +5,7 @@ import math
 import torch
 
 from sieve.calibration.gradients import column_basis
-from sieve.compression.low_rank.methods import LOSS_AWARE
+from sieve.compression.low_rank.methods import LOSS_AWARE, WIDTHS
 from sieve.compression.low_rank.output_aligned import output_aligned
 from sieve.compression.low_rank.problem import Problem, Solution
 from sieve.registry import implements
@@ -48,6 +48,7 @@ def loss_aware(
     return A, B if Q is None else Q @ B, energy
 
 
+@implements(WIDTHS)
 @implements(LOSS_AWARE)
 def solve(problem: Problem) -> Solution:
     """`loss_aware` of a problem; `output_aligned` where nothing is known of gradients."""

@@ -6,10 +6,18 @@ A new projection is a row here and a file of its own, whose function says `@impl
 the function.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sieve.compression.low_rank.config import LowRankConfig
-from sieve.registry import Method, Traits, register
+from sieve.errors import InputError
+from sieve.registry import Method, Traits, method_named, register
+
+if TYPE_CHECKING:
+    from sieve.models.matrix import Matrix
+    from sieve.models.prunable_model import PrunableModel
 
 LOW_RANK = Traits(
     "low-rank pairs",
@@ -38,6 +46,20 @@ class Projection(Method):
     solves_gram: bool = True
 
 
+def matrices_of(method: str, model: PrunableModel, pivoted: bool) -> dict[str, Matrix]:
+    """What the method prunes of a model: its matrices or, of a method that takes channels, the widths of its MLPs too.
+
+    Raises: InputError where it takes channels and no MLP is of a known kind.
+    """
+    channels = method_named(method, LOW_RANK).channels
+    if channels and not model.channel_writers:
+        raise InputError(
+            f"{method} takes channels out of MLPs, and {type(model.model).__name__} has none of a known kind whose "
+            "matrices can all be pruned: use --method loss_aware"
+        )
+    return model.matrices(pivoted, channels)
+
+
 OUTPUT_ALIGNED = Projection(
     "output_aligned", "least error of the outputs on the task, in closed form", source="DESIGN 2.1", balanced=True
 )
@@ -46,6 +68,14 @@ LOSS_AWARE = Projection(
     "least error of the outputs, weighed by the gradients of the task's loss",
     source="DESIGN 2.2",
     gradients=True,
+    balanced=True,
+)
+WIDTHS = Projection(
+    "widths",
+    "MLPs lose hidden channels, whatever else there is becomes pairs as by loss_aware",
+    source="DESIGN 2.12",
+    gradients=True,
+    channels=True,
     balanced=True,
 )
 SVD = Projection(
@@ -70,4 +100,4 @@ LLM_SIEVE_SGD = Projection(
     nested=False,
 )
 
-register(OUTPUT_ALIGNED, LOSS_AWARE, SVD, PCA, ASVD, SVD_LLM, LLM_SIEVE_SGD)
+register(OUTPUT_ALIGNED, LOSS_AWARE, WIDTHS, SVD, PCA, ASVD, SVD_LLM, LLM_SIEVE_SGD)

@@ -10,16 +10,18 @@ from transformers import PreTrainedModel
 from sieve.calibration.statistics import Statistics
 from sieve.compression.low_rank.config import check_shrinkage, check_shrinks
 from sieve.compression.low_rank.factors import Factors
-from sieve.compression.low_rank.methods import LOW_RANK, Projection
+from sieve.compression.low_rank.methods import LOW_RANK, Projection, matrices_of
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.parallel import LARGEST, each
 from sieve.compression.low_rank.problem import Problem, Solution, balanced, problem_of
 from sieve.compression.low_rank.ridge import choose_ridge
 from sieve.compression.low_rank.shrinkage import choose_shrinkage
 from sieve.compression.plan import Plan
+from sieve.compression.structured.channel_pair import channel_pair
 from sieve.errors import InputError
 from sieve.models.linears import weight_of
 from sieve.models.matrix import Matrix
+from sieve.models.mlp_width import MlpWidth
 from sieve.models.prunable_model import PrunableModel
 from sieve.nn.stacked import member_out_features
 from sieve.registry import method_named
@@ -71,7 +73,7 @@ def project(
     """
     wanted = method_named(method, LOW_RANK)
     model = PrunableModel.of(model)
-    matrices = model.matrices(pivot)
+    matrices = matrices_of(method, model, pivot)
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
     check_shrinks(shrinkage, method)
@@ -94,7 +96,8 @@ def project(
         def factors_at(ridge: float, ranks: dict[str, int]) -> Factors:
             return Factors(_pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean), method, pivot)
 
-        ridge = choose_ridge(model, statistics, matrices, factors_at)
+        alone = {name: matrix for name, matrix in matrices.items() if not isinstance(matrix, MlpWidth)}
+        ridge = choose_ridge(model, statistics, alone, factors_at)
     # All matrices, with what was chosen.
     pairs = _pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean)
     return Factors(pairs, method, pivot, ridge, share)
@@ -109,6 +112,8 @@ def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, 
     lacking = None
     if wanted.gradients and not (statistics.held_back and all(source.gradient for source in sources)):
         lacking = "gradients"
+    elif wanted.channels and not statistics.importance:
+        lacking = "importance of channels"
     elif wanted.side == "input" and not all(source.side == "input" and source.gram for source in sources):
         lacking = "Gram matrices of the inputs of every matrix"
     elif wanted.side == "cheapest" and not all(source.gram for source in sources):
@@ -141,16 +146,19 @@ def _pairs(
     layers = {name: model.layer(name) for name in ranks}
     # The loss weighs outputs by what they do to it; an error alone would leave the weak members of a stack nothing.
     heights = member_out_features(model.model) if method.balanced and math.isinf(ridge) else {}
+    widths = model.channel_writers if method.channels else {}
 
     def pair(name: str) -> FactorPair:
         layer, rank, source = layers[name], ranks[name], statistics.sources[name]
         weight = weight_of(layer)
         centred = mean if mean is not None else layer.bias is not None and source.inputs in statistics.sums
         problem = problem_of(name, weight, statistics, ridge, shrinkage, prior, centred)
+        means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
+        if name in widths:
+            return channel_pair(problem, statistics.importance[name], widths[name], *means)
         problem, scale = balanced(problem, heights[name]) if name in heights else (problem, None)
         A, B, energy = solve(problem)
         B = B if scale is None else B / scale
-        means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
         shared = statistics.grams[source.gram] if source.side == "input" else None
         A, B = A[:rank].to(weight, copy=True), B[:, :rank].to(weight, copy=True)
         return FactorPair(A, B, energy.cpu(), shared, *means)

@@ -31,6 +31,7 @@ from sieve.compression.low_rank.pair import FactorPair
 from sieve.compression.low_rank.paired_states import PairedStates
 from sieve.compression.low_rank.problem import Solution, balance
 from sieve.compression.plan import Plan
+from sieve.compression.structured.channel_pair import ChannelPair, refitted_channels
 from sieve.errors import InputError, NumericsError
 from sieve.models.linears import weight_of
 from sieve.models.loading import evaluating
@@ -85,7 +86,7 @@ def refit(
         raise InputError(f"the ridge of a refit must be positive and finite, got {ridge}")
     plan = Plan(plan)
     model = PrunableModel.of(model)
-    matrices = model.matrices(plan.pivoted)
+    matrices = factors.matrices(model, plan)
     plan.check(matrices)
     factors.check(matrices, plan)
     # The examples to fit by come first, those that choose the ridge behind them.
@@ -229,6 +230,9 @@ def _pair(
         )
     if not seen[0].gram.diagonal().mean() > 0:
         return old  # nothing comes in: nothing to learn
+    means = (whole.pruned / whole.tokens, (W @ (double(whole.dense) / whole.tokens)).float()) if centred else ()
+    if isinstance(old, ChannelPair):
+        return refitted_channels(old, W, gram, cross, rank, *means)
     # Members of a stack have equal weight, however large their outputs are.
     scale = balance(W, gram, "input", heights) if heights else W.new_ones(len(W), 1)
     target = scale * W
@@ -247,7 +251,6 @@ def _pair(
             return replace_fields(old, A=old.A[:rank], B=old.B[:, :rank])
     # The pair of that ridge, fitted on all examples.
     A, B, energy = refitted(target, gram, cross, gradient, factors.ridge, ridge, whole.tokens)
-    means = (whole.pruned / whole.tokens, (W @ (double(whole.dense) / whole.tokens)).float()) if centred else ()
     A, B = A[:rank].to(weight, copy=True), (B / scale)[:, :rank].to(weight, copy=True)
     return FactorPair(A, B, energy.cpu(), None, *means)
 

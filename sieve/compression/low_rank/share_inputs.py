@@ -14,12 +14,14 @@ from sieve.nn.formats.base import formats_of
 from sieve.nn.stacked import stack_, stack_name
 
 
-def share_inputs_(model: PreTrainedModel) -> PreTrainedModel:
+def share_inputs_(model: PreTrainedModel, mlps: bool = True) -> PreTrainedModel:
     """Stack the linear layers of a module that read one input into one layer, in place; returns the model.
 
     Their outputs stay what they were, up to rounding. To be done before calibration; what was made of the
     model before (statistics, factors, plans) does not fit it any more. A stack is named after its members:
     q_proj, k_proj, v_proj → qkv_proj; gate_proj, up_proj → gate_up_proj.
+
+    mlps: those of MLPs too; not where these are to lose channels instead of ranks (method "widths").
 
     Raises: InputError where nothing shares an input (architectures with fused projections share it already), or the
         model is pruned.
@@ -31,8 +33,10 @@ def share_inputs_(model: PreTrainedModel) -> PreTrainedModel:
     if formats_of(model):
         raise InputError("the model is pruned already: share the inputs of the dense model")
     groups: dict[str, list[str]] = {}
-    for readers in PrunableModel(model).input_groups:
-        readers = [name for name in readers if type(model.get_submodule(name)) is nn.Linear]
+    known = PrunableModel(model)
+    apart = set() if mlps else {name for writers in known.channel_writers.values() for name, _ in writers}
+    for readers in known.input_groups:
+        readers = [name for name in readers if type(model.get_submodule(name)) is nn.Linear and name not in apart]
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in readers):
             members = [name.rpartition(".")[2] for name in readers if name.rpartition(".")[0] == parent]
             if len(members) > 1:

@@ -11,7 +11,7 @@ from sieve.calibration.statistics import Statistics
 from sieve.errors import InputError
 from sieve.models.decoder import decoder_blocks
 from sieve.models.linears import prunable
-from sieve.nn.families import MLP_LAYERS
+from sieve.models.mlp_width import find_mlps
 
 _SIZES = ("intermediate_size", "n_inner", "ffn_dim")  # what configurations call the number of channels
 
@@ -69,15 +69,10 @@ def drop_channels_(model: PreTrainedModel, statistics: Statistics, kept: float) 
 
 def _mlp(block: nn.Module, prefix: str) -> tuple[str, nn.Module, list[tuple[nn.Module, int]]]:
     """The block's matrix that reads the channels, with its name, and those that write them, with their parts."""
-    for name, layer in block.named_modules():
-        parent, _, last = name.rpartition(".")
-        if last not in MLP_LAYERS or not isinstance(layer, nn.Linear | Conv1D):
-            continue
-        names, parts = MLP_LAYERS[last]
-        siblings = dict((block.get_submodule(parent) if parent else block).named_children())
-        writers = [(siblings[other], parts.get(other, 1)) for other in names if other in siblings]
-        if writers:
-            return f"{prefix}.{name}", layer, writers
+    for name, found in find_mlps(block, prefix).items():
+        layer, *writers = (block.get_submodule(one.removeprefix(f"{prefix}.")) for one in (name, *dict(found)))
+        if isinstance(layer, nn.Linear | Conv1D):
+            return name, layer, list(zip(writers, dict(found).values(), strict=True))
     raise InputError(f"{prefix} holds no MLP of a known kind: its channels cannot be removed")
 
 

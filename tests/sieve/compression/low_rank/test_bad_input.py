@@ -12,7 +12,7 @@ from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.methods import LOW_RANK
 from sieve.compression.plan import Plan
 from sieve.errors import NumericsError
-from sieve.models.linears import prunable
+from sieve.models.prunable_model import PrunableModel
 from sieve.registry import methods
 from tests.tiny_models import tiny_model, tiny_tokens
 
@@ -23,7 +23,8 @@ NESTED = [name for name, method in methods().items() if method.makes is LOW_RANK
 
 def statistics_of(model, sequences, method):
     wanted = methods()[method]
-    statistics = collect(model, batches(sequences, 512), "input", wanted.gradients)
+    channels = PrunableModel(model).channel_writers if wanted.channels else ()
+    statistics = collect(model, batches(sequences, 512), "input", wanted.gradients, channels)
     statistics.samples = sequences
     statistics.held_back = sequences[:1] if wanted.gradients else []
     return statistics
@@ -31,7 +32,7 @@ def statistics_of(model, sequences, method):
 
 def check(model, factors) -> None:
     """Factors and the model that they make are finite, and W comes back at full rank where that is stored."""
-    plan = Plan.uniform(prunable(model, True).values(), 0.5, 4)
+    plan = Plan.uniform(factors.matrices(model).values(), 0.5, 4)
     for pair in factors.values():
         assert all(tensor.isfinite().all() for tensor in (pair.A, pair.B, pair.energy))
     with torch.no_grad(), factors.elastic(model) as elastic:
