@@ -223,8 +223,8 @@ def _merging(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def merge(present: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
-        method = present.get("quant_method") if isinstance(present, dict) else getattr(present, "quant_method", None)
-        if method != METHOD or given is None or getattr(given, "quant_method", None) == METHOD:
+        saved_by = present.get("quant_method") if isinstance(present, dict) else getattr(present, "quant_method", None)
+        if saved_by != METHOD or given is None or getattr(given, "quant_method", None) == METHOD:
             return original(present, given, *args, **kwargs)
         if type(given).__name__ != "TorchAoConfig":
             raise InputError(
