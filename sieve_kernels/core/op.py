@@ -95,6 +95,9 @@ def differentiable_gradients(
 ) -> list[Tensor | None]:
     """Gradients of `definition(*inputs)` by plain torch, which are differentiable; None where not needed."""
     outputs = definition(*inputs)
+    pairs = [(outputs, grads)] if isinstance(outputs, Tensor) else zip(outputs, grads, strict=True)
+    # Of several outputs some may not depend on what needs a gradient.
+    outputs, grads = zip(*((output, grad) for output, grad in pairs if output.requires_grad), strict=True)
     wanted = list(compress(inputs, needed))
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
     return [next(found) if want else None for want in needed]

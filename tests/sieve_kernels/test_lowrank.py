@@ -1,12 +1,14 @@
-"""lowrank_linear: values and gradients against float64, slices, and its behaviour inside torch."""
+"""lowrank_linear: values and gradients against float64, and slices.
 
-import numpy as np
+`test_operators` has what holds for all operators.
+"""
+
 import pytest
 import torch
-import torch.nn.functional as F
 from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import OPERATORS, pair_tensors, two_products
 
 from sieve_kernels import lowrank_linear
 from sieve_kernels.core import dispatch
@@ -18,32 +20,7 @@ every = pytest.mark.parametrize(
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 
-def make(rows, n, m, rank, dtype=torch.float32, device="cpu"):
-    """x [*rows, n], A [rank, n], B [m, rank], bias [m], scaled so that y is of order 1."""
-    shapes = ((*rows, n), (rank, n), (m, rank), (m,))
-    scales = (1, n**-0.5, rank**-0.5, 1)
-    return [(torch.randn(s, device=device) * c).to(dtype) for s, c in zip(shapes, scales, strict=True)]
-
-
-def two_products(x, A, B, bias=None):
-    """What torch computes in the same dtype."""
-    return F.linear(F.linear(x, A), B, bias)
-
-
-def gradients(function, tensors, upstream):
-    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], upstream.to(y.dtype))]
-
-
-def check(x, A, B, bias):
-    """Value and all gradients of lowrank_linear at these arguments."""
-    tensors = (x, A, B, bias)
-    upstream = torch.randn(*x.shape[:-1], B.shape[0], device=x.device).to(x.dtype)
-    exact = gradients(reference.linear, [None if t is None else t.double() for t in tensors], upstream.double())
-    torchs = gradients(two_products, tensors, upstream)
-    for ours, e, t in zip(gradients(lowrank_linear, tensors, upstream), exact, torchs, strict=True):
-        assert_accurate(ours, e, t)
+make, check = pair_tensors, OPERATORS["lowrank_linear"].check
 
 
 @every
@@ -109,13 +86,6 @@ def test_no_rows(implementation, device):
 
 
 @every
-def test_strided_arguments(implementation, device):
-    x, A, B, bias = make((30, 4), 40, 24, 10, device=device)
-    check(x.transpose(0, 1), A.T.contiguous().T, B.T.contiguous().T, torch.stack([bias, bias], 1)[:, 0])
-    check(x[::2, :, ::2], A[:, ::2], B[::3], bias[::3])
-
-
-@every
 @pytest.mark.parametrize("rank", [1, 7, 16])
 def test_rank_is_a_slice(implementation, rank, device):
     """The leading slice of nested factors gives what copies of the slice give; beyond it gradients are zero."""
@@ -132,73 +102,13 @@ def test_rank_is_a_slice(implementation, rank, device):
     assert ours[2][:, rank:].count_nonzero() == 0
 
 
-@every
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 2), (1, 3)])
-def test_only_gradients_that_are_needed(implementation, wanted, device):
-    tensors = make((6,), 9, 5, 3, device=device)
-    for i in wanted:
-        tensors[i].requires_grad_()
-    lowrank_linear(*tensors).sum().backward()
-    ours = [t.grad for t in tensors]
-    for t in tensors:
-        t.grad = None
-    two_products(*tensors).sum().backward()
-    for i, (mine, t) in enumerate(zip(ours, tensors, strict=True)):
-        assert (mine is not None) == (i in wanted)
-        if mine is not None:
-            torch.testing.assert_close(mine, t.grad)
-
-
-def test_gradients_twice():
+def test_gradients_of_slices_twice():
     tensors = [t.double().requires_grad_() for t in make((2, 3), 5, 4, 3)]
     assert torch.autograd.gradcheck(lambda *t: lowrank_linear(*t, rank=2), tensors)
     assert torch.autograd.gradgradcheck(lambda *t: lowrank_linear(*t, rank=2), tensors)
 
 
-@every
-@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
-def test_nan_and_infinity_propagate(implementation, device):
-    x, A, B, bias = make((4,), 8, 6, 3, device=device)
-    x[1, 2], x[2, 3] = torch.nan, torch.inf
-    y = lowrank_linear(x, A, B, bias)
-    assert y[1].isnan().all()
-    assert not y[2].isfinite().any()
-    assert y[[0, 3]].isfinite().all()
-
-
-@every
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_same_input_same_bits(implementation, dtype, device):
-    tensors = make((70,), 33, 40, 9, dtype, device)
-    upstream = torch.ones(70, 40, device=device, dtype=dtype)
-    for one, other in zip(*(gradients(lowrank_linear, tensors, upstream) for _ in range(2)), strict=True):
-        assert torch.equal(one, other)
-
-
-@every
-def test_offsets_beyond_32_bits(implementation):
-    """A row 2³¹ numbers away from the first. The memory is never touched, so it costs nothing."""
-    _, A, B, bias = make((3,), 16, 6, 3, torch.float16)
-    far = torch.from_numpy(np.zeros((1 << 31) + 64, dtype=np.int16)).view(torch.float16)
-    x = far.as_strided((3, 16), (1 << 30, 1))
-    x.copy_(torch.randn(3, 16))
-    exact = reference.linear(*(t.double() for t in (x, A, B, bias)))
-    assert_accurate(lowrank_linear(x, A, B, bias), exact, two_products(x.contiguous(), A, B, bias))
-
-
-def test_opcheck():
-    x, A, B, bias = (t.requires_grad_() for t in make((2, 5), 8, 6, 3))
-    operators = torch.ops.sieve_kernels
-    torch.library.opcheck(operators.lowrank_linear, (x, A, B, bias))
-    torch.library.opcheck(operators.lowrank_linear, (x, A[:2], B[:, :2], None))
-    grad = torch.randn(2, 5, 6)
-    plain = [t.detach() for t in (grad, x, A, B)]
-    for needed in ([True, True, True], [False, True, False]):
-        torch.library.opcheck(operators.lowrank_linear_backward, (*plain, needed))
-
-
-def test_compiles_without_graph_breaks():
-    """One graph for every rank and number of rows, our operator in it, forward and backward."""
+def test_one_graph_for_every_rank():
     graphs = []
 
     def backend(graph, inputs):
@@ -218,39 +128,3 @@ def test_compiles_without_graph_breaks():
         for ours, theirs in zip(torch.autograd.grad(trained(*tensors, rank), tensors), wanted, strict=True):
             torch.testing.assert_close(ours, theirs)
     assert len(graphs) == 1
-    assert any("sieve_kernels.lowrank_linear" in str(node.target) for node in graphs[0].graph.nodes)
-
-
-def test_autocast_as_linear():
-    x, A, B, bias = (t.requires_grad_() for t in make((4,), 8, 6, 3))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = lowrank_linear(x, A, B, bias)
-        exact = lowrank_linear(*(t.double() for t in (x, A, B, bias)))
-        assert exact.dtype == torch.float64
-        assert_accurate(y, exact, two_products(x, A, B, bias))
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert A.grad.dtype == torch.float32
-
-
-@every
-@pytest.mark.parametrize(
-    ("error", "change", "text"),
-    [
-        (ValueError, {"x": torch.zeros(4, 9)}, r"\[4, 9\].*\[3, 8\].*\[6, 3\]"),
-        (ValueError, {"B": torch.zeros(6, 4)}, r"\[3, 8\].*\[6, 4\]"),
-        (ValueError, {"A": torch.zeros(8)}, r"A \[8\]"),
-        (ValueError, {"bias": torch.zeros(5)}, r"bias \[5\]"),
-        (ValueError, {"A": torch.zeros(0, 8), "B": torch.zeros(6, 0)}, "R ≥ 1"),
-        (ValueError, {"rank": 0}, "between 1 and 3, got 0"),
-        (ValueError, {"rank": 4}, "between 1 and 3, got 4"),
-        (ValueError, {"A": torch.zeros(3, 8, device="meta")}, "meta"),
-        (TypeError, {"A": torch.zeros(3, 8, dtype=torch.bfloat16)}, r"float32.*bfloat16"),
-        (TypeError, {"bias": torch.zeros(6, dtype=torch.float64)}, r"float32.*float64"),
-        (TypeError, {"x": torch.zeros(4, 8, dtype=torch.int32)}, "int32"),
-    ],
-)
-def test_bad_arguments(implementation, error, change, text):
-    arguments = dict(zip(("x", "A", "B", "bias"), make((4,), 8, 6, 3), strict=True)) | change
-    with pytest.raises(error, match=text):
-        lowrank_linear(**arguments)

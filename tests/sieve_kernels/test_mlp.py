@@ -182,43 +182,6 @@ def test_nan_and_infinity_propagate():
             assert y[[0, 2, 3]].isfinite().all()  # NaN reach the row before where rows have an odd length
 
 
-def test_opcheck():
-    x, layers = make((4,), 8, 12, 6, ("pair", "dense", "pivoted"))
-    tensors = [t for layer in layers for t in layer]
-    torch.library.opcheck(torch.ops.sieve_kernels.lowrank_mlp, (x, tensors, [2, 1, 3], "silu"))
-
-
-def test_compiles_without_graph_breaks():
-    compiled = torch.compile(lambda x, *a: lowrank_mlp(x.relu(), *a).sum(), fullgraph=True, backend="aot_eager")
-    x, layers = make((5,), 8, 12, 6, ("pair", "pair", "pivoted"))
-    torch.testing.assert_close(compiled(x, *layers), lowrank_mlp(x.relu(), *layers).sum())
-    x.requires_grad_()
-    (mine,), (theirs,) = (torch.autograd.grad(f(x.relu(), *layers).sum(), x) for f in (compiled, lowrank_mlp))
-    torch.testing.assert_close(mine, theirs)
-
-
-@pytest.mark.parametrize(
-    ("raised", "change", "text"),
-    [
-        (ValueError, {"gate": (torch.zeros(12, 9),)}, r"gate of 8 inputs.*gate \(\[12, 9\]"),
-        (ValueError, {"up": (torch.zeros(11, 8),)}, "as many outputs, got 12 and 11"),
-        (ValueError, {"down": (torch.zeros(3, 12), torch.zeros(6, 4))}, r"down of 12 inputs"),
-        (ValueError, {"down": (torch.zeros(3, 12), torch.zeros(3, 3), torch.arange(5))}, r"down of 12 inputs"),
-        (ValueError, {"gate": ()}, "gate of 8 inputs"),
-        (ValueError, {"activation": "tanh"}, "silu"),
-        (ValueError, {"gate": (torch.zeros(25, 8),), "up": None}, "as many outputs, got 25 in all"),
-        (ValueError, {"gate": (torch.zeros(26, 8),), "up": None}, "down of 13 inputs"),
-        (ValueError, {"gate": (torch.zeros(12, 8, device="meta"),)}, "meta"),
-        (TypeError, {"gate": (torch.zeros(12, 8).double(),)}, "float64"),
-        (TypeError, {"down": (torch.zeros(3, 12), torch.zeros(3, 3), torch.zeros(6))}, "int64"),
-    ],
-)
-def test_bad_arguments(raised, change, text):
-    x, layers = make((4,), 8, 12, 6, ("pair",) * 3)
-    with pytest.raises(raised, match=text):
-        lowrank_mlp(**{"x": x, **dict(zip(("gate", "up", "down"), layers, strict=True)), **change})
-
-
 def test_explained():
     assert "parts" in dispatch.explain("lowrank_mlp", torch.zeros(2, 4, dtype=torch.float64))
 

@@ -1,12 +1,13 @@
-"""lowrank_linear_pivoted: values and gradients against float64, the permutation, and its behaviour inside torch."""
+"""lowrank_linear_pivoted: values and gradients against float64, and the permutation.
 
-import numpy as np
+`test_operators` has what holds for all operators.
+"""
+
 import pytest
 import torch
-import torch.nn.functional as F
-from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import OPERATORS, pivoted_tensors
 
 from sieve_kernels import lowrank_linear, lowrank_linear_pivoted, lowrank_mlp
 from sieve_kernels.core import dispatch, library
@@ -18,46 +19,12 @@ every = pytest.mark.parametrize(
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 
-def make(rows, n, m, rank, dtype=torch.float32, device="cpu"):
-    """x [*rows, n], A [rank, n], C [m - rank, rank], permutation [m], bias [m], scaled so that y is of order 1."""
-    shapes = ((*rows, n), (rank, n), (m - rank, rank), (m,))
-    scales = (1, n**-0.5, rank**-0.5, 1)
-    x, A, C, bias = ((torch.randn(s, device=device) * c).to(dtype) for s, c in zip(shapes, scales, strict=True))
-    return [x, A, C, torch.randperm(m, device=device), bias]
-
-
-def two_products(x, A, C, permutation, bias=None):
-    """What torch computes in the same dtype."""
-    z = F.linear(x, A)
-    y = torch.cat([z, F.linear(z, C)], -1)[..., torch.argsort(permutation)]
-    return y if bias is None else y + bias
-
-
-def gradients(function, tensors, upstream):
-    """y, and the gradients of all tensors but the permutation."""
-    leaves = [t.detach().requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors]
-    y = function(*leaves)
-    wanted = [t for t in leaves if t is not None and t.requires_grad]
-    return [y.detach(), *torch.autograd.grad(y, wanted, upstream.to(y.dtype))]
-
-
-def double(tensors):
-    return [t.double() if t is not None and t.is_floating_point() else t for t in tensors]
-
-
-def check(*tensors):
-    """Value and all gradients at these arguments."""
-    x, permutation = tensors[0], tensors[3]
-    upstream = torch.randn(*x.shape[:-1], len(permutation), device=x.device).to(x.dtype)
-    exact = gradients(reference.pivoted, double(tensors), upstream.double())
-    torchs = gradients(two_products, tensors, upstream)
-    for ours, e, t in zip(gradients(lowrank_linear_pivoted, tensors, upstream), exact, torchs, strict=True):
-        assert_accurate(ours, e, t)
+make, check = pivoted_tensors, OPERATORS["lowrank_linear_pivoted"].check
 
 
 def test_definition():
     """The two halves of y, row by row, and the same map as the pair whose B holds the identity's rows."""
-    x, A, C, permutation, bias = double(make((5,), 9, 7, 3))
+    x, A, C, permutation, bias = make((5,), 9, 7, 3, torch.float64)
     y = reference.pivoted(x, A, C, permutation, bias)
     B = torch.zeros(7, 3, dtype=torch.float64)
     for i, row in enumerate(permutation.tolist()):
@@ -153,147 +120,6 @@ def test_no_rows(implementation, device):
     y.sum().backward()
     assert x.grad.shape == x.shape
     assert all(t.grad.count_nonzero() == 0 for t in leaves[1:])
-
-
-@every
-def test_strided_arguments(implementation, device):
-    x, A, C, permutation, bias = make((30, 4), 40, 24, 10, device=device)
-    spread = torch.stack([permutation, permutation], 1)[:, 0]
-    check(x.transpose(0, 1), A.T.contiguous().T, C.T.contiguous().T, spread, torch.stack([bias, bias], 1)[:, 0])
-    check(x[::2, :, ::2], A[:, ::2], C, permutation, bias)
-
-
-@every
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (4,), (0, 2), (1, 4)])
-def test_only_gradients_that_are_needed(implementation, wanted, device):
-    tensors = make((6,), 9, 5, 3, device=device)
-    for i in wanted:
-        tensors[i].requires_grad_()
-    lowrank_linear_pivoted(*tensors).sum().backward()
-    ours = [t.grad for t in tensors]
-    for t in tensors:
-        t.grad = None
-    two_products(*tensors).sum().backward()
-    for i, (mine, t) in enumerate(zip(ours, tensors, strict=True)):
-        assert (mine is not None) == (i in wanted)
-        if mine is not None:
-            torch.testing.assert_close(mine, t.grad)
-
-
-def test_gradients_twice():
-    x, A, C, permutation, bias = make((2, 3), 5, 4, 3)
-    tensors = [t.double().requires_grad_() for t in (x, A, C, bias)]
-
-    def layer(x, A, C, bias):
-        return lowrank_linear_pivoted(x, A, C, permutation, bias)
-
-    assert torch.autograd.gradcheck(layer, tensors)
-    assert torch.autograd.gradgradcheck(layer, tensors)
-
-
-@every
-@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
-def test_nan_and_infinity_propagate(implementation, device):
-    x, A, C, permutation, bias = make((4,), 8, 6, 3, device=device)
-    x[1, 2], x[2, 3] = torch.nan, torch.inf
-    y = lowrank_linear_pivoted(x, A, C, permutation, bias)
-    assert y[1].isnan().all()
-    assert not y[2].isfinite().any()
-    assert y[[0, 3]].isfinite().all()
-
-
-@every
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_same_input_same_bits(implementation, dtype, device):
-    tensors = make((70,), 33, 40, 9, dtype, device)
-    upstream = torch.ones(70, 40, device=device, dtype=dtype)
-    for one, other in zip(*(gradients(lowrank_linear_pivoted, tensors, upstream) for _ in range(2)), strict=True):
-        assert torch.equal(one, other)
-
-
-@every
-def test_offsets_beyond_32_bits(implementation):
-    """A row 2³¹ numbers away from the first. The memory is never touched, so it costs nothing."""
-    _, *others = make((3,), 16, 6, 3, torch.float16)
-    far = torch.from_numpy(np.zeros((1 << 31) + 64, dtype=np.int16)).view(torch.float16)
-    x = far.as_strided((3, 16), (1 << 30, 1))
-    x.copy_(torch.randn(3, 16))
-    exact = reference.pivoted(*double([x, *others]))
-    assert_accurate(lowrank_linear_pivoted(x, *others), exact, two_products(x.contiguous(), *others))
-
-
-def test_opcheck():
-    x, A, C, permutation, bias = make((2, 5), 8, 6, 3)
-    leaves = [t.requires_grad_() for t in (x, A, C)]
-    operators = torch.ops.sieve_kernels
-    torch.library.opcheck(operators.lowrank_linear_pivoted, (*leaves, permutation, bias.requires_grad_()))
-    torch.library.opcheck(operators.lowrank_linear_pivoted, (*leaves, permutation, None))
-    plain = [torch.randn(2, 5, 6), *(t.detach() for t in leaves), permutation]
-    for needed in ([True, True, True], [False, True, False]):
-        torch.library.opcheck(operators.lowrank_linear_pivoted_backward, (*plain, needed))
-
-
-def test_compiles_without_graph_breaks():
-    """One graph for every number of rows, our operator in it, forward and backward."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    def layer(x, A, C, permutation, bias):
-        return lowrank_linear_pivoted(x.relu(), A, C, permutation, bias).square().sum()
-
-    compiled = torch.compile(layer, fullgraph=True, backend=backend, dynamic=True)
-    trained = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (4, 5, 9):
-        tensors = make((rows,), 12, 10, 3)
-        leaves = [t.requires_grad_() for t in tensors if t.is_floating_point()]
-        expected = layer(*tensors)
-        torch.testing.assert_close(compiled(*tensors), expected)
-        wanted = torch.autograd.grad(expected, leaves)
-        for ours, theirs in zip(torch.autograd.grad(trained(*tensors), leaves), wanted, strict=True):
-            torch.testing.assert_close(ours, theirs)
-    assert len(graphs) == 1
-    assert any("sieve_kernels.lowrank_linear_pivoted" in str(node.target) for node in graphs[0].graph.nodes)
-
-
-def test_autocast_as_linear():
-    tensors = make((4,), 8, 6, 3)
-    for t in tensors:
-        t.requires_grad_(t.is_floating_point())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = lowrank_linear_pivoted(*tensors)
-        torch.testing.assert_close(y, two_products(*tensors).to(torch.bfloat16), atol=0.02, rtol=0.02)
-        assert lowrank_linear_pivoted(*double(tensors)).dtype == torch.float64
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert tensors[1].grad.dtype == torch.float32
-
-
-@every
-@pytest.mark.parametrize(
-    ("error", "change", "text"),
-    [
-        (ValueError, {"x": torch.zeros(4, 9)}, r"\[4, 9\].*\[3, 8\].*\[3, 3\]"),
-        (ValueError, {"C": torch.zeros(3, 4)}, r"\[3, 8\].*\[3, 4\]"),
-        (ValueError, {"A": torch.zeros(8)}, r"A \[8\]"),
-        (ValueError, {"bias": torch.zeros(5)}, r"bias \[5\]"),
-        (ValueError, {"permutation": torch.arange(5)}, r"permutation \[5\]"),
-        (ValueError, {"A": torch.zeros(0, 8), "C": torch.zeros(6, 0)}, "r ≥ 1"),
-        (ValueError, {"A": torch.zeros(3, 8, device="meta")}, "meta"),
-        (ValueError, {"permutation": torch.zeros(6, dtype=torch.int64, device="meta")}, "meta"),
-        (TypeError, {"permutation": torch.arange(6, dtype=torch.int32)}, "int64.*int32"),
-        (TypeError, {"A": torch.zeros(3, 8, dtype=torch.bfloat16)}, r"float32.*bfloat16"),
-        (TypeError, {"bias": torch.zeros(6, dtype=torch.float64)}, r"float32.*float64"),
-        (TypeError, {"x": torch.zeros(4, 8, dtype=torch.int32)}, "int32"),
-    ],
-)
-def test_bad_arguments(implementation, error, change, text):
-    names = ("x", "A", "C", "permutation", "bias")
-    arguments = dict(zip(names, make((4,), 8, 6, 3), strict=True)) | change
-    with pytest.raises(error, match=text):
-        lowrank_linear_pivoted(**arguments)
 
 
 WRONG = {

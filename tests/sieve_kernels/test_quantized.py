@@ -1,12 +1,14 @@
-"""lowrank_linear_quantized and quantize_rows: values against float64, packing, and behaviour inside torch."""
+"""lowrank_linear_quantized and quantize_rows: values against float64, and packing.
 
-import numpy as np
+`test_operators` has what holds for all operators.
+"""
+
 import pytest
 import torch
-import torch.nn.functional as F
 from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import dequantized, quantized_tensors
 
 from sieve_kernels import lowrank_linear_quantized, quantize_rows
 from sieve_kernels.lowrank import reference
@@ -19,18 +21,7 @@ widths = pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4)], ids=str)
 
 
 def make(rows, n, m, rank, bits=(8, 8), dtype=torch.float32, device="cpu"):
-    """x [*rows, n], integers and scales of A [rank, n] and B [m, rank], bias [m]."""
-    x, A, B, bias = (torch.randn(s, device=device) for s in ((*rows, n), (rank, n), (m, rank), (m,)))
-    A_bits, B_bits = bits
-    return [
-        x.to(dtype), *quantize_rows(A * n**-0.5, A_bits), *quantize_rows(B * rank**-0.5, B_bits), bias.to(dtype)
-    ]  # fmt: skip
-
-
-def dequantized(x, A_q, A_scale, B_q, B_scale, bias=None):
-    """What torch computes in x's dtype from factors in this dtype."""
-    A, B = dequantize_rows(A_q, A_scale, x.shape[-1], x.dtype), dequantize_rows(B_q, B_scale, len(A_q), x.dtype)
-    return F.linear(F.linear(x, A), B, bias)
+    return quantized_tensors(rows, n, m, rank, dtype, device, bits)
 
 
 def exact(x, A_q, A_scale, B_q, B_scale, bias=None):
@@ -161,106 +152,9 @@ def test_nan_in_a_weight_is_not_lost(bits):
 
 
 @both
-def test_strided_arguments(implementation, device):
-    for bits in ((8, 8), (4, 4)):
-        x, *factors, bias = make((30, 4), 140, 24, 70, bits, device=device)
-        strided = [torch.stack([t, t], -1)[..., 0] for t in factors]
-        check([x.transpose(0, 1), *strided, torch.stack([bias, bias], 1)[:, 0]])
-
-
-@both
 def test_scales_of_any_float(implementation, device):
     x, A_q, A_scale, B_q, B_scale, bias = make((5,), 70, 24, 10, (8, 4), torch.bfloat16, device)
     check([x, A_q, A_scale.bfloat16(), B_q, B_scale.double(), bias])
-
-
-@both
-@widths
-@pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_nan_and_infinity_propagate(implementation, bits, device):
-    x, *rest = make((4,), 8, 6, 3, bits, device=device)
-    x[1, 2], x[2, 3] = torch.nan, torch.inf
-    y = lowrank_linear_quantized(x, *rest)
-    assert y[1].isnan().all()
-    assert not y[2].isfinite().any()
-    assert y[[0, 3]].isfinite().all()
-
-
-@both
-def test_offsets_beyond_32_bits(implementation):
-    """A row 2³¹ numbers away from the first. The memory is never touched, so it costs nothing."""
-    _, *rest = make((3,), 16, 6, 3, (8, 4), torch.float16)
-    far = torch.from_numpy(np.zeros((1 << 31) + 64, dtype=np.int16)).view(torch.float16)
-    x = far.as_strided((3, 16), (1 << 30, 1))
-    x.copy_(torch.randn(3, 16))
-    assert_accurate(lowrank_linear_quantized(x, *rest), exact(x, *rest), dequantized(x.contiguous(), *rest))
-
-
-@both
-@widths
-def test_gradients_of_input_and_bias(implementation, bits, device):
-    x, *factors, bias = make((2, 5), 70, 6, 67, bits, device=device)
-    leaves = [x.requires_grad_(), bias.requires_grad_()]
-    upstream = torch.randn(2, 5, 6, device=device)
-    ours, theirs = (
-        torch.autograd.grad(f(x, *factors, bias), leaves, upstream) for f in (lowrank_linear_quantized, dequantized)
-    )
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@widths
-def test_opcheck(bits):
-    x, *factors, bias = make((2, 5), 70, 6, 3, bits)
-    operator = torch.ops.sieve_kernels.lowrank_linear_quantized
-    torch.library.opcheck(operator, (x.requires_grad_(), *factors, bias.requires_grad_()))
-    torch.library.opcheck(operator, (x, *factors, None))
-
-
-@widths
-def test_compiles_without_graph_breaks(bits):
-    def layer(x, *rest):
-        return lowrank_linear_quantized(x.relu(), *rest).square().sum()
-
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (4, 7):
-        x, *rest = make((rows,), 70, 6, 3, bits)
-        x.requires_grad_()
-        expected, result = layer(x, *rest), compiled(x, *rest)
-        torch.testing.assert_close(result, expected)
-        torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in (result, expected)))
-
-
-def test_autocast_as_linear():
-    tensors = make((4,), 8, 6, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = lowrank_linear_quantized(*tensors)
-    assert y.dtype == torch.bfloat16
-    narrow = [t.bfloat16() if i in (0, 5) else t for i, t in enumerate(tensors)]
-    torch.testing.assert_close(y, lowrank_linear_quantized(*narrow))
-
-
-@both
-@pytest.mark.parametrize(
-    ("error", "change", "text"),
-    [
-        (ValueError, {"x": torch.zeros(4, 9)}, r"\[4, 9\].*A_q \[3, 8\] int8"),
-        (ValueError, {"A_q": torch.zeros(3, 8, dtype=torch.uint8)}, r"A_q \[3, 8\] uint8"),
-        (ValueError, {"A_scale": torch.zeros(3, 1)}, r"A_scale \[3, 1\]"),
-        (ValueError, {"B_q": torch.zeros(6, 4, dtype=torch.int8)}, r"B_q \[6, 4\]"),
-        (ValueError, {"bias": torch.zeros(5)}, r"bias \[5\]"),
-        (ValueError, {"A_scale": torch.zeros(3, requires_grad=True)}, r"A_scale.*gradient.*\[3\].*inference only"),
-        (ValueError, {"B_q": torch.zeros(6, 3, dtype=torch.int8, device="meta")}, "meta"),
-        (TypeError, {"A_q": torch.zeros(3, 8)}, r"A_q \[3, 8\] float32"),
-        (TypeError, {"B_scale": torch.zeros(6, dtype=torch.int32)}, r"B_scale.*int32"),
-        (TypeError, {"bias": torch.zeros(6, dtype=torch.float64)}, r"float32.*float64"),
-        (TypeError, {"x": torch.zeros(4, 8, dtype=torch.int32)}, "int32"),
-    ],
-)
-def test_bad_arguments(implementation, error, change, text):
-    names = ("x", "A_q", "A_scale", "B_q", "B_scale", "bias")
-    with pytest.raises(error, match=text):
-        lowrank_linear_quantized(**dict(zip(names, make((4,), 8, 6, 3), strict=True)) | change)
 
 
 @pytest.mark.parametrize(

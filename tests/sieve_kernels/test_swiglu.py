@@ -1,14 +1,15 @@
-"""lowrank_swiglu: values and gradients against float64, memory, and its behaviour inside torch."""
+"""lowrank_swiglu: values and gradients against float64, and memory.
 
-import numpy as np
+`test_operators` has what holds for all operators.
+"""
+
 import pytest
 import torch
-import torch.nn.functional as F
-from accuracy import assert_accurate
-from gradients import check_gradients, values_and_gradients
+from gradients import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
+from operators import gated_tensors, separate_gate_and_up
 
 from sieve_kernels import lowrank_swiglu
 from sieve_kernels.lowrank import torch_backend
@@ -23,19 +24,11 @@ activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 
 
 def make(rows, n, m, ranks, dtype=torch.float32, device="cpu"):
-    """x [*rows, n], then A [rank, n] and B [m, rank] of gate and of up."""
-    shapes = [(*rows, n)] + [s for rank in ranks for s in ((rank, n), (m, rank))]
-    return [(torch.randn(s, device=device) * (s[-1] ** -0.5 if i else 1)).to(dtype) for i, s in enumerate(shapes)]
-
-
-def separate(x, A_gate, B_gate, A_up, B_up, activation="silu"):
-    """What torch computes in the same dtype."""
-    act = reference.ACTIVATIONS[activation]
-    return act(F.linear(F.linear(x, A_gate), B_gate)) * F.linear(F.linear(x, A_up), B_up)
+    return gated_tensors(rows, n, m, ranks[0], dtype, device, ranks[1])
 
 
 def check(tensors, activation="silu"):
-    functions = (lowrank_swiglu, reference.swiglu, separate)
+    functions = (lowrank_swiglu, reference.swiglu, separate_gate_and_up)
     ours, definition, torchs = (lambda *t, f=f: f(*t, activation) for f in functions)
     check_gradients(ours, definition, tensors, torchs)
 
@@ -94,12 +87,6 @@ def test_far_from_zero(implementation, activation, device):
     torch.testing.assert_close(found, expected)
 
 
-@both
-def test_strided_arguments(implementation, device):
-    x, *factors = make((30, 4), 40, 24, (10, 6), device=device)
-    check([x.transpose(0, 1), *(t.T.contiguous().T for t in factors)])
-
-
 def test_blocks_of_tokens_join(monkeypatch):
     monkeypatch.setenv("SIEVE_KERNELS", "torch")
     monkeypatch.setattr(torch_backend, "BLOCK_ROWS", 10)
@@ -111,25 +98,6 @@ def test_blocks_of_tokens_join(monkeypatch):
 def test_few_rows_take_shares(implementation, pretend, device):
     pretend(num_sms=132)
     check(make((2,), 600, 40, (20, 7), torch.bfloat16, device))
-
-
-@both
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 4), (2, 3)])
-def test_only_gradients_that_are_needed(implementation, wanted, device):
-    tensors = make((6,), 9, 5, (3, 2), device=device)
-    for i in wanted:
-        tensors[i].requires_grad_()
-    chosen = [tensors[i] for i in wanted]
-    mine, theirs = (torch.autograd.grad(f(*tensors).sum(), chosen) for f in (lowrank_swiglu, separate))
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
-def test_gradients_twice(activation):
-    tensors = [t.double().requires_grad_() for t in make((2, 2), 4, 3, (3, 2))]
-    assert torch.autograd.gradcheck(lambda *t: lowrank_swiglu(*t, activation), tensors)
-    assert torch.autograd.gradgradcheck(lambda *t: lowrank_swiglu(*t, activation), tensors)
 
 
 @both
@@ -146,26 +114,6 @@ def test_nan_propagates(implementation, activation, device):
     assert dx[[0, 2, 3]].isfinite().all()
 
 
-@both
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_same_input_same_bits(implementation, dtype, device):
-    tensors = make((70,), 33, 40, (9, 5), dtype, device)
-    upstream = torch.ones(70, 40, device=device)
-    for one, other in zip(*(values_and_gradients(lowrank_swiglu, tensors, [upstream]) for _ in range(2)), strict=True):
-        assert torch.equal(one, other)
-
-
-@both
-def test_offsets_beyond_32_bits(implementation):
-    """A row 2³¹ numbers away from the first. The memory is never touched, so it costs nothing."""
-    _, *factors = make((3,), 16, 6, (3, 2), torch.float16)
-    far = torch.from_numpy(np.zeros((1 << 31) + 64, dtype=np.int16)).view(torch.float16)
-    x = far.as_strided((3, 16), (1 << 30, 1))
-    x.copy_(torch.randn(3, 16))
-    exact = reference.swiglu(*(t.double() for t in (x, *factors)))
-    assert_accurate(lowrank_swiglu(x, *factors), exact, separate(x.contiguous(), *factors))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_less_memory_than_separate_layers(dtype, blocks):
@@ -174,54 +122,11 @@ def test_less_memory_than_separate_layers(dtype, blocks):
     tensors = make((rows,), 64, m, (rank, rank), dtype)
     ours = peak_bytes(lambda *t: glu.swiglu(*t, "silu"), *tensors)
     assert ours == dtype.itemsize * (rows * m + torch_backend.BLOCK_ROWS * (m + rank))
-    assert peak_bytes(separate, *tensors) == dtype.itemsize * rows * 3 * m > ours
+    assert peak_bytes(separate_gate_and_up, *tensors) == dtype.itemsize * rows * 3 * m > ours
 
 
-def test_opcheck():
-    tensors = [t.requires_grad_() for t in make((2, 5), 8, 6, (3, 2))]
-    operators = torch.ops.sieve_kernels
-    torch.library.opcheck(operators.lowrank_swiglu, (*tensors, "gelu"))
-    grad, *plain = (t.detach() for t in (torch.randn(2, 5, 6), *tensors))
-    for needed in ([True] * 5, [False, False, True, True, False]):
-        torch.library.opcheck(operators.lowrank_swiglu_backward, (grad, *plain, "silu", needed))
-
-
-def test_compiles_without_graph_breaks():
-    def layer(x, *factors):
-        return lowrank_swiglu(x.relu(), *factors).square().sum()
-
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (4, 7):
-        tensors = [t.requires_grad_() for t in make((rows,), 10, 6, (3, 2))]
-        expected, result = layer(*tensors), compiled(*tensors)
-        torch.testing.assert_close(result, expected)
-        for one, other in zip(*(torch.autograd.grad(value, tensors) for value in (result, expected)), strict=True):
-            torch.testing.assert_close(one, other)
-
-
-def test_autocast_as_linear():
-    tensors = [t.requires_grad_() for t in make((4,), 8, 6, (3, 2))]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = lowrank_swiglu(*tensors)
-        assert_accurate(y, reference.swiglu(*(t.double() for t in tensors)), separate(*tensors))
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert tensors[1].grad.dtype == torch.float32
-
-
-@both
-@pytest.mark.parametrize(
-    ("error", "change", "text"),
-    [
-        (ValueError, {"activation": "swish"}, "silu, gelu, gelu_tanh, relu, got 'swish'"),
-        (ValueError, {"x": torch.zeros(4, 9)}, r"\[4, 9\].*A_gate \[3, 8\].*\[6, 3\]"),
-        (ValueError, {"B_up": torch.zeros(6, 4)}, r"A_up \[2, 8\].*B_up \[6, 4\]"),
-        (ValueError, {"B_up": torch.zeros(5, 2)}, r"B_gate \[6, 3\].*B_up \[5, 2\]"),
-        (TypeError, {"A_up": torch.zeros(2, 8, dtype=torch.bfloat16)}, r"float32.*A_up.*bfloat16"),
-        (TypeError, {"x": torch.zeros(4, 8, dtype=torch.int32)}, "int32"),
-    ],
-)
-def test_bad_arguments(implementation, error, change, text):
-    names = ("x", "A_gate", "B_gate", "A_up", "B_up")
-    with pytest.raises(error, match=text):
-        lowrank_swiglu(**dict(zip(names, make((4,), 8, 6, (3, 2)), strict=True)) | change)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gradients_twice(activation):
+    tensors = [t.double().requires_grad_() for t in make((2, 2), 4, 3, (3, 2))]
+    assert torch.autograd.gradcheck(lambda *t: lowrank_swiglu(*t, activation), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: lowrank_swiglu(*t, activation), tensors)

@@ -3,16 +3,9 @@
 import pytest
 import torch
 from gradients import check_gradients
+from operators import LAYERS, outputs_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sieve_kernels import (
-    linear,
-    lowrank_linear,
-    lowrank_linear_group,
-    lowrank_linear_pivoted,
-    lowrank_mlp,
-    lowrank_swiglu,
-)
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import training
 from sieve_kernels.pointwise import reference
@@ -21,7 +14,6 @@ from sieve_kernels.pointwise.joints import act_mul, join_columns
 both = pytest.mark.parametrize("implementation", ["torch", "triton"], indirect=True)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-N, M, R = 24, 20, 6
 
 
 @pytest.fixture
@@ -34,22 +26,6 @@ def trained(monkeypatch):
 
 def make(*shapes, dtype=torch.float32, device="cpu"):
     return [torch.randn(s, device=device).mul(s[-1] ** -0.5).to(dtype) for s in shapes]
-
-
-def layers(dtype=torch.float32, device="cpu"):
-    """Functions of x [..., N], and how many products the forward pass of each has."""
-    W, A, B, C, D, bias = make((M, N), (R, N), (M, R), (M - R, R), (N, M), (M,), dtype=dtype, device=device)
-    order = torch.randperm(M, device=device)
-    for factor in (W, A, B, C, D, bias):
-        factor.requires_grad_()
-    return {
-        "dense": (lambda x: linear(x, W, bias), 1),
-        "pair": (lambda x: lowrank_linear(x, A, B, bias), 2),
-        "pivoted": (lambda x: lowrank_linear_pivoted(x, A, C, order, bias), 2),
-        "group": (lambda x: sum(lowrank_linear_group(x, [A, A], [B, B], [bias, None])), 4),
-        "gated": (lambda x: lowrank_swiglu(x, A, B, A, B), 4),
-        "mlp": (lambda x: lowrank_mlp(x, (A, C, order), (A, B), (D,)), 5),
-    }
 
 
 class _Products(TorchDispatchMode):
@@ -65,31 +41,18 @@ class _Products(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("name", layers())
+@pytest.mark.parametrize("name", LAYERS)
 def test_no_product_is_repeated(name, trained, device):
     """Twice as many products back as forth: none is formed again."""
-    layer, products = layers(device=device)[name]
-    x = torch.randn(7, N, device=device, requires_grad=True)
+    operator = LAYERS[name]
+    tensors = operator.make((7,), 24, 20, 6, device=device)
+    for i in operator.leaves(tensors):
+        tensors[i].requires_grad_()
     with _Products() as forth:
-        y = layer(x)
+        y = sum(y.sum() for y in outputs_of(operator.ours(*tensors)))
     with _Products() as back:
-        y.sum().backward()
-    assert (forth.count, back.count) == (products, 2 * products)
-
-
-@pytest.mark.parametrize("name", layers())
-def test_compiles_without_graph_breaks(name, trained):
-    layer, _ = layers()[name]
-
-    def function(x):
-        return layer(x.relu()).square().sum()
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (4, 7):
-        x = torch.randn(rows, N, requires_grad=True)
-        expected, result = function(x), compiled(x)
-        torch.testing.assert_close(result, expected)
-        torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in (result, expected)))
+        y.backward()
+    assert (forth.count, back.count) == (operator.products, 2 * operator.products)
 
 
 def test_where_it_is_done(monkeypatch):
@@ -158,16 +121,6 @@ def test_gradients_twice():
     for activation in ("silu", "gelu", "gelu_tanh"):
         assert torch.autograd.gradgradcheck(lambda *t, a=activation: act_mul(*t, a), (gate, up))
     assert torch.autograd.gradgradcheck(lambda z, c, bias: join_columns(z, c, permutation, bias), (z, c, bias))
-
-
-def test_opcheck():
-    gate, up, z, c, bias = (t.requires_grad_() for t in make((2, 3, 4), (2, 3, 4), (2, 3, 2), (2, 3, 4), (6,)))
-    operators, permutation = torch.ops.sieve_kernels, torch.randperm(6)
-    torch.library.opcheck(operators.act_mul, (gate, up, "silu"))
-    torch.library.opcheck(operators.act_mul_backward, (torch.randn(2, 3, 4), gate.detach(), up.detach(), "gelu"))
-    torch.library.opcheck(operators.join_columns, (z, c, permutation, bias))
-    torch.library.opcheck(operators.join_columns, (z, c, permutation, None))
-    torch.library.opcheck(operators.gather_columns, (torch.randn(2, 3, 6), permutation))
 
 
 def test_columns_outside_are_not_read(device):
