@@ -38,7 +38,7 @@ OLDEST_TESTS := tests/golden tests/sieve/nn tests/sieve/checkpoint/test_folder.p
 	tests/sieve/searchers/algorithms tests/sieve/searchers/test_surrogate.py \
 	tests/sieve/test_cli.py::test_help_lists_every_option_and_exit_code
 test-oldest: $(VENV)/oldest/ready
-	PYTHONPATH=$(CURDIR)/$(VENV)/oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)
+	PYTHONPATH=$(abspath $(VENV)/oldest) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)
 
 $(VENV)/oldest/ready: $(VENV)/ready Makefile
 	rm -rf $(VENV)/oldest
