@@ -9,11 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sieve.checkpoint import modeling_sieve
-
 _AUTO_CLASS = "AutoModelForCausalLM"
-_FILE = Path(modeling_sieve.__file__)
-_NAMED = f"{_FILE.stem}.{modeling_sieve.PrunedModelForCausalLM.__name__}"
+# Named, not imported: the file imports transformers, in the middle of whose own import this module is needed.
+_FILE = Path(__file__).with_name("modeling_sieve.py")
+_NAMED = "modeling_sieve.PrunedModelForCausalLM"
 
 
 def bring_code(folder: Path, config: dict[str, Any]) -> None:

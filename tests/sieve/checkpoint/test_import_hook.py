@@ -36,6 +36,7 @@ def python(code: str, interpreter: str | Path = sys.executable, folder: Path | N
     "before",
     [
         "from importlib.util import find_spec; assert find_spec('transformers.quantizers.auto').origin",
+        "import sieve.checkpoint.folder, sieve.checkpoint.weight_files",
         *(
             pytest.param(before, marks=pytest.mark.slow)
             for before in (
@@ -48,7 +49,7 @@ def python(code: str, interpreter: str | Path = sys.executable, folder: Path | N
             )
         ),
     ],
-    ids=["look", "look closely", "twice", "threads", "reload", "import anew"],
+    ids=["look", "what saves", "look closely", "twice", "threads", "reload", "import anew"],
 )
 def test_nothing_spends_the_hook(before):
     python(f"import sieve; {before}; {KNOWN}")

@@ -7,12 +7,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import sieve
+from sieve.checkpoint import brought_code
 from sieve.checkpoint.brought_code import bring_code
 from sieve.checkpoint.folder import load, save
 from sieve.checkpoint.modeling_sieve import PrunedConfig
@@ -112,6 +114,8 @@ def test_code_in_the_folder_runs_only_if_it_is_trusted_and_leaves_loading_to_sie
     assert type(model.model.layers[0].self_attn.q_proj) is LowRankLinear
     assert not hasattr(model.config, "auto_map")
     # The folder's checksums cover the code.
+    code = sys.modules[PrunedConfig.__module__]
+    assert f"{Path(code.__file__).stem}.{code.PrunedModelForCausalLM.__name__}" == brought_code._NAMED
     assert "modeling_sieve.py" in json.loads((place / "checksums.json").read_text())["files"]
     with (place / "modeling_sieve.py").open("a") as file:
         file.write(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
