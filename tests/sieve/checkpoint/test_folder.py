@@ -193,7 +193,12 @@ class TestBadInput:
                 {"layers": {UP: {"format": "pivoted_pair", "rank": 73}}},
                 "up_proj': a pair of rank 73 with 72 outputs",
             ),
-            ({"layers": {UP: {"format": "spline"}}}, "its format is 'spline'; this Sieve reads dense, mask, pair"),
+            ({"layers": {UP: {"format": "narrow", "inputs": 32, "outputs": 0}}}, "its outputs must be a whole number"),
+            ({"layers": {UP: {"format": "narrow", "inputs": 33, "outputs": 4}}}, "no part of one of"),
+            (
+                {"layers": {UP: {"format": "spline"}}},
+                "its format is 'spline'; this Sieve reads dense, mask, narrow, pair",
+            ),
             ({"layers": {UP: {"rank": 4}}}, "its format is None"),
             ({"layers": {UP: 4}}, "up_proj': it must be a format and its fields, got 4"),
             ({"layers": None}, "layers must map names"),

@@ -15,6 +15,7 @@ from sieve.models.linears import layer_in, prunable, replace
 from sieve.nn.formats.base import format_from_config, format_of, formats, formats_of
 from sieve.nn.formats.dense import Dense
 from sieve.nn.formats.masked import Masked
+from sieve.nn.formats.narrow import Narrow
 from sieve.nn.formats.pair import Pair
 from sieve.nn.formats.pivoted_pair import PivotedPair
 from sieve.nn.fuse import fuse_
@@ -57,7 +58,9 @@ def test_factors_are_those_it_was_filled_with(kind, bias):
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, B @ A, b))
 
 
-@pytest.mark.parametrize("format", [Pair(4), Pair(4, True), PivotedPair(7), Masked(0.5), Masked(0.25, "2:4"), Dense()])
+@pytest.mark.parametrize(
+    "format", [Pair(4), Pair(4, True), PivotedPair(7), Masked(0.5), Masked(0.25, "2:4"), Narrow(8, 6), Dense()]
+)
 def test_config_round_trip(format):
     entry = json.loads(json.dumps(format.to_config()))
     assert format_from_config(entry) == format
@@ -65,7 +68,7 @@ def test_config_round_trip(format):
 
 
 def test_names():
-    assert list(formats()) == ["dense", "mask", "pair", "pivoted_pair", "quantized_pair"]
+    assert list(formats()) == ["dense", "mask", "narrow", "pair", "pivoted_pair", "quantized_pair"]
     assert formats_of(tiny_model("llama")) == {}
 
 
@@ -121,5 +124,5 @@ def test_one_more_format_is_one_more_file(toy, tmp_path):
 
 
 def test_without_its_file_the_format_is_refused():
-    with pytest.raises(InputError, match="its format is 'signs'; this Sieve reads dense, mask, pair, pivoted_pair"):
+    with pytest.raises(InputError, match="its format is 'signs'; this Sieve reads dense, mask, narrow, pair"):
         format_from_config({"format": "signs"})
