@@ -20,13 +20,18 @@ from sieve.run.pipeline import prune
 from sieve.run.recipe import Recipe
 
 KEY = ("options", "task", "seed")
-TASKS = ("geography", "capitals", "imdb", "piqa")
+TASKS = ("countries", "us_cities", "geography", "capitals", "imdb", "piqa")
 OPTIONS = {
     "output_aligned": {},
     "output_aligned, shared": {"shared_input": True},
     "loss_aware": {"method": "loss_aware"},
     "loss_aware, shared": {"method": "loss_aware", "shared_input": True},
     "loss_aware, shared, refit": {"method": "loss_aware", "shared_input": True, "refit": True},
+    "widths": {"method": "widths"},
+    "widths, shared": {"method": "widths", "shared_input": True},
+    "widths, shared, generated": {"method": "widths", "shared_input": True, "generated_tokens": 20_000},
+    "widths, shared, refit": {"method": "widths", "shared_input": True, "refit": True},
+    "widths, shared, healed": {"method": "widths", "shared_input": True, "heal": "label-free"},
 }
 
 

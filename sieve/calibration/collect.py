@@ -1,6 +1,6 @@
 """The calibration pass: forward hooks stream activations of every prunable matrix into Gram matrices."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sieve.calibration.generated import generate_samples
 from sieve.calibration.gradients import backward, column_basis, watching_gradients, watching_importance
 from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
 from sieve.calibration.statistics import SUMS, Source, Statistics
-from sieve.calibration.text import Batch, batches, calibration_sequences, fingerprint
+from sieve.calibration.text import Batch, Sample, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation
 from sieve.evaluation.shortcuts import verified
@@ -40,6 +41,7 @@ def calibrate(
     seed: int = 0,
     batch_tokens: int = 4096,
     path: str | Path | None = None,
+    generated: int | Sequence[Sample] = 0,
 ) -> Statistics:
     """Run the task's calibration split through the model once and sum the statistics that `method` needs.
 
@@ -55,6 +57,8 @@ def calibrate(
         path: keep the statistics in this file; reuse it if it exists and is of this model, tokenizer, data, method and
             versions (`sieve.utils.identity`). In a folder the file's name is made from these. No existing file
             is replaced or removed, except in the user's cache, which keeps only the last calibration.
+        generated: so many tokens more, of text that the model generates itself after rows of the calibration split
+            (`sieve.calibration.generated`); or such texts, of another model.
 
     Returns: `Statistics`, float32 sums on the model's device.
 
@@ -77,7 +81,10 @@ def calibrate(
     check_token_ids(model, tokenizer, max(max(sample.ids, default=0) for sample in sequences))
     learns = wanted.gradients
     # Reuse existing statistics, if they are of exactly this calibration.
+    text = str(generated) if isinstance(generated, int) else fingerprint(generated, learns)
     identity = identity_of(model, tokenizer) | {"data": fingerprint(sequences, learns), "kind": wanted.kind}
+    if generated:
+        identity |= {"generated text": f"{text}, seed {seed}"}
     file = None if path is None else kept_file(path, identity)
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
         return kept
@@ -93,9 +100,14 @@ def calibrate(
         count = max(1, len(sequences) // HELD_BACK)
         sequences, held_back = sequences[:-count], sequences[-count:]
         batch_tokens //= 4
+    if generated:
+        if isinstance(generated, int):
+            generated = generate_samples(model, tokenizer, sequences, generated, seed)
+        sequences = [*sequences, *generated]
     channels = prunable.channel_writers if wanted.channels else ()
     measured = collect(prunable, batches(sequences, batch_tokens), wanted.side, learns, channels)
     statistics = replace(measured, identity=identity, samples=sequences, held_back=held_back)
+    statistics.generated = list(generated or ())
     if file is not None:
         keep(statistics, file)
     return statistics

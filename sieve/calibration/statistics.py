@@ -54,6 +54,7 @@ class Statistics:
     identity: model, tokenizer, data, versions and kind of these statistics.
     samples: the calibration examples that were summed, for methods that use them again.
     held_back: calibration examples that were left out of the sums, for methods that choose a setting on them.
+    generated: those of `samples` that the model generated itself.
     importance: matrix name → Σ (x ∂L/∂x)² [n] float32 of each of its input channels, of MLPs that may lose channels.
     """
 
@@ -65,6 +66,7 @@ class Statistics:
     samples: list[Sample] = field(default_factory=list)
     held_back: list[Sample] = field(default_factory=list)
     importance: dict[str, torch.Tensor] = field(default_factory=dict)
+    generated: list[Sample] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         header = {
@@ -74,6 +76,7 @@ class Statistics:
             "sources": {name: asdict(source) for name, source in self.sources.items()},
             "texts": self.samples,
             "held_back": self.held_back,
+            "generated": self.generated,
         }
         tensors = self.grams | {f"{_SUMS}{key}": value for key, value in self.sums.items()}
         tensors |= {f"{_IMPORTANCE}{key}": value for key, value in self.importance.items()}
@@ -110,13 +113,17 @@ class Statistics:
         # Turn tensors and header back into objects.
         tensors = {key: value.to(device) for key, value in tensors.items()}
         sources = {name: Source(**source) for name, source in header["sources"].items()}
-        samples, held_back = ([Sample(*one) for one in header[which]] for which in ("texts", "held_back"))
+        samples, held_back, generated = (
+            [Sample(*one) for one in header.get(which, [])] for which in ("texts", "held_back", "generated")
+        )
         sums, importance = (
             {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             for prefix in (_SUMS, _IMPORTANCE)
         )
         grams = {key: value for key, value in tensors.items() if not key.startswith((_SUMS, _IMPORTANCE))}
-        return cls(grams, sources, header["tokens"], sums, header["identity"], samples, held_back, importance)
+        return cls(
+            grams, sources, header["tokens"], sums, header["identity"], samples, held_back, importance, generated
+        )
 
     @staticmethod
     def is_in(path: str | Path) -> bool:

@@ -23,7 +23,9 @@ class CalibrateConfig(Trust, Shown):
     output: Path = option(MISSING, "File to make for the statistics (.safetensors)", group="Output")
 
 
-@command(CalibrateConfig, "model", "task", "seed", "calibration_tokens", "method", "dtype", "device")
+@command(
+    CalibrateConfig, "model", "task", "seed", "calibration_tokens", "generated_tokens", "method", "dtype", "device"
+)
 def calibrate(run: CalibrateConfig, given: dict[str, Any]) -> None:
     """Run the calibration pass alone.
 
@@ -41,8 +43,9 @@ def calibrate(run: CalibrateConfig, given: dict[str, Any]) -> None:
     with progress.shown(not run.quiet):
         loaded, tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, run.trust_remote_code)
         statistics = collect.calibrate(
-            loaded, tokenizer, recipe.task, recipe.calibration_tokens, recipe.method, recipe.seed, path=run.output
-        )
+            loaded, tokenizer, recipe.task, recipe.calibration_tokens, recipe.method, recipe.seed, path=run.output,
+            generated=recipe.generated_tokens,
+        )  # fmt: skip
     summary = {"tokens": statistics.tokens, "grams": len(statistics.grams), "identity": statistics.identity}
     if run.as_json:
         print_json(summary)

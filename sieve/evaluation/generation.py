@@ -151,7 +151,7 @@ class _Writer:
 
     def __post_init__(self):
         self.written: list[list[int]] = [[] for _ in self.prompts]
-        self._ends = _ends(self.model, self.tokenizer)
+        self._ends = end_tokens(self.model, self.tokenizer)
 
     def add(self, number: int, layers: Layers) -> None:
         """Queue a prompt with the cache of its first tokens; at least one token is left to be read."""
@@ -209,7 +209,7 @@ def greedy_answers(
     Returns: the texts before `stop`, and the number of tokens read and written, padding excluded.
     """
     # Configure `generate` to be greedy, with an end and a padding token that the model has.
-    ends = _ends(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     # A padding token that was added to the tokenizer alone has no embedding.
     pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
     pad = next(pads, 0)
@@ -220,7 +220,7 @@ def greedy_answers(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     answers = [""] * len(prompts)
     tokens = 0
-    with progress.bar("generation", len(prompts), "answers") as advance, _only(model, config):
+    with progress.bar("generation", len(prompts), "answers") as advance, only(model, config):
         # Ask how many prompts `generate` can take at a time without changing its answers; 0: none.
         rows = rows_of_generate(model, prompts, lambda ids: _tried(model, ids, pad)) if prompts else 2
         if rows == 0:
@@ -281,7 +281,7 @@ def _read_again(
     return answers, tokens
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -324,7 +324,7 @@ class _RequireFinite(LogitsProcessor):
 
 
 @contextmanager
-def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Within the block the model generates by `config` alone: its own sampling settings would not be greedy."""
     before, model.generation_config = model.generation_config, config
     try:

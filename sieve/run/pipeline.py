@@ -223,7 +223,7 @@ class _Pipeline:
         recipe = self.recipe
         self.measured = calibrate(
             self.prunable, self.tokenizer, self.task, recipe.calibration_tokens, recipe.method, recipe.seed,
-            path=self.statistics,
+            path=self.statistics, generated=recipe.generated_tokens,
         )  # fmt: skip
         self.general = _general(recipe, self.prunable, self.tokenizer, self.statistics) if recipe.task_aware else None
 
@@ -245,6 +245,7 @@ class _Pipeline:
             journal=journal,
             dense=self.dense,
             allow_no_signal=recipe.allow_no_signal,
+            generated=self.measured.generated,
             **asdict(recipe.options()),
             **asdict(recipe.engine),
         )
@@ -314,7 +315,15 @@ class _Pipeline:
             if recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
                 rounds = Rounds(
-                    recipe, self.task, self.splits, self.result, lessons, unfinished, self.heal_key, self.trust
+                    recipe,
+                    self.task,
+                    self.splits,
+                    self.result,
+                    lessons,
+                    unfinished,
+                    self.heal_key,
+                    self.trust,
+                    self.measured.generated,
                 )
                 self.model, done = rounds.run(self.model, self.tokenizer, first)
                 report = rounds_report(report, done)

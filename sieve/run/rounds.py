@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.calibration.collect import calibrate
+from sieve.calibration.text import Sample
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
@@ -61,9 +62,11 @@ class Rounds:
         unfinished: ResumableRun,
         key: str,
         trust_remote_code: bool = False,
+        generated: Sequence[Sample] = (),
     ):
         self._recipe, self._task, self._splits, self._result = recipe, task, splits, result
         self._lessons, self._unfinished, self._key, self._trust = lessons, unfinished, key, trust_remote_code
+        self._generated = generated
         self._folder = unfinished.stage("rounds")
 
     def run(
@@ -102,13 +105,13 @@ class Rounds:
         # Calibrate, compress and search anew, for a given size.
         statistics = calibrate(
             prunable, tokenizer, self._task, recipe.calibration_tokens, recipe.method, recipe.seed,
-            path=self._folder / f"calibration-{number}.safetensors",
+            path=self._folder / f"calibration-{number}.safetensors", generated=self._generated,
         )  # fmt: skip
         factors = compress(prunable, statistics, recipe.method, recipe.method_config(), None, recipe.own_options())
         result = run_search(
             prunable, tokenizer, factors, self._task, recipe.tolerance, recipe.searcher,
             rank_multiple=recipe.rank_multiple, seed=recipe.seed, journal=self._folder / f"journal-{number}.txt",
-            dense=self._result.dense, allow_no_signal=recipe.allow_no_signal,
+            dense=self._result.dense, allow_no_signal=recipe.allow_no_signal, generated=self._generated,
             **asdict(replace(recipe.options(), kept=share)), **asdict(recipe.engine),
         )  # fmt: skip
         # No matrix may get a higher rank than it had: the higher ranks would be empty.

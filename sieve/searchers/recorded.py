@@ -20,6 +20,7 @@ from sieve.searchers.signal import DECIDING
 from sieve.tasks import Example, Task
 
 if TYPE_CHECKING:
+    from sieve.calibration.text import Sample
     from sieve.compression.low_rank.factors import Factors
     from sieve.searchers.engine.journal import Journal
 
@@ -41,11 +42,12 @@ def predicted_losses_once(
     factors: Factors,
     task: Task,
     examples: Sequence[Example],
+    generated: Sequence[Sample] = (),
 ) -> tuple[dict[str, np.ndarray], int]:
     """`sensitivity` on the first of these examples: predicted loss per matrix and rank, and the tokens it took."""
 
     def record() -> dict[str, Any]:
-        curves, tokens = sensitivity(model, tokenizer, factors, task, examples[:EXAMPLES])
+        curves, tokens = sensitivity(model, tokenizer, factors, task, examples[:EXAMPLES], generated)
         return {"tokens": tokens, "curves": {name: curve.tolist() for name, curve in curves.items()}}
 
     found = _once(journal, "curves", record)

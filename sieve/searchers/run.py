@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sieve.calibration.text import Sample, fingerprint
 from sieve.compression.plan import Plan
 from sieve.compression.space import CompressionSpace, Elastic
 from sieve.errors import InputError
@@ -122,6 +123,7 @@ def run_search(
     journal: str | Path | None = None,
     dense: Mapping[str, Scores] | None = None,
     allow_no_signal: bool = False,
+    generated: Sequence[Sample] = (),
     **options,
 ) -> SearchResult:
     """`search`, with everything it learned.
@@ -141,6 +143,7 @@ def run_search(
         dense: the dense model's scores on the fitness and validation splits (`dense_scores`), where they are known.
         allow_no_signal: search although the dense model scores 0, so that every candidate is within the tolerance.
             Whether its scores are better than chance and the most frequent answer is said before the first candidate.
+        generated: texts that the model generated (`Statistics.generated`), to predict losses on beside the task's rows.
         options: fields of `Options` and of `EngineConfig`.
     """
     # What cannot work is refused before anything is read.
@@ -167,6 +170,8 @@ def run_search(
         "seed": seed, "matrices": sorted(chosen), "own fitness": fitness is not None,
         **options_identity(choices, engine_config),
     }  # fmt: skip
+    if generated:
+        recipe["generated"] = fingerprint(generated)
 
     with ExitStack() as stack:
         book = None
@@ -183,7 +188,9 @@ def run_search(
         curves, probed = None, 0
         if choices.surrogate and searcher.per_matrix and factors.traits.predictable:
             originals = factors.only(chosen)
-            curves, probed = predicted_losses_once(book, model, tokenizer, originals, task, splits["calibration"])
+            curves, probed = predicted_losses_once(
+                book, model, tokenizer, originals, task, splits["calibration"], generated
+            )
         sizes = size_of(choices.objective, model.dtype, layer_times_once(book, model, chosen, choices.objective))
         unpredicted = tuple(name for name, curve in (curves or {}).items() if not curve.any())
         if unpredicted:

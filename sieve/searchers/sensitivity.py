@@ -31,7 +31,10 @@ from sieve.utils import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sieve.calibration.text import Sample
+
 EXAMPLES = 256  # in one batch after another; more tell a matrix's share of the loss little better
+PIECE, PREDICTED = 24, 8  # tokens of a piece of generated text, and of those that are to be predicted
 LONGEST = 2048  # tokens of an example, where the model names no context
 _CELLS = 1024  # rows × tokens of a batch
 
@@ -42,12 +45,14 @@ def sensitivity(
     factors: Factors,
     task: Task,
     examples: Sequence[Example],
+    generated: Sequence[Sample] = (),
 ) -> tuple[dict[str, np.ndarray], int]:
     """Predicted increase of the mean negative log-likelihood of the right answer, per matrix and rank.
 
     Args:
         model: the dense model that `factors` are of.
         examples: of a split that the search may see; never of the test split.
+        generated: texts of the model's own; as many pieces of them count as there are examples.
 
     Returns: matrix name → float64 [R + 1] in nats, entry r for rank r, and the tokens that were read.
     """
@@ -57,6 +62,7 @@ def sensitivity(
         sequences = [window for ids, start in targets for window in windows(ids, start, context - 1)]
     else:
         sequences = [fitted(tokenizer, task, [target], context)[0] for target in targets]
+    sequences += _pieces(generated, len(sequences))
     sequences.sort(key=_length)
     sums = {name: np.zeros(pair.max_rank + 1) for name, pair in factors.items()}
     tokens = 0
@@ -72,6 +78,17 @@ def sensitivity(
             f"gradients underflow in {model.dtype}; use another --dtype, or --search uniform"
         )
     return {name: total / len(sequences) / 2 for name, total in sums.items()}, tokens
+
+
+def _pieces(generated: Sequence[Sample], most: int) -> list[tuple[list[int], int]]:
+    """Pieces of texts, evenly drawn, whose last tokens are what is to be predicted: as an answer is."""
+    pieces = [
+        (sample.ids[start : start + PIECE], PIECE - PREDICTED)
+        for sample in generated
+        for start in range(0, len(sample.ids) - PIECE + 1, PIECE)
+    ]
+    step = max(1, len(pieces) / max(most, 1))
+    return [pieces[int(place * step)] for place in range(min(most, len(pieces)))]
 
 
 def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:
