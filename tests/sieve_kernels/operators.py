@@ -18,6 +18,7 @@ from sieve_kernels.pointwise.joints import join_columns
 
 Tensors = Sequence[Tensor | None]
 Function = Callable[..., Tensor | Sequence[Tensor]]
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 LAYER = ("torch", "torch_training", "cpp", "triton", "triton_gemv")
 GROUPED = ("torch", "torch_gpu", *LAYER[1:])
 SEVERAL = ("torch", "cpp", "triton")

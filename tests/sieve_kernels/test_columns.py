@@ -3,13 +3,14 @@
 import pytest
 import torch
 from accuracy import assert_accurate
+from operators import DTYPES
+from pairwise import pairwise
 
 from sieve_kernels.mlp.reference import ACTIVATIONS
 
 kernels = pytest.importorskip("sieve_kernels.pointwise.triton_columns")
 INTEGERS = torch.int64, torch.int32
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-shapes = pytest.mark.parametrize(("T", "m"), [(1, 1), (3, 70), (40, 2100), (300, 64), (0, 5)])
 
 
 def halves(T, m, dtype, device):
@@ -21,10 +22,12 @@ def named(t, index):
     return t if index is None else t[:, index]
 
 
-@dtypes
-@shapes
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("gathered", [(False, False), (True, True), (True, False), (False, True)])
+@pairwise(
+    dtype=DTYPES,
+    T_and_m=[(1, 1), (3, 70), (40, 2100), (300, 64), (0, 5)],
+    activation=ACTIVATIONS,
+    gathered=[(False, False), (True, True), (True, False), (False, True)],
+)
 def test_act_mul(dtype, T, m, activation, gathered, device):
     gate, up = halves(T, m, dtype, device)
     indices = [
@@ -37,9 +40,11 @@ def test_act_mul(dtype, T, m, activation, gathered, device):
     assert_accurate(h, act(parts[0].double()) * parts[1].double(), act(parts[0]) * parts[1])
 
 
-@dtypes
-@shapes
-@pytest.mark.parametrize("kind", INTEGERS)
+@pairwise(
+    dtype=DTYPES,
+    T_and_m=[(1, 1), (3, 70), (40, 2100), (300, 64), (0, 5)],
+    kind=INTEGERS,
+)
 def test_gather_columns(dtype, T, m, kind, device):
     x, _ = halves(T, m, dtype, device)
     index, bias = torch.randperm(m, device=device, dtype=kind), torch.randn(m, device=device).to(dtype)

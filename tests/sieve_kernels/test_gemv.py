@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_accurate
+from pairwise import pairwise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sieve_kernels import (
@@ -25,8 +26,8 @@ pytest.importorskip("triton")
 from sieve_kernels.lowrank.triton import gemv
 
 ours = pytest.mark.parametrize("implementation", ["triton_gemv"], indirect=True)
-rows = pytest.mark.parametrize("T", [1, 5])
-sizes = pytest.mark.parametrize(("n", "r", "m"), [(72, 16, 96), (1040, 264, 40), (24, 8, 8)])
+ROWS = (1, 5)
+SIZES = ((72, 16, 96), (1040, 264, 40), (24, 8, 8))
 """Multiples of 8 all: rows of 16 bits are aligned to 16 bytes."""
 
 
@@ -70,30 +71,20 @@ def test_numbers_of_rows_and_dtypes(implementation, make, served, dtype, T):
     compare(lowrank_linear, reference.linear, (x, A, B, None), served)
 
 
-@ours
-@rows
-@sizes
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(implementation=["triton_gemv"], T=ROWS, n_and_r_and_m=SIZES, biased=[True, False])
 def test_pairs(implementation, make, served, T, n, r, m, biased):
     x, A, B, bias = (make(*shape) for shape in ((T, n), (r, n), (m, r), (m,)))
     compare(lowrank_linear, reference.linear, (x, A, B, bias if biased else None), served)
 
 
-@ours
-@rows
-@sizes
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(implementation=["triton_gemv"], T=ROWS, n_and_r_and_m=SIZES, biased=[True, False])
 def test_pivoted_pairs(implementation, make, served, T, n, r, m, biased, device):
     x, A, C, bias = (make(*shape) for shape in ((T, n), (r, n), (m, r), (m + r,)))
     permutation = torch.randperm(m + r, device=device)
     compare(lowrank_linear_pivoted, reference.pivoted, (x, A, C, permutation, bias if biased else None), served)
 
 
-@ours
-@rows
-@pytest.mark.parametrize("pivoted", [True, False])
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("count", [2, 3])
+@pairwise(implementation=["triton_gemv"], T=ROWS, pivoted=[True, False], biased=[True, False], count=[2, 3])
 def test_groups(implementation, make, served, T, pivoted, biased, count, device):
     n, layers = 72, [(40, 96), (16, 32), (8, 136)][:count]
     x, As = make(T, n), [make(r, n) for r, _ in layers]
@@ -114,18 +105,18 @@ def test_groups(implementation, make, served, T, pivoted, biased, count, device)
     compare(together, separate, (x, *As, *Bs, *(biases or ())), served if not pivoted or device.type == "cuda" else [1])
 
 
-@ours
-@rows
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(implementation=["triton_gemv"], T=ROWS, biased=[True, False])
 def test_dense_layers(implementation, make, served, T, biased):
     x, W, bias = make(T, 1040), make(136, 1040), make(136)
     compare(linear, reference.dense, (x, W, bias if biased else None), served)
 
 
-@ours
-@pytest.mark.parametrize(("T", "bits"), [(1, 8), (5, 8), (16, 8), (1, 4)])
-@pytest.mark.parametrize(("n", "r", "m"), [(64, 32, 96), (2240, 288, 24)])
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(
+    implementation=["triton_gemv"],
+    T_and_bits=[(1, 8), (5, 8), (16, 8), (1, 4)],
+    n_and_r_and_m=[(64, 32, 96), (2240, 288, 24)],
+    biased=[True, False],
+)
 def test_integers(implementation, make, served, T, bits, n, r, m, biased):
     x, bias = make(T, n), make(m) if biased else None
     A, B = quantize_rows(make(r, n), bits), quantize_rows(make(m, r), bits)
@@ -137,9 +128,7 @@ def test_integers(implementation, make, served, T, bits, n, r, m, biased):
     compare(lambda x, bias: lowrank_linear_quantized(x, *A, *B, bias), definition, (x, bias), served)
 
 
-@ours
-@rows
-@pytest.mark.parametrize("activation", gated.ACTIVATIONS)
+@pairwise(implementation=["triton_gemv"], T=ROWS, activation=gated.ACTIVATIONS)
 def test_gated_layers(implementation, make, served, T, activation):
     tensors = [make(*shape) for shape in ((T, 200), (40, 200), (136, 40), (24, 200), (136, 24))]
     compare(lambda *t: lowrank_swiglu(*t, activation), lambda *t: gated.swiglu(*t, activation), tensors, served)

@@ -6,13 +6,15 @@ import torch
 from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import DTYPES
+from pairwise import pairwise
 
 from sieve_kernels import cross_gram_, gram_
 from sieve_kernels.gram import reference, torch_backend
 from sieve_kernels.gram import triton_backend as triton_kernels
 
-every = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton"], indirect=True)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+IMPLEMENTATIONS = ("torch", "cpp", "triton")
+every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
 
 
 def symmetric(n, dtype=torch.float32, device="cpu"):
@@ -55,9 +57,11 @@ def check_cross_gram(x, y, weight, accumulator=torch.float32):
     assert_accurate(out, exact, torchs, terms)
 
 
-@every
-@dtypes
-@pytest.mark.parametrize("kind", ["none", "mask", "fractional"])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    kind=["none", "mask", "fractional"],
+)
 def test_values_in_every_dtype(implementation, dtype, kind, device):
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     x, y = (torch.randn(2, 35, n, device=device).to(dtype) for n in (33, 50))

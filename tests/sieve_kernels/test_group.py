@@ -9,16 +9,14 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
-from operators import OPERATORS, group_tensors, separate_pairs, split
+from operators import DTYPES, GROUPED, OPERATORS, group_tensors, separate_pairs, split
+from pairwise import pairwise
 
 from sieve_kernels import lowrank_linear_group
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import reference, torch_backend
 
-both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
-)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+both = pytest.mark.parametrize("implementation", GROUPED, indirect=True)
 SIZES = ((70, 20), (33, 7), (1, 1))
 
 
@@ -30,9 +28,7 @@ def make(rows, n, sizes=SIZES, dtype=torch.float32, device="cpu"):
     return group_tensors(rows, n, 0, 0, dtype, device, sizes)
 
 
-@both
-@dtypes
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(implementation=GROUPED, dtype=DTYPES, biased=[True, False])
 def test_values_and_gradients_in_every_dtype(implementation, dtype, biased, device):
     tensors = make((2, 17), 50, dtype=dtype, device=device)
     check(*(tensors if biased else [*tensors[:-3], None, None, None]))

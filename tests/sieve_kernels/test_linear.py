@@ -4,28 +4,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import OPERATORS, dense_tensors
+from operators import DTYPES, LAYER, OPERATORS, dense_tensors
+from pairwise import pairwise
 
-both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
-)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+both = pytest.mark.parametrize("implementation", LAYER, indirect=True)
 
 
 make, check = dense_tensors, OPERATORS["linear"].check
 
 
-@both
-@dtypes
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(implementation=LAYER, dtype=DTYPES, biased=[True, False])
 def test_values_and_gradients_in_every_dtype(implementation, dtype, biased, device):
     x, W, bias = make((2, 17), 50, 70, dtype=dtype, device=device)
     check(x, W, bias if biased else None)
 
 
-@both
-@dtypes
-@pytest.mark.parametrize("rows", [1, 8, 33])
+@pairwise(implementation=LAYER, dtype=DTYPES, rows=[1, 8, 33])
 def test_few_rows_take_shares(implementation, dtype, rows, pretend, device):
     pretend(num_sms=132)
     check(*make((rows,), 600, 70, dtype=dtype, device=device))

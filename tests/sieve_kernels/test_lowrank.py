@@ -8,7 +8,8 @@ import torch
 from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import OPERATORS, pair_tensors, two_products
+from operators import DTYPES, OPERATORS, pair_tensors, two_products
+from pairwise import pairwise
 
 from sieve_kernels import lowrank_linear
 from sieve_kernels.core import dispatch
@@ -17,15 +18,16 @@ from sieve_kernels.lowrank import reference
 every = pytest.mark.parametrize(
     "implementation", ["torch", "torch_training", "cpp", "triton", "triton_fused", "triton_gemv"], indirect=True
 )
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 
 
 make, check = pair_tensors, OPERATORS["lowrank_linear"].check
 
 
-@every
-@dtypes
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(
+    implementation=OPERATORS["lowrank_linear"].implementations,
+    dtype=DTYPES,
+    biased=[True, False],
+)
 def test_values_and_gradients_in_every_dtype(implementation, dtype, biased, device):
     x, A, B, bias = make((2, 17), 50, 70, 20, dtype, device)
     check(x, A, B, bias if biased else None)

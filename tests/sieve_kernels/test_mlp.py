@@ -8,15 +8,16 @@ from accuracy import assert_accurate, error
 from gradients import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import DTYPES
+from pairwise import pairwise
 
 from sieve_kernels import lowrank_mlp
 from sieve_kernels.core import dispatch
 from sieve_kernels.mlp import reference
 
 KINDS = ("dense", "pair", "pivoted")
-both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton_gemv"], indirect=True
-)
+IMPLEMENTATIONS = ("torch", "torch_gpu", "torch_training", "cpp", "triton_gemv")
+NARROW_AND_WIDE = (torch.bfloat16, torch.float32)
 
 
 def make_layer(kind, n, m, rank, dtype, device):
@@ -66,54 +67,63 @@ def make_stacked(rows, n, m, k, kinds, ranks=(5, 4), dtype=torch.float32, device
     return torch.randn(*rows, n, device=device).to(dtype), layers
 
 
-@both
-@pytest.mark.parametrize("kinds", list(product(KINDS, repeat=2)), ids="-".join)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rows", [(1,), (7,), (2, 35)])
-def test_gate_and_up_stacked(implementation, kinds, dtype, rows, device):
-    check(*make_stacked(rows, 50, 70, 45, kinds, dtype=dtype, device=device))
-
-
-@both
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-@pytest.mark.parametrize(
-    ("rows", "n", "m", "k", "ranks"),
-    [((0,), 4, 6, 5, (2, 2)), ((40,), 9, 1, 3, (1, 1)), ((300,), 96, 200, 80, (48, 33)), ((300,), 64, 64, 64, (96, 8))],
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    first_and_second=list(product(KINDS, repeat=2)),
+    dtype=NARROW_AND_WIDE,
+    rows=[(1,), (7,), (2, 35)],
 )
-def test_shapes_of_a_stack(implementation, rows, n, m, k, ranks, activation, device):
-    for kinds in (("pair", "pair"), ("pivoted", "pivoted"), ("dense", "dense")):
-        check(*make_stacked(rows, n, m, k, kinds, ranks, torch.bfloat16, device), activation)
+def test_gate_and_up_stacked(implementation, first, second, dtype, rows, device):
+    check(*make_stacked(rows, 50, 70, 45, (first, second), dtype=dtype, device=device))
 
 
-@both
-@pytest.mark.parametrize("kinds", list(product(KINDS, repeat=3)), ids="-".join)
-@pytest.mark.parametrize(("rows", "dtype"), [((2,), torch.bfloat16), ((70,), torch.bfloat16), ((1,), torch.float32)])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    activation=reference.ACTIVATIONS,
+    rows_and_n_and_m_and_k_and_ranks=[
+        ((0,), 4, 6, 5, (2, 2)),
+        ((40,), 9, 1, 3, (1, 1)),
+        ((300,), 96, 200, 80, (48, 33)),
+        ((300,), 64, 64, 64, (96, 8)),
+    ],
+    kind=KINDS,
+)
+def test_shapes_of_a_stack(implementation, rows, n, m, k, ranks, activation, kind, device):
+    check(*make_stacked(rows, n, m, k, (kind, kind), ranks, torch.bfloat16, device), activation)
+
+
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    kinds=["-".join(kinds) for kinds in product(KINDS, repeat=3)],
+    rows_and_dtype=[((2,), torch.bfloat16), ((70,), torch.bfloat16), ((1,), torch.float32)],
+)
 def test_every_mix_of_layers(implementation, kinds, rows, dtype, device):
-    check(*make(rows, 50, 70, 45, kinds, dtype=dtype, device=device))
+    check(*make(rows, 50, 70, 45, kinds.split("-"), dtype=dtype, device=device))
 
 
-@both
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-@pytest.mark.parametrize("rows", [(1,), (2, 3), (40,)])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    activation=reference.ACTIVATIONS,
+    rows=[(1,), (2, 3), (40,)],
+)
 def test_every_dtype_and_activation(implementation, dtype, activation, rows, device):
     check(*make(rows, 40, 64, 48, ("pair", "pivoted", "pair"), dtype=dtype, device=device), activation)
 
 
-@both
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(
-    ("rows", "n", "m", "k", "ranks"),
-    [
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=NARROW_AND_WIDE,
+    kind=("pair", "pivoted"),
+    rows_and_n_and_m_and_k_and_ranks=[
         ((), 9, 11, 3, (1, 1, 1)),
         ((0,), 4, 6, 5, (2, 2, 2)),
         ((300,), 96, 200, 80, (48, 16, 33)),
         ((8,), 600, 700, 5, (90, 9, 3)),
     ],
 )
-def test_shapes(implementation, dtype, rows, n, m, k, ranks, device):
-    check(*make(rows, n, m, k, ("pair",) * 3, ranks, dtype, device))
-    check(*make(rows, n, m, k, ("pivoted",) * 3, ranks, dtype, device))
+def test_shapes(implementation, dtype, kind, rows, n, m, k, ranks, device):
+    check(*make(rows, n, m, k, (kind,) * 3, ranks, dtype, device))
 
 
 @given(

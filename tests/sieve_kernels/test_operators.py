@@ -7,6 +7,7 @@ from accuracy import assert_accurate
 from bad_arguments import BAD
 from gradients import values_and_gradients
 from operators import LAYERS, OPERATORS, Operator, outputs_of
+from pairwise import pairwise
 
 from sieve_kernels.core import dispatch
 from sieve_kernels.lowrank import training
@@ -14,9 +15,13 @@ from sieve_kernels.lowrank import training
 LAYERS_AND_POPULATION = [*LAYERS, "lowrank_linear_population"] + [name for name in OPERATORS if "quantized" in name]
 
 
-def served(names, among=None):
-    """Parameters: each operator with each implementation that serves it (and is `among` some)."""
-    pairs = [(name, one) for name in names for one in OPERATORS[name].implementations if among is None or one in among]
+def pairs_of(names, among=None):
+    """Each operator with each implementation that serves it (and is `among` some)."""
+    return [(name, one) for name in names for one in OPERATORS[name].implementations if among is None or one in among]
+
+
+def served(names):
+    pairs = pairs_of(names)
     return pytest.mark.parametrize(("name", "implementation"), pairs, indirect=["implementation"])
 
 
@@ -203,15 +208,14 @@ def test_autocast_as_linear(name):
     assert all(t.grad.dtype == torch.float32 for t in leaves)
 
 
-SHAPES = {"one row": (1, 1), "few rows": (2, 3), "rows": (2, 80), "blocks": (2, 600)}
-
-
-@served(OPERATORS, ("torch", "torch_gpu", "cpp"))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rows", SHAPES.values(), ids=SHAPES)
+@pairwise(
+    name_and_implementation=pairs_of(OPERATORS, ("torch", "torch_gpu", "cpp")),
+    dtype=[torch.bfloat16, torch.float32],
+    rows=[(1, 1), (2, 3), (2, 80), (2, 600)],
+)
 def test_outputs_can_be_changed_in_place(name, implementation, rows, dtype, device):
     """Where gradients are wanted, as those of torch's own may."""
-    if implementation == "torch_gpu" and rows == SHAPES["blocks"]:
+    if implementation == "torch_gpu" and rows == (2, 600):
         pytest.skip("blocks of tokens are the CPU's alone")
     operator = OPERATORS[name]
     x, *rest = operator.make(rows, 32, 24, 8, dtype=dtype, device=device)

@@ -7,16 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import OPERATORS, pivoted_tensors
+from operators import DTYPES, GROUPED, OPERATORS, pivoted_tensors
+from pairwise import pairwise
 
 from sieve_kernels import lowrank_linear, lowrank_linear_pivoted, lowrank_mlp
 from sieve_kernels.core import dispatch, library
 from sieve_kernels.lowrank import checks, reference, torch_backend_gpu
 
-every = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
-)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+every = pytest.mark.parametrize("implementation", GROUPED, indirect=True)
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 make, check = pivoted_tensors, OPERATORS["lowrank_linear_pivoted"].check
@@ -33,10 +32,7 @@ def test_definition():
     torch.testing.assert_close(lowrank_linear_pivoted(x, A, C, permutation, bias), lowrank_linear(x, A, B, bias))
 
 
-@every
-@dtypes
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("rows", [(2, 17), (150,)])
+@pairwise(implementation=GROUPED, dtype=DTYPES, biased=[True, False], rows=[(2, 17), (150,)])
 def test_values_and_gradients_in_every_dtype(implementation, dtype, rows, biased, device):
     """Also with so many rows that the CPU multiplies the identity's rows."""
     *tensors, bias = make(rows, 50, 70, 20, dtype, device)
@@ -52,9 +48,7 @@ def test_shapes(implementation, rows, n, m, rank, device):
     check(*make(rows, n, m, rank, device=device))
 
 
-@every
-@pytest.mark.parametrize("rows", [(5,), (140,)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pairwise(implementation=GROUPED, rows=[(5,), (140,)], dtype=[torch.float32, torch.bfloat16])
 def test_full_rank_leaves_c_without_rows(implementation, rows, dtype, device):
     check(*make(rows, 12, 6, 6, dtype, device))
 

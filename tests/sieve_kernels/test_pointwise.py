@@ -5,14 +5,15 @@ import torch
 from gradients import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import DTYPES
+from pairwise import pairwise
 
 from sieve_kernels import act_mul, channel_sums, rms_norm, rotary
 from sieve_kernels.pointwise import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-every = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton"], indirect=True)
-both = pytest.mark.parametrize("implementation", ["torch", "cpp"], indirect=True)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+IMPLEMENTATIONS = ("torch", "cpp", "triton")
+every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
 
 
 def norm_inputs(rows, n, dtype=torch.float32):
@@ -29,24 +30,30 @@ def check_norm(tensors):
     check_gradients(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: reference.rms_norm(x, w, 1e-5), tensors)
 
 
-@every
-@dtypes
-@pytest.mark.parametrize(("rows", "n"), [((2, 17), 50), ((1,), 576), ((), 33), ((0,), 4), ((5,), 1)])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    rows_and_n=[((2, 17), 50), ((1,), 576), ((), 33), ((0,), 4), ((5,), 1)],
+)
 def test_norm(implementation, dtype, rows, n):
     check_norm(norm_inputs(rows, n, dtype))
 
 
-@every
-@dtypes
-@pytest.mark.parametrize(("shape", "angles"), [((2, 4, 2, 5, 16), 2), ((3, 2, 1, 20, 6), 1), ((1, 1, 1, 1, 2), 1)])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    shape_and_angles=[((2, 4, 2, 5, 16), 2), ((3, 2, 1, 20, 6), 1), ((1, 1, 1, 1, 2), 1)],
+)
 def test_rotary(implementation, dtype, shape, angles):
     check_gradients(rotary, reference.rotary, rotary_inputs(*shape, dtype=dtype, angles=angles))
 
 
-@every
-@dtypes
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-@pytest.mark.parametrize("shape", [(2, 17, 50), (1, 1, 600), (33,), (0, 4)])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    activation=reference.ACTIVATIONS,
+    shape=[(2, 17, 50), (1, 1, 600), (33,), (0, 4)],
+)
 def test_act_mul(implementation, dtype, activation, shape):
     """Of two tensors, and of the halves of one."""
     gate, up = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
@@ -118,10 +125,12 @@ def test_nan_and_infinity_propagate(implementation, dtype):
     assert turned.isnan().nonzero().tolist() == [[0, 0, 1, 2], [0, 0, 1, 6]]
 
 
-@both
-@dtypes
-@pytest.mark.parametrize("shape", [(2, 3, 17), (1, 576), (0, 5), (4000, 130)])
-@pytest.mark.parametrize("masked", [True, False])
+@pairwise(
+    implementation=("torch", "cpp"),
+    dtype=DTYPES,
+    shape=[(2, 3, 17), (1, 576), (0, 5), (4000, 130)],
+    masked=[True, False],
+)
 def test_channel_sums(implementation, dtype, shape, masked):
     x = (torch.randn(shape, device=DEVICE) + 0.5).to(dtype)
     mask = torch.rand(x[..., 0].numel(), device=DEVICE) < 0.6 if masked else None

@@ -8,16 +8,17 @@ import torch
 from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import dequantized, quantized_tensors
+from operators import DTYPES, dequantized, quantized_tensors
+from pairwise import pairwise
 
 from sieve_kernels import lowrank_linear_quantized, quantize_rows
 from sieve_kernels.lowrank import reference
 from sieve_kernels.lowrank.quantize import GROUP, dequantize_rows
 from sieve_kernels.lowrank.triton import quantized as quantized_kernels
 
-both = pytest.mark.parametrize("implementation", ["torch", "cpp", "triton", "triton_gemv"], indirect=True)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-widths = pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4)], ids=str)
+IMPLEMENTATIONS = ("torch", "cpp", "triton", "triton_gemv")
+both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
+WIDTHS = ((8, 8), (4, 4), (8, 4))
 
 
 def make(rows, n, m, rank, bits=(8, 8), dtype=torch.float32, device="cpu"):
@@ -32,28 +33,34 @@ def check(tensors):
     assert_accurate(lowrank_linear_quantized(*tensors), exact(*tensors), dequantized(*tensors))
 
 
-@both
-@dtypes
-@widths
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    bits=WIDTHS,
+    biased=[True, False],
+)
 def test_values_in_every_dtype(implementation, dtype, bits, biased, device):
     *tensors, bias = make((2, 17), 150, 70, 67, bits, dtype, device)
     check([*tensors, bias if biased else None])
 
 
-@both
-@widths
-@pytest.mark.parametrize(
-    ("rows", "n", "m", "rank"),
-    [((1,), 1, 1, 1), ((3,), 130, 67, 1), ((65,), 128, 64, 64), ((), 33, 5, 3), ((2, 0), 8, 6, 3), ((2,), 64, 1, 129)],
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    bits=WIDTHS,
+    rows_and_n_and_m_and_rank=[
+        ((1,), 1, 1, 1),
+        ((3,), 130, 67, 1),
+        ((65,), 128, 64, 64),
+        ((), 33, 5, 3),
+        ((2, 0), 8, 6, 3),
+        ((2,), 64, 1, 129),
+    ],
 )
 def test_shapes(implementation, bits, rows, n, m, rank, device):
     check(make(rows, n, m, rank, bits, device=device))
 
 
-@both
-@widths
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pairwise(implementation=IMPLEMENTATIONS, bits=WIDTHS, dtype=[torch.bfloat16, torch.float32])
 def test_few_rows_take_shares(implementation, bits, dtype, pretend, device):
     pretend(num_sms=132)
     tensors = make((2,), 600, 40, 20, bits, dtype, device)
@@ -62,10 +69,12 @@ def test_few_rows_take_shares(implementation, bits, dtype, pretend, device):
     assert torch.equal(lowrank_linear_quantized(*tensors), lowrank_linear_quantized(*tensors))
 
 
-@both
-@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4), (4, 8)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("n", "rank", "m"), [(256, 64, 96), (20000, 32, 200), (320, 160, 64), (96, 40, 200)])
+@pairwise(
+    implementation=IMPLEMENTATIONS,
+    bits=[*WIDTHS, (4, 8)],
+    dtype=[torch.bfloat16, torch.float16],
+    n_and_rank_and_m=[(256, 64, 96), (20000, 32, 200), (320, 160, 64), (96, 40, 200)],
+)
 def test_one_row_of_whole_words(implementation, bits, dtype, n, rank, m, device):
     """Rows of 32-bit words, which a GPU reads whole; longer rows than it reads at once, and groups cut short."""
     tensors = make((1,), n, m, rank, bits, dtype, device)
@@ -73,9 +82,7 @@ def test_one_row_of_whole_words(implementation, bits, dtype, n, rank, m, device)
     check([*tensors[:-1], None])
 
 
-@both
-@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 4), (4, 8)], ids=str)
-@pytest.mark.parametrize("rows", [2, 3, 4, 5, 8, 9])
+@pairwise(implementation=IMPLEMENTATIONS, bits=[*WIDTHS, (4, 8)], rows=[2, 3, 4, 5, 8, 9])
 def test_some_rows_of_whole_words(implementation, bits, rows, device):
     """Up to four rows, of 4 bits up to eight, go through one row's kernel, and each factor by its own bits."""
     tensors = make((rows,), 320, 72, 160, bits, torch.bfloat16, device)

@@ -9,17 +9,15 @@ from gradients import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
-from operators import gated_tensors, separate_gate_and_up
+from operators import DTYPES, GROUPED, gated_tensors, separate_gate_and_up
+from pairwise import pairwise
 
 from sieve_kernels import lowrank_swiglu
 from sieve_kernels.lowrank import torch_backend
 from sieve_kernels.mlp import reference
 from sieve_kernels.mlp import torch_backend as glu
 
-both = pytest.mark.parametrize(
-    "implementation", ["torch", "torch_gpu", "torch_training", "cpp", "triton", "triton_gemv"], indirect=True
-)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+both = pytest.mark.parametrize("implementation", GROUPED, indirect=True)
 activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 
 
@@ -33,9 +31,11 @@ def check(tensors, activation="silu"):
     check_gradients(ours, definition, tensors, torchs)
 
 
-@both
-@dtypes
-@activations
+@pairwise(
+    implementation=GROUPED,
+    dtype=DTYPES,
+    activation=reference.ACTIVATIONS,
+)
 def test_values_and_gradients_in_every_dtype(implementation, dtype, activation, device):
     check(make((2, 17), 50, 70, (20, 7), dtype, device), activation)
 

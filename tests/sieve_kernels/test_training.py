@@ -3,7 +3,8 @@
 import pytest
 import torch
 from gradients import check_gradients
-from operators import LAYERS, outputs_of
+from operators import DTYPES, LAYERS, outputs_of
+from pairwise import pairwise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sieve_kernels.core import dispatch
@@ -11,9 +12,7 @@ from sieve_kernels.lowrank import training
 from sieve_kernels.pointwise import reference
 from sieve_kernels.pointwise.joints import act_mul, join_columns
 
-both = pytest.mark.parametrize("implementation", ["torch", "triton"], indirect=True)
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-activations = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+BOTH = ("torch", "triton")
 
 
 @pytest.fixture
@@ -71,20 +70,24 @@ def test_where_it_is_done(monkeypatch):
         assert training.by_library(torch.zeros(2, 2), weight) == taken
 
 
-@both
-@dtypes
-@activations
-@pytest.mark.parametrize("shape", [(2, 17, 50), (150, 33), (70,), (0, 5)])
+@pairwise(
+    implementation=BOTH,
+    dtype=DTYPES,
+    activation=reference.ACTIVATIONS,
+    shape=[(2, 17, 50), (150, 33), (70,), (0, 5)],
+)
 def test_act_mul(implementation, dtype, activation, shape, device):
     gate, up = torch.randn(*shape[:-1], 2 * shape[-1], device=device).to(dtype).chunk(2, -1)
     ours, definition = (lambda *t, f=f: f(*t, activation) for f in (act_mul, reference.act_mul))
     check_gradients(ours, definition, [gate, up])
 
 
-@both
-@dtypes
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize(("shape", "r"), [((2, 17, 50), 20), ((150, 33), 1), ((70,), 70), ((0, 5), 2)])
+@pairwise(
+    implementation=BOTH,
+    dtype=DTYPES,
+    biased=[True, False],
+    shape_and_r=[((2, 17, 50), 20), ((150, 33), 1), ((70,), 70), ((0, 5), 2)],
+)
 def test_join_columns(implementation, dtype, shape, r, biased, device):
     m = shape[-1]
     z, c = torch.randn(shape, device=device).to(dtype).split((r, m - r), -1)
