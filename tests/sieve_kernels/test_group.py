@@ -87,15 +87,14 @@ def test_some_biases(implementation, device):
 
 
 @pytest.mark.parametrize("implementation", ["triton_grouped"], indirect=True)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("rows", "n", "sizes", "pivoted"),
+    ("dtype", "rows", "n", "sizes", "pivoted"),
     [
-        ((2, 65), 1200, ((72, 40), (136, 24), (200, 136)), False),
-        ((2, 65), 1200, ((72, 40), (136, 24), (200, 136)), True),
-        ((256,), 136, ((256, 128), (128, 64)), False),
-        ((256,), 136, ((256, 128), (128, 64)), True),
-        ((500,), 80, SIZES, False),
+        (torch.bfloat16, (2, 65), 1200, ((72, 40), (136, 24), (200, 136)), False),
+        (torch.float16, (2, 65), 1200, ((72, 40), (136, 24), (200, 136)), True),
+        (torch.float16, (256,), 136, ((256, 128), (128, 64)), False),
+        (torch.bfloat16, (256,), 136, ((256, 128), (128, 64)), True),
+        (torch.bfloat16, (500,), 80, SIZES, False),
     ],
 )
 @torch.no_grad()

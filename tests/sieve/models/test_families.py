@@ -39,16 +39,15 @@ WAYS = {
     "ria": ("--method", "ria"),
 }
 FUSED = ("phi3", "gpt2", "gpt_neox")  # q, k and v are one matrix already
-OFTEN = 5  # the share of the product that is not slow
 # Subclasses of nn.Linear; weights that are read; experts, and a matrix of one row; weights that layers share; an index
 # of attention, which has no gradient.
 OTHERS = ("falcon", "mamba2", "qwen2_moe", "zamba", "deepseek_v32")
 
 
 def pairs() -> list:
-    """The default way on every family, each other one on two; the whole product is slow."""
+    """The default way on every family, each other one on one; the whole product is slow."""
     return [pytest.param(family, "refit") for family in OTHERS] + [
-        pytest.param(family, way, marks=() if way == "budget" or (i + j) % OFTEN == 0 else pytest.mark.slow)
+        pytest.param(family, way, marks=() if way == "budget" or (i + j) % len(TINY) == 0 else pytest.mark.slow)
         for i, family in enumerate(TINY)
         for j, way in enumerate(WAYS)
     ]

@@ -67,21 +67,19 @@ def plain(model, plan, examples, task=TASK):
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("layers", [True, False])
-def test_same_bits_as_plain_evaluation(name, layers):
+def test_same_bits_as_plain_evaluation(name):
     """Of the same rung: the passes are the same ones, whatever is reused."""
     model = tiny_model(name)
     plans = drawn_plans(model, 6)
-    with engine_of(model, layers=layers) as engine:
-        assert engine.layers == layers
-        got = [engine.scores(plans, rung) for rung in range(2)]
-        cost = engine.cost
-        assert (cost.layers > 0) == layers
-    for rung, examples in enumerate(split_into_rungs(EXAMPLES, 2)):
-        for plan, scores in zip(plans, got[rung], strict=True):
-            want = plain(model, plan, examples)
-            assert np.array_equal(scores.loglik, want.loglik)
-            assert np.array_equal(scores.score, want.score)
+    want = [[plain(model, plan, examples) for plan in plans] for examples in split_into_rungs(EXAMPLES, 2)]
+    for layers in (True, False):
+        with engine_of(model, layers=layers) as engine:
+            assert engine.layers == layers
+            got = [engine.scores(plans, rung) for rung in range(2)]
+            assert (engine.cost.layers > 0) == layers
+        for one, other in zip([*got[0], *got[1]], [*want[0], *want[1]], strict=True):
+            assert np.array_equal(one.loglik, other.loglik)
+            assert np.array_equal(one.score, other.score)
 
 
 def test_rungs_together_are_the_whole():
@@ -125,12 +123,12 @@ def test_costs_add_up_and_nothing_is_evaluated_twice():
 
 def generations(model, number=3):
     """Calls as a genetic search makes them: parents, then children that share their first blocks, one plan alone."""
-    parents = drawn_plans(model, 8)
+    parents = drawn_plans(model, 6)
     calls = [(parents, rung) for rung in range(2)]
     for seed in range(1, number):
         children = [
             {name: parent.get(name, rank) if ".0." in name else rank for name, rank in plan.items()}
-            for parent, plan in zip(parents, drawn_plans(model, 8, seed), strict=True)
+            for parent, plan in zip(parents, drawn_plans(model, 6, seed), strict=True)
         ]
         calls += [(children, 0), (children[:3], 1), (children[:1], 1), (parents[:2], 0)]
     return calls
@@ -208,13 +206,13 @@ def deep_model(blocks=6):
 
 def test_states_stay_within_their_memory():
     model = deep_model()
-    plans = drawn_plans(model, 16)
-    with engine_of(model) as engine:
+    plans, examples = drawn_plans(model, 12), EXAMPLES[:32]
+    with engine_of(model, examples=examples) as engine:
         whole = engine.scores(plans, 0)
         assert 0 < engine.peak_bytes <= 2 << 30
         peak = engine.peak_bytes
     for memory in (peak // 2, peak // 3, peak // 5, peak // 8, 0):
-        with engine_of(model, memory=memory) as engine:
+        with engine_of(model, examples=examples, memory=memory) as engine:
             got = [engine.scores(plans, rung) for rung in range(2)]
             assert engine.peak_bytes <= memory
             assert all(np.array_equal(one.loglik, two.loglik) for one, two in zip(got[0], whole, strict=True))
