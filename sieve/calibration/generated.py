@@ -25,7 +25,8 @@ ROWS = 4
 _PROMPT = 64
 """… cut to its last tokens, so that all prompts are of one length and need no padding."""
 
-_BATCH = 32
+# Texts at a time at most: a step of few rows costs nearly as much as one of many.
+_BATCH = 128
 # Among so many of the likeliest tokens each is drawn.
 _TOP = 50
 # Shorter texts say too little.
@@ -57,7 +58,8 @@ def generate_samples(
     ):
         torch.manual_seed(seed)
         while total < tokens:
-            prompts = [_prompt(tokenizer, samples, draw) for _ in range(_BATCH)]
+            rows = min(_BATCH, -(-(tokens - total) // LENGTH))
+            prompts = [_prompt(tokenizer, samples, draw) for _ in range(rows)]
             length = min(map(len, prompts))
             ids = torch.tensor([prompt[-length:] for prompt in prompts], device=model.device)
             output = model.generate(ids, attention_mask=torch.ones_like(ids))
