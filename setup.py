@@ -2,6 +2,7 @@
 
 import setuptools
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 
 class PlatformWheel(bdist_wheel):
@@ -9,6 +10,13 @@ class PlatformWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
+
+
+class Modules(build_py):
+    """All modules but `sieve_kernels/setup.py`, which builds the kernels alone."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        return [one for one in super().find_package_modules(package, package_dir) if one[1] != "setup"]
 
 
 class Distribution(setuptools.Distribution):
@@ -19,4 +27,4 @@ class Distribution(setuptools.Distribution):
         return self.has_data_files()
 
 
-setuptools.setup(cmdclass={"bdist_wheel": PlatformWheel}, distclass=Distribution)
+setuptools.setup(cmdclass={"bdist_wheel": PlatformWheel, "build_py": Modules}, distclass=Distribution)

@@ -77,6 +77,7 @@ def test_a_wheel_built_of_the_source_distribution_runs_alone(project, tmp_path):
     assert b"libgomp" not in zipfile.ZipFile(wheel).read(library)
     assert any(name.startswith("sieve/") for name in names) == (project == "sieve-pruning")
     assert not [name for name in names if name.startswith(("tests/", "bench/", "packages/"))]
+    assert "sieve_kernels/setup.py" not in names
 
     # Other packages are those of this environment; of Sieve there is the wheel alone.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
