@@ -66,6 +66,7 @@ def _matrices(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, tuple
     for name in {**formats_of(model), **members}:
         if name in found:
             continue
+        # Factors are multiplied in at least float32, and rounded once.
         layer = model.get_submodule(name)
         format = format_of(layer)
         if format is None:
@@ -77,6 +78,7 @@ def _matrices(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, tuple
         if name not in members:
             found[name] = weight, bias
             continue
+        # A stack's rows are those of its members, one after the other.
         parent = name.rpartition(".")[0]
         rows = weight.split(heights[name])
         parts = [None] * len(rows) if bias is None else bias.split(heights[name])

@@ -56,6 +56,7 @@ def reader(files: Sequence[str], config: Any) -> HfQuantizer | None:
     """
     from safetensors import safe_open
 
+    # torchao lists its tensors in the files' metadata.
     metadata: dict[str, str] = {}
     for file in files:
         if str(file).endswith(".safetensors"):

@@ -30,6 +30,7 @@ def run_steps(model: PreTrainedModel, caches: Sequence[Layers], first: Sequence[
 
     caches: per row and layer, keys and values [heads, cached, head_dim] of the tokens before the first; may be empty.
     """
+    # One cache of all rows: the mask hides the padding on the left; positions go on where each row's own cache ends.
     lengths = [layers[0][0].shape[-2] for layers in caches]
     longest = max(lengths)
     cache = DynamicCache([_stacked(layer, longest) for layer in zip(*caches, strict=True)])
@@ -45,6 +46,7 @@ def run_steps(model: PreTrainedModel, caches: Sequence[Layers], first: Sequence[
         )  # fmt: skip
         cells += len(rows)
         following = follow(rows, output.logits[:, -1])
+        # Rows that have ended leave the cache.
         stay = [place for place, token in enumerate(following) if token is not None]
         if 0 < len(stay) < len(rows):
             chosen = torch.tensor(stay, device=model.device)

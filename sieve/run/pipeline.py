@@ -312,6 +312,7 @@ class _Pipeline:
         with self.stages("heal"):
             scored = self._measured(unfinished.journal)
             healing = heal_(self.model, lessons, recipe.heal_steps, recipe.seed, kind, self.checkpoint).report()
+            # Later rounds begin with the healed model, and end with the last one within the tolerance.
             if recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
                 rounds = Rounds(
@@ -328,6 +329,7 @@ class _Pipeline:
                 self.model, done = rounds.run(self.model, self.tokenizer, first)
                 report = rounds_report(report, done)
                 healing = report.pop("healing")
+            # Score it, and what its gain is compared with.
             healed = scored("healed", self.model, self.tokenizer)
             tuned = self._tuned_dense(scored) if kind == TUNED else None
             controls = Controls(letters_taught(self.task, lessons, self.splits), tuned)

@@ -52,12 +52,14 @@ def confirm(
     tried: list[Candidate] = []
     taken: tuple[Candidate, Scores] | None = None
     for number, candidate in enumerate(offered):
+        # The margin depends on all candidates that were scored, and so is known only when the first one is offered.
         if margin and not by_size:
             if number == 0:
                 problem.margin = selection_margin(problem, len(dense.score))
                 progress.say(describe(problem.evaluated, problem.margin, problem.tolerance * problem.dense.accuracy))
             if not problem.accepts(candidate):
                 continue
+        # Ask the validation split. A tolerance takes the first that passes, a size the best of all.
         scores = stored(candidate.plan)
         tried.append(Candidate(candidate.plan, scores))
         if by_size:

@@ -56,6 +56,7 @@ def sensitivity(
 
     Returns: matrix name → float64 [R + 1] in nats, entry r for rank r, and the tokens that were read.
     """
+    # What is to be predicted: answers behind their prompts, or whole texts in windows, and the model's own texts.
     context = context_length(model) or LONGEST
     targets = (encode_target(tokenizer, task, example) for example in examples)
     if not task.has_prompts:
@@ -64,6 +65,7 @@ def sensitivity(
         sequences = [fitted(tokenizer, task, [target], context)[0] for target in targets]
     sequences += _pieces(generated, len(sequences))
     sequences.sort(key=_length)
+    # One backward pass per batch tells the loss of every rank of every matrix.
     sums = {name: np.zeros(pair.max_rank + 1) for name, pair in factors.items()}
     tokens = 0
     with evaluating(model), progress.bar("gradients", len(sequences), "examples") as advance:

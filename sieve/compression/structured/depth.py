@@ -64,6 +64,7 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
         raise InputError("the statistics hold no calibration examples: calibrate again")
     if not count:
         return []
+    # Each start is compared with the state one block later, or `count` blocks later.
     _, blocks = decoder_blocks(model)
     starts = range(len(blocks) if measure == "influence" else len(blocks) - count + 1)
     step = 1 if measure == "influence" else count
@@ -79,6 +80,7 @@ def choose_blocks(model: PreTrainedModel, statistics: Statistics, count: int, me
             cosine = nn.functional.cosine_similarity(one, other, dim=-1)
             distance = 1 - cosine if measure == "influence" else cosine.clamp(-1, 1).arccos() / torch.pi
             total[start] += distance.sum().cpu()
+    # Single blocks anywhere, or neighbours.
     if measure == "influence":
         return sorted(total.argsort(stable=True)[:count].tolist())
     first = int(total.argmin())

@@ -270,6 +270,7 @@ class WorkerPool:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray replaces signal handlers while it starts: ours are put back.
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if isinstance(self._workers, str):

@@ -80,7 +80,7 @@ def test_same_bits_as_in_this_process_for_any_number_of_workers(tmp_path):
     with engine_of(model) as engine:
         want = [engine.scores(plans, rung) for rung in range(2)]
         nominal = engine.nominal
-    for number in (1, 2, 3):
+    for number in (1, 3):
         path = tmp_path / f"journal {number}"
         with Journal(path, {}) as journal, engine_of(model, workers=number, journal=journal) as engine:
             got = [engine.scores(plans[:7], 0)]
@@ -116,7 +116,7 @@ def outcome(result):
 def test_same_winner_for_any_number_of_workers_though_some_are_killed(small, tmp_path):
     """Bit for bit: every score of every candidate, and what followed from them."""
     alone = searched(small)
-    for number in (1, 2, 3):
+    for number in (1, 3):
         journal, killed = tmp_path / f"journal {number}", []
         stop = threading.Event()
         killer = threading.Thread(target=kill_workers, args=(journal, killed, stop))
@@ -133,7 +133,7 @@ def test_same_winner_for_any_number_of_workers_though_some_are_killed(small, tmp
         assert result.cost["candidates"] == alone.cost["candidates"]
         assert result.cost["layer_tokens_plain"] == alone.cost["layer_tokens_plain"]
     # Another number may go on where one stopped, and finds everything done.
-    assert outcome(searched(small, workers=3, journal=tmp_path / "journal 1")) == outcome(alone)
+    assert outcome(searched(small, workers=2, journal=tmp_path / "journal 1")) == outcome(alone)
     with pytest.raises(InputError, match="changed since are recipe"):
         searched(small, journal=tmp_path / "journal 1")
 
