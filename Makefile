@@ -34,6 +34,7 @@ test: setup
 OLDEST := "transformers==5.17.0" "huggingface_hub<2" httpx httpcore h11 "safetensors==0.8.0" "accelerate==1.1.0" \
 	"numpy==1.26.4" "scipy==1.11.4" "pymoo==0.6.1.6" "gguf==0.17.0" "pyyaml==6.0.1" "typer==0.20.0" "rich==13.7.1"
 OLDEST_TESTS := tests/golden tests/sieve/nn tests/sieve/checkpoint/test_folder.py tests/sieve/models/test_loading.py \
+	tests/sieve/checkpoint/test_libraries.py::TestTorchao tests/sieve/checkpoint/test_without_sieve.py::test_a_folder_of_ours \
 	tests/sieve/models/test_linears.py tests/sieve/models/test_blockwise.py tests/sieve/evaluation/test_likelihood.py \
 	tests/sieve/searchers/algorithms tests/sieve/searchers/test_surrogate.py \
 	tests/sieve/test_cli.py::test_help_lists_every_option_and_exit_code

@@ -75,8 +75,9 @@ def reader(files: Sequence[str], config: Any) -> HfQuantizer | None:
     if not is_metadata_torchao(metadata):
         kinds = sorted({str(json.loads(metadata[name])["_type"]) for name in json.loads(metadata["tensor_names"])})
         raise InputError(f"this torchao cannot read the model's tensors ({', '.join(kinds)}): install the newest one")
-    found = TorchAoHfQuantizer(config, pre_quantized=True)
-    found.metadata = metadata
+    # Not by its constructor, which in earlier versions asks for a TorchAoConfig: the metadata alone say what is stored.
+    found = TorchAoHfQuantizer.__new__(TorchAoHfQuantizer)
+    found.quantization_config, found.pre_quantized, found.metadata = config, True, metadata
     return found
 
 
