@@ -12,8 +12,9 @@ from sieve.calibration.collect import calibrate
 from sieve.checkpoint.export import export
 from sieve.checkpoint.folder import load, save, write_mask_config
 from sieve.compression.low_rank.share_inputs import share_inputs_
-from sieve.errors import InputError, StorageError
-from sieve.models.linears import prunable
+from sieve.errors import InputError, NumericsError, StorageError
+from sieve.models.linears import check_finite, prunable
+from sieve.run.heal import _require_pruned
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
 
@@ -177,6 +178,14 @@ class TestTorchao:
         file.write_bytes(content)
         with pytest.raises(StorageError, match="damaged"):
             AutoModelForCausalLM.from_pretrained(tmp_path / "quantised")
+
+    def test_healing_is_refused_and_a_damaged_scale_is_named(self):
+        with pytest.raises(InputError, match="is quantised: heal the model that it was made from"):
+            _require_pruned(self.model, "runs/mine")
+        check_finite(self.model)
+        self.model.model.layers[0].self_attn.q_proj.B.weight.scale[0] = torch.nan
+        with pytest.raises(NumericsError, match=r"q_proj\.B\.weight holds NaN"):
+            check_finite(self.model)
 
     @staticmethod
     def load(folder, **options):
