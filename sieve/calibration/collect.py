@@ -221,11 +221,8 @@ def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> I
             rows = rows - layer.bias.detach()
         gram_(gram, rows.reshape(-1, rows.shape[-1]), mask.weight)
 
-    handle = layer.register_forward_hook(hook)
-    try:
+    with layer.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -235,11 +232,8 @@ def _summing(layer: nn.Module, sums: torch.Tensor, mask: _Mask) -> Iterator[None
     def hook(layer: nn.Module, args: tuple) -> None:
         sums.add_(channel_sums(args[0], mask.weight))
 
-    handle = layer.register_forward_pre_hook(hook)
-    try:
+    with layer.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def _basis(layer: nn.Module) -> torch.Tensor | None:

@@ -64,11 +64,8 @@ def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor
         if output.requires_grad:
             output.register_hook(add)
 
-    handle = layer.register_forward_hook(hook)
-    try:
+    with layer.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -88,11 +85,8 @@ def watching_importance(layer: nn.Module, importance: torch.Tensor) -> Iterator[
         if output.requires_grad:
             output.register_hook(add)
 
-    handle = layer.register_forward_hook(hook)
-    try:
+    with layer.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def column_basis(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -98,10 +98,10 @@ def prune_to(output: Path, recipe: Recipe, run: PruneConfig) -> None:
 
             check_push(run.push_to_hub)
         # Then run the main job.
-        from sieve.run import pipeline
+        from sieve.run import calibrated, pipeline
         from sieve.run.report.show import show_report
 
-        kept = run.statistics or pipeline.calibration_cache()
+        kept = run.statistics or calibrated.calibration_cache()
         tracker = nullcontext() if run.track is None else tracked(run.track, output.name, recipe.to_dict())
         with tracker:
             report = pipeline.prune(recipe, output, kept, resume, run.trust_remote_code, run.data)

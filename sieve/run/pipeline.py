@@ -5,11 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from sieve.calibration.collect import calibrate
 from sieve.calibration.keep import require_place
-from sieve.calibration.statistics import Statistics
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes, model_parameters
@@ -34,6 +32,7 @@ from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
+from sieve.run.calibrated import general_statistics, task_statistics
 from sieve.run.heal import letters_taught
 from sieve.run.measured import MEASURED, Measured
 from sieve.run.recipe import Recipe
@@ -55,10 +54,10 @@ from sieve.searchers.refitted import Refitted, best_refitted, smallest_refitted
 from sieve.searchers.run import run_search
 from sieve.searchers.signal import dense_scores, signal_notes
 from sieve.tasks import load_task
-from sieve.tasks.general import GENERAL, general_text
+from sieve.tasks.general import general_text
 from sieve.tasks.stored import describe_data
 from sieve.utils import progress
-from sieve.utils.files import cache_folder, require_new, require_space
+from sieve.utils.files import require_new, require_space
 from sieve.utils.identity import identity_of
 
 # Journal of the largest search: some thousand evaluations of some hundred examples.
@@ -220,12 +219,9 @@ class _Pipeline:
             )
 
     def _calibrate(self) -> None:
-        recipe = self.recipe
-        self.measured = calibrate(
-            self.prunable, self.tokenizer, self.task, recipe.calibration_tokens, recipe.method, recipe.seed,
-            path=self.statistics, generated=recipe.generated_tokens,
-        )  # fmt: skip
-        self.general = _general(recipe, self.prunable, self.tokenizer, self.statistics) if recipe.task_aware else None
+        given = self.recipe, self.prunable, self.tokenizer
+        self.measured = task_statistics(*given, self.task, self.statistics)
+        self.general = general_statistics(*given, self.statistics) if self.recipe.task_aware else None
 
     def _search(self, journal: Path) -> None:
         recipe = self.recipe
@@ -315,16 +311,9 @@ class _Pipeline:
             # Later rounds begin with the healed model, and end with the last one within the tolerance.
             if recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
+                texts = self.measured.generated
                 rounds = Rounds(
-                    recipe,
-                    self.task,
-                    self.splits,
-                    self.result,
-                    lessons,
-                    unfinished,
-                    self.heal_key,
-                    self.trust,
-                    self.measured.generated,
+                    recipe, self.task, self.splits, self.result, lessons, unfinished, self.heal_key, texts, self.trust
                 )
                 self.model, done = rounds.run(self.model, self.tokenizer, first)
                 report = rounds_report(report, done)
@@ -371,11 +360,6 @@ class _Pipeline:
         return report
 
 
-def calibration_cache() -> Path | None:
-    """Where the command line keeps the last calibration, so that the next run need not repeat it."""
-    return cache_folder("calibration")
-
-
 def _require_dense(model: PreTrainedModel, source: str) -> None:
     """InputError for a pruned model: the tolerance is relative to the dense one, so it would have no meaning."""
     config = getattr(model.config, "quantization_config", None)
@@ -391,17 +375,6 @@ def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
     matrices = plannable(model, recipe.method, recipe.method_config())
     multiple = multiple_for(model.device, recipe.rank_multiple)
     require_plans(matrices, searcher_named(recipe.searcher), recipe.options(), multiple, model.dtype)
-
-
-def _general(
-    recipe: Recipe, model: PrunableModel, tokenizer: PreTrainedTokenizerBase, statistics: str | Path | None
-) -> Statistics:
-    """The same statistics of general text, in a file of its own, because each file keeps one calibration."""
-    if statistics is not None:
-        path = Path(statistics)
-        statistics = path.with_name(f"{path.stem}.general{path.suffix}") if path.suffix else path / GENERAL
-    text = general_text(recipe.general)
-    return calibrate(model, tokenizer, text, recipe.calibration_tokens, recipe.method, recipe.seed, path=statistics)
 
 
 def _left_dense(

@@ -61,8 +61,8 @@ class Rounds:
         lessons: Lessons,
         unfinished: ResumableRun,
         key: str,
-        trust_remote_code: bool = False,
         generated: Sequence[Sample] = (),
+        trust_remote_code: bool = False,
     ):
         self._recipe, self._task, self._splits, self._result = recipe, task, splits, result
         self._lessons, self._unfinished, self._key, self._trust = lessons, unfinished, key, trust_remote_code

@@ -82,7 +82,7 @@ def test_changed_data_is_refused_by_name_before_any_work(run, moved, monkeypatch
     rows = data.read_text().splitlines(keepends=True)
     data.write_text("".join(rows[1:]))
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "calibrate", lambda *given, **more: pytest.fail("work has begun"))
+        patched.setattr("sieve.run.calibrated.calibrate", lambda *given, **more: pytest.fail("work has begun"))
         code, _, err = run("prune", "--resume", moved / "out")
     assert code == 2
     assert "the task's data has changed since this run began" in err

@@ -207,7 +207,7 @@ def test_the_dense_model_is_scored_once(world, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "evaluate", lambda *given: (scored.append(given), plain(*given))[1])
     with monkeypatch.context() as patched:
         patched.setattr(ResumableRun, "_is_of_no_use", lambda self, error: False)  # as SIGKILL leaves it
-        patched.setattr(pipeline, "calibrate", lambda *given, **more: (_ for _ in ()).throw(Killed()))
+        patched.setattr("sieve.run.calibrated.calibrate", lambda *given, **more: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.prune(recipe, tmp_path / "out")
     assert len(scored) == 3

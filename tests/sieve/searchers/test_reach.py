@@ -4,7 +4,6 @@ import pytest
 
 from sieve.errors import InputError
 from sieve.models.linears import prunable
-from sieve.run import pipeline
 from sieve.searchers.algorithms.base import SEARCHERS
 from sieve.searchers.config import Options
 from sieve.searchers.reach import require_plans
@@ -35,7 +34,7 @@ def test_said_before_calibration(run, world, tmp_path, monkeypatch, arguments, w
     def late(*_, **__):
         raise AssertionError("it went on to calibrate")
 
-    monkeypatch.setattr(pipeline, "calibrate", late)
+    monkeypatch.setattr("sieve.run.calibrated.calibrate", late)
     code, _, err = run(*options(world, tmp_path / "x"), *arguments.split(), "--quiet")
     assert (code, err.count("\n")) == (2, 1), err
     assert words in err
