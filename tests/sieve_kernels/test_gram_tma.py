@@ -81,16 +81,18 @@ def test_values(calls, dtype, masked, tokens, n, m, device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tiles too small for a GPU's tensor cores")
-@pytest.mark.parametrize("small", SMALL, ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "tokens", "n", "m"),
+    ("small", "dtype", "tokens", "n", "m"),
     [
-        (torch.bfloat16, 20, 200, 104),
-        (torch.bfloat16, 33, 64, 64),
-        (torch.bfloat16, 16, 264, 128),
-        (torch.bfloat16, 70, 72, 160),
-        (torch.float32, 33, 64, 72),
+        *((small, torch.bfloat16, 33, 64, 64) for small in SMALL),
+        *((small, torch.bfloat16, 20, 72, 104) for small in SMALL),
+        *((small, torch.bfloat16, 70, 40, 88) for small in SMALL),
+        *((small, torch.float32, 33, 64, 72) for small in SMALL),
+        # Many tiles each way.
+        (SMALL[0], torch.bfloat16, 20, 200, 104),
+        (SMALL[-1], torch.bfloat16, 16, 264, 128),
     ],
+    ids=str,
 )
 def test_every_tile_once(monkeypatch, small, dtype, tokens, n, m):
     if dtype == torch.float32:
