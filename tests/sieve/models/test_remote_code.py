@@ -55,6 +55,9 @@ def house(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HOUSE_RAN", str(tmp_path / "ran"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    # Another test of this process may have imported the package of such code from elsewhere.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     folder = tmp_path / "house"
     subprocess.run(["cp", "-r", world.model, folder], check=True)
     (folder / "configuration_house.py").write_text(CONFIGURATION)
