@@ -55,7 +55,8 @@ def house(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HOUSE_RAN", str(tmp_path / "ran"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    # Another test of this process may have imported the package of such code from elsewhere.
+    # Another test of this process may have imported the package of such code from elsewhere, and left its path.
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
     folder = tmp_path / "house"
