@@ -28,13 +28,13 @@ def expand_(model: PreTrainedModel) -> dict[str, int]:
 
     Returns: the pairs' ranks by name, and the channels of MLPs that had lost some.
     """
+    widths: dict[str, int] = {}
     if any(isinstance(layer, NarrowLinear) for layer in model.modules()):
         wide = widened(model, architecture(model))
-        widths = {name: model.get_submodule(name).in_features for name in PrunableModel(model).channel_writers}
+        readers = wide.keys() & PrunableModel(model).channel_writers.keys()
+        widths = {name: model.get_submodule(name).in_features for name in readers}
         for name, (weight, bias) in wide.items():
             replace(model, name, _linear(weight, bias, model.get_submodule(name)))
-    else:
-        widths = {}
     pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PAIRS)}
     for name, pair in pairs.items():
         replace(model, name, _multiplied_out(pair))

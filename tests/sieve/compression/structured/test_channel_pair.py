@@ -164,6 +164,13 @@ def test_a_pruned_model_has_the_size_of_its_plan_and_survives_all_that_follows(m
     torch.testing.assert_close(logits(plain), before, rtol=1e-3, atol=1e-3)
 
 
+def test_only_mlps_that_have_lost_channels_are_widened(made):
+    dense, _, factors, plan = made
+    widths = [name for name, matrix in factors.matrices(dense).items() if isinstance(matrix, MlpWidth)]
+    model = sieve.apply_(copy.deepcopy(dense), factors, {widths[0]: plan[widths[0]]})
+    assert expand_(model) == {widths[0]: plan[widths[0]]}
+
+
 def test_all_channels_are_the_dense_layer(made):
     model, _, factors, _ = made
     for name, matrix in factors.matrices(model).items():
