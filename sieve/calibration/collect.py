@@ -81,9 +81,9 @@ def calibrate(
     check_token_ids(model, tokenizer, max(max(sample.ids, default=0) for sample in sequences))
     learns = wanted.gradients
     # Reuse existing statistics, if they are of exactly this calibration.
-    text = str(generated) if isinstance(generated, int) else fingerprint(generated, learns)
     identity = identity_of(model, tokenizer) | {"data": fingerprint(sequences, learns), "kind": wanted.kind}
     if generated:
+        text = generated if isinstance(generated, int) else fingerprint(generated, learns)
         identity |= {"generated text": f"{text}, seed {seed}"}
     file = None if path is None else kept_file(path, identity)
     if file is not None and (kept := kept_statistics(file, identity, model.device)) is not None:
@@ -100,14 +100,13 @@ def calibrate(
         count = max(1, len(sequences) // HELD_BACK)
         sequences, held_back = sequences[:-count], sequences[-count:]
         batch_tokens //= 4
-    if generated:
-        if isinstance(generated, int):
-            generated = generate_samples(model, tokenizer, sequences, generated, seed)
-        sequences = [*sequences, *generated]
+    texts = generated
+    if isinstance(generated, int):
+        texts = generate_samples(model, tokenizer, sequences, generated, seed) if generated else []
+    sequences = [*sequences, *texts]
     channels = prunable.channel_writers if wanted.channels else ()
     measured = collect(prunable, batches(sequences, batch_tokens), wanted.side, learns, channels)
-    statistics = replace(measured, identity=identity, samples=sequences, held_back=held_back)
-    statistics.generated = list(generated or ())
+    statistics = replace(measured, identity=identity, samples=sequences, held_back=held_back, generated=list(texts))
     if file is not None:
         keep(statistics, file)
     return statistics

@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.calibration.text import Sample
-from sieve.evaluation.generation import end_tokens, only
-from sieve.models.loading import embeds, evaluating
+from sieve.evaluation.generation import end_tokens, only, padding_token, until_end
+from sieve.models.loading import evaluating
 from sieve.utils import progress
 
 LENGTH = 96
@@ -43,10 +43,9 @@ def generate_samples(
     """
     draw = random.Random(seed)
     ends = end_tokens(model, tokenizer)
-    pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
     config = GenerationConfig(
         max_new_tokens=LENGTH, do_sample=True, temperature=1.0, top_k=_TOP, top_p=1.0, num_beams=1,
-        eos_token_id=ends or None, pad_token_id=next(pads, 0),
+        eos_token_id=ends or None, pad_token_id=padding_token(model, tokenizer, ends),
     )  # fmt: skip
     found: list[Sample] = []
     total, devices = 0, [model.device] if model.device.type == "cuda" else []
@@ -63,7 +62,7 @@ def generate_samples(
             length = min(map(len, prompts))
             ids = torch.tensor([prompt[-length:] for prompt in prompts], device=model.device)
             output = model.generate(ids, attention_mask=torch.ones_like(ids))
-            made = [_until_end(row, ends) for row in output[:, length:].tolist()]
+            made = [until_end(row, ends) for row in output[:, length:].tolist()]
             made = [Sample(row, 1) for row in made if len(row) >= _SHORTEST]
             if not made:
                 # A model that only ends its texts has nothing to say.
@@ -82,7 +81,3 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], draw:
     rows = draw.sample(list(samples), min(ROWS, len(samples)))
     text = "".join(f"{tokenizer.decode(row.ids, skip_special_tokens=True)}\n" for row in rows)
     return tokenizer(text, add_special_tokens=False)["input_ids"][-_PROMPT:]
-
-
-def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
-    return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]

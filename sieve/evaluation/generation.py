@@ -210,9 +210,7 @@ def greedy_answers(
     """
     # Configure `generate` to be greedy, with an end and a padding token that the model has.
     ends = end_tokens(model, tokenizer)
-    # A padding token that was added to the tokenizer alone has no embedding.
-    pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
-    pad = next(pads, 0)
+    pad = padding_token(model, tokenizer, ends)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
     )
@@ -238,7 +236,7 @@ def greedy_answers(
             )
             # Cut each answer at its end, without what was written while other rows went on.
             for index, row in zip(batch, output[:, length:].tolist(), strict=True):
-                row = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
+                row = until_end(row, ends)
                 if _stopped(tokenizer, row, stop):
                     # Other rows were still being written, so the library filled this one with padding.
                     while row[-1] == pad:
@@ -286,6 +284,18 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+
+def padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int:
+    """A token that `generate` can fill rows with: one that the model has an embedding for."""
+    # A padding token that was added to the tokenizer alone has none.
+    pads = (token for token in (tokenizer.pad_token_id, *ends) if token is not None and embeds(model, token))
+    return next(pads, 0)
+
+
+def until_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    """What was written before the first token that ends an answer."""
+    return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
 
 
 def _stopped(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: str | None) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from sieve.errors import InputError
 from sieve.nn.formats.masked import masked_layers
-from sieve.nn.narrow import NarrowLinear
+from sieve.nn.narrow import LINEAR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def add_adapters_(model: PreTrainedModel, seed: int) -> None:
     from sieve.models.linears import decoder_blocks
 
     prefix, blocks = decoder_blocks(model)
-    names = [f"{prefix}.{name}" for name, layer in blocks.named_modules() if type(layer) in (nn.Linear, NarrowLinear)]
+    names = [f"{prefix}.{name}" for name, layer in blocks.named_modules() if type(layer) in LINEAR]
     config = LoraConfig(r=RANK, lora_alpha=_ALPHA, target_modules=names)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

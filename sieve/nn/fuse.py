@@ -17,13 +17,11 @@ from torch import nn
 from sieve.nn.families import ACTIVATIONS, kind_of
 from sieve.nn.formats.base import format_of
 from sieve.nn.low_rank import PAIRS, Group, holds_plain_tensors
-from sieve.nn.narrow import NarrowLinear
+from sieve.nn.narrow import LINEAR
 from sieve.nn.patching import has_hooks, is_untouched, replace_forward, replaced_by, restore_forward
 from sieve.nn.stacked import StackedOutput
 from sieve_kernels import act_mul, linear, lowrank_mlp, rms_norm, rotary
 from sieve_kernels.core.dispatch import GEMV_ROWS_GPU
-
-_LINEAR = (nn.Linear, NarrowLinear)
 
 
 def fuse_(model: nn.Module) -> nn.Module:
@@ -63,7 +61,7 @@ def _fuse(model: nn.Module) -> list[nn.Module]:
 
 
 def _forward_for(module: nn.Module, inside_pair: bool) -> Callable | None:
-    if type(module) in _LINEAR:
+    if type(module) in LINEAR:
         return None if inside_pair else _dense
     return {"mlp": _gated, "norm": _norm, "attention": _attention, None: None}[kind_of(module)]
 
@@ -94,7 +92,7 @@ def _layers(mlp: nn.Module) -> list[nn.Module]:
 
 def _tensors(layer: nn.Module) -> Sequence[torch.Tensor] | None:
     """What `lowrank_mlp` takes of a layer; None where the layer must be called as the module it is."""
-    if type(layer) in _LINEAR:
+    if type(layer) in LINEAR:
         plain = holds_plain_tensors(layer) and not has_hooks(layer)
         plain = plain and ("forward" not in layer.__dict__ or replaced_by(layer) is _dense)
         tensors = layer._parameters.values() if plain else None

@@ -8,3 +8,7 @@ class NarrowLinear(nn.Linear):
 
     It is a class of its own only so that saving a model finds it: it runs, trains and takes adapters as any other.
     """
+
+
+LINEAR = (nn.Linear, NarrowLinear)
+"""The types of layers that are one plain product."""
