@@ -17,6 +17,7 @@ from typing import Any
 from bench.cells import RESULTS, Results, work_through
 from sieve.errors import ToleranceError
 from sieve.run.pipeline import prune
+from sieve.run.presets import PRESETS
 from sieve.run.recipe import Recipe
 
 KEY = ("options", "task", "seed")
@@ -32,6 +33,7 @@ OPTIONS = {
     "widths, shared, generated": {"method": "widths", "shared_input": True, "generated_tokens": 20_000},
     "widths, shared, refit": {"method": "widths", "shared_input": True, "refit": True},
     "widths, shared, healed": {"method": "widths", "shared_input": True, "heal": "label-free"},
+    "best": PRESETS["best"],
 }
 
 
@@ -62,6 +64,7 @@ def measured(cell: dict[str, Any], **values: Any) -> dict[str, Any]:
         "accuracy": report["accuracy"]["pruned"]["test"]["value"],
         "lost": -report["difference"]["accuracy"]["test"]["value"],
         "difference": report["difference"],
+        "rounds": report.get("rounds"),
         "stages": report["seconds"],
     }
 

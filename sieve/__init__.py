@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sieve.models.loading import load_model
     from sieve.nn.low_rank import LowRankLinear, PivotedLinear
     from sieve.run.pipeline import prune
+    from sieve.run.presets import PRESETS
     from sieve.run.recipe import Recipe
     from sieve.searchers.run import search
     from sieve.tasks import Task, load_task
@@ -45,6 +46,7 @@ _HOME = {
     "Healing": "healing.heal",
     "LowRankLinear": "nn.low_rank",
     "PivotedLinear": "nn.low_rank",
+    "PRESETS": "run.presets",
     "MaskOptions": "compression.masks.config",
     "Masks": "compression.masks.masks",
     "Plan": "compression.plan",
@@ -76,6 +78,7 @@ _HOME = {
 }
 
 __all__ = [
+    "PRESETS",
     "Factors",
     "Healing",
     "LowRankLinear",

@@ -28,6 +28,10 @@ class UnreadOption(InputError):
         self.option = option
 
 
+class UnreachableSize(InputError):
+    """No plan is as small as what is asked for."""
+
+
 class NumericsError(SieveError, ArithmeticError):
     """NaN or infinity in weights, activations or statistics; the message names the layer."""
 

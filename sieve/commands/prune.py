@@ -10,6 +10,7 @@ from sieve.commands.options import Shown, TaskData, Trust
 from sieve.commands.output import print_json, say_saved
 from sieve.errors import InputError
 from sieve.models.config import find_model
+from sieve.run.presets import with_preset
 from sieve.run.recipe import Recipe, recipe_options
 from sieve.tasks import load_task
 from sieve.utils import interrupts, progress
@@ -24,6 +25,12 @@ class PruneConfig(TaskData, Trust, Shown):
     """Options that do not decide the result, so no recipe holds them."""
 
     config: Path | None = option(None, "Recipe (YAML or JSON); options on the command line win", group="Task")
+    fast: bool = option(False, "Take the least time: the default, on half the text", group="Method")
+    best: bool = option(
+        False,
+        "Find the smallest model, however long it takes: MLP widths, generated text, four healed rounds",
+        group="Method",
+    )
     format: str | None = option(None, "How pairs are stored: pivoted (--pivot) or plain (--no-pivot)", group="Method")
     statistics: Path | None = option(
         None, "Keep the calibration in this file, and use it again if it fits", shown="the cache", group="Machine"
@@ -44,7 +51,7 @@ def prune(run: PruneConfig, given: dict[str, Any]) -> None:
 
     Sieve prunes MODEL; the accuracy of the result stays within the tolerance of the dense model's.
     """
-    output, config = run.output, run.config
+    output, config, given = run.output, run.config, with_preset(given, fast=run.fast, best=run.best)
     if run.resume is not None:
         if output is not None or config is not None:
             raise InputError("--resume names the folder and its recipe: leave --output and --config out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.expand import at_most, expand_
 from sieve.compression.methods import compress
+from sieve.errors import UnreachableSize
 from sieve.evaluation.scoring import Scores, evaluate
 from sieve.healing.checkpoint import Checkpoint
 from sieve.healing.heal import heal_
@@ -36,12 +38,16 @@ from sieve.tasks import Example, Task
 from sieve.utils import progress
 from sieve.utils.files import write_json
 
-# Each round keeps this fraction of the prunable parameters of the round before.
+# Each round keeps this fraction of the prunable parameters of the last one within the tolerance …
 SMALLER = 0.75
+# … until one is not; then sizes in between are tried, as long as they are smaller than that by this factor.
+NEARLY = 0.95
 
 
 class Rounds:
-    """The rounds after the first, each from the healed model of the one before.
+    """The rounds after the first, each from the smallest healed model within the tolerance so far.
+
+    After a round that is not within the tolerance, the next ones try sizes between the two.
 
     Each round finds statistics, sensitivities and ranks anew. A finished round is kept in the folder of the
     unfinished run, with its model; an interrupted one continues with its own journal and checkpoint.
@@ -85,21 +91,33 @@ class Rounds:
             progress.note("the healed model is not within the tolerance: no further round")
             return model, done
         self._keep(1, model, tokenizer)
-        while len(done) < self._recipe.rounds and done[-1]["held"]:
-            number = len(done) + 1
-            done.append(self._known(number) or self._round(number, SMALLER * done[-1]["kept_share"]))
-            verdict = "within the tolerance" if done[-1]["held"] else "not within the tolerance, the last round"
+        failed: float | None = None
+        while len(done) < self._recipe.rounds:
+            number, held = len(done) + 1, _last_held(done)
+            share = done[held - 1]["kept_share"]
+            share = SMALLER * share if failed is None else math.sqrt(share * failed)
+            if failed is not None and share > NEARLY * done[held - 1]["kept_share"]:
+                break
+            try:
+                done.append(self._known(number) or self._round(number, held, share))
+            except UnreachableSize:
+                progress.note(f"no plan keeps {share:.1%} of the prunable parameters: no further round")
+                break
+            if not done[-1]["held"]:
+                failed = done[-1]["kept_share"]
+            verdict = "within the tolerance" if done[-1]["held"] else "not within the tolerance"
             progress.say(f"  round {number}: {1 - done[-1]['kept_share']:.1%} removed and healed: {verdict}")
-        last = max(number for number, one in enumerate(done, 1) if one["held"])
+        last = _last_held(done)
         if last > 1:
             model, _ = self._loaded(last)
         return model, done
 
-    def _round(self, number: int, share: float) -> dict[str, Any]:
+    def _round(self, number: int, start: int, share: float) -> dict[str, Any]:
+        """The record of a round from the healed model of round `start`, at this share of the prunable parameters."""
         recipe, started = self._recipe, time.perf_counter()
         progress.say(f"round {number}: {1 - share:.1%} removed", style="bold")
-        # Start from the healed model of the round before, with its pairs as dense matrices.
-        model, tokenizer = self._loaded(number - 1)
+        # Start from a healed model, with its pairs as dense matrices.
+        model, tokenizer = self._loaded(start)
         ranks = expand_(model)
         prunable = PrunableModel(model)
         # Calibrate, compress and search anew, for a given size.
@@ -183,3 +201,8 @@ class Rounds:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
         return found["record"] if found["key"] == self._key else None
+
+
+def _last_held(done: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the last round within the tolerance: the smallest one, as each starts from the one before."""
+    return max(number for number, one in enumerate(done, 1) if one["held"])

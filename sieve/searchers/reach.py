@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sieve.errors import InputError
+from sieve.errors import UnreachableSize
 from sieve.models.matrix import Matrix
 from sieve.searchers.config import Options
 from sieve.searchers.genome import LEVELS, Genome
@@ -25,7 +25,7 @@ def multiple_for(device: torch.device, rank_multiple: int | None) -> int:
 def require_plans(
     matrices: Mapping[str, Matrix], searcher: "Searcher", options: Options, multiple: int, dtype: torch.dtype
 ) -> None:
-    """InputError where no plan removes anything, or none as much as `options.kept` asks for.
+    """InputError where no plan removes anything; UnreachableSize where none does as much as `options.kept` asks for.
 
     Latency is measured when the search begins; before, there is no more to say of it than which ranks there are.
     """
@@ -37,9 +37,9 @@ def require_plans(
 
 
 def require_reachable(options: Options, smallest: float, dense: float) -> None:
-    """InputError where even the smallest plan is larger than what is asked for."""
+    """UnreachableSize where even the smallest plan is larger than what is asked for."""
     if options.kept is not None and smallest > options.kept * dense:
-        raise InputError(
+        raise UnreachableSize(
             f"no plan keeps {options.kept:.1%} of the prunable {options.objective}; the smallest keeps "
             f"{smallest / dense:.1%}: raise --kept or lower --rank-multiple"
         )

@@ -53,19 +53,37 @@ def test_each_round_is_smaller_and_the_last_that_held_is_stored(run, world, near
     assert "Round 3" in run("info", tmp_path / "out")[1]
 
 
-def test_a_round_that_is_not_within_the_tolerance_is_the_last(run, world, near, tmp_path, monkeypatch):  # noqa: F811
+def test_after_a_round_that_is_not_within_the_tolerance_sizes_between_are_tried(
+    run,
+    world,
+    near,
+    tmp_path,
+    monkeypatch,  # noqa: F811
+):
     from sieve.run import rounds as module
 
-    within, asked = module.within, []
-    # Both splits of the first two rounds are within it; then one is not.
-    monkeypatch.setattr(module, "within", lambda *given: asked.append(within(*given)) or len(asked) <= 4)
-    code, out, err = run(*command(world, near, tmp_path / "out", "--kept", 0.6, rounds=5))
+    # The fitness split decides alone here: of the third and the fifth round it is not within the tolerance.
+    verdicts = iter([True, True, True, True, False, True, True, False])
+    monkeypatch.setattr(module, "within", lambda *given: next(verdicts))
+    code, out, err = run(*command(world, near, tmp_path / "out", "--kept", 0.9, rounds=5))
     assert code == 0, err
     report = json.loads(out)
-    assert [one["held"] for one in report["rounds"]] == [True, True, False]
-    assert report["parameters"]["prunable_removed"] == report["rounds"][1]["prunable_removed"]
+    assert [one["held"] for one in report["rounds"]] == [True, True, False, True, False]
+    kept = [1 - one["prunable_removed"] for one in report["rounds"]]
+    assert kept[2] == pytest.approx(0.75 * kept[1], abs=0.03)
+    assert kept[2] < kept[4] < kept[3] < kept[1], kept
+    assert report["parameters"]["prunable_removed"] == report["rounds"][3]["prunable_removed"]
     model, _ = sieve.load(tmp_path / "out", device="cpu")
     assert sum(one.numel() for one in model.parameters()) == report["parameters"]["model"]["pruned"]
+
+
+def test_no_round_is_smaller_than_any_plan(run, world, near, tmp_path):  # noqa: F811
+    given = [*command(world, near, tmp_path / "out", "--kept", 0.25, rounds=4)]
+    given[given.index("--rank-multiple") + 1] = 4
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert "no further round" in err
+    assert len(json.loads(out)["rounds"]) < 4
 
 
 def test_an_interrupted_round_goes_on_to_the_same_model(run, world, near, tmp_path, monkeypatch):  # noqa: F811
