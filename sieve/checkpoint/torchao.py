@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sieve.errors import InputError
+from sieve.nn.narrow import LINEAR
 from sieve.utils.messages import one_line
 
 if TYPE_CHECKING:
@@ -113,6 +114,6 @@ def quantize_loaded_(model: PreTrainedModel, config: TorchAoConfig) -> None:
     skipped = HfQuantizer.get_modules_to_not_convert(model, config.modules_to_not_convert, model._keep_in_fp32_modules)
 
     def wanted(layer: nn.Module, name: str) -> bool:
-        return type(layer) is nn.Linear and layer.weight.numel() > 0 and should_convert_module(name, skipped)
+        return type(layer) in LINEAR and layer.weight.numel() > 0 and should_convert_module(name, skipped)
 
     quantize_(model, kind, filter_fn=None if isinstance(kind, FqnToConfig) else wanted)

@@ -77,6 +77,8 @@ def project(
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
     check_shrinks(shrinkage, method)
+    if prior is not None and shrinkage is None:
+        raise InputError("a prior has no weight without shrinkage: give shrinkage='auto', or leave the prior out")
     solve = wanted.with_options(**options)
     ranks = _ranks(matrices, plan)
     if wanted.side == "none":

@@ -55,6 +55,8 @@ def mask(
     options = (options or MaskOptions()).check(method)
     if options.task_aware and general is None:
         raise InputError("task-aware masks need statistics of general text: calibrate on `sieve.tasks.general_text()`")
+    if general is not None and not options.task_aware:
+        raise InputError("only task-aware masks read statistics of general text: give MaskOptions(task_aware=True)")
     model = PrunableModel.of(model)
     matrices = maskable(model, options)
     # The statistics for scoring: those of the task and, for task-aware masks, those of general text.

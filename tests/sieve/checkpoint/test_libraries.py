@@ -14,6 +14,7 @@ from sieve.checkpoint.folder import load, save, write_mask_config
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.errors import InputError, NumericsError, StorageError
 from sieve.models.linears import check_finite, prunable
+from sieve.nn.narrow import NarrowLinear
 from sieve.run.heal import _require_pruned
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
@@ -206,6 +207,24 @@ class TestTorchao:
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised")
         assert torch.equal(logits(again), logits(model))
         assert again.lm_head.weight is again.model.embed_tokens.weight
+
+    def test_layers_that_lost_channels_are_quantised_as_they_load(self, tmp_path):
+        model = tiny_model("llama")
+        mlp = model.model.layers[0].mlp
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weight = getattr(mlp, name).weight.detach()
+            kept = weight[:, :32] if name == "down_proj" else weight[:32]
+            narrow = NarrowLinear(kept.shape[1], kept.shape[0], bias=False)
+            narrow.load_state_dict({"weight": kept})
+            setattr(mlp, name, narrow)
+        save(model, tiny_tokenizer(), tmp_path / "narrow")
+        loaded = self.load(tmp_path / "narrow")
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            assert type(getattr(loaded.model.layers[0].mlp, name).weight.data).__module__.startswith("torchao."), name
+        save(loaded, tiny_tokenizer(), tmp_path / "quantised")
+        again = load(tmp_path / "quantised")[0]
+        assert torch.equal(logits(again), logits(loaded))
+        assert again.model.layers[0].mlp.up_proj.weight.shape == (32, model.config.hidden_size)
 
     def test_zeros_of_masks_are_no_less_safe_without_sieve(self, tmp_path):
         from torchao.quantization import Int8WeightOnlyConfig, quantize_

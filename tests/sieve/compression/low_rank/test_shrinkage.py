@@ -149,6 +149,8 @@ def test_bad_input(calibrated, monkeypatch):
     for share in (-0.1, 1.5, float("nan"), True, "some"):
         with pytest.raises(InputError, match="shrinkage must be"):
             sieve.project(model, statistics, shrinkage=share)
+    with pytest.raises(InputError, match="a prior has no weight without shrinkage"):
+        sieve.project(model, statistics, prior=statistics)
     one = statistics_of(model, SEQUENCES[:1])
     with pytest.raises(InputError, match="too few"):
         sieve.project(model, one, shrinkage="auto")

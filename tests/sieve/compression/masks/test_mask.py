@@ -127,8 +127,8 @@ def test_task_aware_masks_lie_between_those_of_either_set():
     model = tiny_model("llama")
     task, general = statistics_of(model), statistics_of(model, OTHERS)
 
-    def kept(*sides, **options):
-        masks = mask(model, sides[0], "wanda", *sides[1:], MaskOptions(task_aware=len(sides) > 1, **options))
+    def kept(side, general=None, **options):
+        masks = mask(model, side, "wanda", general, MaskOptions(task_aware=general is not None, **options))
         return torch.cat([(masks[name].thresholds <= 12).flatten() for name in masks])
 
     of_task, of_general = kept(task), kept(general)
@@ -237,6 +237,8 @@ def test_statistics_of_another_kind_are_refused():
         mask(model, cheapest, "wanda")
     with pytest.raises(InputError, match="know nothing of"):
         mask(model, statistics_of(tiny_model("gpt2")), "wanda")
+    with pytest.raises(InputError, match="only task-aware masks read statistics of general text"):
+        mask(model, statistics_of(model), "wanda", statistics_of(model))
     with pytest.raises(InputError, match="general text"):
         mask(model, statistics_of(model), "wanda", options=MaskOptions(task_aware=True))
     with pytest.raises(InputError, match="unknown method"):
