@@ -53,13 +53,7 @@ def test_each_round_is_smaller_and_the_last_that_held_is_stored(run, world, near
     assert "Round 3" in run("info", tmp_path / "out")[1]
 
 
-def test_after_a_round_that_is_not_within_the_tolerance_sizes_between_are_tried(
-    run,
-    world,
-    near,
-    tmp_path,
-    monkeypatch,  # noqa: F811
-):
+def test_after_a_failed_round_sizes_between_are_tried(run, world, near, tmp_path, monkeypatch):  # noqa: F811
     from sieve.run import rounds as module
 
     # The fitness split decides alone here: of the third and the fifth round it is not within the tolerance.
