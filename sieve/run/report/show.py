@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sieve.run.report.sentence import sentence
+
 CONTROLS = {
     "chance": "chance",
     "majority": "always the most frequent answer",
@@ -76,6 +78,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         console.print(f"Bottlenecks (one level less breaks the tolerance): {', '.join(_names(found))}", soft_wrap=True)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in report["seconds"].items())
     console.print(f"The run took {sum(report['seconds'].values()):.0f} s: {stages}")
+    console.print(sentence(report), style="bold", soft_wrap=True)
 
 
 def chance_line(numbers: dict[str, Any], split: str | None = None) -> str | None:
