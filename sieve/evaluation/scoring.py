@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,13 @@ class Scores:
         then says nothing about the score.
         """
         return self.loglik if self.choice_logprob is None else self.choice_logprob
+
+
+def pooled(parts: Iterable[Scores]) -> Scores:
+    """One model's scores on several splits as those on one: scores and log-likelihoods, split after split."""
+    parts = list(parts)
+    score, loglik = (np.concatenate([getattr(one, name) for one in parts]) for name in ("score", "loglik"))
+    return Scores(score, loglik, sum(one.tokens for one in parts))
 
 
 @dataclass(frozen=True)

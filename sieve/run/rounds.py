@@ -21,7 +21,7 @@ from sieve.compression.apply import apply_
 from sieve.compression.low_rank.expand import at_most, expand_
 from sieve.compression.methods import compress
 from sieve.errors import UnreachableSize
-from sieve.evaluation.scoring import Scores, evaluate
+from sieve.evaluation.scoring import Scores, evaluate, pooled
 from sieve.healing.checkpoint import Checkpoint
 from sieve.healing.heal import heal_
 from sieve.healing.teacher import Lessons
@@ -155,10 +155,9 @@ class Rounds:
         self, number: int, share: float, scores: Mapping[str, Scores], model: PreTrainedModel
     ) -> dict[str, Any]:
         recipe, result = self._recipe, self._result
-        held = all(
-            within(scores[split], result.dense[split], recipe.tolerance, recipe.confident, result.margin)
-            for split in DECIDING
-        )
+        # A round is one model that neither split has chosen, so both together say most about it.
+        both = (pooled(found[split] for split in DECIDING) for found in (scores, result.dense))
+        held = within(*both, recipe.tolerance, recipe.confident, result.margin)
         return {
             "round": number,
             "kept_share": share,

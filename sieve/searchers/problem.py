@@ -111,6 +111,6 @@ def within(scores: Scores, dense: Scores, tolerance: float, confident: bool = Fa
     """Whether accuracy ≥ (1 - ε) · dense accuracy + margin, by the mean or by the lower end of the paired interval."""
     floor = (1 - tolerance) * dense.score + margin
     if confident:
-        return paired(scores.score, floor).low >= 0
+        return bool(paired(scores.score, floor).low >= 0)
     # The comparison is of sums of the same few values: allow for their rounding.
-    return scores.score.sum() >= floor.sum() - 1e-9
+    return bool(scores.score.sum() >= floor.sum() - 1e-9)

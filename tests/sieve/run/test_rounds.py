@@ -56,8 +56,7 @@ def test_each_round_is_smaller_and_the_last_that_held_is_stored(run, world, near
 def test_after_a_failed_round_sizes_between_are_tried(run, world, near, tmp_path, monkeypatch):  # noqa: F811
     from sieve.run import rounds as module
 
-    # The fitness split decides alone here: of the third and the fifth round it is not within the tolerance.
-    verdicts = iter([True, True, True, True, False, True, True, False])
+    verdicts = iter([True, True, False, True, False])
     monkeypatch.setattr(module, "within", lambda *given: next(verdicts))
     code, out, err = run(*command(world, near, tmp_path / "out", "--kept", 0.9, rounds=5))
     assert code == 0, err
@@ -69,6 +68,21 @@ def test_after_a_failed_round_sizes_between_are_tried(run, world, near, tmp_path
     assert report["parameters"]["prunable_removed"] == report["rounds"][3]["prunable_removed"]
     model, _ = sieve.load(tmp_path / "out", device="cpu")
     assert sum(one.numel() for one in model.parameters()) == report["parameters"]["model"]["pruned"]
+
+
+def test_a_round_is_judged_by_both_splits_together(run, world, near, tmp_path, monkeypatch):  # noqa: F811
+    from sieve.run import rounds as module
+
+    asked = []
+    within = module.within
+    monkeypatch.setattr(module, "within", lambda *given: asked.append(given[:2]) or within(*given))
+    code, out, err = run(*command(world, near, tmp_path / "out", "--kept", 0.6, rounds=2))
+    assert code == 0, err
+    accuracy = json.loads(out)["accuracy"]
+    for number, which in enumerate(("pruned", "dense")):
+        parts = [accuracy[which][split] for split in ("fitness", "validation")]
+        want = sum(one["n"] * one["value"] for one in parts) / sum(one["n"] for one in parts)
+        assert asked[-1][number].accuracy == pytest.approx(want)
 
 
 def test_no_round_is_smaller_than_any_plan(run, world, near, tmp_path):  # noqa: F811
