@@ -26,6 +26,7 @@ from sieve.evaluation.speed import measure_speed, speed_report
 from sieve.healing.checkpoint import Checkpoint, digest
 from sieve.healing.config import LORA, TUNED
 from sieve.healing.heal import heal_, lessons_of
+from sieve.healing.loop import restore, state_of
 from sieve.healing.lora import require_adaptable
 from sieve.healing.teacher import Lessons, require_rows
 from sieve.models.linears import by_pattern
@@ -43,7 +44,7 @@ from sieve.run.report.rescored import quantised_report
 from sieve.run.report.rounds import rounds_report
 from sieve.run.report.trimmed import trimmed_report
 from sieve.run.resume import ResumableRun
-from sieve.run.rounds import Rounds
+from sieve.run.rounds import Rounds, keeps_tolerance
 from sieve.run.stages import Stages
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.journal import Journal
@@ -52,7 +53,7 @@ from sieve.searchers.identity import task_identity
 from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import Refitted, best_refitted, smallest_refitted
 from sieve.searchers.run import run_search
-from sieve.searchers.signal import dense_scores, signal_notes
+from sieve.searchers.signal import DECIDING, dense_scores, signal_notes
 from sieve.tasks import load_task
 from sieve.tasks.general import general_text
 from sieve.tasks.stored import describe_data
@@ -307,19 +308,27 @@ class _Pipeline:
         recipe, lessons, unfinished, kind = self.recipe, self.lessons, self.unfinished, self.recipe.healing.kind
         with self.stages("heal"):
             scored = self._measured(unfinished.journal)
+            start, name = state_of(self.model), "healed" if recipe.rounds == 1 else "round 1"
             healing = heal_(self.model, lessons, recipe.heal_steps, recipe.seed, kind, self.checkpoint).report()
-            # Later rounds begin with the healed model, and end with the last one within the tolerance.
-            if recipe.rounds > 1:
+            # Fewer nats from the teacher can be fewer right answers, by chance: the tolerance is kept all the same.
+            once = {split: scored.on(split, name, self.model, self.tokenizer) for split in DECIDING}
+            if recipe.kept is None and not keeps_tolerance(recipe, self.result, once):
+                progress.note("the healed model is not within the tolerance, as the pruned one is: it stays as it was")
+                restore(self.model, start)
+                healing |= {"steps": 0, "undone": True}
+            # Later rounds begin with the healed model, and end with the smallest one within the tolerance.
+            elif recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
                 texts = self.measured.generated
                 rounds = Rounds(
-                    recipe, self.task, self.splits, self.result, lessons, unfinished, self.heal_key, texts, self.trust
+                    recipe, self.task, scored, self.result, lessons, unfinished, self.heal_key, texts, self.trust
                 )
                 self.model, done = rounds.run(self.model, self.tokenizer, first)
                 report = rounds_report(report, done)
-                healing = report.pop("healing")
+                healing, name = report.pop("healing"), "healed"
             # Score it, and what its gain is compared with.
-            healed = scored("healed", self.model, self.tokenizer)
+            undone = healing.get("undone")
+            healed = dict(self.scores["pruned"]) if undone else scored(name, self.model, self.tokenizer)
             tuned = self._tuned_dense(scored) if kind == TUNED else None
             controls = Controls(letters_taught(self.task, lessons, self.splits), tuned)
         dense = self.scores["dense"]

@@ -21,20 +21,20 @@ from sieve.compression.apply import apply_
 from sieve.compression.low_rank.expand import at_most, expand_
 from sieve.compression.methods import compress
 from sieve.errors import UnreachableSize
-from sieve.evaluation.scoring import Scores, evaluate, pooled
+from sieve.evaluation.scoring import Scores, pooled
 from sieve.healing.checkpoint import Checkpoint
 from sieve.healing.heal import heal_
 from sieve.healing.teacher import Lessons
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
+from sieve.run.measured import Measured
 from sieve.run.recipe import Recipe
 from sieve.run.report.intervals import intervals
 from sieve.run.resume import ResumableRun
-from sieve.searchers.engine.remembered import remembered
 from sieve.searchers.problem import within
 from sieve.searchers.run import SearchResult, run_search
 from sieve.searchers.signal import DECIDING
-from sieve.tasks import Example, Task
+from sieve.tasks import Task
 from sieve.utils import progress
 from sieve.utils.files import write_json
 
@@ -62,7 +62,7 @@ class Rounds:
         self,
         recipe: Recipe,
         task: Task,
-        splits: Mapping[str, Sequence[Example]],
+        measured: Measured,
         result: SearchResult,
         lessons: Lessons,
         unfinished: ResumableRun,
@@ -70,7 +70,7 @@ class Rounds:
         generated: Sequence[Sample] = (),
         trust_remote_code: bool = False,
     ):
-        self._recipe, self._task, self._splits, self._result = recipe, task, splits, result
+        self._recipe, self._task, self._measured, self._result = recipe, task, measured, result
         self._lessons, self._unfinished, self._key, self._trust = lessons, unfinished, key, trust_remote_code
         self._generated = generated
         self._folder = unfinished.stage("rounds")
@@ -88,6 +88,7 @@ class Rounds:
         scores = self._scores(1, model, tokenizer)
         done = [self._record(1, kept / total, scores, model) | dict(first)]
         if not done[0]["held"]:
+            # Only where a size was asked for: else this healing is undone.
             progress.note("the healed model is not within the tolerance: no further round")
             return model, done
         self._keep(1, model, tokenizer)
@@ -155,9 +156,7 @@ class Rounds:
         self, number: int, share: float, scores: Mapping[str, Scores], model: PreTrainedModel
     ) -> dict[str, Any]:
         recipe, result = self._recipe, self._result
-        # A round is one model that neither split has chosen, so both together say most about it.
-        both = (pooled(found[split] for split in DECIDING) for found in (scores, result.dense))
-        held = within(*both, recipe.tolerance, recipe.confident, result.margin)
+        held = keeps_tolerance(recipe, result, scores)
         return {
             "round": number,
             "kept_share": share,
@@ -170,14 +169,7 @@ class Rounds:
 
     def _scores(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Scores]:
         """Scores on the splits that decide: the test split is not used here."""
-        return {
-            split: remembered(
-                self._unfinished.journal,
-                f"round {number} on {split}",
-                lambda split=split: evaluate(model, tokenizer, self._task, self._splits[split]),
-            )
-            for split in DECIDING
-        }
+        return {split: self._measured.on(split, f"round {number}", model, tokenizer) for split in DECIDING}
 
     def _total(self) -> int:
         return sum(matrix.parameters for matrix in self._result.matrices.values())
@@ -205,3 +197,13 @@ class Rounds:
 def _last_held(done: Sequence[Mapping[str, Any]]) -> int:
     """The number of the last round within the tolerance: the smallest one, as each starts from the one before."""
     return max(number for number, one in enumerate(done, 1) if one["held"])
+
+
+def keeps_tolerance(recipe: Recipe, result: SearchResult, scores: Mapping[str, Scores]) -> bool:
+    """Whether a healed model is within the tolerance, on the splits that decide together.
+
+    A search has many candidates, some of which a split favours by chance, so it asks each split. A healed model is one,
+    and both splits together tell most about it.
+    """
+    found, dense = (pooled(some[split] for split in DECIDING) for some in (scores, result.dense))
+    return within(found, dense, recipe.tolerance, recipe.confident, result.margin)

@@ -100,6 +100,8 @@ def healing_line(healing: dict[str, Any]) -> str:
     held = healing["held_back"]
     taught = "the labels" if healing["kind"] == "tuned" else "the dense model"
     before = ", ".join(f"{split} {value['value']:.3f}" for split, value in healing["before"]["accuracy"].items())
+    if healing.get("undone"):
+        return "Healing is undone: the healed model was not within the tolerance, as the pruned one is"
     text = (
         f"Healed ({healing['kind']}), {healing['steps']} steps on {healing['rows']:,} calibration rows: on "
         f"{held['rows']} rows held back {held['before']:.3f} → {held['after']:.3f} nats from {taught}; accuracy "

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import sieve
 from tests.sieve.conftest import ROWS, TASK, write_task
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
 
@@ -52,6 +54,27 @@ def test_healed_in_one_go_and_afterwards_is_the_same_model(run, world, near, tmp
     for shown in (run("info", tmp_path / "later")[1], (tmp_path / "later" / "README.md").read_text()):
         assert "label-free" in shown
         assert f"{report['healing']['held_back']['after']:.3f}" in shown
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_healing_that_breaks_the_tolerance_is_undone(run, world, near, tmp_path, monkeypatch, rounds):  # noqa: F811
+    asked = []
+    monkeypatch.setattr("sieve.run.pipeline.keeps_tolerance", lambda *given: asked.append(given[2]))
+    given = [*options(world, tmp_path / "pruned"), "--search", "uniform"]
+    given[given.index(world.task)] = near
+    made = [run(*given, "--json")]
+    given[given.index(tmp_path / "pruned")] = tmp_path / "healed"
+    made += [run(*given, "--heal", "--heal-steps", 10, "--rounds", rounds, "--json")]
+    assert all(code == 0 for code, _, _ in made), made
+    (before, report), note = (json.loads(out) for _, out, _ in made), made[1][2]
+    assert "it stays as it was" in note
+    assert [set(scores) for scores in asked] == [{"fitness", "validation"}]
+    assert report["healing"]["undone"]
+    for measure in ("accuracy", "loglik", "difference", "parameters", "kept"):
+        assert report[measure] == before[measure]
+    one, other = (sieve.load(tmp_path / name, device="cpu")[0].state_dict() for name in ("pruned", "healed"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert "Healing is undone" in run("info", tmp_path / "healed")[1]
 
 
 def test_rows_too_few_are_refused_before_the_long_work(run, world, tmp_path):  # noqa: F811
