@@ -9,7 +9,13 @@ import random
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sieve.calibration.text import Sample
 from sieve.evaluation.generation import end_tokens, only, padding_token, until_end
@@ -33,6 +39,23 @@ _TOP = 50
 _SHORTEST = 9
 
 
+class SampleTop(LogitsProcessor):
+    """Makes greedy decoding a sample among the `count` likeliest tokens.
+
+    With Gumbel noise on log-probabilities the largest is a draw from their softmax. The sampling of `generate` draws
+    noise for the whole vocabulary, which takes a quarter of its time for a small model.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits [B, vocabulary] → the same with noise on the likeliest, and -inf elsewhere."""
+        top, tokens = scores.topk(min(self.count, scores.shape[-1]))
+        noise = -torch.empty_like(top).exponential_().log()
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, top + noise)
+
+
 @torch.no_grad()
 def generate_samples(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], tokens: int, seed: int = 0
@@ -44,10 +67,11 @@ def generate_samples(
     draw = random.Random(seed)
     ends = end_tokens(model, tokenizer)
     config = GenerationConfig(
-        max_new_tokens=LENGTH, do_sample=True, temperature=1.0, top_k=_TOP, top_p=1.0, num_beams=1,
-        eos_token_id=ends or None, pad_token_id=padding_token(model, tokenizer, ends),
+        max_new_tokens=LENGTH, do_sample=False, num_beams=1, eos_token_id=ends or None,
+        pad_token_id=padding_token(model, tokenizer, ends),
     )  # fmt: skip
     found: list[Sample] = []
+    sampled = LogitsProcessorList([SampleTop(_TOP)])
     total, devices = 0, [model.device] if model.device.type == "cuda" else []
     with (
         evaluating(model),
@@ -61,7 +85,7 @@ def generate_samples(
             prompts = [_prompt(tokenizer, samples, draw) for _ in range(rows)]
             length = min(map(len, prompts))
             ids = torch.tensor([prompt[-length:] for prompt in prompts], device=model.device)
-            output = model.generate(ids, attention_mask=torch.ones_like(ids))
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), logits_processor=sampled)
             made = [until_end(row, ends) for row in output[:, length:].tolist()]
             made = [Sample(row, 1) for row in made if len(row) >= _SHORTEST]
             if not made:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sieve
-from sieve.calibration.generated import LENGTH, generate_samples
+from sieve.calibration.generated import LENGTH, SampleTop, generate_samples
 from sieve.calibration.text import Sample
 from sieve.searchers import sensitivity
 from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
@@ -47,6 +47,16 @@ def test_a_model_that_only_ends_its_texts_is_told_of(model, monkeypatch, caplog)
     model.generation_config.eos_token_id = 2
     assert generate_samples(model, tiny_tokenizer(), ROWS, 600) == []
     assert "generates no text" in caplog.text
+
+
+def test_tokens_are_drawn_from_the_softmax_of_the_likeliest():
+    torch.manual_seed(0)
+    logits = torch.tensor([1.0, -3.0, 0.0, 2.0, -1.0])
+    drawn = SampleTop(3)(None, logits.expand(50_000, -1)).argmax(1)
+    found = torch.bincount(drawn, minlength=5) / len(drawn)
+    wanted = logits.masked_fill(torch.tensor([False, True, False, False, True]), -torch.inf).softmax(0)
+    assert torch.allclose(found, wanted, atol=0.01)
+    assert found[1] == found[4] == 0
 
 
 def test_the_sums_are_over_both_and_are_reused(model, world, tmp_path, monkeypatch):
