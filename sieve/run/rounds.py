@@ -92,20 +92,13 @@ class Rounds:
             progress.note("the healed model is not within the tolerance: no further round")
             return model, done
         self._keep(1, model, tokenizer)
-        failed: float | None = None
-        while len(done) < self._recipe.rounds:
-            number, held = len(done) + 1, _last_held(done)
-            share = done[held - 1]["kept_share"]
-            share = SMALLER * share if failed is None else math.sqrt(share * failed)
-            if failed is not None and share > NEARLY * done[held - 1]["kept_share"]:
-                break
+        while len(done) < self._recipe.rounds and (share := _next_share(done)) is not None:
+            number = len(done) + 1
             try:
-                done.append(self._known(number) or self._round(number, held, share))
+                done.append(self._known(number) or self._round(number, _last_held(done), share))
             except UnreachableSize:
                 progress.note(f"no plan keeps {share:.1%} of the prunable parameters: no further round")
                 break
-            if not done[-1]["held"]:
-                failed = done[-1]["kept_share"]
             verdict = "within the tolerance" if done[-1]["held"] else "not within the tolerance"
             progress.say(f"  round {number}: {1 - done[-1]['kept_share']:.1%} removed and healed: {verdict}")
         last = _last_held(done)
@@ -197,6 +190,17 @@ class Rounds:
 def _last_held(done: Sequence[Mapping[str, Any]]) -> int:
     """The number of the last round within the tolerance: the smallest one, as each starts from the one before."""
     return max(number for number, one in enumerate(done, 1) if one["held"])
+
+
+def _next_share(done: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of the prunable parameters that the next round keeps; None: the sizes that are left are too near."""
+    held = done[_last_held(done) - 1]["kept_share"]
+    # Each round that failed is larger than those that failed before.
+    failed = [one["kept_share"] for one in done if not one["held"]]
+    if not failed:
+        return SMALLER * held
+    share = math.sqrt(held * failed[-1])
+    return share if share <= NEARLY * held else None
 
 
 def keeps_tolerance(recipe: Recipe, result: SearchResult, scores: Mapping[str, Scores]) -> bool:
