@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -65,11 +65,15 @@ class Scores:
         return self.loglik if self.choice_logprob is None else self.choice_logprob
 
 
-def pooled(parts: Iterable[Scores]) -> Scores:
-    """One model's scores on several splits as those on one: scores and log-likelihoods, split after split."""
-    parts = list(parts)
-    score, loglik = (np.concatenate([getattr(one, name) for one in parts]) for name in ("score", "loglik"))
-    return Scores(score, loglik, sum(one.tokens for one in parts))
+def concatenated(parts: Sequence[Scores]) -> Scores:
+    """One model's scores on several sets of examples (rungs, splits) as on one."""
+    return Scores(
+        np.concatenate([part.score for part in parts]),
+        np.concatenate([part.loglik for part in parts]),
+        sum(part.tokens for part in parts),
+        None if parts[0].choice_logprob is None else np.concatenate([part.choice_logprob for part in parts]),
+        sum(part.written for part in parts),
+    )
 
 
 @dataclass(frozen=True)

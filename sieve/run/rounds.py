@@ -21,7 +21,7 @@ from sieve.compression.apply import apply_
 from sieve.compression.low_rank.expand import at_most, expand_
 from sieve.compression.methods import compress
 from sieve.errors import UnreachableSize
-from sieve.evaluation.scoring import Scores, pooled
+from sieve.evaluation.scoring import Scores, concatenated
 from sieve.healing.checkpoint import Checkpoint
 from sieve.healing.heal import heal_
 from sieve.healing.teacher import Lessons
@@ -209,5 +209,5 @@ def keeps_tolerance(recipe: Recipe, result: SearchResult, scores: Mapping[str, S
     A search has many candidates, some of which a split favours by chance, so it asks each split. A healed model is one,
     and both splits together tell most about it.
     """
-    found, dense = (pooled(some[split] for split in DECIDING) for some in (scores, result.dense))
+    found, dense = (concatenated([some[split] for split in DECIDING]) for some in (scores, result.dense))
     return within(found, dense, recipe.tolerance, recipe.confident, result.margin)

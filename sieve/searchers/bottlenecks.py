@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sieve.compression.plan import Plan
+from sieve.evaluation.scoring import concatenated
 from sieve.models.matrix import DENSE
-from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import Candidate, SearchProblem
 from sieve.searchers.surrogate import Surrogate

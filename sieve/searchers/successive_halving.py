@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sieve.compression.plan import Plan
-from sieve.evaluation.scoring import Scores
-from sieve.searchers.engine.engine import Engine, concatenated
+from sieve.evaluation.scoring import Scores, concatenated
+from sieve.searchers.engine.engine import Engine
 
 Z = 1.0  # one-sided 84 %: a candidate that is lost by mistake is one of hundreds, and seldom the best of them
 

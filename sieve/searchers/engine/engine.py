@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sieve.errors import InputError
-from sieve.evaluation.scoring import Prepared, Scores
+from sieve.evaluation.scoring import Prepared, Scores, concatenated
 from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.engine.config import EngineConfig
 from sieve.searchers.engine.cost import Cost, Spent
@@ -190,17 +190,6 @@ class Engine:
 
     def _key(self, plan: Mapping[str, int | str], rung: int) -> str:
         return f"{rung}:{','.join(map(str, self.ranks(plan)))}"
-
-
-def concatenated(parts: Sequence[Scores]) -> Scores:
-    """Scores on consecutive rungs as one."""
-    return Scores(
-        np.concatenate([part.score for part in parts]),
-        np.concatenate([part.loglik for part in parts]),
-        sum(part.tokens for part in parts),
-        None if parts[0].choice_logprob is None else np.concatenate([part.choice_logprob for part in parts]),
-        sum(part.written for part in parts),
-    )
 
 
 def _to_record(scores: Scores, spent: Spent) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import sieve
 from sieve.compression.plan import Plan
 from sieve.errors import InputError, StorageError, ToleranceError
-from sieve.evaluation.scoring import Scores, evaluate
+from sieve.evaluation.scoring import Scores, concatenated, evaluate
 from sieve.models.linears import prunable
 from sieve.models.matrix import Matrix
 from sieve.searchers.algorithms.base import SEARCHERS
@@ -17,7 +17,6 @@ from sieve.searchers.algorithms.budget import allocations, smaller
 from sieve.searchers.algorithms.evolution import Evolution
 from sieve.searchers.config import Options
 from sieve.searchers.engine.cost import Cost, Spent
-from sieve.searchers.engine.engine import concatenated
 from sieve.searchers.genome import Genome
 from sieve.searchers.problem import SearchProblem
 from sieve.searchers.run import run_search
