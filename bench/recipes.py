@@ -33,7 +33,7 @@ OPTIONS = {
     "widths, shared, generated": {"method": "widths", "shared_input": True, "generated_tokens": 20_000},
     "widths, shared, refit": {"method": "widths", "shared_input": True, "refit": True},
     "widths, shared, healed": {"method": "widths", "shared_input": True, "heal": "label-free"},
-    "best": PRESETS["best"],
+    **PRESETS,
 }
 
 

@@ -25,7 +25,9 @@ class PruneConfig(TaskData, Trust, Shown):
     """Options that do not decide the result, so no recipe holds them."""
 
     config: Path | None = option(None, "Recipe (YAML or JSON); options on the command line win", group="Task")
-    fast: bool = option(False, "Take the least time: the default, on half the text", group="Method")
+    fast: bool = option(
+        False, "Take the least time: pairs by their outputs on half the text, not healed", group="Method"
+    )
     best: bool = option(
         False,
         "Find the smallest model, however long it takes: MLP widths, generated text, four healed rounds",
@@ -49,15 +51,20 @@ class PruneConfig(TaskData, Trust, Shown):
 def prune(run: PruneConfig, given: dict[str, Any]) -> None:
     """Find the smallest model that still does the task.
 
-    Sieve prunes MODEL; the accuracy of the result stays within the tolerance of the dense model's.
+    Sieve prunes MODEL; the accuracy of the result stays within the tolerance of the dense model's. Where you give
+    neither --method nor --config, what you do not give is --method widths --shared-input --heal auto --rounds 2, which
+    heals without labels. --fast and --best stand for other options.
     """
-    output, config, given = run.output, run.config, with_preset(given, fast=run.fast, best=run.best)
+    output, config = run.output, run.config
     if run.resume is not None:
         if output is not None or config is not None:
             raise InputError("--resume names the folder and its recipe: leave --output and --config out")
         from sieve.run.resume import unfinished_recipe
 
         output, config = run.resume, unfinished_recipe(run.resume)
+    # A recipe is whole: only a preset that is named changes it.
+    if config is None or run.fast or run.best:
+        given = with_preset(given, fast=run.fast, best=run.best)
     _require_given(
         {"output": output} if config else {name: given.get(name) for name in ("model", "task")} | {"output": output}
     )

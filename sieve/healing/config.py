@@ -8,6 +8,8 @@ from sieve.utils.options import option
 
 LABEL_FREE, TUNED, LORA = "label-free", "tuned", "lora"
 KINDS = (LABEL_FREE, TUNED, LORA)
+# Words for the option: label-free where rows and memory allow it, or no healing.
+AUTO, NONE = "auto", "none"
 
 
 def check_kind(kind: str) -> None:
@@ -18,14 +20,15 @@ def check_kind(kind: str) -> None:
 
 def check_heal(heal: bool | str) -> None:
     """InputError unless the value says whether to heal, or how."""
-    if not isinstance(heal, bool):
-        check_kind(heal)
+    if not isinstance(heal, bool) and heal not in (*KINDS, AUTO, NONE):
+        raise InputError(f"heal must be one of {', '.join((*KINDS, AUTO, NONE))}, got {shorten(heal)}")
 
 
 @dataclass(frozen=True)
 class HealingConfig:
     """heal: take gradient steps of the pruned model on calibration rows (`sieve.heal`): "label-free" (or true) towards
-        the dense model, "tuned" towards the labels, "lora" towards the dense model by adapters.
+        the dense model, "tuned" towards the labels, "lora" towards the dense model by adapters; "auto" is
+        "label-free" where rows and memory allow it (`sieve.healing.possible`), "none" is no healing.
     rounds: how often the model is pruned and healed, each time to three quarters of the size before, as long as the
         healed model is within the tolerance; the last model within the tolerance is stored.
     heal_steps: number of steps; None: 50, or fewer, so that no row is seen more than twice.
@@ -35,7 +38,8 @@ class HealingConfig:
 
     heal: bool | str = option(
         False,
-        "Train the pruned model to agree with the dense one, without labels; or, by name: tuned on the labels, lora",
+        "Train the pruned model to agree with the dense one, without labels; or, by name: tuned on the labels, lora, "
+        "auto (without labels, where rows and memory allow), none",
         bare=LABEL_FREE,
         check=check_heal,
     )
@@ -46,12 +50,14 @@ class HealingConfig:
 
     @property
     def kind(self) -> str | None:
-        """The kind of healing that is asked for."""
-        return LABEL_FREE if self.heal is True else self.heal or None
+        """The kind of healing that is asked for, of `KINDS`."""
+        if self.heal in (False, NONE):
+            return None
+        return LABEL_FREE if self.heal in (True, AUTO) else self.heal
 
     def check(self) -> None:
         """InputError if steps or rounds are given without healing."""
-        if self.heal_steps is not None and not self.heal:
+        if self.heal_steps is not None and not self.kind:
             raise InputError(f"--heal-steps {self.heal_steps} needs --heal: add it, or leave --heal-steps out")
-        if self.rounds > 1 and not self.heal:
+        if self.rounds > 1 and not self.kind:
             raise InputError(f"--rounds {self.rounds} needs --heal: add it, or leave --rounds out")

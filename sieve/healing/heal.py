@@ -25,6 +25,7 @@ from sieve.healing.labels import label_lessons
 from sieve.healing.loop import Course, Healer, Setting, held_back_distance, restore, state_of
 from sieve.healing.lora import add_adapters_, merge_adapters_, require_adaptable
 from sieve.healing.masters import trained_parameters
+from sieve.healing.pace import ROWS, pace, rows_to_teach
 from sieve.healing.teacher import Lessons, require_rows, teach
 from sieve.models.loading import evaluating, load_model
 from sieve.tasks import Example, Task, load_task
@@ -35,11 +36,6 @@ from sieve.utils.identity import identity_of, model_fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STEPS = 50
-# Number of lessons in one step.
-ROWS = 32
-# Passes over the calibration rows; with more, a model learns the rows by heart.
-_EPOCHS = 2
 # How often the held-back rows are looked at during the healing.
 LOOKS = 5
 # A setting is given up if its distance is larger than the best one's by this fraction: the end of a cosine still
@@ -119,7 +115,8 @@ def heal(
         tokenizer: of both models.
         teacher: the dense model, with the same tokens as the model, or its name for `sieve.load_model`; not needed
             for labels.
-        steps: None: 50, or fewer, so that each calibration row is seen at most twice.
+        steps: None: 50, or fewer, so that each calibration row is seen at most twice; where rows are long, also fewer
+            rows a step (`sieve.healing.pace`).
         seed: of the task's splits and of the order of rows.
         kind: "label-free": the dense model teaches; "tuned": the labels do; "lora": the dense model teaches adapters
             (by peft) of the matrices inside the blocks, which are merged into the factors: ranks stay.
@@ -211,7 +208,7 @@ def lessons_of(
     Args: teacher: for labels, any model with the same context length.
     """
     make = label_lessons if kind == TUNED else teach
-    return make(teacher, tokenizer, task, examples, (steps or STEPS) * ROWS)
+    return make(teacher, tokenizer, task, examples, *rows_to_teach(tokenizer, task, examples, steps))
 
 
 def settings_for(lessons: Lessons, kind: str) -> tuple[Setting, ...]:
@@ -233,7 +230,7 @@ def heal_(
     started = time.perf_counter()
     kind = kind or lessons.kind
     training, held_back = lessons.training, lessons.held_back
-    steps = steps or max(1, min(STEPS, _EPOCHS * len(training) // ROWS))
+    steps, rows = (steps, ROWS) if steps else pace(training)
     # Measure the model as it is; no result may be worse than this.
     with evaluating(model):
         together = packs(model, [lesson.question for lesson in (*training, *held_back)])
@@ -244,7 +241,7 @@ def heal_(
     adapted = state_of(model)
     # Try all settings in turns, and keep the one that came nearest.
     healers = [
-        Healer(model, lessons, setting, steps, ROWS, seed, before, together) for setting in settings_for(lessons, kind)
+        Healer(model, lessons, setting, steps, rows, seed, before, together) for setting in settings_for(lessons, kind)
     ]
     _take_turns(healers, steps, before, checkpoint)
     courses = [one.course for one in healers]

@@ -28,18 +28,23 @@ _NEVER = -1e4
 
 
 def label_lessons(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], most: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    most: int,
+    held_back: int = MOST_HELD_BACK,
 ) -> Lessons:
     """Lessons whose KL is the negative log-likelihood of the right answer, among the choices or at its tokens.
 
     Args: those of `teach`; `model` only gives the context length.
     """
     require_rows(task, examples)
-    parts = training_and_held_back(examples, most)
+    parts = training_and_held_back(examples, most, held_back)
     found = [questions_of(model, tokenizer, task, part, labels=True) for part in parts]
     with_targets(task, found)
     made = []
-    for part, asked, limit in zip(parts, found, (most, MOST_HELD_BACK), strict=True):
+    for part, asked, limit in zip(parts, found, (most, held_back), strict=True):
         right = [one.answer for one in part] if task.type == "multiple_choice" else [0] * len(asked)
         lessons = [_lesson(one, answer) for one, answer in zip(asked, right, strict=True) if one is not None]
         made.append(lessons[:limit])

@@ -26,7 +26,7 @@ CELLS = 4096
 # Most predicted tokens of one forward pass: each has logits over the whole vocabulary.
 TARGETS = 1024
 # Tokens of a text that are read at once.
-_WINDOW = 512
+WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def questions_of(
     """
     context = context_length(model)
     if not task.has_prompts:
-        length = min(context or _WINDOW, _WINDOW)
+        length = min(context or WINDOW, WINDOW)
         pieces = [windows(*encode(tokenizer, task, one, one.target), length) for one in examples]
         return [question for found in pieces for question in ([_text(*piece) for piece in found] or [None])]
     limit = None if context is None else context + 1

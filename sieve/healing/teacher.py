@@ -65,40 +65,44 @@ class Lessons:
 
 
 def teach(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], most: int
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    most: int,
+    held_back: int = MOST_HELD_BACK,
 ) -> Lessons:
     """The teacher's predictions for the calibration rows; labels are not read.
 
     Args:
         examples: the calibration split.
-        most: number of training rows that will be used; further ones are ignored.
+        most, held_back: numbers of rows that will be used; further ones are ignored.
 
     Raises: InputError for fewer than `FEWEST` rows.
     """
     require_rows(task, examples)
-    parts = training_and_held_back(examples, most)
+    parts = training_and_held_back(examples, most, held_back)
     with evaluating(teacher):
         found = [questions_of(teacher, tokenizer, task, part) for part in parts]
         questions = with_targets(task, found)
-        every = [one for part in questions for one in part][: most + MOST_HELD_BACK]
+        every = [one for part in questions for one in part][: most + held_back]
         together = packs(teacher, every)
-        training, held_back = (
-            _lessons(teacher, part[:limit], together)
-            for part, limit in zip(questions, (most, MOST_HELD_BACK), strict=True)
+        training, judged = (
+            _lessons(teacher, part[:limit], together) for part, limit in zip(questions, (most, held_back), strict=True)
         )
     skipped = count_skipped(found)
     taught, answers = [], []
     if task.type == "multiple_choice":
         taught = [example for part, asked in zip(parts, found, strict=True)
                   for example, one in zip(part, asked, strict=True) if one is not None]  # fmt: skip
-        answers = [int(lesson.judged.argmax()) for lesson in (*training, *held_back)]
-    return Lessons(training, held_back, skipped, taught, answers)
+        answers = [int(lesson.judged.argmax()) for lesson in (*training, *judged)]
+    return Lessons(training, judged, skipped, taught, answers)
 
 
-def training_and_held_back(examples: Sequence[Example], most: int) -> list[Sequence[Example]]:
-    """At most `most` rows to learn from, and rows to judge by; no group, whose rows lie side by side, is in both."""
+def training_and_held_back(examples: Sequence[Example], most: int, held_back: int) -> list[Sequence[Example]]:
+    """At most so many rows to learn from, and to judge by; no group, whose rows lie side by side, is in both."""
     border = _border(examples)
-    return [examples[:border][:most], examples[border:]]
+    return [examples[:border][:most], examples[border:][:held_back]]
 
 
 def with_targets(task: Task, found: Sequence[Sequence[Question | None]]) -> list[list[Question]]:

@@ -24,11 +24,11 @@ from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores
 from sieve.evaluation.speed import measure_speed, speed_report
 from sieve.healing.checkpoint import Checkpoint, digest
-from sieve.healing.config import LORA, TUNED
+from sieve.healing.config import TUNED
 from sieve.healing.heal import heal_, lessons_of
 from sieve.healing.loop import restore, state_of
-from sieve.healing.lora import require_adaptable
-from sieve.healing.teacher import Lessons, require_rows
+from sieve.healing.possible import possible_healing
+from sieve.healing.teacher import Lessons
 from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
@@ -120,10 +120,11 @@ class _Pipeline:
 
     def run(self) -> dict[str, Any]:
         """All stages in their order; returns the report."""
-        recipe, stages = self.recipe, self.stages
+        stages = self.stages
         # Check everything that could refuse the run, and only then leave traces on disk.
         with stages("load"):
             self._load()
+        recipe = self.recipe
         self.unfinished.begin(recipe, self.task, self.found)
         identity = identity_of(self.model, self.tokenizer) | {"task": repr(task_identity(self.task))}
         # Everything that needs the dense model comes before matrices are changed.
@@ -132,7 +133,8 @@ class _Pipeline:
             self._trim(kept)
             self._learn_lessons(identity)
             if recipe.shared_input:
-                self.prunable = PrunableModel(share_inputs_(self.model, mlps=not method_named(recipe.method).channels))
+                mlps = not method_named(recipe.method).channels
+                self.prunable = PrunableModel(share_inputs_(self.model, mlps, required=False))
                 _require_plans(recipe, self.prunable)
         # Statistics → compressed forms of each matrix → the plan that says how much of each is kept.
         with stages("calibrate"):
@@ -174,10 +176,8 @@ class _Pipeline:
             _require_plans(recipe, self.prunable)
         ready = check_splits(self.model, self.tokenizer, self.task, self.splits)
         self.truncated = {name: part.truncated for name, part in ready.items()}
-        if recipe.healing.kind:
-            require_rows(self.task, self.splits["calibration"])
-        if recipe.healing.kind == LORA:
-            require_adaptable(self.model)
+        healing = possible_healing(recipe.healing, self.model, self.task, self.splits["calibration"])
+        self.recipe = recipe = replace(recipe, healing=healing)
         if recipe.trim_vocabulary:
             require_bpe(self.tokenizer)
         if recipe.task_aware:

@@ -36,7 +36,7 @@ def run(monkeypatch, capsys):
 def options(world, output, tolerance=0.9):
     return (
         "prune", world.model, "--task", world.task, "--output", output, "--tolerance", tolerance,
-        "--calibration-tokens", 1000, "--rank-multiple", 4,
+        "--calibration-tokens", 1000, "--rank-multiple", 4, "--method", "output_aligned",
     )  # fmt: skip
 
 
@@ -207,6 +207,7 @@ def test_calibration_is_stored_reused_and_refused(run, world, tmp_path):
     assert "reused" in err
     code, _, err = run(
         "prune", world.model, "--task", world.task, "--output", tmp_path / "other", "--calibration-tokens", 900,
+        "--method", "output_aligned",
         "--statistics", file,
     )  # fmt: skip
     assert code == 2

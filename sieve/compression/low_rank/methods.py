@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sieve.compression.low_rank.config import LowRankConfig
-from sieve.errors import InputError
 from sieve.registry import Method, Traits, method_named, register
 
 if TYPE_CHECKING:
@@ -47,17 +46,9 @@ class Projection(Method):
 
 
 def matrices_of(method: str, model: PrunableModel, pivoted: bool) -> dict[str, Matrix]:
-    """What the method prunes of a model: its matrices or, of a method that takes channels, the widths of its MLPs too.
-
-    Raises: InputError where it takes channels and no MLP is of a known kind.
-    """
-    channels = method_named(method, LOW_RANK).channels
-    if channels and not model.channel_writers:
-        raise InputError(
-            f"{method} takes channels out of MLPs, and {type(model.model).__name__} has none of a known kind whose "
-            "matrices can all be pruned: use --method loss_aware"
-        )
-    return model.matrices(pivoted, channels)
+    """What the method prunes of a model: its matrices or, of a method that takes channels, the widths of its MLPs too,
+    where they are of a known kind."""
+    return model.matrices(pivoted, method_named(method, LOW_RANK).channels)
 
 
 OUTPUT_ALIGNED = Projection(

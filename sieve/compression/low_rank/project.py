@@ -74,6 +74,11 @@ def project(
     wanted = method_named(method, LOW_RANK)
     model = PrunableModel.of(model)
     matrices = matrices_of(method, model, pivot)
+    if wanted.channels and not model.channel_writers:
+        progress.note(
+            f"{type(model.model).__name__} has no MLP of a known kind whose matrices can all be pruned: {method} makes "
+            "pairs of all its matrices, as loss_aware does"
+        )
     _check(statistics, matrices, method, wanted)
     check_shrinkage(shrinkage)
     check_shrinks(shrinkage, method)
@@ -114,7 +119,7 @@ def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, 
     lacking = None
     if wanted.gradients and not (statistics.held_back and all(source.gradient for source in sources)):
         lacking = "gradients"
-    elif wanted.channels and not statistics.importance:
+    elif any(isinstance(one, MlpWidth) for one in matrices.values()) and not statistics.importance:
         lacking = "importance of channels"
     elif wanted.side == "input" and not all(source.side == "input" and source.gram for source in sources):
         lacking = "Gram matrices of the inputs of every matrix"

@@ -12,9 +12,10 @@ from sieve.errors import InputError
 from sieve.models.prunable_model import PrunableModel
 from sieve.nn.formats.base import formats_of
 from sieve.nn.stacked import stack_, stack_name
+from sieve.utils import progress
 
 
-def share_inputs_(model: PreTrainedModel, mlps: bool = True) -> PreTrainedModel:
+def share_inputs_(model: PreTrainedModel, mlps: bool = True, required: bool = True) -> PreTrainedModel:
     """Stack the linear layers of a module that read one input into one layer, in place; returns the model.
 
     Their outputs stay what they were, up to rounding. To be done before calibration; what was made of the
@@ -22,9 +23,10 @@ def share_inputs_(model: PreTrainedModel, mlps: bool = True) -> PreTrainedModel:
     q_proj, k_proj, v_proj → qkv_proj; gate_proj, up_proj → gate_up_proj.
 
     mlps: those of MLPs too; not where these are to lose channels instead of ranks (method "widths").
+    required: refuse a model in which nothing shares an input (architectures with fused projections share it already);
+        else it stays as it is, with a note.
 
-    Raises: InputError where nothing shares an input (architectures with fused projections share it already), or the
-        model is pruned.
+    Raises: InputError where nothing shares an input, or the model is pruned.
 
     Example:
         >>> model, tokenizer = sieve.load_model("smollm2")
@@ -42,5 +44,9 @@ def share_inputs_(model: PreTrainedModel, mlps: bool = True) -> PreTrainedModel:
             if len(members) > 1:
                 groups[f"{parent}.{stack_name(members)}"] = members
     if not groups:
-        raise InputError(f"{type(model).__name__} has no linear layers side by side that read one input: none to share")
+        none = f"{type(model).__name__} has no linear layers side by side that read one input: none to share"
+        if required:
+            raise InputError(none)
+        progress.note(none)
+        return model
     return stack_(model, groups)

@@ -159,7 +159,7 @@ def test_written_answers_are_within_the_tolerance_as_they_are_stored(run, echo, 
     output = tmp_path / "pruned"
     code, out, err = run(
         "prune", echo[0], "--task", echo[1], "--output", output, "--tolerance", tolerance, "--search", "uniform",
-        "--calibration-tokens", 1000, "--rank-multiple", 2, "--json",
+        "--calibration-tokens", 1000, "--rank-multiple", 2, "--method", "output_aligned", "--json",
     )  # fmt: skip
     assert code == 0, err
     accuracy = json.loads(out)["accuracy"]

@@ -22,6 +22,7 @@ WAYS = {
     "ga": ("--search", "ga", *GENETIC),
     "pareto": ("--search", "pareto", *GENETIC),
     "loss_aware": ("--method", "loss_aware"),
+    "default": (),
     "refit": ("--refit",),
     "loss_aware refit": ("--method", "loss_aware", "--refit", "--dtype", "bfloat16"),
     "widths": ("--method", "widths"),
@@ -39,6 +40,8 @@ WAYS = {
     "ria": ("--method", "ria"),
 }
 FUSED = ("phi3", "gpt2", "gpt_neox")  # q, k and v are one matrix already
+WITHOUT_MLP = "mamba2"
+UNIFORM = ("--search", "uniform", "--rank-multiple", "4")
 # Subclasses of nn.Linear; weights that are read; experts, and a matrix of one row; weights that layers share; an index
 # of attention, which has no gradient.
 OTHERS = ("falcon", "mamba2", "qwen2_moe", "zamba", "deepseek_v32")
@@ -46,7 +49,8 @@ OTHERS = ("falcon", "mamba2", "qwen2_moe", "zamba", "deepseek_v32")
 
 def pairs() -> list:
     """The default way on every family, each other one on one; the whole product is slow."""
-    return [pytest.param(family, "refit") for family in OTHERS] + [
+    others = [(family, "refit") for family in OTHERS] + [(WITHOUT_MLP, "default")]
+    return [pytest.param(family, way) for family, way in others] + [
         pytest.param(family, way, marks=() if way == "budget" or (i + j) % len(TINY) == 0 else pytest.mark.slow)
         for i, family in enumerate(TINY)
         for j, way in enumerate(WAYS)
@@ -79,12 +83,14 @@ def test_prune_save_load_evaluate(world, folder_of, family, way, tmp_path, monke
     monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
     output = str(tmp_path / "pruned")
     options = ("--task", world.task, "--tolerance", "0.9", "--calibration-tokens", "1000", "--rank-multiple", "4")
-    command = ["prune", folder_of(family), *options, *WAYS[way], "--output", output, "--json"]
+    # Without a method the options are those of the default preset.
+    plain = () if way == "default" or "--method" in WAYS[way] else ("--method", "output_aligned")
+    command = ["prune", folder_of(family), *options, *plain, *WAYS[way], "--output", output, "--json"]
     result = CliRunner().invoke(cli.app, command)
-    if "shared" in way and family in FUSED:
-        assert "none to share" in str(result.exception)
-        return
+    apart = family in (*FUSED, WITHOUT_MLP)
+    assert ("none to share" in result.stderr) == (apart and (way == "default" or "shared" in way))
     assert result.exit_code == 0, result.exception
+    assert ("no MLP of a known kind" in result.stderr) == (family == WITHOUT_MLP and way == "default")
     report = json.loads(result.stdout)
     assert 0.4 < report["parameters"]["prunable_removed"] < 1
     dense = model_of(family)
@@ -121,8 +127,8 @@ def test_no_gradients_no_default_search(world, folder_of, tmp_path, monkeypatch)
     monkeypatch.setenv("SIEVE_CACHE", str(tmp_path / "cache"))
     options = ("--task", world.task, "--tolerance", "0.9", "--calibration-tokens", "1000")
     command = ["prune", folder_of("reformer"), *options, "--output", str(tmp_path / "pruned")]
-    refused = CliRunner().invoke(cli.app, command).exception
+    refused = CliRunner().invoke(cli.app, [*command, "--method", "output_aligned"]).exception
     assert isinstance(refused, InputError)
     assert "use --search uniform" in str(refused)
-    result = CliRunner().invoke(cli.app, [*command, "--search", "uniform", "--rank-multiple", "4"])
+    result = CliRunner().invoke(cli.app, [*command, "--method", "output_aligned", *UNIFORM])
     assert result.exit_code == 0, result.exception

@@ -19,7 +19,7 @@ def moved(run, world, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(Path(world.task).parent, here)
     monkeypatch.chdir(here)
     given = ("prune", "model", "--task", "legs.yaml", "--output", "out", "--tolerance", 0.9, "--rank-multiple", 4,
-             "--calibration-tokens", 1000, "--search", "uniform")  # fmt: skip
+             "--calibration-tokens", 1000, "--search", "uniform", "--method", "output_aligned")  # fmt: skip
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "save", lambda *some, **more: (_ for _ in ()).throw(StorageError("the disk is full")))
         assert run(*given)[0] == 4

@@ -22,8 +22,9 @@ from sieve.run.resume import ResumableRun, unfinished_recipe
 from tests.sieve.test_cli import own_cache, run  # noqa: F401 - fixtures
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
-QUICK = ("--search", "ga", "--tolerance", 0.3, "--generations", 2, "--population", 4, "--offspring", 6,
-         "--calibration-tokens", 1000, "--rank-multiple", 4, "--bottlenecks", 2, "--kept", 0.6)  # fmt: skip
+QUICK = ("--method", "output_aligned", "--search", "ga", "--tolerance", 0.3, "--generations", 2, "--population", 4,
+         "--offspring", 6, "--calibration-tokens", 1000, "--rank-multiple", 4, "--bottlenecks", 2,
+         "--kept", 0.6)  # fmt: skip
 
 
 def arguments(world, output):

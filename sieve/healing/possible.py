@@ -1,0 +1,64 @@
+"""What healing a model needs: rows to learn from, and memory for its optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from sieve.errors import InputError
+from sieve.healing.config import AUTO, LORA, HealingConfig
+from sieve.healing.lora import require_adaptable
+from sieve.healing.masters import trained_parameters
+from sieve.healing.teacher import require_rows
+from sieve.tasks import Example, Task
+from sieve.utils import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# A trained parameter's bytes: for each of three settings a master, two moments and the best weights so far; a copy of
+# the weights at the start, and a gradient.
+BYTES = 3 * (4 + 8 + 2) + 2 + 4
+
+
+def possible_healing(
+    healing: HealingConfig, model: PreTrainedModel, task: Task, rows: Sequence[Example]
+) -> HealingConfig:
+    """The healing that was asked for, with its kind; for "auto" none where it cannot be, and the user is told why.
+
+    Args:
+        model: dense. rows: of the calibration split.
+
+    Raises: InputError for another kind that has too few rows, or a model that takes no adapters.
+    """
+    if healing.kind is None:
+        return healing
+    automatic = healing.heal == AUTO
+    try:
+        require_rows(task, rows)
+        if healing.kind == LORA:
+            require_adaptable(model)
+        elif automatic:
+            _require_memory(model)
+    except InputError as error:
+        if not automatic:
+            raise
+        progress.note(f"the pruned model will not be healed: {error}")
+        return replace(healing, heal=False, rounds=1, heal_steps=None)
+    return replace(healing, heal=healing.kind)
+
+
+def _require_memory(model: PreTrainedModel) -> None:
+    trained = sum(one.numel() for one in trained_parameters(model).values())
+    needed, free = BYTES * trained, _free_memory(model.device)
+    if needed > free:
+        raise InputError(f"that takes about {needed / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are free")
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
