@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordLevel
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -30,6 +31,7 @@ from transformers import (
 from sieve.models.linears import layer_in, prunable, replace
 from sieve.nn.formats.pivoted_pair import pair_format
 from sieve.nn.fuse import fuse_
+from sieve.nn.narrow import NarrowLinear
 
 VOCABULARY = 128
 _LENGTH = 256
@@ -150,3 +152,13 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     return model.eval()
+
+
+def narrow_(mlp: nn.Module, width: int) -> None:
+    """Leave an MLP its first channels, in the layers that saved folders name."""
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        weight = getattr(mlp, name).weight.detach()
+        kept = weight[:, :width] if name == "down_proj" else weight[:width]
+        layer = NarrowLinear(kept.shape[1], kept.shape[0], bias=False)
+        layer.load_state_dict({"weight": kept})
+        setattr(mlp, name, layer)

@@ -12,6 +12,7 @@ import torch
 from sieve.checkpoint.exporters.base import Exporter
 from sieve.checkpoint.multiply_out import multiply_out_, why_not_dense
 from sieve.errors import InputError
+from sieve.nn.formats.base import format_of
 from sieve.utils.messages import shorten
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ def why_not_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         return f"its heads are {head} wide, and readers take those of {config.model_type} to be {read}"
     if config.hidden_act != "silu":
         return f"its activation is {shorten(config.hidden_act)}, which readers take for silu"
-    # Readers load only the tensors that the architecture has, and one MLP width for all blocks.
+    # Readers load only the tensors that the architecture has, and one MLP width for all blocks: pruned channels become
+    # zeros.
     biased = [name for name, _ in model.named_parameters() if name.endswith("bias")]
     usual = ("q_proj.bias", "k_proj.bias", "v_proj.bias") if config.model_type == "qwen2" else ()
     if strange := [name for name in biased if not name.endswith(usual or ("\0",))]:
         return f"{strange[0]} is a bias that readers do not look for"
-    widths = {layer.mlp.down_proj.in_features for layer in model.model.layers}
-    if widths != {config.intermediate_size}:
+    writers = (layer.mlp.down_proj for layer in model.model.layers)
+    widths = {one.in_features for one in writers if format_of(one) is None}
+    if widths - {config.intermediate_size}:
         return f"its MLPs have {len(widths)} widths, but the format holds only one"
     return why_not_dense(model) or _why_no_tokenizer(model, tokenizer)
 

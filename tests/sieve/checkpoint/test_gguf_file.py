@@ -12,7 +12,7 @@ from sieve.checkpoint.folder import save
 from sieve.checkpoint.gguf_file import why_not_gguf
 from sieve.errors import InputError
 from sieve.models.loading import load_model
-from tests.tiny_models import TINY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
+from tests.tiny_models import TINY, narrow_, tiny_model, tiny_pruned, tiny_tokenizer, tiny_tokens
 
 TEXT = "Which animal has 12 legs? <think>none</think><|end|> naïve 你好"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -62,6 +62,15 @@ def test_scores_are_equal_when_read_back(family, tmp_path):
     model = tiny_pruned(family, pivoted=True)
     expected = logits(model)
     again, _ = exported(model, tmp_path)
+    torch.testing.assert_close(logits(again), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_channels_that_were_pruned_become_zeros(tmp_path):
+    model = tiny_pruned("llama")
+    narrow_(model.model.layers[1].mlp, 24)
+    expected = logits(model)
+    again, _ = exported(model, tmp_path)
+    assert again.model.layers[1].mlp.down_proj.in_features == model.config.intermediate_size
     torch.testing.assert_close(logits(again), expected, atol=2e-4, rtol=1e-4)
 
 

@@ -14,9 +14,8 @@ from sieve.checkpoint.folder import load, save, write_mask_config
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.errors import InputError, NumericsError, StorageError
 from sieve.models.linears import check_finite, prunable
-from sieve.nn.narrow import NarrowLinear
 from sieve.run.heal import _require_pruned
-from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
+from tests.tiny_models import narrow_, tiny_model, tiny_tokenizer, tiny_tokens
 
 
 @pytest.fixture
@@ -210,13 +209,7 @@ class TestTorchao:
 
     def test_layers_that_lost_channels_are_quantised_as_they_load(self, tmp_path):
         model = tiny_model("llama")
-        mlp = model.model.layers[0].mlp
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            weight = getattr(mlp, name).weight.detach()
-            kept = weight[:, :32] if name == "down_proj" else weight[:32]
-            narrow = NarrowLinear(kept.shape[1], kept.shape[0], bias=False)
-            narrow.load_state_dict({"weight": kept})
-            setattr(mlp, name, narrow)
+        narrow_(model.model.layers[0].mlp, 32)
         save(model, tiny_tokenizer(), tmp_path / "narrow")
         loaded = self.load(tmp_path / "narrow")
         for name in ("gate_proj", "up_proj", "down_proj"):

@@ -53,7 +53,9 @@ def test_a_trimmed_folder_is_compared_and_healed_over_its_own_tokens(run, small_
     code, out, err = run("heal", tmp_path / "trimmed", "--output", tmp_path / "healed", "--heal-steps", 6, "--json")
     assert code == 0, err
     healed = json.loads(out)
-    assert healed["healing"]["steps_tried"] == 6
+    # The setting that came nearest may have been given up before the last step.
+    tried = [healed["healing"]["steps_tried"], *(one["steps"] for one in healed["healing"]["tries"])]
+    assert max(tried) == 6
     against = evaluate_source(str(tmp_path / "healed"), against=small_world.model)
     assert against["loglik_difference"] == pytest.approx(healed["difference"]["loglik"]["test"], abs=1e-6)
     assert against["accuracy_difference"] == pytest.approx(healed["difference"]["accuracy"]["test"], abs=1e-6)
