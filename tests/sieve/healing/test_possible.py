@@ -23,7 +23,7 @@ def test_auto_is_label_free_where_it_can_be():
     assert found(ROUNDS) == HealingConfig(heal="label-free", rounds=3, heal_steps=7)
 
 
-def test_auto_is_no_healing_with_few_rows(capsys):
+def test_auto_is_no_healing_with_few_rows():
     assert found(ROUNDS, rows=8) == HealingConfig()
     with pytest.raises(InputError, match="at least 32 calibration rows"):
         found(HealingConfig(heal="label-free"), rows=8)
