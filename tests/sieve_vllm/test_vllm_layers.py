@@ -5,21 +5,11 @@ import torch
 from torch import nn
 
 from sieve.nn.low_rank import LowRankLinear, PivotedLinear
+from tests.sieve_vllm.served import served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("vllm")]
 
 N, HEAD, HEADS, KV = 48, 4, 6, 2
-PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-
-
-@pytest.fixture(autouse=True)
-def vllm():
-    vllm_config = pytest.importorskip("vllm.config")
-    import sieve_vllm
-
-    sieve_vllm.register()
-    with vllm_config.set_current_vllm_config(vllm_config.VllmConfig(device_config=vllm_config.DeviceConfig("cpu"))):
-        yield
 
 
 def pair(kind, m, n, rank, bias=False):
@@ -29,41 +19,6 @@ def pair(kind, m, n, rank, bias=False):
             parameter.normal_()
         if kind is PivotedLinear:
             layer.permutation.copy_(torch.randperm(m))
-    return layer
-
-
-def entry(layer):
-    if type(layer) is nn.Linear:
-        return {"format": "dense"}
-    kind = "pivoted_pair" if type(layer) is PivotedLinear else "pair"
-    return {"format": kind, "rank": layer.rank, **({"bias": True} if layer.bias is not None else {})}
-
-
-def served(monkeypatch, make, name, layers, rank, size, through_loader=False):
-    """The layer of vLLM of one rank, filled with what a checkpoint has of `layers` (shard → layer)."""
-    from vllm.model_executor.layers import linear
-    from vllm.model_executor.layers.quantization import get_quantization_config
-
-    monkeypatch.setattr(linear, "get_tensor_model_parallel_rank", lambda: rank)
-    monkeypatch.setattr(linear, "get_tensor_model_parallel_world_size", lambda: size)
-    names = [name] if len(layers) == 1 else PACKED[name]
-    described = dict(zip((f"block.{one}" for one in names), map(entry, layers.values()), strict=True))
-    config = get_quantization_config("sieve").from_config({"version": 2, "layers": described})
-    config.packed_modules_mapping = PACKED
-    layer = make(quant_config=config, prefix=f"block.{name}")
-    for shard, one in layers.items():
-        for path, tensor in one.state_dict().items():
-            if through_loader:
-                tensor = tensor.clone()
-                if shard is not None:
-                    tensor.shard_id = shard
-                assert list(layer.load_weights([(path, tensor)])) == [path]
-                continue
-            owner, _, leaf = path.rpartition(".")
-            parameter = getattr(layer.get_submodule(owner), leaf)
-            loader = parameter.weight_loader
-            loader(parameter, tensor, shard) if shard is not None else loader(parameter, tensor)
-    layer.quant_method.process_weights_after_loading(layer)
     return layer
 
 

@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 PAIRS = ("pair", "pivoted_pair")
+NARROW = "narrow"
 _DENSE = ("dense", "mask")  # masked weights are stored as dense ones
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer: its format, a pair's rank, whether it has a bias for which the architecture may have no place."""
+    """One layer.
+
+    rank: of a pair. bias: whether a pair has one, for which the architecture may have no place.
+    inputs, outputs: what a narrow layer is left with, in all of its parts.
+    """
 
     format: str
     rank: int = 0
     bias: bool = False
+    inputs: int = 0
+    outputs: int = 0
 
     @property
     def is_pair(self) -> bool:
@@ -49,24 +56,32 @@ def read_entries(config: Mapping[str, Any]) -> dict[str, Entry]:
         raise ValueError(f"this model was saved in Sieve's format {version!r}: install a newer sieve-vllm")
     entries = {}
     for name, entry in layers.items():
-        if entry["format"] not in (*PAIRS, *_DENSE):
-            raise ValueError(
-                f"{name} is stored as {entry['format']!r}, which sieve-vllm does not serve: save the model with pairs "
-                "in 16 bits and whole MLPs (`sieve export --to dense`), or install a newer sieve-vllm"
-            )
         if entry["format"] in PAIRS:
             entries[name] = Entry(entry["format"], int(entry["rank"]), bool(entry.get("bias")))
+        elif entry["format"] == NARROW:
+            entries[name] = Entry(NARROW, inputs=int(entry["inputs"]), outputs=int(entry["outputs"]))
+        elif entry["format"] not in _DENSE:
+            raise ValueError(
+                f"{name} is stored as {entry['format']!r}, which sieve-vllm does not serve: save the model with pairs "
+                "in 16 bits, or install a newer sieve-vllm"
+            )
     return entries
 
 
 def entries_of(prefix: str, packed: Mapping[str, list[str]], entries: Mapping[str, Entry]) -> list[Entry] | None:
-    """The entries of the parts that a layer of vLLM is fused from; one where the whole is one pair; None: all dense.
+    """The entries of the parts that a layer of vLLM is fused from; one where the whole is one; None: all dense.
 
     Args:
         prefix: the layer's dotted name. packed: name of a fused layer → names of its parts.
+
+    Raises: ValueError where one part has lost other channels than the rest.
     """
     if prefix in entries:
         return [entries[prefix]]
     path, _, name = prefix.rpartition(".")
     parts = [entries.get(f"{path}.{part}", DENSE) for part in packed.get(name, [name])]
-    return parts if any(part.is_pair for part in parts) else None
+    if any(part.format == NARROW for part in parts) and len(set(parts)) > 1:
+        raise ValueError(
+            f"the parts of {prefix} have lost different channels: config.json is damaged, save the model again"
+        )
+    return None if all(part == DENSE for part in parts) else parts

@@ -17,6 +17,7 @@ from vllm.model_executor.layers.linear import (
 )
 
 from sieve_kernels import lowrank_linear, lowrank_linear_pivoted
+from sieve_vllm.channels import as_stored
 from sieve_vllm.entries import Entry
 from sieve_vllm.parts import Part, pivoted_rows, rows_of_rank
 
@@ -160,7 +161,7 @@ def _slot(dtype: torch.dtype) -> nn.Parameter:
     slot.shards = {}
 
     def load(parameter: nn.Parameter, tensor: torch.Tensor, shard: str | int | None = None) -> None:
-        slot.shards[shard] = tensor.to(dtype, copy=True)
+        slot.shards[shard] = as_stored(tensor).to(dtype, copy=True)
 
     slot.weight_loader = load
     return slot
