@@ -14,10 +14,7 @@ def jobs(sizes: Sizes) -> list[Job]:
         return {"ceiling.copy_gbs": copied_bytes(place.device, sizes.copied) / 1e9}
 
     def product(place: Place) -> dict[str, float]:
-        x = torch.randn(sizes.square, sizes.square, device=place.device).bfloat16()
-        x @ x
-        seconds = min(clock.seconds(lambda: x @ x, place.device, 5) for _ in range(5))
-        return {"ceiling.bf16_tflops": 2 * sizes.square**3 / seconds / 1e12}
+        return {"ceiling.bf16_tflops": product_flops(place.device, sizes.square) / 1e12}
 
     return [Job("copy", ("ceiling.copy_gbs",), copy), Job("product", ("ceiling.bf16_tflops",), product)]
 
@@ -29,3 +26,11 @@ def copied_bytes(device: torch.device, size: int) -> float:
     target = torch.empty_like(source)
     target.copy_(source)
     return 2 * source.nbytes / min(clock.seconds(lambda: target.copy_(source), device, 3) for _ in range(7))
+
+
+@cache
+def product_flops(device: torch.device, side: int) -> float:
+    """Operations per second of the product of two bf16 matrices [side, side]."""
+    x = torch.randn(side, side, device=device).bfloat16()
+    x @ x
+    return 2 * side**3 / min(clock.seconds(lambda: x @ x, device, 5) for _ in range(5))

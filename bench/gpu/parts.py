@@ -12,6 +12,7 @@ from bench.gpu import (
     many_rows,
     peers,
     pointwise,
+    search,
     training,
 )
 from bench.gpu.job import Part
@@ -30,6 +31,7 @@ PARTS = {
         Part("many", "layers of many rows", 1.5, many_rows.jobs),
         Part("training", "a step of training through a layer", 0.5, training.jobs),
         Part("peers", "torch.compile and gemlite", 0.6, peers.jobs),
+        Part("search", "whole searches", 3.0, search.jobs, search.missing),
         Part("choices", "the fastest implementations", 1.0, choices.jobs),
     )
 }

@@ -1,5 +1,6 @@
 """The sizes that are measured on a GPU, and small sizes to try the program without one."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,41 @@ class SweepRows:
     pair: int = 16
     group: int = 256
     mlp: int = 64
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Whole searches: of a model on a task, and of random weights of some shapes on the same task.
+
+    The task is a built-in one or, where its package is not installed, a task file: SIEVE_BENCH_TASK.
+    """
+
+    model: str = "smollm2"
+    task: str = os.environ.get("SIEVE_BENCH_TASK", "geography")
+    questions: int = 1000
+    tokens: int = 32_768
+    generations: int | None = 4
+    """Of 60 candidates each, after some 60 to begin with."""
+    shapes: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {
+            "8b": _llama(4096, 14336, 32, 32),
+            "3b": _llama(3072, 8192, 28, 24) | {"tie_word_embeddings": True},
+            "1b": _llama(2048, 8192, 16, 32) | {"tie_word_embeddings": True},
+        }
+    )
+
+
+def _llama(hidden: int, intermediate: int, blocks: int, heads: int) -> dict[str, Any]:
+    """A configuration of Llama 3's kind."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 4096,
+    }
 
 
 @dataclass(frozen=True)
@@ -64,15 +100,7 @@ class Sizes:
     cache: int = 256
     models: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {
-            "decoder": {
-                "hidden_size": 4096,
-                "intermediate_size": 14336,
-                "num_hidden_layers": 8,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "vocab_size": 128256,
-                "max_position_embeddings": 4096,
-            },
+            "decoder": _llama(4096, 14336, 8, 32),
             "smollm2": {
                 "hidden_size": 576,
                 "intermediate_size": 1536,
@@ -90,6 +118,7 @@ class Sizes:
     """Calls per measurement of host time; all their launches fit the GPU's queue, so that the host never waits."""
     rounds: int = 21
     sweep_rows: SweepRows = SweepRows()
+    search: Searches = field(default_factory=Searches)
     choices: tuple[str, ...] = ("--no-configs",)
     """Options of `sieve_kernels.autotune` outside the sweeps: without configs, since each takes seconds to compile."""
     ships: bool = True
