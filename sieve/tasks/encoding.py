@@ -63,8 +63,8 @@ def encode_choices(
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str], special: bool) -> list[Encoded]:
     """special: add special tokens; a chat template writes them itself."""
-    context = _ids(tokenizer, prompt, special)
-    encoded = [_ids(tokenizer, prompt + choice, special) for choice in choices]
+    # In one call: the tokenizer's Python takes longer than its work.
+    context, *encoded = _ids(tokenizer, [prompt, *(prompt + choice for choice in choices)], special)
     start = min(_start(ids, context, choice) for ids, choice in zip(encoded, choices, strict=True))
     if start > 0:
         return [(ids, start) for ids in encoded]
@@ -120,8 +120,11 @@ def _start(ids: Sequence[int], context: Sequence[int], continuation: str) -> int
     return min(start, len(ids) - 1) if continuation and start else start
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
-    ids = tokenizer.encode(text, add_special_tokens=special)
-    ended = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
+    encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
     # Some tokenizers add an end token to every text; more text follows here, so drop it.
-    return ids[:-1] if ended else ids
+    end, written = tokenizer.eos_token_id, tokenizer.eos_token
+    return [
+        ids[:-1] if ids and ids[-1] == end and not text.endswith(written) else ids
+        for ids, text in zip(encoded, texts, strict=True)
+    ]
