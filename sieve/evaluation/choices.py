@@ -73,7 +73,7 @@ def ask_choices(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     examples: Sequence[Example],
-    batch_tokens: int = 2048,
+    batch_tokens: int,
     sharing: Sharing = EVERYTHING,
 ) -> AskedChoices:
     """The examples of a multiple-choice task, ready for the model.

@@ -34,8 +34,15 @@ if TYPE_CHECKING:
 CACHED_BATCHES = 8
 # A forward pass has a fixed cost, as much as this many tokens; a batch with more padding than that is split.
 _PADDING = {"cpu": 128}
+# Cells (rows × padded length) of one forward pass: where launching takes as long as computing, few large ones.
+_CELLS, _CELLS_CPU = 16_384, 2048
 # Rows of logits that are converted to float32 at a time, to bound memory.
 _ROWS = 256
+
+
+def cells_of_a_pass(device: torch.device) -> int:
+    """How many cells one forward pass has at most, unless a caller says otherwise."""
+    return _CELLS_CPU if device.type == "cpu" else _CELLS
 
 
 class Continuation(NamedTuple):

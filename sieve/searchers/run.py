@@ -13,6 +13,7 @@ from sieve.compression.plan import Plan
 from sieve.compression.space import CompressionSpace, Elastic
 from sieve.errors import InputError
 from sieve.evaluation.confidence import Resolution, resolution
+from sieve.evaluation.likelihood import cells_of_a_pass
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.matrix import DENSE, Matrix
 from sieve.models.prunable_model import PrunableModel
@@ -200,8 +201,11 @@ def run_search(
         elastic = stack.enter_context(factors.elastic(prunable))
         examples = split_into_rungs(splits["fitness"]) if searcher.per_matrix else [splits["fitness"]]
         engine_config = replace(engine_config, layers=engine_config.layers and searcher.per_matrix)
-        prepared = [scorer.prepare(rung) for rung in examples]
-        engine = Engine(model, elastic, chosen, prepared, engine_config, journal=book, **batching(model.device))
+        # A pass of a candidate batch is as large as one of a single model.
+        batch = batching(model.device)
+        several = batch["candidate_batch_size"] if hasattr(elastic, "set_batch") else 1
+        prepared = [scorer.prepare(rung, cells_of_a_pass(model.device) // several) for rung in examples]
+        engine = Engine(model, elastic, chosen, prepared, engine_config, journal=book, **batch)
         engine.cost.probed(_BACKWARD * probed * len(engine.blocks))
         stack.enter_context(engine.running())
 

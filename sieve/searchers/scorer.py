@@ -26,11 +26,11 @@ class Scorer:
     ):
         self._model, self._tokenizer, self._task, self._fitness = model, tokenizer, task, fitness
 
-    def prepare(self, examples: Sequence[Example]) -> Prepared:
-        """The examples, ready to be scored again and again."""
+    def prepare(self, examples: Sequence[Example], batch_tokens: int | None = None) -> Prepared:
+        """The examples, ready to be scored again and again. batch_tokens: see `sieve.evaluate`."""
         if self._fitness is not None:
             return Prepared(lambda model: self._own_scores(model, examples), 0, 0, fixed_passes=False)
-        return prepare(self._model, self._tokenizer, self._task, examples)
+        return prepare(self._model, self._tokenizer, self._task, examples, batch_tokens)
 
     def dense_scores(
         self,

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sieve.calibration.collect import calibrate
 from sieve.errors import InputError, NumericsError
+from sieve.evaluation import scoring
 from sieve.evaluation.generation import _Stop, greedy_answers
 from sieve.evaluation.scoring import evaluate
 from sieve.models.config import EMBEDDED_MODEL
@@ -299,6 +300,19 @@ class TestPerplexity:
             total += logprobs.gather(1, window[0, 1:, None]).sum().item()
         assert scores.loglik[0] == pytest.approx(total / 600, abs=1e-4)
         assert scores.tokens == 600
+
+    def test_windows_are_the_same_on_every_device(self, model, tokenizer, monkeypatch):
+        """A device whose passes are larger reads the same pieces of a text, only more of them at a time."""
+        monkeypatch.setattr(scoring, "WINDOW", 100)
+        examples = [Example("", references=("".join(chr(97 + index * 7 % 26) for index in range(250)),))] * 3
+        small = evaluate(model, tokenizer, self.TASK, examples)
+        monkeypatch.setattr(scoring, "cells_of_a_pass", lambda device: 1 << 14)
+        passes = []
+        with model.register_forward_hook(lambda model, args, output: passes.append(output.logits.shape)):
+            large = evaluate(model, tokenizer, self.TASK, examples)
+        assert large.tokens == small.tokens == 3 * 250
+        assert large.loglik == pytest.approx(small.loglik, abs=1e-5)
+        assert len(passes) == 2  # the pieces of 100 tokens, and those of 50
 
     def test_texts_without_a_token_to_score_are_left_out(self, model):
         tokenizer = tiny_tokenizer()
