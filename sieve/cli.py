@@ -25,12 +25,13 @@ from sieve.commands.push import push
 from sieve.commands.tasks import tasks
 from sieve.errors import SieveError, StorageError
 from sieve.utils import interrupts, streams
+from sieve.utils.devices import device_error
 from sieve.utils.messages import one_line
 from sieve.utils.terminal import printable
 
 EXIT_CODES = """Exit codes: 0 success · 1 unexpected error (SIEVE_TRACEBACK=1 shows where) · 2 bad input or usage ·
 3 NaN or infinity in model or data · 4 a file cannot be read or written · 5 no model within the tolerance ·
-6 workers lost · 130, 143, 129 ended by Ctrl-C, SIGTERM, SIGHUP"""
+6 workers lost · 7 the device failed or lacks memory · 130, 143, 129 ended by Ctrl-C, SIGTERM, SIGHUP"""
 
 
 class _Commands(TyperGroup):
@@ -106,6 +107,9 @@ def _run() -> int:
     except SieveError as error:
         return _fail(str(error), error.exit_code)
     except Exception as error:
+        told = device_error(error)
+        if told is not None:
+            return _fail(str(told), told.exit_code)
         return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (SIEVE_TRACEBACK=1 shows where)", 1)
     return 0
 

@@ -54,3 +54,9 @@ class WorkerError(SieveError):
     """Workers were lost again and again; what is finished is kept, and the search can be resumed."""
 
     exit_code = 6
+
+
+class DeviceError(SieveError):
+    """The device failed, or has not enough memory; what is finished is kept, and the run can be resumed."""
+
+    exit_code = 7

@@ -5,6 +5,7 @@ cache cannot be cut to the prompt use `generate`, with prompts of one length at 
 what the model predicts, it gets one prompt at a time; if that does not help, every token takes one full pass.
 """
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from sieve.evaluation.likelihood import (
 from sieve.evaluation.metrics import score_answer
 from sieve.evaluation.shortcuts import shortcuts_for
 from sieve.evaluation.steps import row_of, run_steps
+from sieve.models.halving import in_halves
 from sieve.models.loading import context_length, embeds
 from sieve.models.numerics import first_nonfinite
 from sieve.tasks import Example, Task, encode
@@ -164,7 +166,21 @@ class _Writer:
         """Write the answers of all queued prompts."""
         if not self._waiting:
             return
-        numbers, caches = list(self._waiting), list(self._waiting.values())
+        waiting = list(self._waiting.items())
+
+        def part(first: int, end: int) -> None:
+            for number, _ in waiting[first:end]:
+                # Begin anew: what a pass wrote that broke off is written again.
+                self.written[number] = []
+            self.tokens += self._answer(dict(waiting[first:end]))
+
+        longest = max(len(self.prompts[number]) for number in self._waiting) + self.max_new_tokens
+        in_halves(self.model, len(waiting), longest, part, lambda *_: None, "writing")
+        self._waiting = {}
+
+    def _answer(self, waiting: dict[int, Layers]) -> int:
+        """Write the answers to these prompts, whose beginnings are cached; the number of tokens run."""
+        numbers, caches = list(waiting), list(waiting.values())
         rests = [self.prompts[number][layers[0][0].shape[-2] :] for number, layers in zip(numbers, caches, strict=True)]
 
         def follow(rows: list[int], logits: torch.Tensor) -> list[int | None]:
@@ -181,8 +197,7 @@ class _Writer:
                 for row, token in zip(rows, best, strict=True)
             ]
 
-        self.tokens += run_steps(self.model, caches, [rest.pop(0) for rest in rests], follow)
-        self._waiting = {}
+        return run_steps(self.model, caches, [rest.pop(0) for rest in rests], follow)
 
     def _next(self, number: int, token: int) -> int | None:
         ids = self.written[number]
@@ -220,22 +235,27 @@ def greedy_answers(
     tokens = 0
     with progress.bar("generation", len(prompts), "answers") as advance, only(model, config):
         # Ask how many prompts `generate` can take at a time without changing its answers; 0: none.
-        rows = rows_of_generate(model, prompts, lambda ids: _tried(model, ids, pad)) if prompts else 2
-        if rows == 0:
+        able = rows_of_generate(model, prompts, lambda ids: _tried(model, ids, pad)) if prompts else 2
+        if able == 0:
             return _read_again(model, tokenizer, prompts, max_new_tokens, stop, ends, advance)
-        cells = batch_tokens if rows > 1 else 0
+        cells = batch_tokens if able > 1 else 0
         for span in batches([len(prompts[index]) for index in order], max_new_tokens, cells, padding=0):
             batch = order[span]
-            ids = torch.tensor([prompts[index] for index in batch], device=model.device)
-            length = ids.shape[1]
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                logits_processor=LogitsProcessorList([_RequireFinite(model)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, length, stop)]),
-            )
+            length = len(prompts[batch[0]])
+
+            def generate(first: int, end: int, batch: list[int] = batch, length: int = length) -> list[list[int]]:
+                ids = torch.tensor([prompts[index] for index in batch[first:end]], device=model.device)
+                output = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    logits_processor=LogitsProcessorList([_RequireFinite(model)]),
+                    stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, length, stop)]),
+                )
+                return output[:, length:].tolist()
+
+            rows = in_halves(model, len(batch), length + max_new_tokens, generate, operator.add, "writing")
             # Cut each answer at its end, without what was written while other rows went on.
-            for index, row in zip(batch, output[:, length:].tolist(), strict=True):
+            for index, row in zip(batch, rows, strict=True):
                 row = until_end(row, ends)
                 if _stopped(tokenizer, row, stop):
                     # Other rows were still being written, so the library filled this one with padding.

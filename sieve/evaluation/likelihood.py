@@ -24,6 +24,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sieve.errors import NumericsError
+from sieve.models.halving import in_halves
 from sieve.models.numerics import first_nonfinite
 from sieve.utils import progress
 
@@ -76,6 +77,17 @@ class Sharing:
 EVERYTHING = Sharing()
 # Keys and values of each layer, [rows, heads, tokens, head_dim].
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Past(NamedTuple):
+    """What a pass goes on from: per row, the cached row that it continues, and how many of its tokens are there."""
+
+    layers: Layers
+    rows: list[int]
+    length: int
+
+
+_NOTHING = _Past([], [], 0)
 # Called with the numbers of the questions, one per row, and the cache of their tokens.
 Keep = Callable[[list[int], Layers], None]
 
@@ -143,7 +155,7 @@ def score_copies(
     ]
     common = _common_to_all(units) if len(units) > 1 and cached else 0
     results = torch.zeros(copies, sum(map(len, questions)), dtype=torch.float64)
-    prefix = _run(model, [units[0][0][1].ids[:common]], [], [], results, keep=True) if common else []
+    prefix = _run(model, [units[0][0][1].ids[:common]], _NOTHING, [], results, keep=True) if common else []
     tokens = common
 
     # Step 2: the rest of each question's shared beginning, in batches of similar length.
@@ -162,7 +174,7 @@ def score_copies(
                     queries += [_Query(row, at - 1 - common, ids[at], number) for at in range(start, end + 1)]
                     if len(ids) - 1 > end:
                         tails.append(_Tail(end, len(ids), row, number, sequence))
-            past = _take_rows(prefix, [0] * len(rows), common, copies)
+            past = _Past(prefix, [0] * len(rows), common)
             wanted = bool(tails) or keep is not None
             layers = _run(model, rows, past, queries, results, wanted, sharing.logits)
             if keep is not None:
@@ -205,7 +217,7 @@ def _run_tails(
             for row, tail in enumerate(batch)
             for at in range(max(tail.sequence.start, end + 1), tail.length)
         ]
-        past = _take_rows(layers, [tail.row for tail in batch], end, len(results))
+        past = _Past(layers, [tail.row for tail in batch], end)
         _run(model, rows, past, queries, results, keep=False)
         tokens += sum(map(len, rows))
     return tokens
@@ -214,7 +226,7 @@ def _run_tails(
 def _run(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
-    past: Layers,
+    past: _Past,
     queries: list[_Query],
     results: torch.Tensor,
     keep: bool,
@@ -222,10 +234,35 @@ def _run(
 ) -> Layers:
     """One forward pass over copies of rows on top of `past`; adds the queries' log-probabilities to `results`.
 
+    Where memory does not suffice it runs in halves, each of whose rows are as long as those of the whole.
+
     Args: results [copies, sequences]; past has as many copies of its rows.
     Returns: the cache, past included, if it is to be kept, else [].
     """
     longest, copies = max(map(len, rows)), len(results)
+
+    def part(first: int, end: int) -> Layers:
+        own = [query._replace(row=query.row - first) for query in queries if first <= query.row < end]
+        layers = _take_rows(past.layers, past.rows[first:end], past.length, copies)
+        return _pass(model, rows[first:end], longest, layers, own, results, keep, few_logits)
+
+    return in_halves(
+        model, len(rows), copies * (past.length + longest), part, lambda one, two: _joined(one, two, copies)
+    )
+
+
+def _pass(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    longest: int,
+    past: Layers,
+    queries: list[_Query],
+    results: torch.Tensor,
+    keep: bool,
+    few_logits: bool,
+) -> Layers:
+    """`_run` of rows that fit into memory, padded to `longest`. `results` change at the very end."""
+    copies = len(results)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows] * copies, device=model.device)
     cells = sorted({(query.row, query.position) for query in queries}) or [(0, 0)]
     where = {cell: number for number, cell in enumerate(cells)}
@@ -312,6 +349,18 @@ def _take_rows(layers: Layers, rows: list[int], length: int, copies: int) -> Lay
     each = len(layers[0][0]) // copies
     rows = [copy * each + row for copy in range(copies) for row in rows]
     return [(keys[rows, :, :length], values[rows, :, :length]) for keys, values in layers]
+
+
+def _joined(one: Layers, two: Layers, copies: int) -> Layers:
+    """The cached rows of two parts of a pass, behind one another in each copy; empties the lists, to save memory."""
+    layers: Layers = []
+    while one:
+        parts = (
+            [each.unflatten(0, (copies, -1)) for each in pair] for pair in zip(one.pop(0), two.pop(0), strict=True)
+        )
+        keys, values = (torch.cat(pair, 1).flatten(0, 1) for pair in parts)
+        layers.append((keys, values))
+    return layers
 
 
 def length_in_common(sequences: Iterable[Sequence[int]]) -> int:

@@ -23,6 +23,7 @@ from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, can_r
 from sieve.evaluation.steps import last_logprobs
 from sieve.models.loading import check_token_ids, evaluating
 from sieve.utils import progress
+from sieve.utils.devices import device_failed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,8 +135,10 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
             if sharing.prefix and not _fills_cache(model, sequences[0].ids):
                 return False
             found, _ = score(model, questions, 1 << 20, "", sharing)
-        except Exception:
+        except Exception as error:
             # An architecture may raise anything for a cache that it does not know.
+            if device_failed(error):
+                raise
             return False
         got = [value for values in found for value in values]
         return all(abs(one - two) <= bound for one, two in zip(got, sums, strict=True))
@@ -146,8 +149,10 @@ def _verify(model: PreTrainedModel, questions: list[list[Continuation]]) -> Shar
             return True
         try:
             found = last_logprobs(model, sequences, sharing)
-        except Exception:
+        except Exception as error:
             # As above, an architecture may raise anything.
+            if device_failed(error):
+                raise
             return False
         pairs = [(sum(got), float(want[-len(got) :].sum())) for got, want in zip(found, plain, strict=True)]
         return sharing.prefix and all(abs(one - two) <= bound for one, two in pairs)

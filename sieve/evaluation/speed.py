@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from sieve.models.loading import context_length, evaluating
 from sieve.utils import progress
+from sieve.utils.devices import device_failed, is_out_of_memory
 from sieve.utils.messages import one_line
 from sieve_kernels.core.tuning_cache import device_name
 
@@ -37,6 +38,8 @@ def measure_speed(model: PreTrainedModel) -> dict[str, float] | None:
             while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() - started < _SECONDS):
                 rounds.append(_round(model, prompt))
     except Exception as error:
+        if device_failed(error) and not is_out_of_memory(error):
+            raise
         # Architectures differ in caches and arguments; a run must not be lost for its speed.
         progress.note(f"no speed is measured: {type(error).__name__}: {one_line(error)}")
         return None

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
 from sieve.healing.rows import Packed, Question, pack
+from sieve.utils.devices import device_failed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +59,9 @@ def packs(model: PreTrainedModel, questions: Sequence[Question]) -> bool:
     try:
         with torch.no_grad():
             alone, rows = (predict(model, sample, together) for together in (False, True))
-    except Exception:
+    except Exception as error:
+        if device_failed(error):
+            raise
         # An architecture may raise anything for arguments that it does not know.
         return False
     one, two = (each.logprobs.gather(1, each.targets[:, None]) for each in (alone, rows))

@@ -20,7 +20,9 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from sieve.models.decoder import decoder_blocks
+from sieve.models.halving import Rows, rows_of_pass, watching
 from sieve.nn.patching import forwarding
+from sieve.utils.devices import device_failed
 
 CallBlock = Callable[[int, Callable, tuple, dict], Any]  # (block, its forward, arguments) → its output
 States = list[torch.Tensor]  # hidden states entering one block, per forward pass [rows, tokens, hidden]
@@ -40,6 +42,16 @@ class RunTrace:
     cells: int = 0
     layer_tokens: int = 0
     head_rows: int = 0
+
+    def joined(self, other: "RunTrace") -> "RunTrace":
+        """Of this evaluation and one of the same passes, whose rows go behind this one's."""
+        states = {
+            block: [torch.cat(pair) for pair in zip(passes, other.states[block], strict=True)]
+            for block, passes in self.states.items()
+        }
+        return RunTrace(
+            states, self.cells + other.cells, self.layer_tokens + other.layer_tokens, self.head_rows + other.head_rows
+        )
 
 
 class BlockwiseRunner:
@@ -67,6 +79,7 @@ class BlockwiseRunner:
         self._changes = ExitStack()
         for index, block in enumerate(self.blocks):
             self._changes.enter_context(forwarding(block, self._wrapped(index, block.forward)))
+        self._changes.enter_context(watching(self))
         if self._head is not None:
             self._changes.callback(self._head.register_forward_pre_hook(self._count_head).remove)
         return self
@@ -118,10 +131,25 @@ class BlockwiseRunner:
             return False  # blocks that do not all see the same tokens
         try:
             part, second = self.run(evaluation, middle, first.states[middle])
-        except Exception:  # whatever an unknown architecture makes of blocks that do nothing
+        except Exception as error:  # whatever an unknown architecture makes of blocks that do nothing
+            if device_failed(error):
+                raise
             return False
         self.checked += second.layer_tokens
         return same(whole, part)
+
+    def mark(self) -> tuple:
+        """Where the books stand, for `rewind`."""
+        trace = self._trace
+        states = {block: (len(passes), passes[-1:]) for block, passes in trace.states.items()}
+        return self._pass, trace.cells, trace.layer_tokens, trace.head_rows, states
+
+    def rewind(self, mark: tuple) -> None:
+        """Forget what came since, as it broke off."""
+        trace = self._trace
+        self._pass, trace.cells, trace.layer_tokens, trace.head_rows, states = mark
+        for block, (number, last) in states.items():
+            trace.states[block][max(number - 1, 0) :] = last
 
     def _reset(self) -> None:
         """Between evaluations every block runs, and nothing is kept."""
@@ -134,19 +162,21 @@ class BlockwiseRunner:
         def block(*args, **kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
             size = hidden.shape[:-1].numel()
+            rows = rows_of_pass()
             if index == 0:
-                self._pass += 1
+                # A pass that runs in parts begins with its first one.
+                self._pass += rows is None or rows.first == 0
                 self._trace.cells += size
 
             # At the first block that runs, what is known takes the place of what was passed on.
             if index == self._start and self._given:
-                hidden = self._given[self._pass]
+                hidden = _of_rows(self._given[self._pass], rows)
                 if args:
                     args = (hidden, *args[1:])
                 else:
                     kwargs["hidden_states"] = hidden
             if index in self._keep:
-                self._trace.states[index].append(hidden)
+                self._keep_states(index, hidden, rows)
             if not self._start <= index < self._stop:
                 _fill_cache(args, kwargs, index, hidden)
                 return self.passed_over(index, hidden)
@@ -156,13 +186,30 @@ class BlockwiseRunner:
             if isinstance(output, tuple):
                 self._tuples[index] = len(output)
             if index == last and index + 1 in self._keep:
-                self._trace.states[index + 1].append(output[0] if isinstance(output, tuple) else output)
+                self._keep_states(index + 1, output[0] if isinstance(output, tuple) else output, rows)
             return output
 
         return block
 
+    def _keep_states(self, index: int, hidden: torch.Tensor, rows: Rows | None) -> None:
+        states = self._trace.states[index]
+        if rows is None or rows.first == 0:
+            states.append(hidden)
+            return
+        # The rest of a pass that runs in parts goes behind what is there, in each copy of its rows.
+        parts = (part.unflatten(0, (-1, number)) for part, number in
+                 ((states[-1], rows.first), (hidden, rows.end - rows.first)))  # fmt: skip
+        states[-1] = torch.cat(list(parts), 1).flatten(0, 1)
+
     def _count_head(self, module: nn.Module, args: tuple) -> None:
         self._trace.head_rows += args[0].shape[:-1].numel()
+
+
+def _of_rows(state: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    """These rows of each copy in the state [copies · rows, tokens, hidden] of a whole pass."""
+    if rows is None or rows.end - rows.first == rows.total:
+        return state
+    return state.unflatten(0, (-1, rows.total))[:, rows.first : rows.end].flatten(0, 1)
 
 
 def _plainly(index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:

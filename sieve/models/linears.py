@@ -15,6 +15,7 @@ from sieve.models.matrix import Matrix
 from sieve.nn.formats.base import LayerFormat, format_of
 from sieve.nn.low_rank import holds_plain_tensors
 from sieve.utils import progress
+from sieve.utils.devices import device_failed
 from sieve.utils.messages import one_line
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -157,6 +158,8 @@ def _run(model: nn.Module) -> None:
         ids = ids.reshape(_ROWS, _TOKENS)
         run_decoder(model, ids, torch.ones_like(ids))
     except Exception as error:  # an unknown architecture may ask for more than text
+        if device_failed(error):
+            raise
         raise InputError(
             f"{type(model).__name__} does not run over plain text ({one_line(error)}): Sieve cannot prune it"
         ) from error
@@ -176,7 +179,9 @@ def _is_linear(layer: nn.Module) -> bool:
     x = torch.linspace(-1, 1, 3 * W.shape[1], dtype=W.dtype, device=W.device).reshape(3, -1)
     try:
         return torch.allclose(layer(x), nn.functional.linear(x, W, layer.bias), rtol=0.02, atol=0.02)
-    except Exception:  # one that asks for more than its input
+    except Exception as error:  # one that asks for more than its input
+        if device_failed(error):
+            raise
         return False
 
 

@@ -18,6 +18,7 @@ from sieve.models.config import check_device, check_dtype, find_model, no_device
 from sieve.models.gguf import safetensors_folder
 from sieve.nn.fuse import fused
 from sieve.utils import progress
+from sieve.utils.devices import device_failed
 from sieve.utils.messages import one_line, shorten
 from sieve_kernels import SettingError, check_settings
 
@@ -215,7 +216,10 @@ def _input_errors(source: str) -> Iterator[None]:
         yield
     except SieveError:
         raise
-    except Exception as error:  # damaged files make transformers and its parts raise errors of every kind
+    except Exception as error:
+        if device_failed(error):
+            raise
+        # Damaged files make transformers and its parts raise errors of every kind.
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise StorageError(f"the disk is full: free some space to load {source}") from error
         if "LocalEntryNotFound" in type(error.__cause__).__name__:

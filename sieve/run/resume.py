@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sieve.errors import InputError, SieveError, StorageError, ToleranceError, WorkerError
+from sieve.errors import DeviceError, InputError, SieveError, StorageError, ToleranceError, WorkerError
 from sieve.run.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.stored import TASK_FILE, Data, changed_splits
@@ -205,7 +205,8 @@ class ResumableRun:
         if isinstance(error, ToleranceError):
             # Resuming would end in the same error.
             return True
-        return not self._resume and isinstance(error, SieveError) and not isinstance(error, StorageError | WorkerError)
+        passing = isinstance(error, StorageError | WorkerError | DeviceError)
+        return not self._resume and isinstance(error, SieveError) and not passing
 
 
 def unfinished_recipe(output: str | Path) -> Path:

@@ -23,6 +23,7 @@ from sieve.compression.low_rank.pair import FactorPair
 from sieve.errors import NumericsError
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
+from sieve.models.halving import in_halves
 from sieve.models.loading import context_length, evaluating, going_backward
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import encode_target, fitted, windows
@@ -70,7 +71,12 @@ def sensitivity(
     tokens = 0
     with evaluating(model), progress.bar("gradients", len(sequences), "examples") as advance:
         for batch in _batches(sequences):
-            for name, squares in _batch(model, factors, batch).items():
+
+            def part(first: int, end: int, batch: list = batch) -> dict[str, np.ndarray]:
+                return _batch(model, factors, batch[first:end])
+
+            found = in_halves(model, len(batch), _length(batch[-1]), part, _added, "backward")
+            for name, squares in found.items():
                 sums[name] += squares
             tokens += sum(map(_length, batch))
             advance(len(batch))
@@ -91,6 +97,10 @@ def _pieces(generated: Sequence[Sample], most: int) -> list[tuple[list[int], int
     ]
     step = max(1, len(pieces) / max(most, 1))
     return [pieces[int(place * step)] for place in range(min(most, len(pieces)))]
+
+
+def _added(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: squares + two[name] for name, squares in one.items()}
 
 
 def _batch(model: PreTrainedModel, factors: Factors, batch: Sequence[tuple[list[int], int]]) -> dict[str, np.ndarray]:

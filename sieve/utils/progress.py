@@ -129,12 +129,20 @@ def note(message: str) -> None:
     emit(Event("note", message, "yellow"))
 
 
-def note_once(message: str) -> None:
-    """`note`, but only the first time in this process (once more where the first was not shown)."""
-    key = is_shown(), message
-    if not _muted and key not in _noted:
-        _noted.add(key)
-        note(message)
+def note_once(message: str, always: bool = False) -> None:
+    """`note`, but only the first time in this process (once more where the first was not shown).
+
+    always: also where events are muted.
+    """
+    global _muted
+    before, _muted = _muted, _muted and not always
+    try:
+        key = is_shown(), message
+        if not _muted and key not in _noted:
+            _noted.add(key)
+            note(message)
+    finally:
+        _muted = before
 
 
 def warn(message: str) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from sieve.evaluation.scoring import Prepared, Scores
 from sieve.models.blockwise import BlockwiseRunner, RunTrace, States
+from sieve.models.halving import attempt
 from sieve.models.loading import evaluating
 from sieve.models.matrix import Matrix
 from sieve.searchers.engine.config import EngineConfig
@@ -81,16 +82,13 @@ class Evaluator:
         self._rung, self._batches, self._steps, self._alone = 0, [], [], True
         self._stored: dict[int, States] = {}
         self._graphs: GraphedBlocks | None = None  # while running
+        self._most = candidate_batch_size  # candidates of one pass, at most; fewer where memory does not suffice
 
     @contextmanager
     def running(self) -> Iterator[Evaluator]:
         """Inside the block candidates can be evaluated."""
         with evaluating(self.model), torch.inference_mode(), self.blocks:
-            if self.recorder is not None:
-                cells = MAX_WORK // max(self.blocks.parameters, 1)
-                self._graphs = GraphedBlocks(
-                    self.recorder(self.model.device), self.blocks.blocks, self.elastic.capture_safe, cells
-                )
+            self._graphs = self._recorded()
             try:
                 yield self
             finally:
@@ -210,8 +208,39 @@ class Evaluator:
                 self.elastic.set_plan(self._plan(batch[0]))
                 scores, trace = self.blocks.run(lambda: rung.run(self.model), start, states, keep)
                 return [scores], trace
+            return self._batch_passes(batch, start, states, keep)
+
+    def _batch_passes(
+        self, batch: CandidateBatch, start: int, states: States, keep: Iterable[int]
+    ) -> tuple[list[Scores], RunTrace]:
+        """The passes of several candidates, in halves where memory does not suffice for all of them."""
+        rung, number = self.rungs[self._rung], len(batch)
+
+        def whole() -> tuple[list[Scores], RunTrace]:
             self.elastic.set_batch([self._plan(ranks) for ranks in batch])
             return self.blocks.run(lambda: rung.run_copies(self.model, number), start, states, keep, self._graphs)
+
+        if number <= self._most:
+            found = attempt(whole, self.model.device, number > 1)
+            if found is not None:
+                return found[0]
+            self._most = number // 2
+            # What was recorded for more candidates would only take memory.
+            self._graphs = self._recorded()
+        half = number // 2
+        copies = [state.unflatten(0, (number, -1)) for state in states]
+        one, two = (
+            self._batch_passes(batch[own], start, [copy[own].flatten(0, 1) for copy in copies], keep)
+            for own in (slice(half), slice(half, number))
+        )
+        return [*one[0], *two[0]], one[1].joined(two[1])
+
+    def _recorded(self) -> GraphedBlocks | None:
+        """What records the blocks' calls; nothing is recorded yet."""
+        if self.recorder is None:
+            return None
+        cells = MAX_WORK // max(self.blocks.parameters, 1)
+        return GraphedBlocks(self.recorder(self.model.device), self.blocks.blocks, self.elastic.capture_safe, cells)
 
     def _plan(self, ranks: Ranks) -> dict[str, int]:
         return {name: rank for name, rank in zip(self.names, ranks, strict=True) if rank}

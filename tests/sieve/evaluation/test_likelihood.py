@@ -17,7 +17,9 @@ from transformers import (
 
 from sieve.errors import NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing, batches, score
+from sieve.models.decoder import decoder_blocks
 from tests.float64 import Float64, in_float64
+from tests.sieve.models.test_halving import small_memory
 from tests.tiny_models import TINY, VOCABULARY, tiny_model
 
 _WIDTHS = {
@@ -203,6 +205,47 @@ def test_overflow_names_the_layer():
         model.model.layers[0].mlp.up_proj.weight.fill_(1e38)
     with pytest.raises(NumericsError, match=r"begins in model\.layers\.0\.mlp\.\w+_proj"):
         score(model, questions(number=2), 64, "")
+
+
+class TestTooLittleMemory:
+    """A pass that breaks off in its middle runs in halves."""
+
+    @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "opt", "gpt_neox"])
+    @pytest.mark.parametrize("cells", [24, 60])
+    def test_same_result(self, name, cells):
+        model, asked = in_float64(tiny_model(name)), questions(number=20)
+        with Float64():
+            want, tokens = score(model, asked, 128, "")
+            with small_memory(decoder_blocks(model)[1][1], cells) as refused:
+                got, again = score(model, asked, 128, "")
+        assert refused
+        assert tokens == again
+        assert [one for values in got for one in values] == pytest.approx(
+            [one for values in want for one in values], abs=1e-12, rel=0
+        )
+
+    def test_caches_that_are_kept(self, model):
+        asked = [[Continuation(one[0].ids, one[0].start)] for one in questions(number=9)]
+        kept = []
+        for cells in (1 << 20, 30):
+            caches = {}
+
+            def keep(numbers, layers, caches=caches):
+                caches |= {
+                    number: [part[row] for pair in layers for part in pair] for row, number in enumerate(numbers)
+                }
+
+            with small_memory(decoder_blocks(model)[1][1], cells):
+                score(model, asked, 128, "", keep=keep)
+            kept.append(caches)
+        assert kept[0].keys() == kept[1].keys() == set(range(9))
+        for number, parts in kept[0].items():
+            for one, two in zip(parts, kept[1][number], strict=True):
+                torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+
+    def test_a_single_row_that_does_not_fit_is_an_error(self, model):
+        with small_memory(decoder_blocks(model)[1][1], 2), pytest.raises(torch.OutOfMemoryError):
+            score(model, questions(number=3), 64, "")
 
 
 def test_batches_fill_up_to_the_limit():
