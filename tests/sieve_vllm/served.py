@@ -12,10 +12,11 @@ def entry(layer):
     """What `config.json` says of a layer."""
     if type(layer) is nn.Linear:
         return {"format": "dense"}
+    bias = {"bias": True} if layer.bias is not None else {}
     if type(layer) is NarrowLinear:
-        return {"format": "narrow", "inputs": layer.in_features, "outputs": layer.out_features}
+        return {"format": "narrow", "inputs": layer.in_features, "outputs": layer.out_features, **bias}
     kind = "pivoted_pair" if type(layer) is PivotedLinear else "pair"
-    return {"format": kind, "rank": layer.rank, **({"bias": True} if layer.bias is not None else {})}
+    return {"format": kind, "rank": layer.rank, **bias}
 
 
 def served(monkeypatch, make, name, layers, rank, size, through_loader=False):

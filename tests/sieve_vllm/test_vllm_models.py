@@ -22,14 +22,16 @@ KINDS = ["default", "stacked pairs", "pairs"]
 def pruned(name: str, kind: str, task: str):
     """Of the layers of the default preset; of stacks that are pairs, gate and up too; or of pairs beside dense layers.
 
-    Widths and ranks are no multiples of anything, differ between blocks, and one layer of each kind stays dense.
+    Widths and ranks are no multiples of anything, differ between blocks, and some stacks stay dense. Mistral is fitted
+    about means, and so has biases for which the architecture has no place.
     """
     if kind == "pairs":
         return tiny_pruned(name, pivoted=True)
     model, method = tiny_model(name), "widths" if kind == "default" else "loss_aware"
     sieve.share_inputs_(model, mlps=kind != "default", required=False)
     statistics = sieve.calibrate(model, tiny_tokenizer(), task, tokens=1024, method=method)
-    factors = sieve.project(model, statistics, method=method, pivot=True)
+    mean = True if name == "mistral" else None
+    factors = sieve.project(model, statistics, method=method, pivot=True, mean=mean)
     kept = {"0": 0.3, "1": 0.7}
     plan = {
         matrix: one.rank_at(next(share for block, share in kept.items() if f".{block}." in matrix), 1)

@@ -105,6 +105,16 @@ def test_an_mlp_of_two_matrices_as_of_opt_and_gpt2(monkeypatch, size):
 
 @pytest.mark.parametrize("size", [1, 2])
 @torch.no_grad()
+def test_a_bias_for_which_the_architecture_has_no_place(monkeypatch, size):
+    """As a last matrix has that is fitted to what its inputs and outputs are beyond their means."""
+    without_sum(monkeypatch)
+    lower, x = narrow(N, 32, True), torch.randn(5, 32)
+    layers = [served(monkeypatch, down(), "down_proj", {None: lower}, rank, size, True) for rank in range(size)]
+    close(sum(layer(share)[0] for layer, share in zip(layers, x.chunk(size, -1), strict=True)), lower(x))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@torch.no_grad()
 def test_adapters_find_the_rows_and_columns_of_each_rank(monkeypatch, size):
     from vllm.lora.layers import MergedColumnParallelLinearWithLoRA, RowParallelLinearWithLoRA
 

@@ -15,7 +15,7 @@ _DENSE = ("dense", "mask")  # masked weights are stored as dense ones
 class Entry:
     """One layer.
 
-    rank: of a pair. bias: whether a pair has one, for which the architecture may have no place.
+    rank: of a pair. bias: whether there is one, for which the architecture may have no place.
     inputs, outputs: what a narrow layer is left with, in all of its parts.
     """
 
@@ -59,7 +59,7 @@ def read_entries(config: Mapping[str, Any]) -> dict[str, Entry]:
         if entry["format"] in PAIRS:
             entries[name] = Entry(entry["format"], int(entry["rank"]), bool(entry.get("bias")))
         elif entry["format"] == NARROW:
-            entries[name] = Entry(NARROW, inputs=int(entry["inputs"]), outputs=int(entry["outputs"]))
+            entries[name] = Entry(NARROW, 0, bool(entry.get("bias")), int(entry["inputs"]), int(entry["outputs"]))
         elif entry["format"] not in _DENSE:
             raise ValueError(
                 f"{name} is stored as {entry['format']!r}, which sieve-vllm does not serve: save the model with pairs "

@@ -59,7 +59,7 @@ class PairLinearMethod(LinearMethodBase):
         if any(entry.bias for entry in self.entries) and not layer.has_bias:
             # vLLM passes over a bias where the architecture has none.
             self.bias_slot = _slot(params_dtype)
-            layer.load_weights = MethodType(_load_with_bias, layer)
+            layer.load_weights = MethodType(load_with_bias, layer)
 
     @torch.no_grad()
     def process_weights_after_loading(self, layer: nn.Module) -> None:
@@ -167,8 +167,8 @@ def _slot(dtype: torch.dtype) -> nn.Parameter:
     return slot
 
 
-def _load_with_bias(layer: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[str]:
-    """In the place of a layer's `load_weights`: also the bias of a pair, which vLLM has no parameter for."""
+def load_with_bias(layer: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[str]:
+    """In the place of a layer's `load_weights`: also a bias that vLLM has no parameter for."""
     for name, tensor in weights:
         shard = getattr(tensor, "shard_id", None)
         path, _, leaf = name.rpartition(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 
 import torch
 from torch import nn
@@ -14,9 +15,11 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
     UnquantizedLinearMethod,
 )
+from vllm.model_executor.utils import set_weight_attrs
 
 from sieve_vllm.channels import as_stored, channels_of_rank, padded
 from sieve_vllm.entries import Entry
+from sieve_vllm.linear import load_with_bias
 
 
 class NarrowLinearMethod(UnquantizedLinearMethod):
@@ -61,6 +64,21 @@ class NarrowLinearMethod(UnquantizedLinearMethod):
             params_dtype,
             **extra,
         )
+        self.bias_slot = None
+        if self.entries[0].bias and not layer.has_bias:
+            # vLLM passes over a bias where the architecture has none.
+            bias = torch.empty(sum(layer.output_partition_sizes), dtype=params_dtype)
+            self.bias_slot = nn.Parameter(bias, requires_grad=False)
+            set_weight_attrs(self.bias_slot, {"output_dim": 0, "weight_loader": layer.weight_loader})
+            layer.register_parameter("own_bias", self.bias_slot)
+            layer.load_weights = MethodType(load_with_bias, layer)
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [..., n] → y [..., m], of this rank."""
+        y = super().apply(layer, x, bias)
+        # Outputs are summed over the ranks of a layer that reads channels: one of them adds it.
+        adds = self.bias_slot is not None and (layer.tp_rank == 0 or not isinstance(layer, RowParallelLinear))
+        return y + layer.own_bias if adds else y
 
 
 def _check(layer: nn.Module, inputs: int, outputs: int, parts: int) -> None:

@@ -59,7 +59,17 @@ def test_factors_are_those_it_was_filled_with(kind, bias):
 
 
 @pytest.mark.parametrize(
-    "format", [Pair(4), Pair(4, True), PivotedPair(7), Masked(0.5), Masked(0.25, "2:4"), Narrow(8, 6), Dense()]
+    "format",
+    [
+        Pair(4),
+        Pair(4, True),
+        PivotedPair(7),
+        Masked(0.5),
+        Masked(0.25, "2:4"),
+        Narrow(8, 6),
+        Narrow(8, 6, True),
+        Dense(),
+    ],
 )
 def test_config_round_trip(format):
     entry = json.loads(json.dumps(format.to_config()))

@@ -164,6 +164,18 @@ def test_a_pruned_model_has_the_size_of_its_plan_and_survives_all_that_follows(m
     torch.testing.assert_close(logits(plain), before, rtol=1e-3, atol=1e-3)
 
 
+def test_a_bias_that_the_architecture_has_not_is_stored(made, tmp_path):
+    """Where widths are fitted about means, the last matrix of an MLP has one."""
+    dense, statistics, _, plan = made
+    factors = sieve.project(dense, statistics, method="widths", pivot=True, mean=True)
+    model = sieve.apply_(copy.deepcopy(dense), factors, plan)
+    widths = [name for name, matrix in factors.matrices(dense).items() if isinstance(matrix, MlpWidth)]
+    assert all(model.get_submodule(name).bias is not None for name in widths)
+    sieve.save(model, tiny_tokenizer(), tmp_path / "pruned")
+    loaded, _ = sieve.load(tmp_path / "pruned")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
+
+
 def test_only_mlps_that_have_lost_channels_are_widened(made):
     dense, _, factors, plan = made
     widths = [name for name, matrix in factors.matrices(dense).items() if isinstance(matrix, MlpWidth)]
