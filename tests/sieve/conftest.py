@@ -1,11 +1,13 @@
 """A small world for end-to-end tests: a tiny random model's folder and a task with data."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from sieve.evaluation import speed
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
@@ -18,6 +20,19 @@ prompt: "Word {number}: {animal}. Legs:"
 choices: [" few", " many"]
 answer: label
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    """What hundreds of tests would wait for and none of them asks: whole rounds of the measured speed, and the disk.
+
+    A killed process loses nothing that it wrote. Tests of a disk that is full bring their own `fsync`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "_ROUNDS", 1)
+        patch.setattr(speed, "NEW", 4)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

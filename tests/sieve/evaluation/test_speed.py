@@ -6,7 +6,7 @@ from torch import nn
 
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.evaluation import speed
-from sieve.evaluation.speed import NEW, PROMPT, measure_speed, speed_report
+from sieve.evaluation.speed import PROMPT, measure_speed, speed_report
 from tests.tiny_models import tiny_model, tiny_pruned
 
 
@@ -19,9 +19,9 @@ def test_a_prompt_at_once_and_then_token_by_token(kind, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(speed, "_now", lambda model: float(next(clock)))
     found = measure_speed(model)
-    assert found == {"prefill": 1 / PROMPT, "decode": 1 / NEW}
-    assert lengths[: NEW + 1] == [PROMPT] + NEW * [1]
-    assert len(lengths) >= 2 * (NEW + 1)
+    assert found == {"prefill": 1 / PROMPT, "decode": 1 / speed.NEW}
+    assert lengths[: speed.NEW + 1] == [PROMPT] + speed.NEW * [1]
+    assert len(lengths) >= 2 * (speed.NEW + 1)
     assert model.training
 
 
