@@ -110,6 +110,7 @@ def run(
     found, device = Throughput(), model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    # The stages, each with its own time.
     found.peak = product_flops(device, SIDE["cuda" if device.type == "cuda" else "cpu"])
     with found.stage("calibrate"):
         statistics = sieve.calibrate(model, tokenizer, task, tokens, path=folder / "calibration.safetensors")
@@ -127,6 +128,7 @@ def run(
         wait(device)
     with found.stage("test"):
         evaluate(model, tokenizer, task, task.splits()["test"][:tested])
+    # What this run evaluated: the journal tells it from what an earlier one had.
     new = {key: record for key, record in _evaluations(journal).items() if key not in known}
     found.candidates = len({key.partition(":")[2] for key in new})
     found.tokens = sum(record["tokens"] for record in new.values())
