@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sieve.errors import InputError, NumericsError, StorageError, ToleranceError, WorkerError
+from sieve.errors import DeviceError, InputError, NumericsError, StorageError, ToleranceError, WorkerError
 from sieve.run.recipe import Recipe
 from sieve.run.resume import ResumableRun, unfinished_recipe
 from sieve.tasks import load_task
@@ -35,6 +35,8 @@ def fails(unfinished, error, searched=False):
     [
         (StorageError("full"), 2, False, False, True),
         (WorkerError("lost"), 2, False, False, True),
+        (DeviceError("failed"), 2, False, False, True),
+        (DeviceError("failed"), 1, False, False, False),
         (KeyboardInterrupt(), 2, False, False, True),
         (RuntimeError("out of memory"), 2, False, False, True),
         (RuntimeError("out of memory"), 1, False, False, False),  # nothing found yet
