@@ -13,11 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sieve.calibration.generated import generate_samples
 from sieve.calibration.gradients import backward, column_basis, watching_gradients, watching_importance
 from sieve.calibration.keep import keep, kept_file, kept_statistics, require_place
+from sieve.calibration.once import OnlyOnce
 from sieve.calibration.statistics import SUMS, Source, Statistics
 from sieve.calibration.text import Batch, Sample, batches, calibration_sequences, fingerprint
 from sieve.errors import InputError, NumericsError
 from sieve.evaluation.likelihood import EVERYTHING, Continuation
 from sieve.evaluation.shortcuts import verified
+from sieve.models.halving import in_halves
 from sieve.models.linears import weight_of
 from sieve.models.loading import check_token_ids, context_length, evaluating
 from sieve.models.matrix import Matrix
@@ -142,24 +144,33 @@ def collect(
     sums = {group[0]: torch.zeros(len(SUMS), matrices[group[0]].n, device=model.device) for group in groups}
     importance = {name: torch.zeros(matrices[name].n, device=model.device) for name in channels}
     with evaluating(model.model), ExitStack() as stack, progress.bar("calibration", tokens, "tokens") as advance:
-        mask = _Mask()
+        mask, once = _Mask(), OnlyOnce()
         for name, source in sources.items():
             layer = model.layer(name)
             # Only one matrix of a group watches the input that all of them read.
             if source.gram in (name, f"{name}.output"):
-                stack.enter_context(_watching(layer, grams[source.gram], source.side, mask))
+                stack.enter_context(_watching(layer, grams[source.gram], source, mask, once))
             if source.inputs == name:
-                stack.enter_context(_summing(layer, sums[name], mask))
+                stack.enter_context(_summing(layer, sums[name], name, mask, once))
             if gradients:
-                stack.enter_context(watching_gradients(layer, grams[source.gradient], _basis(layer)))
+                stack.enter_context(
+                    watching_gradients(layer, grams[source.gradient], _basis(layer), source.gradient, once)
+                )
             if name in importance:
-                stack.enter_context(watching_importance(layer, importance[name]))
+                stack.enter_context(watching_importance(layer, importance[name], name, once))
         for batch in data:
-            mask.set(batch.mask.to(model.device))
-            if gradients:
-                backward(model.model, batch)
-            else:
-                model.run_decoder(batch.ids, mask.mask)
+            once.next_batch()
+
+            def part(first: int, end: int, batch: Batch = batch) -> None:
+                once.begin(first, end)
+                rows = batch.rows(first, end)
+                mask.set(rows.mask.to(model.device))
+                if gradients:
+                    backward(model.model, rows)
+                else:
+                    model.run_decoder(rows.ids, mask.mask)
+
+            in_halves(model.model, *batch.ids.shape, part, lambda *_: None, "backward" if gradients else "calibration")
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
     # Gradients that are all zero carry no information: the loss-aware projection could not use them.
@@ -211,25 +222,33 @@ class _Mask:
 
 
 @contextmanager
-def _watching(layer: nn.Module, gram: torch.Tensor, side: str, mask: _Mask) -> Iterator[None]:
+def _watching(layer: nn.Module, gram: torch.Tensor, source: Source, mask: _Mask, once: OnlyOnce) -> Iterator[None]:
     """Add this layer's inputs or bias-free outputs to `gram` at every forward."""
 
     def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        rows = (args[0] if side == "input" else output).detach()
-        if side == "output" and layer.bias is not None:
+        if not once.wants(source.gram):
+            return
+        rows = (args[0] if source.side == "input" else output).detach()
+        if source.side == "output" and layer.bias is not None:
             rows = rows - layer.bias.detach()
-        gram_(gram, rows.reshape(-1, rows.shape[-1]), mask.weight)
+        rows = rows.reshape(-1, rows.shape[-1])
+        with once.adding(source.gram):
+            gram_(gram, rows, mask.weight)
 
     with layer.register_forward_hook(hook):
         yield
 
 
 @contextmanager
-def _summing(layer: nn.Module, sums: torch.Tensor, mask: _Mask) -> Iterator[None]:
+def _summing(layer: nn.Module, sums: torch.Tensor, name: str, mask: _Mask, once: OnlyOnce) -> Iterator[None]:
     """Add Σ x, Σ |x| and Σ x² of this layer's inputs, channel by channel, to the rows of `sums` at every forward."""
 
     def hook(layer: nn.Module, args: tuple) -> None:
-        sums.add_(channel_sums(args[0], mask.weight))
+        key = f"sums of {name}"
+        if once.wants(key):
+            found = channel_sums(args[0], mask.weight)
+            with once.adding(key):
+                sums.add_(found)
 
     with layer.register_forward_pre_hook(hook):
         yield

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from sieve.calibration.once import OnlyOnce
 from sieve.calibration.text import Batch
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
@@ -50,15 +51,21 @@ def backward(model: PreTrainedModel, batch: Batch) -> None:
 
 
 @contextmanager
-def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor | None) -> Iterator[None]:
+def watching_gradients(
+    layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor | None, key: str, once: OnlyOnce
+) -> Iterator[None]:
     """Add the gradients g at this layer's outputs to `gram` at every backward pass; with a basis [m, k], g basis.
 
     Padding needs no mask: tokens behind an answer's last token have no gradient.
     """
 
     def add(gradient: torch.Tensor) -> None:
+        if not once.wants(key):
+            return
         rows = gradient.reshape(-1, gradient.shape[-1])
-        gram_(gram, rows if basis is None else rows @ basis)
+        rows = rows if basis is None else rows @ basis
+        with once.adding(key):
+            gram_(gram, rows)
 
     def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
         if output.requires_grad:
@@ -69,7 +76,7 @@ def watching_gradients(layer: nn.Module, gram: torch.Tensor, basis: torch.Tensor
 
 
 @contextmanager
-def watching_importance(layer: nn.Module, importance: torch.Tensor) -> Iterator[None]:
+def watching_importance(layer: nn.Module, importance: torch.Tensor, name: str, once: OnlyOnce) -> Iterator[None]:
     """Add Σ (x ∂L/∂x)² of this layer's input channels to `importance` [n] at every backward pass.
 
     To second order and with the Fisher matrix for the Hessian it is twice what the loss grows by without the channel.
@@ -79,8 +86,13 @@ def watching_importance(layer: nn.Module, importance: torch.Tensor) -> Iterator[
         rows = args[0].detach()
 
         def add(gradient: torch.Tensor) -> None:
+            key = f"importance of {name}"
+            if not once.wants(key):
+                return
             products = (gradient @ weight_of(layer).detach()).float() * rows.float()
-            importance.add_(products.reshape(-1, products.shape[-1]).square().sum(0))
+            found = products.reshape(-1, products.shape[-1]).square().sum(0)
+            with once.adding(key):
+                importance.add_(found)
 
         if output.requires_grad:
             output.register_hook(add)

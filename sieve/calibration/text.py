@@ -31,6 +31,10 @@ class Batch:
     mask: torch.Tensor
     starts: torch.Tensor
 
+    def rows(self, first: int, end: int) -> "Batch":
+        """These rows, padded as they are."""
+        return Batch(self.ids[first:end], self.mask[first:end], self.starts[first:end])
+
 
 def calibration_sequences(
     tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], tokens: int, context: int

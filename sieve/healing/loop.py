@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from sieve.healing.forward import predict
@@ -15,12 +17,14 @@ from sieve.healing.loss import Distance, distance
 from sieve.healing.masters import Masters, trained_parameters
 from sieve.healing.rows import in_passes
 from sieve.healing.teacher import Lesson, Lessons
+from sieve.models.halving import in_halves
 from sieve.models.loading import evaluating, going_backward
 from sieve.utils import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
 State = dict[str, torch.Tensor]
 
 
@@ -67,8 +71,9 @@ class Course:
 def held_back_distance(model: PreTrainedModel, lessons: Sequence[Lesson], together: bool) -> float:
     """Mean KL(teacher ‖ model) in nats: between the choices of a question, or over tokens if there are no choices."""
     with evaluating(model), torch.no_grad():
-        sums = [(float(one.choices), float(one.tokens)) for one in _distances(model, lessons, together)]
-    choices, tokens = map(sum, zip(*sums, strict=True))
+        choices, tokens = _over_passes(
+            model, lessons, together, lambda one: np.array([float(one.choices), float(one.tokens)]), "looking"
+        ).tolist()
     asked, targets = _totals(lessons)
     mean = choices / asked if asked else tokens / targets
     return mean if math.isfinite(mean) else math.inf
@@ -166,22 +171,35 @@ def _step(
 ) -> float:
     """One step on the mean over all lessons, in as many passes as needed; returns the loss, NaN if no step was made."""
     asked, targets = _totals(lessons)
-    total = 0.0
+
+    def learn(one: Distance) -> float:
+        tokens = setting.tokens if asked else 1.0
+        loss = tokens * one.tokens / targets
+        if asked:
+            loss = loss + setting.choices * one.choices / asked
+        masters.backward(loss)
+        return float(loss.detach())
+
     with going_backward(model):
-        for one in _distances(model, lessons, together):
-            tokens = setting.tokens if asked else 1.0
-            loss = tokens * one.tokens / targets
-            if asked:
-                loss = loss + setting.choices * one.choices / asked
-            masters.backward(loss)
-            total += float(loss.detach())
+        total = _over_passes(model, lessons, together, learn, "healing")
     return total if masters.step() else float("nan")
 
 
-def _distances(model: PreTrainedModel, lessons: Sequence[Lesson], together: bool) -> Iterator[Distance]:
+def _over_passes(
+    model: PreTrainedModel, lessons: Sequence[Lesson], together: bool, use: Callable[[Distance], T], kind: str
+) -> T:
+    """The sum of what `use` makes of the distances of all lessons, in as many passes as needed."""
+    found = []
     for numbers in in_passes([lesson.question for lesson in lessons]):
         chosen = [lessons[number] for number in numbers]
-        yield distance(predict(model, [lesson.question for lesson in chosen], together), chosen)
+
+        def part(first: int, end: int, chosen: list[Lesson] = chosen) -> T:
+            own = chosen[first:end]
+            return use(distance(predict(model, [lesson.question for lesson in own], together), own))
+
+        longest = max(lesson.question.length for lesson in chosen)
+        found.append(in_halves(model, len(chosen), longest, part, operator.add, kind))
+    return sum(found[1:], found[0])
 
 
 def _totals(lessons: Sequence[Lesson]) -> tuple[int, int]:

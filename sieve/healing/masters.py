@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sieve.healing.lora import adapter_parameters
+from sieve.models.halving import indivisible
 from sieve.nn.formats.masked import masked_layers
 
 if TYPE_CHECKING:
@@ -79,14 +80,20 @@ class Masters:
             parameter.grad = None
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a part of the step's loss."""
-        loss.backward()
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                continue
-            wide, gradient = self._wide[name], parameter.grad
-            wide.grad = gradient.to(wide.dtype, copy=True) if wide.grad is None else wide.grad.add_(gradient)
-            parameter.grad = None
+        """Add the gradients of a part of the step's loss; where that breaks off, none are added."""
+        try:
+            loss.backward()
+        except BaseException:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            raise
+        with indivisible("the gradients of healing"):
+            for name, parameter in self._parameters.items():
+                if parameter.grad is None:
+                    continue
+                wide, gradient = self._wide[name], parameter.grad
+                wide.grad = gradient.to(wide.dtype, copy=True) if wide.grad is None else wide.grad.add_(gradient)
+                parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> bool:

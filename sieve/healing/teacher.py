@@ -6,6 +6,7 @@ is exact for small vocabularies, and takes a hundredth of the memory for large o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import torch
 from sieve.errors import InputError
 from sieve.healing.forward import packs, predict
 from sieve.healing.rows import Question, in_passes, questions_of
+from sieve.models.halving import in_halves
 from sieve.models.loading import evaluating
 from sieve.tasks import Example, Task
 from sieve.utils import progress
@@ -141,14 +143,25 @@ def _lessons(teacher: PreTrainedModel, questions: Sequence[Question], together: 
     with progress.bar("teaching", len(questions), "rows") as advance:
         for numbers in in_passes(questions):
             asked = [questions[number] for number in numbers]
-            predicted = predict(teacher, asked, together)
-            logprobs, top = predicted.logprobs.topk(min(TOP, predicted.logprobs.shape[1]), sorted=False)
-            first = 0
-            for number, one, judged in zip(numbers, asked, predicted.judged, strict=True):
-                own = slice(first, first + one.targets)
-                lessons[number] = Lesson(
-                    one, top[own].cpu(), logprobs[own].cpu(), judged.cpu(), torch.ones(one.targets, dtype=torch.bool)
-                )
-                first += one.targets
+
+            def part(first: int, end: int, asked: list[Question] = asked) -> list[Lesson]:
+                return _lessons_of_a_pass(teacher, asked[first:end], together)
+
+            longest = max(one.length for one in asked)
+            made = in_halves(teacher, len(asked), longest, part, operator.add, "teaching")
+            lessons |= zip(numbers, made, strict=True)
             advance(len(numbers))
     return [lessons[number] for number in range(len(questions))]
+
+
+def _lessons_of_a_pass(teacher: PreTrainedModel, asked: Sequence[Question], together: bool) -> list[Lesson]:
+    predicted = predict(teacher, asked, together)
+    logprobs, top = predicted.logprobs.topk(min(TOP, predicted.logprobs.shape[1]), sorted=False)
+    lessons, first = [], 0
+    for one, judged in zip(asked, predicted.judged, strict=True):
+        own = slice(first, first + one.targets)
+        lessons.append(
+            Lesson(one, top[own].cpu(), logprobs[own].cpu(), judged.cpu(), torch.ones(one.targets, dtype=torch.bool))
+        )
+        first += one.targets
+    return lessons

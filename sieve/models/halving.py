@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
+from sieve.errors import DeviceError
 from sieve.utils import progress
 from sieve.utils.devices import free_cached_memory, is_out_of_memory
 
@@ -59,6 +60,22 @@ def watching(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _watchers.remove(watcher)
+
+
+@contextmanager
+def indivisible(what: str) -> Iterator[None]:
+    """Around work that cannot be begun again, as it may have been done in part: a lack of memory in it is final.
+
+    Raises: DeviceError that names `what` had to be written.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"there is not enough memory to add to {what}: free some on the device, or use --dtype bfloat16"
+        ) from error
 
 
 def in_halves(

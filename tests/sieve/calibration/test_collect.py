@@ -5,8 +5,10 @@ import torch
 
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Sample, batches
-from sieve.errors import InputError, NumericsError
+from sieve.errors import DeviceError, InputError, NumericsError
+from sieve.models.decoder import decoder_blocks
 from sieve.models.linears import prunable
+from tests.sieve.models.test_halving import small_memory, small_memory_backward
 from tests.tiny_models import TINY, tiny_model, tiny_tokens
 
 LENGTHS = (40, 7, 22, 22, 3, 31)
@@ -129,3 +131,45 @@ def test_batches_hold_every_sequence_within_the_limit():
     assert sorted(int(n) for batch in data for n in batch.mask.sum(1)) == sorted(LENGTHS)
     assert all(batch.ids.numel() <= 64 for batch in data)
     assert batches([Sample([1] * 500, 1)], batch_tokens=64)[0].ids.shape == (1, 500)
+
+
+class TestTooLittleMemory:
+    """Every row is in every sum once, although passes broke off after the first layers had taken it in."""
+
+    def same(self, one, two):
+        for kind in ("grams", "sums", "importance"):
+            before, after = getattr(one, kind), getattr(two, kind)
+            assert before.keys() == after.keys()
+            for key, value in before.items():
+                torch.testing.assert_close(value, after[key], rtol=1e-4, atol=1e-4 * float(value.abs().max()), msg=key)
+
+    @pytest.mark.parametrize("name", ["llama", "gpt2"])
+    @pytest.mark.parametrize("cells", [45, 90])
+    def test_forward(self, name, cells):
+        model = tiny_model(name)
+        want = collect(model, batches(SEQUENCES, 250))
+        for block in (0, 1):
+            with small_memory(decoder_blocks(model)[1][block], cells) as refused:
+                got = collect(model, batches(SEQUENCES, 250))
+            assert refused
+            self.same(want, got)
+
+    @pytest.mark.parametrize("cells", [45, 90])
+    def test_backward(self, cells):
+        """Sums of the forward pass are whole then, and of the backward pass those of the last block."""
+        model, data = tiny_model("llama"), batches(SEQUENCES, 250)
+        channels = [name for name in prunable(model) if "down_proj" in name]
+        want = collect(model, data, gradients=True, channels=channels)
+        for memory in (small_memory, small_memory_backward):
+            with memory(decoder_blocks(model)[1][1 if memory is small_memory else 0], cells) as refused:
+                got = collect(model, data, gradients=True, channels=channels)
+            assert refused
+            self.same(want, got)
+
+    def test_a_sum_that_may_be_written_in_part_ends_the_run(self, monkeypatch):
+        def broken(*args):
+            raise torch.OutOfMemoryError("no memory")
+
+        monkeypatch.setattr("sieve.calibration.collect.gram_", broken)
+        with pytest.raises(DeviceError, match=r"statistics of model\.layers\.0"):
+            collect(tiny_model("llama"), batches(SEQUENCES, 250))

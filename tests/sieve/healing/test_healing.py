@@ -16,8 +16,10 @@ from sieve.healing.heal import heal, heal_, lessons_of
 from sieve.healing.loop import Setting, held_back_distance, state_of
 from sieve.healing.loss import _token_divergence, distance
 from sieve.healing.masters import Masters, trained_parameters
+from sieve.models.decoder import decoder_blocks
 from sieve.models.loading import evaluating
 from sieve.tasks import Task
+from tests.sieve.models.test_halving import small_memory, small_memory_backward
 from tests.tiny_models import tiny_model, tiny_pruned, tiny_tokenizer
 
 ROWS = [
@@ -88,8 +90,8 @@ def test_gradient_of_the_packed_loss_is_that_of_the_plain_one(normalize, pivoted
     got = {}
     with evaluating(student):
         asked, targets = loop._totals(taught)
-        loss = sum(
-            one.choices / asked + 0.3 * one.tokens / targets for one in loop._distances(student, taught, together=True)
+        loss = loop._over_passes(
+            student, taught, True, lambda one: one.choices / asked + 0.3 * one.tokens / targets, "healing"
         )
         parameters = trained_parameters(student)
         got = torch.autograd.grad(loss, parameters.values())
@@ -346,3 +348,27 @@ def test_distance_of_texts_has_no_choices():
     assert float(one.choices) == 0
     assert float(one.tokens.detach()) > 0
     assert taught.answers == []
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "perplexity"])
+@pytest.mark.parametrize("memory", [small_memory, small_memory_backward])
+def test_too_little_memory(kind, memory):
+    """Lessons, looks and steps in halves: the same healing up to rounding."""
+    found = []
+    for cells in (1 << 30, 100):
+        teacher, student = tiny_model("llama"), tiny_pruned("llama")
+        with memory(decoder_blocks(teacher)[1][1], cells) as one, memory(decoder_blocks(student)[1][0], cells) as two:
+            task = task_of(kind)
+            taught = lessons_of(teacher, TOKENIZER, task, task.splits()["calibration"], 2)
+            healing = heal_(student, taught, 2)
+        found.append((taught, healing, state_of(student)))
+    assert two
+    assert one or memory is small_memory_backward
+    (taught, healing, state), (again, after, moved) = found
+    for before, lesson in zip(taught.training, again.training, strict=True):
+        assert before.question == lesson.question
+        assert torch.allclose(before.judged, lesson.judged, atol=1e-4)
+    assert after.before == pytest.approx(healing.before, rel=1e-4)
+    assert after.after == pytest.approx(healing.after, rel=1e-3)
+    for name, value in state.items():
+        assert torch.allclose(value, moved[name], rtol=0, atol=1e-3), name

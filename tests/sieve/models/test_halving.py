@@ -34,6 +34,29 @@ def small_memory(module: nn.Module, cells: int, error: type[Exception] = torch.O
         halving._limits.clear()
 
 
+@contextmanager
+def small_memory_backward(module: nn.Module, cells: int):
+    """`small_memory` of the backward pass, which comes to the module with so many rows × tokens."""
+    found = []
+
+    def refuse(gradient: torch.Tensor) -> None:
+        if gradient.shape[:-1].numel() > cells:
+            found.append(gradient.shape[:-1])
+            raise torch.OutOfMemoryError("no memory")
+
+    def watch(module: nn.Module, args: tuple, output) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            hidden.register_hook(refuse)
+
+    handle = module.register_forward_hook(watch)
+    try:
+        yield found
+    finally:
+        handle.remove()
+        halving._limits.clear()
+
+
 class Sums:
     """A pass that adds up its rows, of which so many fit; a watcher that counts what was begun."""
 
