@@ -27,7 +27,7 @@ class HealConfig(TaskData, Trust, Shown):
     output: Path = option(MISSING, "Folder to make for the healed model", group="Output")
 
 
-@command(HealConfig, "heal_steps", "device")
+@command(HealConfig, "heal_steps", "unlabelled", "device")
 def heal(run: HealConfig, given: dict[str, Any]) -> None:
     """Train a pruned model to agree with its dense model.
 
@@ -42,7 +42,7 @@ def heal(run: HealConfig, given: dict[str, Any]) -> None:
 
         report = heal_folder(
             run.path, run.output, run.teacher, given.get("heal_steps"), run.data, given.get("device", "auto"),
-            run.trust_remote_code, run.kind,
+            run.trust_remote_code, run.kind, given.get("unlabelled"),
         )  # fmt: skip
     if run.as_json:
         print_json(report)

@@ -32,6 +32,8 @@ class HealingConfig:
     rounds: how often the model is pruned and healed, each time to three quarters of the size before, as long as the
         healed model is within the tolerance; the last model within the tolerance is stored.
     heal_steps: number of steps; None: 50, or fewer, so that no row is seen more than twice.
+    unlabelled: file with rows that are in no split, for healing to learn from beside the calibration rows
+        (`sieve.healing.unlabelled`).
     """
 
     GROUP = "Method"
@@ -47,6 +49,9 @@ class HealingConfig:
     heal_steps: int | None = option(
         None, "Number of healing steps", within="[1, ∞)", shown="50, or two passes over the calibration rows"
     )
+    unlabelled: str | None = option(
+        None, "File of rows without answers, .jsonl, .csv or .parquet, that healing learns from, too", shown="none"
+    )
 
     @property
     def kind(self) -> str | None:
@@ -56,8 +61,12 @@ class HealingConfig:
         return LABEL_FREE if self.heal in (True, AUTO) else self.heal
 
     def check(self) -> None:
-        """InputError if steps or rounds are given without healing."""
+        """InputError if an option is given that no healing, or not this kind, reads."""
         if self.heal_steps is not None and not self.kind:
             raise InputError(f"--heal-steps {self.heal_steps} needs --heal: add it, or leave --heal-steps out")
+        if self.unlabelled is not None and self.kind in (None, TUNED):
+            raise InputError(
+                "--unlabelled is for healing without labels: add --heal label-free, or leave --unlabelled out"
+            )
         if self.rounds > 1 and not self.kind:
             raise InputError(f"--rounds {self.rounds} needs --heal: add it, or leave --rounds out")

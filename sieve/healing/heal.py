@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sieve.compression.vocabulary.trim import match_vocabulary_
 from sieve.errors import InputError
 from sieve.healing.checkpoint import Checkpoint, digest
-from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind
+from sieve.healing.config import LABEL_FREE, LORA, TUNED, HealingConfig, check_kind
 from sieve.healing.forward import packs
 from sieve.healing.labels import label_lessons
 from sieve.healing.loop import Course, Healer, Setting, held_back_distance, restore, state_of
@@ -27,6 +27,7 @@ from sieve.healing.lora import add_adapters_, merge_adapters_, require_adaptable
 from sieve.healing.masters import trained_parameters
 from sieve.healing.pace import ROWS, pace, rows_to_teach
 from sieve.healing.teacher import Lessons, require_rows, teach
+from sieve.healing.unlabelled import unlabelled_examples
 from sieve.models.loading import evaluating, load_model
 from sieve.tasks import Example, Task, load_task
 from sieve.utils import progress
@@ -105,6 +106,7 @@ def heal(
     seed: int = 0,
     kind: str = LABEL_FREE,
     checkpoint: str | Path | None = None,
+    unlabelled: str | Path | None = None,
 ) -> Healing:
     """Heal a pruned model in place: afterwards it is nearer to its teacher on held-back rows, or unchanged.
 
@@ -122,6 +124,8 @@ def heal(
             (by peft) of the matrices inside the blocks, which are merged into the factors: ranks stay.
         checkpoint: folder, made if it is missing, that keeps the state of the healing: after an interruption the same
             call continues, to the same result. Sieve does not remove it.
+        unlabelled: .jsonl, .csv or .parquet file with rows that are in no split, to learn from beside the calibration
+            rows; not for "tuned".
 
     Raises: InputError for too few calibration rows, a teacher with another vocabulary or none, or adapters that the
         model cannot take.
@@ -139,15 +143,19 @@ def heal(
         raise InputError("no teacher given: name the dense model that the model was made from")
     if kind == LORA:
         require_adaptable(model)
-    examples = task.splits(seed)["calibration"]
+    splits = task.splits(seed)
+    examples = splits["calibration"]
     require_rows(task, examples)
+    HealingConfig(heal=kind, unlabelled=None if unlabelled is None else str(unlabelled)).check()
+    more = unlabelled_examples(task, unlabelled, splits, seed)
     # The checkpoint's key covers all that the result depends on.
     kept = None
     if checkpoint is not None:
         folder = Path(checkpoint)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        kept = Checkpoint(folder, healing_key(model, tokenizer, task, examples, teacher, steps, seed, kind))
+        key = healing_key(model, tokenizer, task, [*examples, *more], teacher, steps, seed, kind)
+        kept = Checkpoint(folder, key)
 
     # The teacher is only loaded if the checkpoint does not already hold its lessons.
     def taught() -> Lessons:
@@ -157,9 +165,9 @@ def heal(
             match_vocabulary_(dense, own, tokenizer)
         if kind != TUNED:
             require_vocabulary(model, dense)
-        return lessons_of(model if kind == TUNED else dense, tokenizer, task, examples, steps, kind)
+        return lessons_of(model if kind == TUNED else dense, tokenizer, task, examples, steps, kind, more)
 
-    lessons = taught() if kept is None else kept.lessons(taught, examples)
+    lessons = taught() if kept is None else kept.lessons(taught, [*examples, *more])
     return heal_(model, lessons, steps, seed, kind, kept)
 
 
@@ -202,13 +210,18 @@ def lessons_of(
     examples: Sequence[Example],
     steps: int | None = None,
     kind: str = LABEL_FREE,
+    unlabelled: Sequence[Example] = (),
 ) -> Lessons:
-    """The lessons of as many calibration rows as healing will use; the teacher is not needed afterwards.
+    """The lessons of as many rows as healing will use; the teacher is not needed afterwards.
 
-    Args: teacher: for labels, any model with the same context length.
+    Args:
+        teacher: for labels, any model with the same context length.
+        examples: the calibration split. unlabelled: rows beside it, which labels have nothing to say of.
     """
-    make = label_lessons if kind == TUNED else teach
-    return make(teacher, tokenizer, task, examples, *rows_to_teach(tokenizer, task, examples, steps))
+    most = rows_to_teach(tokenizer, task, examples, steps)
+    if kind == TUNED:
+        return label_lessons(teacher, tokenizer, task, examples, *most)
+    return teach(teacher, tokenizer, task, examples, *most, unlabelled)
 
 
 def settings_for(lessons: Lessons, kind: str) -> tuple[Setting, ...]:

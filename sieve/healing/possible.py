@@ -48,7 +48,7 @@ def possible_healing(
         if not automatic:
             raise
         progress.note(f"the pruned model will not be healed: {error}")
-        return replace(healing, heal=False, rounds=1, heal_steps=None)
+        return replace(healing, heal=False, rounds=1, heal_steps=None, unlabelled=None)
     return replace(healing, heal=healing.kind)
 
 

@@ -73,17 +73,20 @@ def teach(
     examples: Sequence[Example],
     most: int,
     held_back: int = MOST_HELD_BACK,
+    unlabelled: Sequence[Example] = (),
 ) -> Lessons:
     """The teacher's predictions for the calibration rows; labels are not read.
 
     Args:
         examples: the calibration split.
+        unlabelled: rows to learn from after those of the split; none of them is held back.
         most, held_back: numbers of rows that will be used; further ones are ignored.
 
     Raises: InputError for fewer than `FEWEST` rows.
     """
     require_rows(task, examples)
-    parts = training_and_held_back(examples, most, held_back)
+    training, judged = training_and_held_back(examples, most, held_back)
+    parts = [[*training, *unlabelled][:most], judged]
     with evaluating(teacher):
         found = [questions_of(teacher, tokenizer, task, part) for part in parts]
         questions = with_targets(task, found)

@@ -1,5 +1,6 @@
 """`sieve heal`: a finished folder's model, healed by the dense model that it was made from, into a new folder."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from sieve.compression.vocabulary.trim import has_fewer_tokens, match_vocabulary
 from sieve.errors import InputError
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.ngrams import ngram_accuracies
-from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind
+from sieve.healing.config import LABEL_FREE, LORA, TUNED, HealingConfig, check_kind
 from sieve.healing.heal import check_steps, heal_, healing_key, lessons_of, require_vocabulary
 from sieve.healing.lora import require_adaptable
 from sieve.healing.teacher import Lessons, require_rows
+from sieve.healing.unlabelled import unlabelled_examples
 from sieve.models.loading import load_model
 from sieve.nn.formats.quantized_pair import QuantizedPair
 from sieve.run.evaluate import own_recipe, own_task
@@ -42,6 +44,7 @@ def heal_folder(
     device: str = "auto",
     trust_remote_code: bool = False,
     kind: str = LABEL_FREE,
+    unlabelled: str | Path | None = None,
 ) -> dict[str, Any]:
     """Heal the model in `source` and save it to `output`; returns the report that `output/report.json` holds.
 
@@ -50,7 +53,7 @@ def heal_folder(
     Args:
         source: folder that `sieve prune` made; it stays as it is.
         teacher: the dense model; None: the one that the folder's report names.
-        steps, kind: as for `sieve.heal`. For "tuned", the dense model is tuned too, as a baseline.
+        steps, kind, unlabelled: as for `sieve.heal`. For "tuned", the dense model is tuned too, as a baseline.
         data: file or folder instead of the one that the task names.
 
     Raises: InputError for a folder that is not pruned or has other data, too few calibration rows, or a teacher with
@@ -66,6 +69,9 @@ def heal_folder(
     found = describe_data(splits)
     _require_same_data(report, found, source)
     require_rows(task, splits["calibration"])
+    HealingConfig(heal=kind, unlabelled=None if unlabelled is None else str(unlabelled)).check()
+    more = unlabelled_examples(task, unlabelled, splits, seed)
+    rows = [*splits["calibration"], *more]
     with unfinished_healing(output) as unfinished:
         # Load both models, and check everything that could fail after long work.
         model, tokenizer = load_model(str(source), device=device, trust_remote_code=trust_remote_code)
@@ -78,7 +84,7 @@ def heal_folder(
         check_splits(model, tokenizer, task, splits)
         require_space(output, model_bytes(model))
         # Measure the dense model: as it is and, if the vocabulary was trimmed, over the tokens that were kept.
-        key = healing_key(model, tokenizer, task, splits["calibration"], dense, steps, seed, kind)
+        key = healing_key(model, tokenizer, task, rows, dense, steps, seed, kind)
         with unfinished.scores(key) as journal:
             measured = Measured(task, splits, found, journal)
             scores = measured("dense", dense, own)
@@ -89,7 +95,7 @@ def heal_folder(
             # Compute the lessons; after that the dense model's memory can be freed, unless it is tuned too.
             checkpoint = unfinished.checkpoint("pruned", key)
             lessons = checkpoint.lessons(
-                lambda: lessons_of(dense, tokenizer, task, splits["calibration"], steps, kind), splits["calibration"]
+                lambda: lessons_of(dense, tokenizer, task, splits["calibration"], steps, kind, more), rows
             )
             if kind != TUNED:
                 del dense
@@ -107,6 +113,8 @@ def heal_folder(
             report, healing.report(), scores, same_tokens, healed, controls, time.perf_counter() - started
         )
         recipe = {**recipe, "heal": kind, "heal_steps": steps}
+        if unlabelled is not None:
+            recipe["unlabelled"] = os.path.abspath(unlabelled)
         save(model, tokenizer, output, report=made, recipe=recipe, task=task, pages=run_pages(made, recipe))
     return made
 

@@ -29,6 +29,7 @@ from sieve.healing.heal import heal_, lessons_of
 from sieve.healing.loop import restore, state_of
 from sieve.healing.possible import possible_healing
 from sieve.healing.teacher import Lessons
+from sieve.healing.unlabelled import unlabelled_examples
 from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
@@ -169,6 +170,7 @@ class _Pipeline:
         self.task = load_task(recipe.task, self.data)
         self.splits = self.task.splits(recipe.seed)
         self.found = describe_data(self.splits)
+        self.unlabelled = unlabelled_examples(self.task, recipe.healing.unlabelled, self.splits, recipe.seed)
         self.model, self.tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, self.trust)
         _require_dense(self.model, recipe.model)
         self.prunable = PrunableModel(self.model)
@@ -213,11 +215,10 @@ class _Pipeline:
         """Compute the lessons for healing while the dense model is still there."""
         recipe, rows = self.recipe, self.splits["calibration"]
         if kind := recipe.healing.kind:
-            self.heal_key = digest(identity, recipe.to_dict(), self.found)
+            self.heal_key = digest(identity, recipe.to_dict(), self.found, self.unlabelled)
             self.checkpoint = Checkpoint(self.unfinished.stage("heal"), self.heal_key)
-            self.lessons = self.checkpoint.lessons(
-                lambda: lessons_of(self.model, self.tokenizer, self.task, rows, recipe.heal_steps, kind), rows
-            )
+            given = self.model, self.tokenizer, self.task, rows, recipe.heal_steps, kind, self.unlabelled
+            self.lessons = self.checkpoint.lessons(lambda: lessons_of(*given), [*rows, *self.unlabelled])
 
     def _calibrate(self) -> None:
         given = self.recipe, self.prunable, self.tokenizer

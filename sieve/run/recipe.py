@@ -172,6 +172,7 @@ class Recipe:
             model=model if not _is_embedded(self.model) and os.path.exists(model) else self.model,
             task=_absolute_file(self.task),
             general=_absolute_file(self.general),
+            unlabelled=self.unlabelled and os.path.abspath(os.path.expanduser(self.unlabelled)),
         )
 
     def beside_task(self) -> dict[str, Any]:
