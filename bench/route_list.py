@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 UNPROVEN = {
-    "vLLM: a whole engine, a GPU, LoRA requests": "no engine has been run; `tests/sieve_vllm` runs the layers on a CPU",
+    "vLLM: a whole engine, a GPU, LoRA requests": "no engine has been run; `tests/sieve_vllm` runs models on a CPU",
     "SGLang": "not supported",
     "bitsandbytes, in memory": "needs a GPU",
     "wheels for arm64 and macOS": "the workflow that builds them has not been run",
@@ -247,7 +247,7 @@ def tests(*arguments: str) -> dict[str, Any]:
     return {"scores": [[0.0]], "wanted": [[0.0]]}
 
 
-def vllm_layers(folder: Path) -> dict[str, Any]:
+def vllm_models(folder: Path) -> dict[str, Any]:
     return tests("tests/sieve_vllm", "-m", "slow or not slow")
 
 
@@ -278,6 +278,6 @@ ROUTES = (
     Route("exported dense, transformers without Sieve", dense, sieve=False),
     Route("ONNX, onnxruntime", onnx, needs=("onnx", "onnxscript", "onnxruntime")),
     Route("GGUF, read back", gguf),
-    Route("vLLM's layers on a CPU (tests)", vllm_layers, needs=("vllm",)),
+    Route("vLLM's model classes on a CPU (tests)", vllm_models, needs=("vllm",)),
     Route("a wheel in an environment of its own (tests)", wheel),
 )

@@ -2,7 +2,8 @@
 
     python -m bench.routes [--folder DIR] [--only NAME]
 
-Prints a table as Markdown, with versions. The model is SmolLM2-135M in float32 with half of its prunable parameters,
+Prints a table as Markdown, with versions. The model is SmolLM2-135M in float32 with half of its prunable parameters, in
+layers as `sieve prune` makes them without a method: narrower MLPs, pivoted pairs, stacks of query, key and value. It is
 made in some minutes, unless `--folder` names a folder that this command made. Scores are the log-probabilities of both
 answers to 16 questions of examples/reviews.jsonl. A route whose packages are missing says so; the exit code is 1 if one
 fails.
@@ -33,13 +34,12 @@ def prepare(folder: Path) -> None:
     """The pruned model in `folder`/model, the questions and its own scores beside it."""
     import sieve
     from sieve.compression.plan import Plan
-    from sieve.models.linears import prunable
 
     model, tokenizer = sieve.load_model("smollm2", "float32")
-    statistics = sieve.calibrate(model, tokenizer, "geography", tokens=16_384)
-    plan = Plan.uniform(prunable(model).values(), 0.5, 8)
-    factors = sieve.project(model, statistics)
-    model = sieve.apply_(model, factors, plan)
+    model = sieve.share_inputs_(model, mlps=False)
+    statistics = sieve.calibrate(model, tokenizer, "geography", tokens=16_384, method="widths")
+    factors = sieve.project(model, statistics, method="widths", pivot=True)
+    model = sieve.apply_(model, factors, Plan.uniform(factors.matrices(model).values(), 0.5, 8))
     sieve.save(model, tokenizer, folder / "model")
     rows = [json.loads(line) for line in (ROOT / "examples" / "reviews.jsonl").read_text().splitlines()]
     prompts = [f"Review: {row['text']}\nSentiment:" for row in rows[:16]]
