@@ -130,15 +130,10 @@ def collect(
     model = PrunableModel.of(model)
     # Which Gram matrices are summed, and of which size.
     matrices, groups = model.matrices(), model.input_groups
-    sources = _choose_sides(groups, matrices, needs, channels)
+    sources, width = _sums_of(model, needs, gradients, channels)
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if needs == "none" and not gradients:
         return Statistics({}, sources, tokens)
-    width = {source.gram: matrices[name].n if source.side == "input" else matrices[name].m
-             for name, source in sources.items() if source.gram}  # fmt: skip
-    if gradients:
-        sources = {name: replace(source, gradient=f"{name}.gradient") for name, source in sources.items()}
-        width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
     # Hooks add to the sums while batches run.
     grams = {key: torch.zeros(d, d, dtype=torch.float32, device=model.device) for key, d in width.items()}
     sums = {group[0]: torch.zeros(len(SUMS), matrices[group[0]].n, device=model.device) for group in groups}
@@ -188,6 +183,31 @@ def _no_gradient(answers: int, dtype: torch.dtype) -> str:
         f"the {answers} answer tokens of the calibration data have no gradient at any matrix: the model gives them a "
         f"probability of exactly 1, or gradients underflow in {dtype}; use another --dtype, or --method output_aligned"
     )
+
+
+def statistics_bytes(model: PrunableModel, method: str) -> int:
+    """Bytes of the statistics that the method needs, known from the shapes of the model's matrices."""
+    wanted, matrices = method_named(method), model.matrices()
+    channels = model.channel_writers if wanted.channels else ()
+    if wanted.side == "none" and not wanted.gradients:
+        return 0
+    _, width = _sums_of(model, wanted.side, wanted.gradients, channels)
+    sums = sum(len(SUMS) * matrices[group[0]].n for group in model.input_groups)
+    return 4 * (sum(d * d for d in width.values()) + sums + sum(matrices[name].n for name in channels))
+
+
+def _sums_of(
+    model: PrunableModel, needs: str, gradients: bool, channels: Collection[str]
+) -> tuple[dict[str, Source], dict[str, int]]:
+    """Where the statistics of each matrix are, and the width of each Gram matrix."""
+    matrices = model.matrices()
+    sources = _choose_sides(model.input_groups, matrices, needs, channels)
+    width = {source.gram: matrices[name].n if source.side == "input" else matrices[name].m
+             for name, source in sources.items() if source.gram}  # fmt: skip
+    if gradients:
+        sources = {name: replace(source, gradient=f"{name}.gradient") for name, source in sources.items()}
+        width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
+    return sources, width
 
 
 def _choose_sides(

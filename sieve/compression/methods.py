@@ -28,6 +28,14 @@ class Kind(Protocol):
     def plannable(self, model: PrunableModel, method: str, config: Any) -> dict[str, Matrix]:
         """As `plannable` below."""
 
+    def nbytes(self, model: PrunableModel, method: str, config: Any) -> int:
+        """As `result_bytes` below."""
+
+
+def result_bytes(model: PrunableModel, method: str, config: Any) -> int:
+    """Bytes of what `compress` makes beside the model, known from the shapes of its matrices."""
+    return _kind(method).nbytes(model, method, config)
+
 
 def compress(
     model: PrunableModel,

@@ -35,4 +35,13 @@ def run_decoder(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> Any:
 
     Both are moved to the model's device. Returns what the decoder returns.
     """
-    return model.base_model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    if model.device.type != "meta":
+        return model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    # A model of shapes alone has no mask that could be looked at: it gets one that is ready, or none.
+    rows, tokens = ids.shape
+    try:
+        whole = torch.zeros(rows, 1, tokens, tokens, dtype=model.dtype, device="meta")
+        return model.base_model(input_ids=ids, attention_mask=whole, use_cache=False)
+    except (RuntimeError, ValueError):
+        return model.base_model(input_ids=ids, use_cache=False)

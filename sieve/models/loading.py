@@ -23,7 +23,7 @@ from sieve.utils.messages import one_line, shorten
 from sieve_kernels import SettingError, check_settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -57,7 +57,7 @@ def load_model(
     from sieve.utils.checksums import verify
 
     _check_kernels()
-    wanted, place = _dtype(dtype), _device(device)
+    wanted, place = _dtype(dtype), device_named(device)
     if is_adapter(source):
         return _adapted(Path(source), dtype, device, trust_remote_code)
     folder, local, gguf = find_model(source)
@@ -80,6 +80,44 @@ def load_model(
     return model, tokenizer
 
 
+def shapes_before_loading(source: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase] | None:
+    """The config and the tokenizer of a model whose shapes follow from them; None where only loading it tells."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    if is_adapter(source):
+        return None
+    folder, local, gguf = find_model(source)
+    if gguf:
+        return None
+    try:
+        with quiet_transformers(local):
+            config = AutoConfig.from_pretrained(folder, local_files_only=local)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                return None
+            return config, _tokenizer(folder, local, False)
+    except Exception:
+        # Loading says what is wrong.
+        return None
+
+
+def shapes_of(
+    config: PretrainedConfig, dtype: str | torch.dtype, device: torch.device, kind: type | None = None
+) -> PreTrainedModel:
+    """The model of a config on the device "meta", in the dtype that `load_model` would give it on `device`.
+
+    kind: the model's class, where transformers does not know it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    wanted = _dtype(dtype)
+    if wanted == "auto":
+        wanted = getattr(config, "dtype", None) or torch.float32
+        wanted = torch.bfloat16 if wanted == torch.float16 and device.type == "cpu" else wanted
+    with quiet_transformers(), torch.device("meta"):
+        make = AutoModelForCausalLM.from_config if kind is None else kind._from_config
+        return make(config, dtype=wanted).eval()
+
+
 def _adapted(
     folder: Path, dtype: str | torch.dtype, device: str | torch.device, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -91,9 +129,10 @@ def _adapted(
         return with_adapter(model, folder), tokenizer
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens the model can read, or None where its configuration does not say."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def context_length(model: PreTrainedModel | PretrainedConfig) -> int | None:
+    """The most tokens the model, or one of this config, can read; None where its configuration does not say."""
+    config = getattr(model, "config", model)
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def embeds(model: PreTrainedModel, token: int) -> bool:
@@ -170,7 +209,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return _DTYPES[dtype]
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_named(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(device, str):

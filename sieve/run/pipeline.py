@@ -37,6 +37,7 @@ from sieve.registry import method_named
 from sieve.run.calibrated import general_statistics, task_statistics
 from sieve.run.heal import letters_taught
 from sieve.run.measured import MEASURED, Measured
+from sieve.run.memory_plan import plan_memory
 from sieve.run.recipe import Recipe
 from sieve.run.report.build import build_report
 from sieve.run.report.healed import Controls, healed_report
@@ -154,6 +155,10 @@ class _Pipeline:
         with stages("test"):
             self._apply_and_test(chosen)
         report = self._report()
+        # Healing needs the memory of what was searched with.
+        self.factors = self.general = self.refitted = chosen = None
+        if recipe.quantize is None:
+            self.measured = replace(self.measured, grams={}, sums={}, importance={})
         # Later changes of the model replace the report's numbers.
         if self.lessons is not None:
             report = self._heal(report)
@@ -171,8 +176,10 @@ class _Pipeline:
         self.splits = self.task.splits(recipe.seed)
         self.found = describe_data(self.splits)
         self.unlabelled = unlabelled_examples(self.task, recipe.healing.unlabelled, self.splits, recipe.seed)
+        planned = plan_memory(recipe, self.splits)
         self.model, self.tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, self.trust)
         _require_dense(self.model, recipe.model)
+        recipe = planned or plan_memory(recipe, self.splits, self.model, self.tokenizer)
         self.prunable = PrunableModel(self.model)
         if not recipe.shared_input:
             _require_plans(recipe, self.prunable)
@@ -215,7 +222,9 @@ class _Pipeline:
         """Compute the lessons for healing while the dense model is still there."""
         recipe, rows = self.recipe, self.splits["calibration"]
         if kind := recipe.healing.kind:
-            self.heal_key = digest(identity, recipe.to_dict(), self.found, self.unlabelled)
+            # A run may be resumed with another limit.
+            decides = recipe.to_dict() | {"memory_limit": None}
+            self.heal_key = digest(identity, decides, self.found, self.unlabelled)
             self.checkpoint = Checkpoint(self.unfinished.stage("heal"), self.heal_key)
             given = self.model, self.tokenizer, self.task, rows, recipe.heal_steps, kind, self.unlabelled
             self.lessons = self.checkpoint.lessons(lambda: lessons_of(*given), [*rows, *self.unlabelled])

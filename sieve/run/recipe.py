@@ -21,6 +21,7 @@ from sieve.errors import InputError, UnreadOption
 from sieve.healing.config import HealingConfig
 from sieve.models.config import EMBEDDED_MODEL, WHICH_MODEL, LoadConfig
 from sieve.registry import Traits, method_named, methods
+from sieve.run.memory import MemoryConfig
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.config import Options
 from sieve.searchers.engine.config import EngineConfig
@@ -66,6 +67,7 @@ class Recipe:
     search_options: Options
     engine: EngineConfig
     loading: LoadConfig
+    limits: MemoryConfig
     own: tuple[Any, ...]
     version: int = VERSION
 

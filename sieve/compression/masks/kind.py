@@ -10,7 +10,7 @@ from sieve.compression.masks.masks import Masks
 from sieve.compression.masks.methods import MASKING
 from sieve.models.matrix import Matrix
 from sieve.models.prunable_model import PrunableModel
-from sieve.registry import implements
+from sieve.registry import implements, method_named
 
 
 @implements(MASKING)
@@ -32,3 +32,10 @@ class Masking:
         maskable(model, config)
         # A ramp's shift of each matrix is known only after scoring.
         return Masks({}, method, replace(config.options(), ramp=0.0), {}).matrices(model)
+
+    def nbytes(self, model: PrunableModel, method: str, config: MaskConfig) -> int:
+        """Of thresholds, or of the roots that matrices of one input share."""
+        matrices = model.matrices()
+        if method_named(method).compensates:
+            return sum(4 * matrices[group[0]].n ** 2 for group in model.input_groups)
+        return sum(one.parameters * (2 if one.n < 1 << 15 else 4) for one in matrices.values())

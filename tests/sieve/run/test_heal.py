@@ -85,7 +85,7 @@ def test_rows_too_few_are_refused_before_the_long_work(run, world, tmp_path):  #
     code, out, err = run(*given, "--heal")
     assert (code, out) == (2, "")
     assert "healing needs at least 32 calibration rows" in err.splitlines()[-1]
-    assert "dense" not in err
+    assert "dense\n" not in err
     assert not list(tmp_path.glob("out*"))
 
 

@@ -104,4 +104,4 @@ def test_a_tokenizer_that_cannot_be_trimmed_is_refused_before_the_long_work(run,
     code, _, err = run(*options(world, tmp_path / "out"), "--trim-vocabulary")
     assert code == 2
     assert "cannot be trimmed: it is of type WordLevel" in err
-    assert "dense" not in err
+    assert "dense\n" not in err

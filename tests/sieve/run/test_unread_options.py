@@ -67,6 +67,7 @@ READERS = {
     "paper": (True, {}, METHODS, ("ga",)),
     "dtype": ("float32", {}, METHODS, SEARCHERS),
     "device": ("cpu", {}, METHODS, SEARCHERS),
+    "memory_limit": ("4GiB", {}, METHODS, SEARCHERS),
 }
 CHOOSING = {"method", "search"}
 # Options of which the one before the colon makes the other meaningless.
