@@ -35,7 +35,8 @@ def check_memory_limit(size: int | str | None) -> None:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """memory_limit: bytes that a run may take on its device, a number or a text such as "4GiB"; None: what is free."""
+    """memory_limit: bytes that a run may take on its device, a number or a text such as "4GiB", also more than is free;
+    None: what is free."""
 
     GROUP = "Machine"
 

@@ -46,6 +46,7 @@ _COUNTED = 8
 _READ = 1 << 16
 # Candidates whose states a search holds that asks for one after the other.
 _FEW = 16
+_OVERRULE = ". Passes are estimated on the large side: --memory-limit SIZE overrules what is free"
 # A checkpoint of one setting's healing: a master, two moments, the best weights.
 _KEPT = 14
 
@@ -303,7 +304,7 @@ def require_memory(
     if plan.peak > limit:
         raise InputError(
             f"the run needs {_size(plan.peak)} of memory in the stage {plan.largest}, and {_size(limit)} are {name}: "
-            f"{_what_fits(recipe, planned, limit)}"
+            f"{_what_fits(recipe, planned, limit)}{_OVERRULE if recipe.memory_limit is None else ''}"
         )
     most, free = max(plan.host.values()), psutil.virtual_memory().available
     if most > free:
@@ -319,12 +320,14 @@ def require_memory(
 
 
 def _limit(recipe: Recipe, device: torch.device, loaded: int) -> tuple[int, str]:
-    """Bytes that the run may take, those of the loaded model among them, and what they are called."""
+    """Bytes that the run may take, those of the loaded model among them, and what they are called.
+
+    The user's word counts, also for more than is free: most of a plan is an estimate.
+    """
+    if recipe.memory_limit is not None:
+        return to_bytes(recipe.memory_limit), "allowed (--memory-limit)"
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    free += loaded
-    if recipe.memory_limit is None:
-        return free, "free"
-    return min(free, to_bytes(recipe.memory_limit)), "allowed (--memory-limit)"
+    return free + loaded, "free"
 
 
 def _what_fits(recipe: Recipe, planned: Callable[[Recipe], MemoryPlan], limit: int) -> str:

@@ -152,7 +152,7 @@ def test_shapes_are_those_of_the_loaded_model(world):
 
 
 def test_a_limit_holds_on_a_gpu(world, monkeypatch):
-    """What is free there decides, and torch is told of a limit below that."""
+    """What is free there decides, unless the user says how much; torch is told of it."""
     told = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 << 30, 8 << 30))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: told.append(part))
@@ -167,9 +167,11 @@ def test_a_limit_holds_on_a_gpu(world, monkeypatch):
     require(memory_limit="4GiB")
     assert told == [0.5]
     require(memory_limit="16GiB")
-    assert told == [0.5, 0.5]
+    assert told == [0.5, 1.0]
     with pytest.raises(InputError, match=r"and 2\.0 GiB are allowed \(--memory-limit\): it would fit with --memory 0"):
         require(memory_limit="2GiB", search="ga")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 8 << 30))
-    with pytest.raises(InputError, match=r"1\.0 MiB are free"):
+    with pytest.raises(InputError, match=r"1\.0 MiB are free: .*: --memory-limit SIZE overrules what is free$"):
         require()
+    # The user knows better.
+    require(memory_limit="4GiB")
