@@ -6,7 +6,8 @@ which the workers of one machine read without a copy. Candidates are sent one at
 runs the same passes, on `THREADS` threads on any machine. What decides, the journal among it, stays in the driver.
 
 A lost worker costs the candidate that it was evaluating, which another worker evaluates again. Lost is also a worker
-without a heartbeat (it was stopped, or its machine is gone), and one that takes far longer than all evaluations before.
+whose device has failed, one without a heartbeat (it was stopped, or its machine is gone), and one that takes far longer
+than all evaluations before.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sieve.searchers.engine.ray_cluster import alone_on_this_machine, own_signal
 from sieve.searchers.engine.shared_memory import Packed, pack, unpack
 from sieve.searchers.engine.work_stealing import CandidateQueue
 from sieve.utils import progress
+from sieve.utils.devices import device_failed
 
 if TYPE_CHECKING:
     from sieve.evaluation.scoring import Scores
@@ -202,7 +204,10 @@ class WorkerPool:
                         self._require_alive(slot, tokens)
                         continue
                     result = slot.take()
-                except (ray.exceptions.RayError, _SilentError) as error:
+                except Exception as error:
+                    # A process whose device has failed can do no more; that of another may.
+                    if not (isinstance(error, ray.exceptions.RayError | _SilentError) or device_failed(error)):
+                        raise
                     self._replace(slot, index, losses, error)
                     if index is not None:
                         queue.give_back(slot.number, index)

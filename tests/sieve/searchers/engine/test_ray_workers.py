@@ -292,6 +292,25 @@ def test_a_worker_that_dies_at_a_candidate_costs_that_one_evaluation(tmp_path):
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("error", [torch.AcceleratorError, torch.OutOfMemoryError])
+def test_a_worker_whose_device_fails_is_lost(tmp_path, error):
+    failures, log = tmp_path / "failures", tmp_path / "log"
+
+    def act(rank):
+        with open(log, "a") as file:
+            file.write(f"{rank}\n")
+        if rank == 5 and not failures.exists():
+            failures.write_text("once")
+            raise error("CUDA error: unspecified launch failure")
+
+    stack, engine = acting(tiny_model("llama"), act, 2)
+    with stack:
+        scores = engine.scores(plans_of(range(1, 11)), 0)
+    assert [one.accuracy for one in scores] == list(range(1, 11))
+    assert sorted(map(int, log.read_text().split())) == sorted([*range(1, 11), 5])
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_candidate_that_kills_every_worker_ends_the_search(monkeypatch):
     monkeypatch.setattr(ray_workers, "MAX_LOSSES", 2)
     stack, engine = acting(tiny_model("llama"), lambda rank: rank == 3 and os.kill(os.getpid(), signal.SIGKILL), 2)
