@@ -8,17 +8,19 @@ import torch
 
 import sieve
 from sieve.errors import NumericsError
-from sieve.evaluation.generation import score_and_answer
+from sieve.evaluation.generation import greedy_answers, score_and_answer, write_answers
 from sieve.evaluation.likelihood import EVERYTHING, Continuation, Sharing
 from sieve.evaluation.scoring import prepare
 from sieve.evaluation.shortcuts import verified
+from sieve.models.decoder import decoder_blocks
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.run import run_search
 from sieve.tasks import load_task
 from tests.all_architectures import tiny_random
 from tests.sieve.evaluation.test_likelihood import OTHERS, naive, other_model
+from tests.sieve.models.test_halving import small_memory
 from tests.sieve.searchers.engine.test_engine import drawn_plans, engine_of
-from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer
+from tests.tiny_models import TINY, VOCABULARY, tiny_model, tiny_tokenizer, tiny_tokens
 
 TOKENIZER = tiny_tokenizer()
 QUICK = {"generations": 1, "population": 4, "offspring": 4, "bottlenecks": 0}
@@ -218,3 +220,21 @@ def test_scores_do_not_depend_on_what_ran_before(echo, tmp_path):
             assert np.array_equal(one.score, two.score)
             assert (one.written, one.tokens) == (two.written, two.tokens)
     assert costs[0] == costs[1] == costs[2]
+
+
+def test_too_little_memory_for_all_answers_at_once():
+    """On top of prompts that were run before, and by `generate`: the same answers, in halves."""
+    model, tokenizer = tiny_model("llama").double(), tiny_tokenizer()
+    prompts = [row[: 4 + number % 3].tolist() for number, row in enumerate(tiny_tokens(40, 6))]
+    want = (
+        write_answers(model, tokenizer, prompts, 6, None, 4096),
+        greedy_answers(model, tokenizer, prompts, 6, None, 512),
+    )
+    with small_memory(decoder_blocks(model)[1][1], 12) as refused:
+        got = write_answers(model, tokenizer, prompts, 6, None, 4096)
+        steps = {shape for shape in refused if shape[1] == 1}
+    with small_memory(decoder_blocks(model)[1][1], 12) as again:
+        generated = greedy_answers(model, tokenizer, prompts, 6, None, 512)
+    assert steps
+    assert again
+    assert (got, generated) == want
