@@ -91,12 +91,12 @@ def shapes_before_loading(source: str) -> tuple[PretrainedConfig, PreTrainedToke
         return None
     try:
         with quiet_transformers(local):
-            config = AutoConfig.from_pretrained(folder, local_files_only=local)
+            config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
                 return None
             return config, _tokenizer(folder, local, False)
     except Exception:
-        # Loading says what is wrong.
+        # Loading says what is wrong, or runs the code that the model brings.
         return None
 
 
