@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sieve
 from bench.gpu.ceilings import product_flops
+from bench.gpu.contestants import random_model
 from bench.gpu.sizes import FULL
-from sieve.compression.low_rank.project import project
-from sieve.evaluation.scoring import evaluate
 from sieve.models.config import EMBEDDED_MODEL
 from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.engine.journal import Journal
@@ -32,7 +31,7 @@ from sieve.tasks import Task, load_task
 from sieve.utils import progress
 
 SHAPES = FULL.search.shapes
-"""Configurations of Llama 3's models, by name."""
+"""Configurations as of Llama 3's models, by name."""
 
 SIDE = {"cuda": 8192, "cpu": 2048}
 """Of the matrices whose product is the peak."""
@@ -81,17 +80,10 @@ class Throughput:
         ]
 
 
-def random_model(shape: Mapping[str, Any], device: torch.device, vocabulary: int = 0) -> PreTrainedModel:
-    """A bfloat16 Llama of a shape, made on the device. vocabulary: the least number of tokens."""
-    config = LlamaConfig(**shape)
-    config.vocab_size = max(config.vocab_size, vocabulary)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with device:
-            return LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+def of_shape(name: str, device: torch.device, tokens: int) -> PreTrainedModel:
+    """A model of random weights; `tokens` is the least size of its vocabulary."""
+    shape = SHAPES[name]
+    return random_model(device, shape | {"vocab_size": max(shape["vocab_size"], tokens)})
 
 
 def run(
@@ -116,7 +108,7 @@ def run(
         statistics = sieve.calibrate(model, tokenizer, task, tokens, path=folder / "calibration.safetensors")
         wait(device)
     with found.stage("project"):
-        factors = project(model, statistics)
+        factors = sieve.project(model, statistics)
         wait(device)
     journal = folder / "journal.txt"
     known = set(_evaluations(journal))
@@ -127,7 +119,7 @@ def run(
         sieve.apply_(model, factors, result.plan)
         wait(device)
     with found.stage("test"):
-        evaluate(model, tokenizer, task, task.splits()["test"][:tested])
+        sieve.evaluate(model, tokenizer, task, task.splits()["test"][:tested])
     # What this run evaluated: the journal tells it from what an earlier one had.
     new = {key: record for key, record in _evaluations(journal).items() if key not in known}
     found.candidates = len({key.partition(":")[2] for key in new})
@@ -186,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     drawn = chosen.model in SHAPES
     model, tokenizer = sieve.load_model(EMBEDDED_MODEL if drawn else chosen.model, device=chosen.device)
     if drawn:
-        model = random_model(SHAPES[chosen.model], model.device, len(tokenizer))
+        model = of_shape(chosen.model, model.device, len(tokenizer))
     with tempfile.TemporaryDirectory() as temporary, progress.shown():
         found = run(
             model, tokenizer, load_task(chosen.task), chosen.folder or Path(temporary), search=chosen.search,

@@ -34,7 +34,7 @@ def contestants(device: torch.device, multiple: int, configuration: tuple) -> Co
     `fuse_` is called on all of them, so that norms, rotary positions, attention and head are the same. The dense
     model's prunable matrices use the library's products.
     """
-    dense = _random(device, dict(configuration))
+    dense = random_model(device, dict(configuration))
     matrices = prunable(dense)
     plain, pivoted = (_pruned(dense, multiple, kind) for kind in (False, True))
     two, free = _sharing(plain), _sharing(dense)
@@ -49,7 +49,8 @@ def contestants(device: torch.device, multiple: int, configuration: tuple) -> Co
     return Contestants(models, {name: _bytes(models[name], matrices) for name in ("plain", "pivoted")})
 
 
-def _random(device: torch.device, configuration: dict) -> nn.Module:
+def random_model(device: torch.device, configuration: dict) -> nn.Module:
+    """A bfloat16 Llama with random weights, made on the device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     before = torch.get_default_dtype()
