@@ -80,10 +80,9 @@ class Throughput:
         ]
 
 
-def of_shape(name: str, device: torch.device, tokens: int) -> PreTrainedModel:
+def of_shape(shape: Mapping[str, Any], device: torch.device, tokens: int) -> PreTrainedModel:
     """A model of random weights; `tokens` is the least size of its vocabulary."""
-    shape = SHAPES[name]
-    return random_model(device, shape | {"vocab_size": max(shape["vocab_size"], tokens)})
+    return random_model(device, {**shape, "vocab_size": max(shape["vocab_size"], tokens)})
 
 
 def run(
@@ -178,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     drawn = chosen.model in SHAPES
     model, tokenizer = sieve.load_model(EMBEDDED_MODEL if drawn else chosen.model, device=chosen.device)
     if drawn:
-        model = of_shape(chosen.model, model.device, len(tokenizer))
+        model = of_shape(SHAPES[chosen.model], model.device, len(tokenizer))
     with tempfile.TemporaryDirectory() as temporary, progress.shown():
         found = run(
             model, tokenizer, load_task(chosen.task), chosen.folder or Path(temporary), search=chosen.search,

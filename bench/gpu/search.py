@@ -89,14 +89,13 @@ def _shape(name: str, sizes: Sizes) -> Job:
     def run(place: Place) -> dict[str, float]:
         _require_model(sizes)
         import sieve
-        from bench.gpu.contestants import random_model
+        from bench.search_throughput import of_shape
         from bench.search_throughput import run as measured
         from sieve.tasks import load_task
 
         search = sizes.search
         _, tokenizer = sieve.load_model(search.model, device=place.device)
-        shape = search.shapes[name]
-        model = random_model(place.device, shape | {"vocab_size": max(shape["vocab_size"], len(tokenizer))})
+        model = of_shape(search.shapes[name], place.device, len(tokenizer))
         kept = Path(tempfile.gettempdir(), f"sieve-search-{name}")
         found = measured(
             model, tokenizer, load_task(search.task), kept, tokens=search.tokens, tested=search.questions,

@@ -30,6 +30,8 @@ from sieve.utils import progress
 from sieve.utils.identity import identity_of
 from sieve_kernels import channel_sums, gram_
 
+# Cells of one batch; where gradients are needed, a batch is smaller by this factor.
+BATCH_TOKENS, GRADIENTS = 4096, 4
 # One example in this many is held back.
 HELD_BACK = 8
 
@@ -41,7 +43,7 @@ def calibrate(
     tokens: int = 32_768,
     method: str = "output_aligned",
     seed: int = 0,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     path: str | Path | None = None,
     generated: int | Sequence[Sample] = 0,
 ) -> Statistics:
@@ -101,7 +103,7 @@ def calibrate(
             )
         count = max(1, len(sequences) // HELD_BACK)
         sequences, held_back = sequences[:-count], sequences[-count:]
-        batch_tokens //= 4
+        batch_tokens //= GRADIENTS
     texts = generated
     if isinstance(generated, int):
         texts = generate_samples(model, tokenizer, sequences, generated, seed) if generated else []

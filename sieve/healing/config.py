@@ -1,6 +1,6 @@
 """What a user can choose about healing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sieve.errors import InputError
 from sieve.utils.messages import shorten
@@ -16,6 +16,12 @@ def check_kind(kind: str) -> None:
     """InputError unless this is a kind of healing."""
     if kind not in KINDS:
         raise InputError(f"the kind of healing must be one of {', '.join(KINDS)}, got {shorten(kind)}")
+
+
+def check_unlabelled(file: object, kind: str | None) -> None:
+    """InputError for rows without answers where labels are learned from, or nothing is."""
+    if file is not None and kind in (None, TUNED):
+        raise InputError("--unlabelled is for healing without labels: add --heal label-free, or leave --unlabelled out")
 
 
 def check_heal(heal: bool | str) -> None:
@@ -60,13 +66,14 @@ class HealingConfig:
             return None
         return LABEL_FREE if self.heal in (True, AUTO) else self.heal
 
+    def left_out(self) -> "HealingConfig":
+        """No healing, nor what asks for some."""
+        return replace(self, heal=False, rounds=1, heal_steps=None, unlabelled=None)
+
     def check(self) -> None:
         """InputError if an option is given that no healing, or not this kind, reads."""
         if self.heal_steps is not None and not self.kind:
             raise InputError(f"--heal-steps {self.heal_steps} needs --heal: add it, or leave --heal-steps out")
-        if self.unlabelled is not None and self.kind in (None, TUNED):
-            raise InputError(
-                "--unlabelled is for healing without labels: add --heal label-free, or leave --unlabelled out"
-            )
+        check_unlabelled(self.unlabelled, self.kind)
         if self.rounds > 1 and not self.kind:
             raise InputError(f"--rounds {self.rounds} needs --heal: add it, or leave --rounds out")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sieve.compression.vocabulary.trim import match_vocabulary_
 from sieve.errors import InputError
 from sieve.healing.checkpoint import Checkpoint, digest
-from sieve.healing.config import LABEL_FREE, LORA, TUNED, HealingConfig, check_kind
+from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind, check_unlabelled
 from sieve.healing.forward import packs
 from sieve.healing.labels import label_lessons
 from sieve.healing.loop import Course, Healer, Setting, held_back_distance, restore, state_of
@@ -139,6 +139,7 @@ def heal(
     task = load_task(task)
     check_steps(steps)
     check_kind(kind)
+    check_unlabelled(unlabelled, kind)
     if teacher is None and kind != TUNED:
         raise InputError("no teacher given: name the dense model that the model was made from")
     if kind == LORA:
@@ -146,7 +147,6 @@ def heal(
     splits = task.splits(seed)
     examples = splits["calibration"]
     require_rows(task, examples)
-    HealingConfig(heal=kind, unlabelled=None if unlabelled is None else str(unlabelled)).check()
     more = unlabelled_examples(task, unlabelled, splits, seed)
     # The checkpoint's key covers all that the result depends on.
     kept = None

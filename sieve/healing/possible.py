@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psutil
-import torch
-
 from sieve.errors import InputError
 from sieve.healing.config import AUTO, LORA, HealingConfig
 from sieve.healing.lora import require_adaptable
@@ -16,6 +13,7 @@ from sieve.healing.masters import trained_parameters
 from sieve.healing.teacher import require_rows
 from sieve.tasks import Example, Task
 from sieve.utils import progress
+from sieve.utils.devices import free_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,12 +24,13 @@ BYTES = 3 * (4 + 8 + 2) + 2 + 4
 
 
 def possible_healing(
-    healing: HealingConfig, model: PreTrainedModel, task: Task, rows: Sequence[Example]
+    healing: HealingConfig, model: PreTrainedModel, task: Task, rows: Sequence[Example], allowed: int | None = None
 ) -> HealingConfig:
     """The healing that was asked for, with its kind; for "auto" none where it cannot be, and the user is told why.
 
     Args:
         model: dense. rows: of the calibration split.
+        allowed: bytes of memory; None: what is free.
 
     Raises: InputError for another kind that has too few rows, or a model that takes no adapters.
     """
@@ -43,22 +42,17 @@ def possible_healing(
         if healing.kind == LORA:
             require_adaptable(model)
         elif automatic:
-            _require_memory(model)
+            _require_memory(model, allowed)
     except InputError as error:
         if not automatic:
             raise
         progress.note(f"the pruned model will not be healed: {error}")
-        return replace(healing, heal=False, rounds=1, heal_steps=None, unlabelled=None)
+        return healing.left_out()
     return replace(healing, heal=healing.kind)
 
 
-def _require_memory(model: PreTrainedModel) -> None:
+def _require_memory(model: PreTrainedModel, allowed: int | None) -> None:
     trained = sum(one.numel() for one in trained_parameters(model).values())
-    needed, free = BYTES * trained, _free_memory(model.device)
+    needed, free = BYTES * trained, free_memory(model.device) if allowed is None else allowed
     if needed > free:
         raise InputError(f"that takes about {needed / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are free")
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on the device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -11,7 +11,7 @@ from sieve.errors import InputError
 from sieve.tasks import Example, Task
 from sieve.tasks.example import render_unanswered, with_shots
 from sieve.tasks.formats import as_row, records
-from sieve.tasks.identity import same
+from sieve.tasks.identity import prompt_of, same
 from sieve.utils import progress
 
 MOST = 1 << 14
@@ -43,7 +43,7 @@ def unlabelled_examples(
         progress.note(f"{file} holds no rows: healing sees the calibration rows alone")
         return []
     # A question of any split, whatever its choices, would be seen before it is asked.
-    known = {one.question.partition("\n")[0] for split in splits.values() for one in split}
+    known = {prompt_of(one.question) for split in splits.values() for one in split}
     found: dict[str, Example] = {}
     try:
         examples = render_unanswered(task, rows)
@@ -64,4 +64,4 @@ def _as_asked(task: Task, examples: Sequence[Example], seed: int) -> list[Exampl
     if not task.has_prompts:
         return [replace(one, prompt="", references=(one.prompt,)) for one in examples]
     shots = task.solved_examples(seed)
-    return [with_shots(one, shots) for one in examples] if shots else list(examples)
+    return [with_shots(one, shots) for one in examples]

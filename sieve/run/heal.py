@@ -16,7 +16,7 @@ from sieve.compression.vocabulary.trim import has_fewer_tokens, match_vocabulary
 from sieve.errors import InputError
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.ngrams import ngram_accuracies
-from sieve.healing.config import LABEL_FREE, LORA, TUNED, HealingConfig, check_kind
+from sieve.healing.config import LABEL_FREE, LORA, TUNED, check_kind, check_unlabelled
 from sieve.healing.heal import check_steps, heal_, healing_key, lessons_of, require_vocabulary
 from sieve.healing.lora import require_adaptable
 from sieve.healing.teacher import Lessons, require_rows
@@ -63,13 +63,13 @@ def heal_folder(
     started = time.perf_counter()
     check_steps(steps)
     check_kind(kind)
+    check_unlabelled(unlabelled, kind)
     output, report, recipe = require_new(output), read_report(source), own_recipe(str(source))
     task, seed = load_task(own_task(str(source), recipe), data), recipe.get("seed", 0)
     splits = task.splits(seed)
     found = describe_data(splits)
     _require_same_data(report, found, source)
     require_rows(task, splits["calibration"])
-    HealingConfig(heal=kind, unlabelled=None if unlabelled is None else str(unlabelled)).check()
     more = unlabelled_examples(task, unlabelled, splits, seed)
     rows = [*splits["calibration"], *more]
     with unfinished_healing(output) as unfinished:

@@ -47,3 +47,8 @@ class MemoryConfig:
         check=check_memory_limit,
         group="Machine",
     )
+
+    @property
+    def allowed(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.memory_limit is None else to_bytes(self.memory_limit)

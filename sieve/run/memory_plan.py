@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import psutil
 import torch
 
-from sieve.calibration.collect import statistics_bytes
+from sieve.calibration.collect import BATCH_TOKENS, GRADIENTS, statistics_bytes
 from sieve.checkpoint.size import model_bytes
 from sieve.compression.low_rank.parallel import LARGEST
 from sieve.compression.low_rank.share_inputs import share_inputs_
@@ -27,10 +26,10 @@ from sieve.healing.rows import CELLS, TARGETS
 from sieve.models.loading import context_length, device_named, shapes_before_loading, shapes_of
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
-from sieve.run.memory import to_bytes
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.cuda_graphs import BUFFER_BYTES
 from sieve.utils import progress
+from sieve.utils.devices import free_memory
 from sieve.utils.messages import one_line
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from sieve.run.recipe import Recipe
     from sieve.tasks import Example
 
-_CALIBRATION_CELLS, _GRADIENT_CELLS = 4096, 1024
+_GRADIENT_CELLS = BATCH_TOKENS // GRADIENTS
 # Examples whose tokens are counted: the longest by characters.
 _COUNTED = 8
 # Characters of a prompt, and of what follows it, that are read: longer ones are cut to the context anyway.
@@ -145,7 +144,7 @@ def memory_plan(model: PreTrainedModel, recipe: Recipe, lengths: Lengths, device
         "dense": weights | {"passes": passes.scoring()},
         "calibrate": weights | statistics | {
             "passes": max(kept, passes.backward(_GRADIENT_CELLS) if wanted.gradients
-                          else passes.forward(_CALIBRATION_CELLS))
+                          else passes.forward(BATCH_TOKENS))
         },
         recipe.traits.stage: weights | statistics | results | {"passes": kept, "solving": _solving(dense, device)},
     }  # fmt: skip
@@ -306,7 +305,7 @@ def require_memory(
             f"the run needs {_size(plan.peak)} of memory in the stage {plan.largest}, and {_size(limit)} are {name}: "
             f"{_what_fits(recipe, planned, limit)}{_OVERRULE if recipe.memory_limit is None else ''}"
         )
-    most, free = max(plan.host.values()), psutil.virtual_memory().available
+    most, free = max(plan.host.values()), free_memory(torch.device("cpu"))
     if most > free:
         raise InputError(
             f"the run needs {_size(most)} of the host's memory for copies of what is on {device}, and {_size(free)} "
@@ -324,10 +323,9 @@ def _limit(recipe: Recipe, device: torch.device, loaded: int) -> tuple[int, str]
 
     The user's word counts, also for more than is free: most of a plan is an estimate.
     """
-    if recipe.memory_limit is not None:
-        return to_bytes(recipe.memory_limit), "allowed (--memory-limit)"
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return free + loaded, "free"
+    if recipe.limits.allowed is not None:
+        return recipe.limits.allowed, "allowed (--memory-limit)"
+    return free_memory(device) + loaded, "free"
 
 
 def _what_fits(recipe: Recipe, planned: Callable[[Recipe], MemoryPlan], limit: int) -> str:
@@ -359,7 +357,7 @@ def _shares(recipe: Recipe) -> bool:
 
 
 def _unhealed(recipe: Recipe) -> Recipe:
-    return replace(recipe, healing=replace(recipe.healing, heal=False, rounds=1, heal_steps=None))
+    return replace(recipe, healing=recipe.healing.left_out())
 
 
 def _without_gradients(recipe: Recipe) -> Recipe:

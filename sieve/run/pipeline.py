@@ -9,16 +9,14 @@ from transformers import PreTrainedModel
 
 from sieve.calibration.keep import require_place
 from sieve.checkpoint.folder import save
-from sieve.checkpoint.hf_quantizer import SieveConfig
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.share_inputs import share_inputs_
-from sieve.compression.methods import compress, method_report, plannable
+from sieve.compression.methods import compress, method_report
 from sieve.compression.quantize import quantize_
 from sieve.compression.space import CompressionSpace
 from sieve.compression.vocabulary.bpe import require_bpe
 from sieve.compression.vocabulary.trim import TrimmedVocabulary, keep_tokens_, match_vocabulary_, task_sequences
-from sieve.errors import InputError
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores
@@ -45,14 +43,13 @@ from sieve.run.report.html.run_page import run_pages
 from sieve.run.report.rescored import quantised_report
 from sieve.run.report.rounds import rounds_report
 from sieve.run.report.trimmed import trimmed_report
+from sieve.run.requirements import require_dense, require_reachable_plans
 from sieve.run.resume import ResumableRun
 from sieve.run.rounds import Rounds, keeps_tolerance
 from sieve.run.stages import Stages
-from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.identity import task_identity
-from sieve.searchers.reach import multiple_for, require_plans
 from sieve.searchers.refitted import Refitted, best_refitted, smallest_refitted
 from sieve.searchers.run import run_search
 from sieve.searchers.signal import DECIDING, dense_scores, signal_notes
@@ -137,7 +134,7 @@ class _Pipeline:
             if recipe.shared_input:
                 mlps = not method_named(recipe.method).channels
                 self.prunable = PrunableModel(share_inputs_(self.model, mlps, required=False))
-                _require_plans(recipe, self.prunable)
+                require_reachable_plans(recipe, self.prunable)
         # Statistics → compressed forms of each matrix → the plan that says how much of each is kept.
         with stages("calibrate"):
             self._calibrate()
@@ -178,14 +175,16 @@ class _Pipeline:
         self.unlabelled = unlabelled_examples(self.task, recipe.healing.unlabelled, self.splits, recipe.seed)
         planned = plan_memory(recipe, self.splits)
         self.model, self.tokenizer = load_model(recipe.model, recipe.dtype, recipe.device, self.trust)
-        _require_dense(self.model, recipe.model)
+        require_dense(self.model, recipe.model)
         recipe = planned or plan_memory(recipe, self.splits, self.model, self.tokenizer)
         self.prunable = PrunableModel(self.model)
         if not recipe.shared_input:
-            _require_plans(recipe, self.prunable)
+            require_reachable_plans(recipe, self.prunable)
         ready = check_splits(self.model, self.tokenizer, self.task, self.splits)
         self.truncated = {name: part.truncated for name, part in ready.items()}
-        healing = possible_healing(recipe.healing, self.model, self.task, self.splits["calibration"])
+        healing = possible_healing(
+            recipe.healing, self.model, self.task, self.splits["calibration"], recipe.limits.allowed
+        )
         self.recipe = recipe = replace(recipe, healing=healing)
         if recipe.trim_vocabulary:
             require_bpe(self.tokenizer)
@@ -377,23 +376,6 @@ class _Pipeline:
         pages = run_pages(report, kept)
         save(self.model, self.tokenizer, self.output, report=report, recipe=kept, task=self.task, pages=pages)
         return report
-
-
-def _require_dense(model: PreTrainedModel, source: str) -> None:
-    """InputError for a pruned model: the tolerance is relative to the dense one, so it would have no meaning."""
-    config = getattr(model.config, "quantization_config", None)
-    if isinstance(config, SieveConfig) and config.is_pruned:
-        raise InputError(
-            f"{source} is pruned already: prune the model that it was made from (to remove more, with a larger "
-            "--tolerance), or look at it with `sieve info`"
-        )
-
-
-def _require_plans(recipe: Recipe, model: PrunableModel) -> None:
-    """InputError if nothing can be pruned, or less than the recipe asks for."""
-    matrices = plannable(model, recipe.method, recipe.method_config())
-    multiple = multiple_for(model.device, recipe.rank_multiple)
-    require_plans(matrices, searcher_named(recipe.searcher), recipe.options(), multiple, model.dtype)
 
 
 def _left_dense(

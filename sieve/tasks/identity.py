@@ -30,6 +30,11 @@ def question_names(prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> 
     ]
 
 
+def prompt_of(question: str) -> str:
+    """The prompt in the key of a question."""
+    return question.partition("\n")[0]
+
+
 def group_names(rows: Sequence[Row], questions: Sequence[str], fields: Sequence[str]) -> list[str]:
     """A name for each row, the same for rows that share a question or a value of one of the fields.
 

@@ -71,6 +71,16 @@ def device_error(error: BaseException, stage: str | None = None) -> DeviceError 
     )
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on the device."""
+    if device.type == "cuda":
+        return sys.modules["torch"].cuda.mem_get_info(device)[0]
+    # Only runs ask: the command line starts without it.
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def free_cached_memory(device: torch.device) -> None:
     """Give back what torch keeps for later. To be called outside of the `except` clause: its error holds tensors."""
     gc.collect()

@@ -73,10 +73,10 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def muted() -> Iterator[None]:
-    """Inside the block there are no events: for repeated work, or work that the user did not ask for."""
+def muted(on: bool = True) -> Iterator[None]:
+    """Inside the block there are no events (or are again): for repeated work, or work that the user did not ask for."""
     global _muted
-    before, _muted = _muted, True
+    before, _muted = _muted, on
     try:
         yield
     finally:
@@ -134,15 +134,11 @@ def note_once(message: str, always: bool = False) -> None:
 
     always: also where events are muted.
     """
-    global _muted
-    before, _muted = _muted, _muted and not always
-    try:
+    with muted(_muted and not always):
         key = is_shown(), message
         if not _muted and key not in _noted:
             _noted.add(key)
             note(message)
-    finally:
-        _muted = before
 
 
 def warn(message: str) -> None:

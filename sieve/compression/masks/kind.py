@@ -8,6 +8,7 @@ from sieve.compression.masks.config import MaskConfig
 from sieve.compression.masks.mask import mask, maskable
 from sieve.compression.masks.masks import Masks
 from sieve.compression.masks.methods import MASKING
+from sieve.compression.masks.nesting import dtype_of
 from sieve.models.matrix import Matrix
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import implements, method_named
@@ -38,4 +39,4 @@ class Masking:
         matrices = model.matrices()
         if method_named(method).compensates:
             return sum(4 * matrices[group[0]].n ** 2 for group in model.input_groups)
-        return sum(one.parameters * (2 if one.n < 1 << 15 else 4) for one in matrices.values())
+        return sum(one.parameters * dtype_of(one.n).itemsize for one in matrices.values())

@@ -8,6 +8,11 @@ _SORTED = 1 << 24
 """Number of scores sorted at a time: while sorting, positions take 8 bytes each, later ranks only 2."""
 
 
+def dtype_of(n: int) -> torch.dtype:
+    """Of thresholds 1 … n: int16 where that suffices, else int32."""
+    return torch.int16 if n <= torch.iinfo(torch.int16).max else torch.int32
+
+
 def nested_thresholds(scores: torch.Tensor, pattern: str = "unstructured", compare: str = "row") -> torch.Tensor:
     """The least rank (weights kept per row, see `MaskedMatrix`) at which each weight is kept.
 
@@ -16,10 +21,10 @@ def nested_thresholds(scores: torch.Tensor, pattern: str = "unstructured", compa
 
     Args: scores [m, n]; for N:M, M divides n.
 
-    Returns: [m, n], int16 where that suffices, else int32; 1 … n. N:M has one mask: 1 where kept, n where not.
+    Returns: [m, n] of `dtype_of(n)`; 1 … n. N:M has one mask: 1 where kept, n where not.
     """
     m, n = scores.shape
-    dtype = torch.int16 if n <= torch.iinfo(torch.int16).max else torch.int32
+    dtype = dtype_of(n)
     if pattern != "unstructured":
         kept = keep_n_of_m(scores, *PATTERNS[pattern])
         return torch.where(kept, 1, n).to(dtype)

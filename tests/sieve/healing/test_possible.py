@@ -30,9 +30,14 @@ def test_auto_is_no_healing_with_few_rows():
 
 
 def test_auto_is_no_healing_without_memory(monkeypatch):
-    monkeypatch.setattr(possible, "_free_memory", lambda device: 1000)
+    monkeypatch.setattr(possible, "free_memory", lambda device: 1000)
     assert found(ROUNDS) == HealingConfig()
     assert found(HealingConfig(heal=True)) == HealingConfig(heal="label-free")
+    # What the user allows counts, also where less is free.
+    task = task_of()
+    given = tiny_model("llama"), task, task.splits()["calibration"]
+    assert possible_healing(ROUNDS, *given, allowed=1 << 30).kind == "label-free"
+    assert possible_healing(ROUNDS, *given, allowed=1000) == HealingConfig()
 
 
 @pytest.mark.parametrize("healing", [HealingConfig(), HealingConfig(heal="none")])

@@ -8,6 +8,7 @@ from sieve.compression.low_rank.project import project
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.masks.mask import mask
 from sieve.errors import InputError
+from sieve.healing.config import HealingConfig
 from sieve.models.loading import context_length, load_model, shapes_of
 from sieve.models.prunable_model import PrunableModel
 from sieve.run import memory_plan as module
@@ -125,11 +126,12 @@ def test_what_would_fit(world, monkeypatch):
         require(plan.peak - 1)
     with pytest.raises(InputError, match=r"even with .* needs .*: use a smaller model"):
         require(1000)
-    # Healing that is left to what memory allows is left out.
-    auto = Recipe(**{**recipe.to_dict(), "heal": "auto", "search": "budget"})
+    # Healing that is left to what memory allows is left out, with all that asks for it.
+    auto = Recipe(**{**recipe.to_dict(), "heal": "auto", "search": "budget", "unlabelled": "more.jsonl"})
     monkeypatch.setattr(module, "BYTES", 1 << 20)
     found = require(1 << 28, auto)
     assert found.healing.kind is None
+    assert found.check().healing == HealingConfig()
 
 
 def test_a_model_whose_shapes_do_not_tell_runs_all_the_same(world):
