@@ -63,6 +63,7 @@ class Traits(Implemented):
     objectives: what plans of them can make small.
     config: the options that only such methods have; its `check(method)` refuses what the method does not read.
     example: a method of this kind.
+    gives_way: whether statistics may go, matrix by matrix, as results come.
     """
 
     results: str
@@ -73,6 +74,7 @@ class Traits(Implemented):
     objectives: tuple[str, ...]
     config: type
     example: str
+    gives_way: bool = False
 
 
 @dataclass(frozen=True)

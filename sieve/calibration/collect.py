@@ -187,6 +187,12 @@ def _no_gradient(answers: int, dtype: torch.dtype) -> str:
     )
 
 
+def sources_of(model: PrunableModel, method: str) -> dict[str, Source]:
+    """Where `calibrate` for this method puts the statistics of each matrix."""
+    wanted = method_named(method)
+    return _sums_of(model, wanted.side, wanted.gradients, model.channel_writers if wanted.channels else ())[0]
+
+
 def statistics_bytes(model: PrunableModel, method: str) -> int:
     """Bytes of the statistics that the method needs, known from the shapes of the model's matrices."""
     wanted, matrices = method_named(method), model.matrices()

@@ -1,5 +1,6 @@
 """What a method makes of a model, by the method's name: for callers that serve methods of every kind."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
@@ -22,19 +23,21 @@ class Kind(Protocol):
         config: Any,
         general: Statistics | None,
         own: dict[str, Any],
+        largest: Mapping[str, int] | None,
+        release: bool,
     ) -> CompressionSpace:
         """As `compress` below."""
 
     def plannable(self, model: PrunableModel, method: str, config: Any) -> dict[str, Matrix]:
         """As `plannable` below."""
 
-    def nbytes(self, model: PrunableModel, method: str, config: Any) -> int:
+    def nbytes(self, model: PrunableModel, method: str, config: Any, largest: Mapping[str, int]) -> int:
         """As `result_bytes` below."""
 
 
-def result_bytes(model: PrunableModel, method: str, config: Any) -> int:
-    """Bytes of what `compress` makes beside the model, known from the shapes of its matrices."""
-    return _kind(method).nbytes(model, method, config)
+def result_bytes(model: PrunableModel, method: str, config: Any, largest: Mapping[str, int]) -> int:
+    """Bytes of what `compress` makes of released statistics, beside the model: known from the matrices' shapes."""
+    return _kind(method).nbytes(model, method, config, largest)
 
 
 def compress(
@@ -44,6 +47,8 @@ def compress(
     config: Any,
     general: Statistics | None,
     own: dict[str, Any],
+    largest: Mapping[str, int] | None = None,
+    release: bool = False,
 ) -> CompressionSpace:
     """All plans of a model by one method: the factors of `sieve.project` or the masks of `sieve.mask`.
 
@@ -51,8 +56,13 @@ def compress(
         config: the options of methods of this kind, an instance of `Traits.config`.
         general: statistics of general text, where the config asks for them.
         own: options that the method alone has.
+        largest: matrix name → the largest rank that any plan will ask for, where methods can spare the others.
+        release: the statistics serve nothing else, so that methods may give up what they have used.
     """
-    return _kind(method).compress(model, statistics, method, config, general, own)
+    found = _kind(method).compress(model, statistics, method, config, general, own, largest, release)
+    for used in filter(None, (statistics, general)) if release else ():
+        used.grams.clear()
+    return found
 
 
 def plannable(model: PrunableModel, method: str, config: Any) -> dict[str, Matrix]:

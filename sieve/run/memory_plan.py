@@ -26,6 +26,7 @@ from sieve.healing.rows import CELLS, TARGETS
 from sieve.models.loading import context_length, device_named, shapes_before_loading, shapes_of
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
+from sieve.run.compressed import asked_ranks
 from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.engine.cuda_graphs import BUFFER_BYTES
 from sieve.utils import progress
@@ -133,7 +134,10 @@ def memory_plan(model: PreTrainedModel, recipe: Recipe, lengths: Lengths, device
         with progress.muted():
             dense = PrunableModel(share_inputs_(model, not wanted.channels, required=False))
     statistics = {"statistics": (1 + bool(recipe.task_aware)) * statistics_bytes(dense, recipe.method)}
-    results = {recipe.traits.results: result_bytes(dense, recipe.method, config)}
+    largest = asked_ranks(recipe, dense, torch.device(device))
+    results = {recipe.traits.results: result_bytes(dense, recipe.method, config, largest)}
+    compressing = _compressing(recipe, statistics, results, len(dense.blocks))
+    left = statistics if recipe.keeps_statistics else {}
     searcher = searcher_named(recipe.searcher)
     backward = recipe.surrogate and searcher.per_matrix and recipe.traits.predictable
 
@@ -146,9 +150,9 @@ def memory_plan(model: PreTrainedModel, recipe: Recipe, lengths: Lengths, device
             "passes": max(kept, passes.backward(_GRADIENT_CELLS) if wanted.gradients
                           else passes.forward(BATCH_TOKENS))
         },
-        recipe.traits.stage: weights | statistics | results | {"passes": kept, "solving": _solving(dense, device)},
+        recipe.traits.stage: weights | compressing | {"passes": kept, "solving": _solving(dense, device)},
     }  # fmt: skip
-    search = weights | statistics | results
+    search = weights | left | results
     per_candidate = passes.states()
     shared = recipe.engine.memory if _shares(recipe) else 0
     stages["search"] = search | {
@@ -168,9 +172,7 @@ def memory_plan(model: PreTrainedModel, recipe: Recipe, lengths: Lengths, device
         }
         if recipe.rounds > 1:
             again = passes.backward(_GRADIENT_CELLS) + 2 * prunable
-            stages["rounds"] = (
-                {name: 2 * size for name, size in weights.items()} | statistics | results | {"passes": again}
-            )
+            stages["rounds"] = {name: 2 * size for name, size in weights.items()} | compressing | {"passes": again}
         if device != "cpu":
             host["heal"] = _KEPT * trained
     return MemoryPlan(stages, host)
@@ -232,6 +234,20 @@ class _Passes:
         rows = int(cells * self.lengths.predicted) + 1
         rows = rows if targets is None else min(rows, targets)
         return rows * self._vocabulary * (self._itemsize + 4 * copies)
+
+
+def _compressing(
+    recipe: Recipe, statistics: Mapping[str, int], results: Mapping[str, int], blocks: int
+) -> dict[str, int]:
+    """Statistics and results while these are made.
+
+    Where block by block the ones give way to the others, memory holds the larger of both and one block's of each.
+    """
+    if recipe.keeps_statistics or not recipe.traits.gives_way:
+        return {**statistics, **results}
+    ((name, made),) = results.items()
+    used = statistics["statistics"]
+    return {**statistics, name: max(made - used, 0) + (made + used) // blocks}
 
 
 def _solving(model: PrunableModel, device: str) -> int:

@@ -12,7 +12,7 @@ from sieve.checkpoint.folder import save
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.share_inputs import share_inputs_
-from sieve.compression.methods import compress, method_report
+from sieve.compression.methods import method_report
 from sieve.compression.quantize import quantize_
 from sieve.compression.space import CompressionSpace
 from sieve.compression.vocabulary.bpe import require_bpe
@@ -33,6 +33,7 @@ from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
 from sieve.registry import method_named
 from sieve.run.calibrated import general_statistics, task_statistics
+from sieve.run.compressed import compressed
 from sieve.run.heal import letters_taught
 from sieve.run.measured import MEASURED, Measured
 from sieve.run.memory_plan import plan_memory
@@ -139,9 +140,7 @@ class _Pipeline:
         with stages("calibrate"):
             self._calibrate()
         with stages(recipe.traits.stage):
-            self.factors = compress(
-                self.prunable, self.measured, recipe.method, recipe.method_config(), self.general, recipe.own_options()
-            )
+            self.factors = compressed(recipe, self.prunable, self.measured, self.general, not recipe.keeps_statistics)
         with stages("search"), self.unfinished.search() as journal:
             self._search(journal)
         # Make the model, and only now look at the test split.

@@ -130,6 +130,11 @@ class Recipe:
         """Traits of the kind of result that the method makes."""
         return method_named(self.method).makes
 
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether a stage behind the search needs the statistics."""
+        return self.refit or self.quantize is not None
+
     def options(self) -> Options:
         """Options of the search."""
         return self.search_options

@@ -19,7 +19,6 @@ from sieve.checkpoint.folder import save
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
 from sieve.compression.low_rank.expand import at_most, expand_
-from sieve.compression.methods import compress
 from sieve.errors import UnreachableSize
 from sieve.evaluation.scoring import Scores, concatenated
 from sieve.healing.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from sieve.healing.heal import heal_
 from sieve.healing.teacher import Lessons
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
+from sieve.run.compressed import compressed
 from sieve.run.measured import Measured
 from sieve.run.recipe import Recipe
 from sieve.run.report.intervals import intervals
@@ -119,7 +119,7 @@ class Rounds:
             prunable, tokenizer, self._task, recipe.calibration_tokens, recipe.method, recipe.seed,
             path=self._folder / f"calibration-{number}.safetensors", generated=self._generated,
         )  # fmt: skip
-        factors = compress(prunable, statistics, recipe.method, recipe.method_config(), None, recipe.own_options())
+        factors = compressed(recipe, prunable, statistics)
         result = run_search(
             prunable, tokenizer, factors, self._task, recipe.tolerance, recipe.searcher,
             rank_multiple=recipe.rank_multiple, seed=recipe.seed, journal=self._folder / f"journal-{number}.txt",

@@ -1,12 +1,12 @@
 """Whether any plan is as small as what is asked for: known from the shapes of the matrices, before any long work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from sieve.errors import UnreachableSize
-from sieve.models.matrix import Matrix
+from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.config import Options
 from sieve.searchers.genome import LEVELS, Genome
 from sieve.searchers.objective import size_of
@@ -30,10 +30,24 @@ def require_plans(
     Latency is measured when the search begins; before, there is no more to say of it than which ranks there are.
     """
     timed = options.objective == "latency"
-    levels = LEVELS if searcher.per_matrix else [step / STEPS for step in range(1, STEPS + 1)]
-    genome = Genome(matrices, levels, multiple, size_of=size_of("parameters" if timed else options.objective, dtype))
+    genome = Genome(
+        matrices, _levels(searcher), multiple, size_of=size_of("parameters" if timed else options.objective, dtype)
+    )
     if not timed:
         require_reachable(options, genome.size(genome.dense * 0), genome.size(genome.dense))
+
+
+def largest_ranks(matrices: Mapping[str, Matrix], searcher: "Searcher", multiple: int) -> dict[str, int]:
+    """The largest rank below dense that any plan of the searcher gives each matrix; where there is none, all ranks."""
+    found = {}
+    for name, matrix in matrices.items():
+        ranks = [matrix.rank_at(share, multiple) for share in _levels(searcher)]
+        found[name] = max((rank for rank in ranks if rank != DENSE), default=matrix.max_rank)
+    return found
+
+
+def _levels(searcher: "Searcher") -> Sequence[float]:
+    return LEVELS if searcher.per_matrix else [step / STEPS for step in range(1, STEPS + 1)]
 
 
 def require_reachable(options: Options, smallest: float, dense: float) -> None:

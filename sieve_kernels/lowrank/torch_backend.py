@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.core.checks import as_rows
+from sieve_kernels.core.wide_products import wide_products
 from sieve_kernels.lowrank.quantize import dequantize_rows
 
 
+@wide_products
 def linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias; x [..., n], A [r, n], B [m, r], bias [m]."""
     return F.linear(F.linear(x, A), B, bias)
 
 
+@wide_products
 def linear_backward(grad: Tensor, x: Tensor, A: Tensor, B: Tensor, needed: list[bool]) -> list[Tensor]:
     """Gradients of x [..., n], A [r, n] and B [m, r], those that are needed; grad [..., m]. Recomputes z = x Aᵀ."""
     rows, tokens = as_rows(grad), as_rows(x)
@@ -33,6 +36,7 @@ EXPANDED_ROWS = 128
 with fast 16-bit products this costs less than moving columns of y: 0.4 against 2 ms for 2048 × 576 at r = 320."""
 
 
+@wide_products
 def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m], y[..., permutation] = [z, z Cᵀ] + bias[permutation], z = x Aᵀ.
 
@@ -50,6 +54,7 @@ def pivoted(x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, bias: Tensor |
     return y.index_select(-1, torch.argsort(permutation))
 
 
+@wide_products
 def pivoted_backward(
     grad: Tensor, x: Tensor, A: Tensor, C: Tensor, permutation: Tensor, needed: list[bool]
 ) -> list[Tensor]:
@@ -85,6 +90,7 @@ def token_blocks(T: int) -> list[slice]:
     return [slice(T * i // count, T * (i + 1) // count) for i in range(count)]
 
 
+@wide_products
 def group(x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
     """y_i [..., m_i] = (x A_iᵀ) B_iᵀ + bias_i; x [..., n], A_i [r_i, n], B_i [m_i, r_i], bias_i [m_i].
 
@@ -109,6 +115,7 @@ def product(x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor | None) -> Te
     return torch.mm(x, W.t(), out=out) if bias is None else torch.addmm(bias, x, W.t(), out=out)
 
 
+@wide_products
 def group_backward(
     grads: Sequence[Tensor], x: Tensor, As: Sequence[Tensor], Bs: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor]:
@@ -126,17 +133,20 @@ def group_backward(
     return [*([] if dx is None else [dx.reshape(x.shape)]), *dAs, *dBs]
 
 
+@wide_products
 def dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = x Wᵀ + bias; x [..., n], W [m, n], bias [m]."""
     return F.linear(x, W, bias)
 
 
+@wide_products
 def dense_backward(grad: Tensor, x: Tensor, W: Tensor, needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of x [..., n] and W [m, n], those that are needed; grad [..., m]."""
     rows = as_rows(grad)
     return [*([(rows @ W).reshape(x.shape)] if needed[0] else []), *([rows.T @ as_rows(x)] if needed[1] else [])]
 
 
+@wide_products
 def quantized(x: Tensor, A_q: Tensor, A_scale: Tensor, B_q: Tensor, B_scale: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = (x Aᵀ) Bᵀ + bias; the factors as `quantize_rows` makes them, one at a time in x's dtype."""
     z = F.linear(x, dequantize_rows(A_q, A_scale, x.shape[-1], x.dtype))
@@ -147,6 +157,7 @@ FULL_ROWS = 64
 """From this number of rows per candidate on, computing candidates together gains nothing."""
 
 
+@wide_products
 def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
     """y[p] = (x[p] A[:r]ᵀ) B[:, :r]ᵀ, r = ranks[p]; x [P, T, n], A [R, n], B [m, R], ranks [P] → [P, T, m]."""
     y = x.new_empty((*x.shape[:-1], B.shape[0]))
@@ -159,6 +170,7 @@ def population(x: Tensor, A: Tensor, B: Tensor, ranks: Tensor) -> Tensor:
     return y
 
 
+@wide_products
 def population_backward(
     grad: Tensor, x: Tensor, A: Tensor, B: Tensor, ranks: Tensor, needed: Sequence[bool]
 ) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.core.checks import as_rows
+from sieve_kernels.core.wide_products import wide_products
 from sieve_kernels.lowrank.torch_backend import group_backward, token_blocks
 from sieve_kernels.pointwise.reference import ACTIVATION_GRADIENTS
 
@@ -21,6 +22,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@wide_products
 def swiglu(x: Tensor, A_gate: Tensor, B_gate: Tensor, A_up: Tensor, B_up: Tensor, activation: str) -> Tensor:
     """y [..., m] = act(gate) · up; x [..., n], A_gate [r, n], B_gate [m, r], A_up [q, n], B_up [m, q].
 
@@ -42,6 +44,7 @@ def _activated(gate, x, A_up, B_up, activation):
     return IN_PLACE[activation](gate).mul_(F.linear(F.linear(x, A_up), B_up))
 
 
+@wide_products
 def swiglu_backward(
     grad: Tensor,
     x: Tensor,

@@ -18,18 +18,18 @@ SAME = machine() == WANTED["machine"]
 here_only = pytest.mark.skipif(not SAME, reason="golden.json was written on another kind of machine")
 
 
-def differences(wanted, got, place="") -> list[str]:
-    """What was lost or changed, by its place; `got` may hold more."""
+def differences(wanted, got, place="", rel=1e-3) -> list[str]:
+    """What was lost or changed, by its place; `got` may hold more. Numbers may differ by the fraction `rel`."""
     if isinstance(wanted, dict) and isinstance(got, dict):
         lost = [f"{place}/{key} is gone" for key in wanted if key not in got]
         return lost + [
-            line for key in wanted if key in got for line in differences(wanted[key], got[key], f"{place}/{key}")
+            line for key in wanted if key in got for line in differences(wanted[key], got[key], f"{place}/{key}", rel)
         ]
     if isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
         pairs = enumerate(zip(wanted, got, strict=True))
-        return [line for i, (one, other) in pairs for line in differences(one, other, f"{place}/{i}")]
+        return [line for i, (one, other) in pairs for line in differences(one, other, f"{place}/{i}", rel)]
     if isinstance(wanted, float) and isinstance(got, int | float):
-        alike = got == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+        alike = got == pytest.approx(wanted, rel=rel, abs=rel)
     elif place.endswith("/bits"):
         alike = not SAME or got == wanted
     else:
@@ -61,7 +61,9 @@ def test_the_main_job(name, tmp_path):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_folders_are_read(name):
     model, _ = sieve.load(HERE / name)
-    assert differences(WANTED["folders"][name], logits(model)) == []
+    # Processors round products of bfloat16 at different places: two steps of its numbers.
+    rel = 2**-6 if model.dtype is torch.bfloat16 else 1e-3
+    assert differences(WANTED["folders"][name], logits(model), rel=rel) == []
 
 
 @pytest.mark.parametrize("name", FOLDERS[:4])

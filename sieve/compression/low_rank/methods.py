@@ -27,6 +27,7 @@ LOW_RANK = Traits(
     objectives=("parameters", "bytes", "latency"),
     config=LowRankConfig,
     example="output_aligned",
+    gives_way=True,
     room=__package__,
 )
 

@@ -1,13 +1,14 @@
 """All factors of a model in one go."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from sieve.calibration.statistics import Statistics
+from sieve.calibration.statistics import Source, Statistics
 from sieve.compression.low_rank.config import check_shrinkage, check_shrinks
 from sieve.compression.low_rank.factors import Factors
 from sieve.compression.low_rank.methods import LOW_RANK, Projection, matrices_of
@@ -38,6 +39,7 @@ def project(
     shrinkage: float | Literal["auto"] | None = None,
     prior: Statistics | None = None,
     mean: bool | None = None,
+    release: bool = False,
     **options: Any,
 ) -> Factors:
     """Low-rank factors of every prunable matrix, nested where the method can.
@@ -60,6 +62,8 @@ def project(
         mean: fit what inputs and outputs are beyond their means, which go into the bias (DESIGN 2.4): never worse on
             the calibration data, for m numbers more where the dense matrix has no bias. None: where it has one.
         plan: project only the matrices that it prunes, to its ranks. Methods that are not nested cannot do without.
+        release: take each Gram matrix out of `statistics` when the last matrix that it serves is done, so that memory
+            holds no more of them than pairs keep for themselves. The statistics are of no use afterwards.
         options: those that the method alone has, where it has any (`sieve.registry.Method.options`).
 
     Returns: `Factors`, matrix name → `FactorPair`.
@@ -106,7 +110,7 @@ def project(
         alone = {name: matrix for name, matrix in matrices.items() if not isinstance(matrix, MlpWidth)}
         ridge = choose_ridge(model, statistics, alone, factors_at)
     # All matrices, with what was chosen.
-    pairs = _pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean)
+    pairs = _pairs(model, statistics, wanted, solve, ranks, ridge, share, prior, mean, release)
     return Factors(pairs, method, pivot, ridge, share)
 
 
@@ -148,6 +152,7 @@ def _pairs(
     shrinkage: float,
     prior: Statistics | None,
     mean: bool | None,
+    release: bool = False,
 ) -> dict[str, FactorPair]:
     """Factors of the matrices that `ranks` names, up to those ranks."""
     layers = {name: model.layer(name) for name in ranks}
@@ -162,7 +167,7 @@ def _pairs(
         problem = problem_of(name, weight, statistics, ridge, shrinkage, prior, centred)
         means = _means(weight, statistics.sums[source.inputs][0] / statistics.tokens) if centred else ()
         if name in widths:
-            return channel_pair(problem, statistics.importance[name], widths[name], *means)
+            return channel_pair(problem, statistics.importance[name], widths[name], rank, *means)
         problem, scale = balanced(problem, heights[name]) if name in heights else (problem, None)
         A, B, energy = solve(problem)
         B = B if scale is None else B / scale
@@ -172,11 +177,20 @@ def _pairs(
 
     small = max((max(layer.weight.shape) for layer in layers.values()), default=0) <= LARGEST
     pairs = {}
+    waiting = Counter(key for name in ranks for key in _grams_of(statistics.sources[name]))
     with progress.bar("projection", len(ranks), "matrices") as advance:
         for name, made in zip(ranks, each(pair, ranks, small and model.device.type == "cpu"), strict=True):
             pairs[name] = made
+            waiting.subtract(keys := _grams_of(statistics.sources[name]))
+            for key in keys if release else ():
+                if not waiting[key]:
+                    del statistics.grams[key]
             advance(1)
     return pairs
+
+
+def _grams_of(source: Source) -> list[str]:
+    return [key for key in (source.gram, source.gradient) if key]
 
 
 def _means(weight: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Masks as one kind of result: how a run gets them from its recipe."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ class Masking:
         config: MaskConfig,
         general: Statistics | None,
         own: dict[str, Any],
+        largest: Mapping[str, int] | None,
+        release: bool,
     ) -> Masks:
         return mask(model, statistics, method, general, config.options())
 
@@ -34,7 +37,7 @@ class Masking:
         # A ramp's shift of each matrix is known only after scoring.
         return Masks({}, method, replace(config.options(), ramp=0.0), {}).matrices(model)
 
-    def nbytes(self, model: PrunableModel, method: str, config: MaskConfig) -> int:
+    def nbytes(self, model: PrunableModel, method: str, config: MaskConfig, largest: Mapping[str, int]) -> int:
         """Of thresholds, or of the roots that matrices of one input share."""
         matrices = model.matrices()
         if method_named(method).compensates:

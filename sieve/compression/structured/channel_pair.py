@@ -50,14 +50,16 @@ def channel_pair(
     problem: Problem,
     importance: torch.Tensor,
     writers: Writers,
+    width: int,
     mean: torch.Tensor | None = None,
     output_mean: torch.Tensor | None = None,
 ) -> ChannelPair:
-    """The pair of all widths of one MLP.
+    """The pair of the widths of one MLP.
 
     Args:
         problem: of its last matrix, with the Gram matrix of the inputs.
         importance: [n], of each channel (`Statistics.importance`).
+        width: the largest one that is asked for.
         mean, output_mean: as `FactorPair` has them.
     """
     W, C = problem.W, problem.gram
@@ -71,7 +73,8 @@ def channel_pair(
     A[:, order] = torch.linalg.solve_triangular(L, torch.eye(n, dtype=C.dtype, device=C.device), upper=False)
     B = W[:, order] @ L
     energy = B.square().sum(0).cpu()
-    return ChannelPair(A.float(), B.float(), energy, None, mean, output_mean, order=order, writers=writers)
+    A, B, order = A[:width].float(), B[:, :width].float(), order[:width].clone()
+    return ChannelPair(A, B, energy, None, mean, output_mean, order=order, writers=writers)
 
 
 def refitted_channels(

@@ -12,6 +12,7 @@ from sieve.healing.config import HealingConfig
 from sieve.models.loading import context_length, load_model, shapes_of
 from sieve.models.prunable_model import PrunableModel
 from sieve.run import memory_plan as module
+from sieve.run.compressed import compressed
 from sieve.run.memory import to_bytes
 from sieve.run.memory_plan import lengths_of, memory_plan, require_memory
 from sieve.run.recipe import Recipe
@@ -55,9 +56,15 @@ def test_weights_statistics_and_factors_to_the_byte(world, name, given):
     statistics = calibrate(model, tiny_tokenizer(), world.task, 1000, given["method"])
     kept = [*statistics.grams.values(), *statistics.sums.values(), *statistics.importance.values()]
     assert plan.stages["calibrate"]["statistics"] == of_tensors(kept)
-    factors = project(model, statistics, given["method"], given.get("pivot", True), mean=False)
-    made = [one for pair in factors.values() for one in (pair.A, pair.B)]
+    # What the search has of it: factors up to the ranks that it tries, and what they keep of the statistics.
+    recipe = Recipe(world.model, world.task, dtype="float32", **given)
+    factors = compressed(recipe, PrunableModel(model), statistics)
+    made = [one for pair in factors.values() for one in (pair.A, pair.B, pair.gram) if one is not None]
     assert plan.stages["search"]["low-rank pairs"] == of_tensors(made)
+    assert "statistics" not in plan.stages["search"]
+    assert not statistics.grams
+    whole = project(model, calibrate(model, tiny_tokenizer(), world.task, 1000, given["method"]), given["method"])
+    assert sum(pair.A.numel() for pair in factors.values()) < sum(pair.A.numel() for pair in whole.values())
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])

@@ -13,7 +13,7 @@ from sieve.calibration.text import Batch
 from sieve.checkpoint.multiply_out import multiply_out_
 from sieve.checkpoint.size import model_parameters
 from sieve.compression.low_rank.expand import expand_
-from sieve.compression.low_rank.problem import Problem
+from sieve.compression.low_rank.problem import Problem, problem_of
 from sieve.compression.structured.channel_pair import RIDGE, channel_pair, refitted_channels
 from sieve.errors import InputError
 from sieve.models.linears import weight_of
@@ -60,7 +60,7 @@ def random_problem(m: int = 5, n: int = 9, rank: int = 9) -> Problem:
 def test_every_width_is_the_least_squares_solution_for_its_channels(rank):
     problem = random_problem(rank=rank)
     importance = torch.tensor([3.0, 9, 1, 4, 0, 7, 2, 8, 5])
-    pair = channel_pair(problem, importance, ())
+    pair = channel_pair(problem, importance, (), 9)
     size = RIDGE * problem.gram.diagonal().mean()
     # Rows of data and, for the ridge, of the identity.
     root = torch.linalg.cholesky(problem.gram + size * torch.eye(9, dtype=torch.float64)).T
@@ -73,7 +73,7 @@ def test_every_width_is_the_least_squares_solution_for_its_channels(rank):
 
 def test_the_energy_lost_is_that_of_the_error():
     problem = random_problem()
-    pair = channel_pair(problem, torch.arange(9.0), ())
+    pair = channel_pair(problem, torch.arange(9.0), (), 9)
     ridge = RIDGE * problem.gram.diagonal().mean() * torch.eye(9, dtype=torch.float64)
     for width in (2, 5, 8):
         channels, matrix = pair.weight(width)
@@ -85,7 +85,7 @@ def test_the_energy_lost_is_that_of_the_error():
 
 def test_refitted_channels_are_the_least_squares_solution_for_other_inputs():
     problem = random_problem()
-    pair = channel_pair(problem, torch.arange(9.0), ())
+    pair = channel_pair(problem, torch.arange(9.0), (), 9)
     generator = torch.Generator().manual_seed(1)
     dense, pruned = (torch.randn(40, 9, generator=generator, dtype=torch.float64) for _ in range(2))
     gram, cross = pruned.T @ pruned, dense.T @ pruned
@@ -184,11 +184,15 @@ def test_only_mlps_that_have_lost_channels_are_widened(made):
 
 
 def test_all_channels_are_the_dense_layer(made):
-    model, _, factors, _ = made
+    model, statistics, factors, _ = made
     for name, matrix in factors.matrices(model).items():
         if isinstance(matrix, MlpWidth):
-            weight = factors[name].weight(matrix.n)[1]
-            torch.testing.assert_close(weight, weight_of(model.get_submodule(name)), rtol=1e-3, atol=1e-3)
+            weight = weight_of(model.get_submodule(name))
+            problem = problem_of(name, weight, statistics)
+            pair = channel_pair(problem, statistics.importance[name], factors[name].writers, matrix.n)
+            torch.testing.assert_close(pair.weight(matrix.n)[1], weight, rtol=1e-3, atol=1e-3)
+            # A model that has lost channels has lost one at least.
+            assert factors[name].max_rank == matrix.n - 1
 
 
 def test_a_refit_lowers_the_error_of_what_leaves_the_blocks(made):
