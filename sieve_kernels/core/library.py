@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import torch  # noqa: F401 - brings the OpenMP runtime whose symbols the library needs
+import torch  # brings the OpenMP runtime whose symbols the library needs
 
 from sieve_kernels.errors import SettingError
 
@@ -30,6 +30,29 @@ _MISSING = (
 )
 
 
+class _SymbolInfo(ctypes.Structure):
+    """`Dl_info` of dladdr(3)."""
+
+    _fields_ = (
+        ("path", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _share_openmp() -> None:
+    """Let the library see torch's OpenMP runtime: torch's wheels for x86-64 show it to all, that for arm64 does not."""
+    everywhere = ctypes.CDLL(None)
+    if hasattr(everywhere, "omp_get_max_threads"):
+        return
+    # The file that torch's own symbol comes from: another runtime beside it would compete for the same cores.
+    entry = getattr(ctypes.CDLL(torch._C.__file__), "omp_get_max_threads", None)
+    info = _SymbolInfo()
+    if entry is not None and everywhere.dladdr(entry, ctypes.byref(info)):
+        ctypes.CDLL(os.fsdecode(info.path), mode=os.RTLD_NOLOAD | ctypes.RTLD_GLOBAL)
+
+
 @lru_cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library and the instruction set that it uses, or None and the reason."""
@@ -44,6 +67,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if not found:
         return None, _MISSING
     try:
+        _share_openmp()
         loaded = ctypes.CDLL(str(found[0]))
         widest = loaded.sieve_widest_isa()
     except (OSError, AttributeError) as error:  # most likely a torch without OpenMP, or a library of another version

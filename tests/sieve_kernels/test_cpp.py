@@ -155,6 +155,30 @@ def test_a_library_of_another_version(monkeypatch):
     assert "reinstall" in why
 
 
+def test_an_openmp_that_torch_keeps_to_itself():
+    """As torch's wheel for arm64 does: the library finds the runtime, and no second one is loaded."""
+    code = (
+        "import ctypes\n"
+        "everything = ctypes.CDLL\n"
+        "class Hidden(everything):\n"
+        "    def __init__(self, name, mode=0, **named):\n"
+        "        super().__init__(name, mode=ctypes.RTLD_LOCAL, **named)\n"
+        "ctypes.CDLL = Hidden\n"
+        "import torch\n"
+        "ctypes.CDLL = everything\n"
+        "assert not hasattr(ctypes.CDLL(None), 'omp_get_max_threads'), 'nothing is hidden'\n"
+        "def runtimes():\n"
+        "    names = (line.split()[-1] for line in open('/proc/self/maps'))\n"
+        "    return {name for name in names if name.rpartition('/')[2].startswith(('libgomp', 'libomp', 'libiomp'))}\n"
+        "before = runtimes()\n"
+        "from sieve_kernels.core import library\n"
+        "assert library.library() is not None, library.status()\n"
+        "assert runtimes() == before and before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # Many rows of float32 are torch's, whose sums depend on threads.
 @pytest.mark.parametrize(("dtype", "sizes"), [(torch.bfloat16, (1, 7, 40)), (torch.float32, (1, 7))])
 def test_same_bits_for_any_number_of_threads(dtype, sizes):
