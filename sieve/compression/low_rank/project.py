@@ -178,6 +178,8 @@ def _pairs(
     small = max((max(layer.weight.shape) for layer in layers.values()), default=0) <= LARGEST
     pairs = {}
     waiting = Counter(key for name in ranks for key in _grams_of(statistics.sources[name]))
+    for key in statistics.grams.keys() - waiting.keys() if release else ():
+        del statistics.grams[key]
     with progress.bar("projection", len(ranks), "matrices") as advance:
         for name, made in zip(ranks, each(pair, ranks, small and model.device.type == "cpu"), strict=True):
             pairs[name] = made

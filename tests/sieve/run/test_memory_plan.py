@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sieve.calibration.collect import calibrate
-from sieve.compression.low_rank.project import project
 from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.masks.mask import mask
 from sieve.errors import InputError
@@ -63,8 +62,6 @@ def test_weights_statistics_and_factors_to_the_byte(world, name, given):
     assert plan.stages["search"]["low-rank pairs"] == of_tensors(made)
     assert "statistics" not in plan.stages["search"]
     assert not statistics.grams
-    whole = project(model, calibrate(model, tiny_tokenizer(), world.task, 1000, given["method"]), given["method"])
-    assert sum(pair.A.numel() for pair in factors.values()) < sum(pair.A.numel() for pair in whole.values())
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
@@ -107,7 +104,7 @@ def test_a_plan_is_printed_and_one_that_does_not_fit_refused(run, world, tmp_pat
     assert code == 0, err
     (line,) = [line for line in err.splitlines() if line.startswith("  memory: load ")]
     assert "1.0 GiB allowed (--memory-limit)" in line
-    for name in ("dense", "calibrate", "project", "search", "weights", "statistics", "low-rank pairs"):
+    for name in ("dense", "calibrate", "project", "search", "weights", "low-rank pairs"):
         assert name in line
     code, _, err = run(*options(world, tmp_path / "small"), "--memory-limit", "20KiB", "--quiet")
     assert (code, err.count("\n")) == (2, 1)

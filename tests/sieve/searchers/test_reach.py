@@ -2,11 +2,14 @@
 
 import pytest
 
+from sieve.compression.plan import Plan
 from sieve.errors import InputError
 from sieve.models.linears import prunable
-from sieve.searchers.algorithms.base import SEARCHERS
+from sieve.models.matrix import DENSE
+from sieve.searchers.algorithms.base import SEARCHERS, searcher_named
 from sieve.searchers.config import Options
-from sieve.searchers.reach import require_plans
+from sieve.searchers.genome import LEVELS, Genome
+from sieve.searchers.reach import STEPS, largest_ranks, require_plans
 from sieve.searchers.run import run_search
 from tests.sieve.searchers.engine.test_engine import svd_factors
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
@@ -66,3 +69,24 @@ def test_it_says_what_the_search_would_say(world, search, kept):
     else:
         with pytest.raises(InputError, match="no plan keeps"):
             searched()
+
+
+@pytest.mark.parametrize("pivoted", [True, False])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_no_plan_asks_for_a_larger_rank(pivoted, multiple):
+    matrices = prunable(tiny_model("llama"), pivoted)
+    largest = largest_ranks(matrices, searcher_named("budget"), multiple)
+    levels = Genome(matrices, LEVELS, multiple)
+    asked = {name: {rank for gene in levels.genes for name_, *ranks in zip(gene.names, *gene.levels, strict=True)
+                    if name_ == name for rank in ranks} - {DENSE} for name in matrices}  # fmt: skip
+    assert largest == {name: max(ranks) for name, ranks in asked.items()}
+    # Where all matrices have one rank, plans are of a finer grid.
+    every = [Plan.uniform(matrices.values(), step / STEPS, multiple) for step in range(1, STEPS + 1)]
+    ranks = {name: {plan.get(name, DENSE) for plan in every} - {DENSE} for name in matrices}
+    assert largest_ranks(matrices, searcher_named("uniform"), multiple) == {name: max(ranks[name]) for name in ranks}
+
+
+def test_a_matrix_that_no_plan_prunes_has_all_ranks():
+    matrices = prunable(tiny_model("llama"))
+    found = largest_ranks(matrices, searcher_named("budget"), 64)
+    assert found == {name: matrix.max_rank for name, matrix in matrices.items()}

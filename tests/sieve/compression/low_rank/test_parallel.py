@@ -10,7 +10,7 @@ import sieve
 from sieve.calibration.collect import collect
 from sieve.calibration.text import Sample, batches
 from sieve.compression.low_rank.parallel import each
-from tests.tiny_models import tiny_model, tiny_tokens
+from tests.tiny_models import tiny_model, tiny_tokenizer, tiny_tokens
 
 
 @pytest.fixture
@@ -58,3 +58,17 @@ def test_factors_do_not_depend_on_threads(two_threads):
     torch.set_num_threads(1)
     one = sieve.project(model, statistics)
     assert all(torch.equal(one[name].A, two[name].A) and torch.equal(one[name].B, two[name].B) for name in one)
+
+
+@pytest.mark.parametrize("method", ["output_aligned", "loss_aware", "widths"])
+def test_statistics_that_are_released_give_the_same_factors(two_threads, method):
+    """What several matrices share stays until the last of them is done, in whatever order threads come to them."""
+    model = tiny_model("llama")
+    statistics = sieve.calibrate(model, tiny_tokenizer(), "geography", 2000, method)
+    wanted = sieve.project(model, statistics, method)
+    assert statistics.grams
+    found = sieve.project(model, statistics, method, release=True)
+    assert not statistics.grams
+    for name, pair in wanted.items():
+        assert torch.equal(found[name].A, pair.A)
+        assert torch.equal(found[name].B, pair.B)
