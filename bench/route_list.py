@@ -16,7 +16,8 @@ UNPROVEN = {
     "vLLM: a whole engine, a GPU, LoRA requests": "no engine has been run; `tests/sieve_vllm` runs models on a CPU",
     "SGLang": "not supported",
     "bitsandbytes, in memory": "needs a GPU",
-    "wheels for arm64 and macOS": "the workflow that builds them has not been run",
+    "wheels for arm64": "built and run by emulation alone; the workflow that builds them has not been run",
+    "wheels for macOS": "the workflow that builds them has not been run",
 }
 
 
