@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 UNPROVEN = {
-    "vLLM: a whole engine, a GPU, LoRA requests": "no engine has been run; `tests/sieve_vllm` runs models on a CPU",
+    "vLLM: a GPU": "engines have been run on a CPU alone (`tests/sieve_vllm`)",
     "SGLang": "not supported",
     "bitsandbytes, in memory": "needs a GPU",
     "wheels for arm64": "built and run by emulation alone; the workflow that builds them has not been run",

@@ -11,34 +11,13 @@ import torch
 
 import sieve
 from tests.sieve.conftest import ROWS, TASK, write_task
+from tests.sieve_vllm.pruned_models import pruned
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_pruned, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "gpt2", "opt"]
 KINDS = ["default", "stacked pairs", "pairs"]
-
-
-def pruned(name: str, kind: str, task: str):
-    """Of the layers of the default preset; of stacks that are pairs, gate and up too; or of pairs beside dense layers.
-
-    Widths and ranks are no multiples of anything, differ between blocks, and some stacks stay dense. Mistral is fitted
-    about means, and so has biases for which the architecture has no place.
-    """
-    if kind == "pairs":
-        return tiny_pruned(name, pivoted=True)
-    model, method = tiny_model(name), "widths" if kind == "default" else "loss_aware"
-    sieve.share_inputs_(model, mlps=kind != "default", required=False)
-    statistics = sieve.calibrate(model, tiny_tokenizer(), task, tokens=1024, method=method)
-    mean = True if name == "mistral" else None
-    factors = sieve.project(model, statistics, method=method, pivot=True, mean=mean)
-    kept = {"0": 0.3, "1": 0.7}
-    plan = {
-        matrix: one.rank_at(next(share for block, share in kept.items() if f".{block}." in matrix), 1)
-        for matrix, one in factors.matrices(model).items()
-        if not (".1." in matrix and matrix.endswith(("qkv_proj", "c_attn")))
-    }
-    return sieve.apply_(model, factors, sieve.Plan(plan, pivoted=True))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +28,11 @@ def folders(tmp_path_factory):
     task, wanted = write_task(root / "legs.yaml", TASK, ROWS), {}
     for name in FAMILIES:
         for kind in KINDS:
-            model, folder = pruned(name, kind, task), root / f"{name} {kind}".replace(" ", "-")
+            # Mistral is fitted about means, and so has biases for which the architecture has no place.
+            mean = True if name == "mistral" else None
+            of_layers = kind == "pairs"  # pairs beside dense layers
+            model = tiny_pruned(name, pivoted=True) if of_layers else pruned(tiny_model(name), kind, task, mean)
+            folder = root / f"{name} {kind}".replace(" ", "-")
             sieve.save(model, tiny_tokenizer(), folder)
             with torch.inference_mode():
                 wanted[str(folder)] = model(ids[None]).logits[0]
