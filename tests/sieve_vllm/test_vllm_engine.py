@@ -90,7 +90,14 @@ def answered(jobs: list[dict], folder: Path) -> list[list[dict]]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    """Threads are not bound to cores, since vLLM binds each rank to a NUMA node of its own."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
 
 
 def check(one: dict, rows: list[dict]) -> None:
