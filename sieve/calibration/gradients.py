@@ -14,6 +14,7 @@ from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
 from sieve.models.linears import weight_of
 from sieve.models.loading import going_backward
+from sieve.models.numerics import product
 from sieve_kernels import gram_
 
 # Rows up to this many tokens use plain attention; longer ones would need too much memory for scores of all layers.
@@ -63,7 +64,7 @@ def watching_gradients(
         if not once.wants(key):
             return
         rows = gradient.reshape(-1, gradient.shape[-1])
-        rows = rows if basis is None else rows @ basis
+        rows = rows if basis is None else product(rows, basis)
         with once.adding(key):
             gram_(gram, rows)
 
@@ -89,7 +90,7 @@ def watching_importance(layer: nn.Module, importance: torch.Tensor, name: str, o
             key = f"importance of {name}"
             if not once.wants(key):
                 return
-            products = (gradient @ weight_of(layer).detach()).float() * rows.float()
+            products = product(gradient, weight_of(layer).detach()).float() * rows.float()
             found = products.reshape(-1, products.shape[-1]).square().sum(0)
             with once.adding(key):
                 importance.add_(found)

@@ -3,6 +3,11 @@
 import torch
 from torch import nn
 
+from sieve_kernels.core.wide_products import wide_products
+
+product = wide_products(torch.matmul)
+"""`torch.matmul` of matrices of one dtype, in float32 where the processor has no products of that dtype."""
+
 
 def double(tensor: torch.Tensor) -> torch.Tensor:
     """float64 where it can be had: Apple's GPUs have none, so there it is the CPU's."""

@@ -25,6 +25,7 @@ from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
 from sieve.models.halving import in_halves
 from sieve.models.loading import context_length, evaluating, going_backward
+from sieve.models.numerics import product
 from sieve.tasks import Example, Task
 from sieve.tasks.encoding import encode_target, fitted, windows
 from sieve.utils import progress
@@ -165,7 +166,7 @@ def _squares(
         x, output = x - pair.mean.to(x.dtype), output - pair.output_mean.to(output.dtype)
     whole = (gradient.float() * output.float()).reshape(examples, -1).sum(1)
     kind = pair.A.dtype
-    directions = (gradient.to(kind) @ pair.B).float() * (x.to(kind) @ pair.A.T).float()
+    directions = product(gradient.to(kind), pair.B).float() * product(x.to(kind), pair.A.T).float()
     directions = directions.reshape(examples, -1, pair.max_rank)
     held = directions.sum(1).double().cumsum(1)
     lost = whole.double()[:, None] - torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)
