@@ -14,16 +14,17 @@ from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable)
 
-_FAST = {
-    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-}
+# What the library says of itself; it is not in every build of torch.
+_FAST = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
 @lru_cache
 def multiplies_slowly(dtype: torch.dtype) -> bool:
     """Whether the library's products of this dtype are slow on this processor. Only of x86 it is known."""
-    return dtype in _FAST and platform.machine().lower() in ("x86_64", "amd64") and not _FAST[dtype]()
+    if dtype not in _FAST or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    fast = getattr(torch.ops.mkldnn, _FAST[dtype], None)
+    return fast is None or not fast()
 
 
 def wide_products(function: Function) -> Function:
