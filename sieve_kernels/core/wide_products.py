@@ -1,8 +1,8 @@
 """Products of 16-bit numbers on processors that have no instructions for them: in float32, by the library.
 
 Without such instructions (AVX-512 for bfloat16, AVX-512 FP16 for float16) the library multiplies 16-bit matrices one
-number at a time. To convert both factors, multiply and round the result takes an eighth of the time, and rounds once; meanwhile there are
-copies of an operator's arguments that are twice as large.
+number at a time. To convert both factors, multiply and round the result takes an eighth of the time, and rounds once;
+meanwhile there are copies of an operator's arguments that are twice as large.
 """
 
 import platform
