@@ -319,7 +319,7 @@ def test_task_errors_name_the_fix(run, world, tmp_path):
     assert "split is empty" in run("prune", world.model, "--task", few, "--output", tmp_path / "x")[2]
 
 
-@pytest.mark.parametrize("stage", ["sieve.run.pipeline.compress", "sieve.checkpoint.folder.model_card"])
+@pytest.mark.parametrize("stage", ["sieve.run.pipeline.compressed", "sieve.checkpoint.folder.model_card"])
 @pytest.mark.parametrize("search", ["uniform", "budget"])
 def test_ctrl_c_leaves_nothing_but_a_journal(run, world, tmp_path, monkeypatch, stage, search):
     """Between stages, and in the middle of writing the result."""
@@ -360,7 +360,7 @@ def test_unexpected_errors_have_no_traceback_unless_asked(run, world, tmp_path, 
     def broken(*arguments, **options):
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr("sieve.run.pipeline.compress", broken)
+    monkeypatch.setattr("sieve.run.pipeline.compressed", broken)
     code, _, err = run(*options(world, tmp_path / "x"), "--quiet")
     assert (code, "surprise" in err, "SIEVE_TRACEBACK" in err) == (1, True, True)
     monkeypatch.setenv("SIEVE_TRACEBACK", "1")

@@ -43,7 +43,8 @@ def test_copies_run_alike_and_alone(model, copied):
     wanted = output(model)
     other = copied(model)
     assert replaced(other) == replaced(model) != set()
-    assert torch.equal(output(other), wanted)
+    # Some libraries' sums depend on where in memory a weight lies, and a file's weights lie elsewhere than copies.
+    torch.testing.assert_close(output(other), wanted, rtol=2**-7, atol=2**-7)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
