@@ -52,7 +52,7 @@ from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.identity import task_identity
 from sieve.searchers.refitted import Refitted, best_refitted, smallest_refitted
-from sieve.searchers.run import run_search
+from sieve.searchers.run import layer_seconds, run_search
 from sieve.searchers.signal import DECIDING, dense_scores, signal_notes
 from sieve.tasks import load_task
 from sieve.tasks.general import general_text
@@ -280,7 +280,9 @@ class _Pipeline:
         self.scores["dense"]["test"] = self.dense_test
         decided = {layer for name, matrix in result.matrices.items() if name in self.factors for layer in matrix.names}
         self.left = _left_dense(self.prunable, decided, self.recipe, result.unpredicted)
+        seconds = {"dense": layer_seconds(self.model, result)}
         apply_(self.model, chosen, result.plan)
+        self.layer_seconds = seconds | {"pruned": layer_seconds(self.model, result)}
         self.size["pruned"] = _size(self.model)
         measured = self._measured(self.unfinished.journal)
         self.scores["pruned"]["test"] = measured.on("test", "stored", self.model, self.tokenizer)
@@ -306,6 +308,7 @@ class _Pipeline:
             self.truncated,
             self.left,
             self.factors.spectra(self.result.plan),
+            self.layer_seconds,
         )
         if self.trimmed is None:
             return report

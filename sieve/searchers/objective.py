@@ -1,16 +1,17 @@
 """What "small" means: parameters, bytes on disk, or seconds on this machine."""
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sieve.models.linears import weight_of
 from sieve.models.matrix import DENSE, Matrix
 from sieve.models.mlp_width import MlpWidth
+from sieve_kernels.autotune.measure import medians, prepared
 
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"
 
@@ -48,7 +49,10 @@ def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> S
 
 
 def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
-    """Seconds of one layer by shape and rank: medians of interleaved calls, so that a slow moment hits all ranks."""
+    """Seconds of one layer by shape and rank.
+
+    Medians of calls in turns, so that a slow moment hits all ranks; on a GPU of CUDA graphs, without the host's time.
+    """
     table: Table = {}
     for matrix in matrices.values():
         if _shape(matrix) not in table:
@@ -57,30 +61,46 @@ def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
 
 
 @torch.inference_mode()
+def measure_together(model: PreTrainedModel, matrices: Iterable[Matrix]) -> float:
+    """Seconds of all layers of these matrices, one after the other: what the sum of their sizes by latency predicts."""
+    layers = [model.get_submodule(name) for matrix in matrices for name in matrix.names]
+    device, dtype = model.device, model.dtype
+    calls = [(layer, torch.randn(ROWS, _width(layer), device=device).to(dtype)) for layer in layers]
+
+    def every() -> None:
+        for layer, x in calls:
+            layer(x)
+
+    return medians({"all": prepared(every, (), device)}, device, _REPEATS)["all"]
+
+
+@torch.inference_mode()
 def _times(layer: nn.Module, matrix: Matrix) -> list[tuple[int, float]]:
     weight = weight_of(layer)
-    x = torch.randn(ROWS, matrix.n, device=weight.device).to(weight.dtype)
+    device, dtype = weight.device, weight.dtype
     whole = isinstance(matrix, MlpWidth)
-    layers: dict[int, nn.Module] = {0: matrix.stand_in(matrix.n, weight.device, weight.dtype) if whole else layer}
+    layers: dict[int, nn.Module] = {0: matrix.stand_in(matrix.n, device, dtype) if whole else layer}
     for rank in sorted({max(1, matrix.max_rank * step // _RANKS) for step in range(1, _RANKS + 1)}):
         if rank <= matrix.max_rank:
-            layers[rank] = matrix.stand_in(rank, weight.device, weight.dtype)
-    taken: dict[int, list[float]] = {rank: [] for rank in layers}
-    for _ in range(_REPEATS):
-        for rank, module in layers.items():
-            rows = x[:, : module.in_features] if whole else x
-            module(rows)  # its weights into the cache, as far as they fit
-            _wait(x)
-            started = time.perf_counter()
-            module(rows)
-            _wait(x)
-            taken[rank].append(time.perf_counter() - started)
-    return [(rank, statistics.median(times)) for rank, times in taken.items()]
+            layers[rank] = matrix.stand_in(rank, device, dtype)
+    x = torch.randn(ROWS, matrix.n, device=device).to(dtype)
+    works = {}
+    for rank, module in layers.items():
+        works[str(rank)] = prepared(module, (x[:, : module.in_features].contiguous() if whole else x,), device)
+    return [(int(rank), seconds) for rank, seconds in medians(works, device, _REPEATS).items()]
 
 
-def _wait(x: torch.Tensor) -> None:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
+def _width(layer: nn.Module) -> int:
+    """Numbers of a row that the layer reads."""
+    return layer.nx if isinstance(layer, Conv1D) else layer.in_features
+
+
+def predicted_seconds(sizes: SizeOf, matrices: Mapping[str, Matrix], plan: Mapping[str, int | str]) -> dict[str, float]:
+    """What all layers take by these sizes, which are of "latency": "dense", and "pruned" by the plan."""
+    return {
+        "dense": sum(sizes(matrix, DENSE) for matrix in matrices.values()),
+        "pruned": sum(sizes(matrix, plan.get(name, DENSE)) for name, matrix in matrices.items()),
+    }
 
 
 def _shape(matrix: Matrix) -> str:

@@ -29,7 +29,7 @@ from sieve.searchers.engine.ray_workers import require_workers
 from sieve.searchers.engine.remembered import plan_key, remembered
 from sieve.searchers.goal import GoalConfig
 from sieve.searchers.identity import options_identity, search_identity
-from sieve.searchers.objective import SizeOf, size_of
+from sieve.searchers.objective import SizeOf, measure_together, predicted_seconds, size_of
 from sieve.searchers.problem import Candidate, SearchProblem, within
 from sieve.searchers.reach import multiple_for
 from sieve.searchers.recorded import dense_once, layer_times_once, predicted_losses_once
@@ -59,6 +59,7 @@ class SearchResult:
     smaller: plans that go on from `plan` to ever smaller sizes, the smallest first: what a refit may reach.
     unpredicted: matrices that were left dense, as the answers have no gradient there.
     margin: by which the tolerance was kept on either split, in units of the score.
+    layer_seconds: of the objective "latency": what all searched layers take by the table, "dense" and "pruned".
     """
 
     plan: Plan
@@ -74,11 +75,17 @@ class SearchResult:
     smaller: Sequence[Plan] = ()
     unpredicted: tuple[str, ...] = ()
     margin: float = 0.0
+    layer_seconds: dict[str, float] | None = None
 
     @property
     def validation_attempts(self) -> int:
         """How many candidates the validation split was asked about."""
         return len(self.tried)
+
+
+def layer_seconds(model: PreTrainedModel, result: SearchResult) -> float | None:
+    """What the layers take whose times the search predicted (`SearchResult.layer_seconds`), if it did."""
+    return None if result.layer_seconds is None else measure_together(model, result.matrices.values())
 
 
 def search(
@@ -193,6 +200,7 @@ def run_search(
                 book, model, tokenizer, originals, task, splits["calibration"], generated
             )
         sizes = size_of(choices.objective, model.dtype, layer_times_once(book, model, chosen, choices.objective))
+        timed = chosen if choices.objective == "latency" else None
         unpredicted = tuple(name for name, curve in (curves or {}).items() if not curve.any())
         if unpredicted:
             chosen, choices = _without(unpredicted, chosen, choices, sizes)
@@ -225,7 +233,7 @@ def run_search(
             Plan(plan, pivoted=factors.pivoted), every, reference,
             {"fitness": fitness_scores, "validation": found.validation}, problem.evaluated, found.tried, limits,
             engine.cost.summary() | {"states_peak_bytes": engine.peak_bytes}, problem.rank_correlation, tested,
-            smaller(problem, plan), unpredicted, found.margin,
+            smaller(problem, plan), unpredicted, found.margin, timed and predicted_seconds(sizes, timed, plan),
         )  # fmt: skip
 
 

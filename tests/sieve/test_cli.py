@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import sieve
 from sieve import cli
+from sieve.searchers import objective
 from sieve.tasks import builtin_tasks
 from tests.sieve.conftest import ROWS, TASK, write_task
 
@@ -158,6 +159,19 @@ def test_shared_input(run, world, tmp_path):
     code, out, _ = run("eval", output, "--json")
     assert json.loads(out)["accuracy"] == report["accuracy"]["pruned"]["test"]
     assert sieve.Recipe.load(output / "recipe.yaml").shared_input is True
+
+
+@pytest.mark.parametrize("method", ["output_aligned", "widths"])
+def test_times_of_layers_are_predicted_and_measured(run, world, tmp_path, monkeypatch, method):
+    # No pair of so small a model is faster than its matrix.
+    monkeypatch.setattr(objective, "_times", lambda layer, matrix: [(0, 1.0), (1, 0.1), (matrix.max_rank, 0.9)])
+    given = options(world, tmp_path / "pruned", tolerance=0.9)
+    code, out, err = run(*given, "--method", method, "--kept", 0.8, "--objective", "latency", "--json")
+    assert code == 0, err
+    times = json.loads(out)["search"]["layer_seconds"]
+    assert times["predicted"]["pruned"] <= 0.8 * times["predicted"]["dense"]
+    assert min(times["measured"].values()) > 0
+    assert "All searched layers" in run("info", tmp_path / "pruned")[1]
 
 
 def test_refit_and_shrinkage(run, world, tmp_path):

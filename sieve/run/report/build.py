@@ -11,6 +11,7 @@ from sieve.evaluation.chance import Chance
 from sieve.evaluation.scoring import Scores
 from sieve.run.recipe import Recipe
 from sieve.run.report.intervals import differences, intervals
+from sieve.searchers.objective import ROWS
 from sieve.searchers.problem import Candidate
 from sieve.searchers.refitted import Refitted
 from sieve.searchers.run import SearchResult
@@ -39,6 +40,7 @@ def build_report(
     truncated: dict[str, int] | None = None,
     left_dense: dict[str, str] | None = None,
     spectra: dict[str, dict[str, int | None]] | None = None,
+    layer_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -54,6 +56,7 @@ def build_report(
         truncated: split → how many prompts were cut to the model's context.
         left_dense: matrices that no plan could prune → why; asterisks stand for the numbers of all blocks.
         spectra: from `CompressionSpace.spectra`, of the space that the search was in.
+        layer_seconds: measured, of the "dense" and the "pruned" layers whose times the search predicted, if it did.
         refitted: the result of the search among refitted plans, if it found one.
         levels: split → scores without a model (`control_levels`), if the task has them.
         notes: what a reader of the numbers must know, one line each.
@@ -119,6 +122,8 @@ def build_report(
             "surrogate_rank_correlation": result.rank_correlation,
             "validation_attempts": result.validation_attempts,
             "margin": result.margin,
+            "layer_seconds": result.layer_seconds
+            and {"rows": ROWS, "predicted": result.layer_seconds, "measured": layer_seconds},
             "evaluated": _candidates(result.evaluated, result),
         },
         "refit": refitted

@@ -73,6 +73,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             f"The search scored {search['candidates']} candidates with {search['layer_tokens_spent']:,} layer-tokens; "
             f"without shortcuts it takes {search['layer_tokens_plain']:,} ({search['cost_ratio']:.1f} × as many)."
         )
+    if times := search.get("layer_seconds"):
+        console.print(_layer_times(times), soft_wrap=True)
     found = [one for one in report["bottlenecks"] or [] if one["breaks"]]
     if found:
         console.print(f"Bottlenecks (one level less breaks the tolerance): {', '.join(_names(found))}", soft_wrap=True)
@@ -127,6 +129,15 @@ def round_line(one: dict[str, Any]) -> str:
     after = ", ".join(f"{split} {value['value']:.3f}" for split, value in one["after"]["accuracy"].items())
     verdict = "within the tolerance" if one["held"] else "not within the tolerance"
     return f"Round {one['round']}: {one['prunable_removed']:.1%} removed, healed {after}: {verdict}"
+
+
+def _layer_times(times: dict[str, Any]) -> str:
+    """A line on what the search took layers' times to be, and what they are."""
+    each = [
+        f"{which} {1e3 * times['measured'][which]:.2f} ms (predicted {1e3 * times['predicted'][which]:.2f})"
+        for which in ("dense", "pruned")
+    ]
+    return f"All searched layers, one after the other, {times['rows']} tokens: {', '.join(each)}"
 
 
 def _names(bottlenecks: list[dict[str, Any]]) -> list[str]:

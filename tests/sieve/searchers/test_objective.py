@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.models.linears import prunable
 from sieve.models.matrix import DENSE, Matrix
 from sieve.searchers.genome import Genome
-from sieve.searchers.objective import measure, size_of
+from sieve.searchers.objective import measure, measure_together, predicted_seconds, size_of
 from tests.tiny_models import tiny_model
 
 
@@ -38,3 +39,31 @@ def test_every_shape_is_measured(pivoted):
     assert len(table) == len({(matrix.m, matrix.n) for matrix in matrices.values()})
     size = size_of("latency", torch.float32, table)
     assert all(size(matrix, rank) > 0 for matrix in matrices.values() for rank in (DENSE, 1, matrix.max_rank))
+
+
+def test_predicted_seconds_are_sums_over_all_matrices():
+    matrices = {name: Matrix(name, 64, 64, 0) for name in "abc"}
+    sizes = size_of("latency", torch.float32, {"64 x 64": [(0, 10.0), (8, 2.0), (16, 4.0)]})
+    assert predicted_seconds(sizes, matrices, {"b": 8, "c": DENSE}) == {"dense": 30.0, "pruned": 22.0}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "shared"])
+def test_layers_together_take_what_their_own_calls_take(kind, monkeypatch):
+    """Each layer that the matrices decide is called once, on rows of its own width."""
+    model = tiny_model("llama" if kind == "shared" else kind)
+    if kind == "shared":
+        share_inputs_(model)
+    matrices = prunable(model)
+    called = []
+    for name in matrices:
+        model.get_submodule(name).register_forward_hook(lambda layer, args, out, name=name: called.append(name))
+
+    def medians(works, device, rounds):
+        called.clear()
+        for work in works.values():
+            work()
+        return dict.fromkeys(works, 2.5)
+
+    monkeypatch.setattr("sieve.searchers.objective.medians", medians)
+    assert measure_together(model, matrices.values()) == 2.5
+    assert called == list(matrices)
