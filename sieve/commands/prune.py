@@ -52,8 +52,8 @@ def prune(run: PruneConfig, given: dict[str, Any]) -> None:
     """Find the smallest model that still does the task.
 
     Sieve prunes MODEL; the accuracy of the result stays within the tolerance of the dense model's. Where you give
-    neither --method nor --config, what you do not give is --method widths --shared-input --heal auto --rounds 2, which
-    heals without labels. --fast and --best stand for other options.
+    neither --method nor --config, what you do not give is --method widths --shared-input --heal auto --rounds 3
+    --bottlenecks 4, which heals without labels. --fast and --best stand for other options.
     """
     output, config = run.output, run.config
     if run.resume is not None:

@@ -327,14 +327,15 @@ class _Pipeline:
                 progress.note("the healed model is not within the tolerance, as the pruned one is: it stays as it was")
                 restore(self.model, start)
                 healing |= {"steps": 0, "undone": True}
-            # Later rounds begin with the healed model, and end with the smallest one within the tolerance.
-            elif recipe.rounds > 1:
+                once = self.result.pruned
+            # Later rounds begin with this model, and end with the smallest one within the tolerance.
+            if recipe.rounds > 1:
                 first = {"kept": report["kept"], "healing": healing, "seconds": healing["seconds"]}
                 texts = self.measured.generated
                 rounds = Rounds(
                     recipe, self.task, scored, self.result, lessons, unfinished, self.heal_key, texts, self.trust
                 )
-                self.model, done = rounds.run(self.model, self.tokenizer, first)
+                self.model, done = rounds.run(self.model, self.tokenizer, first, once)
                 report = rounds_report(report, done)
                 healing, name = report.pop("healing"), "healed"
             # Score it, and what its gain is compared with.

@@ -13,7 +13,9 @@ DEFAULT = "default"
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "fast": MappingProxyType({"method": "output_aligned", "calibration_tokens": 16_384, "bottlenecks": 0}),
-        DEFAULT: MappingProxyType({"method": "widths", "shared_input": True, "heal": AUTO, "rounds": 2}),
+        DEFAULT: MappingProxyType(
+            {"method": "widths", "shared_input": True, "heal": AUTO, "rounds": 3, "bottlenecks": 4}
+        ),
         "best": MappingProxyType(
             {
                 "method": "widths",
@@ -51,4 +53,7 @@ def with_preset(given: Mapping[str, Any], *, fast: bool = False, best: bool = Fa
     if given.get("heal") == NONE or "kept" in given:
         # Rounds go on to ever smaller sizes, and each is healed.
         preset.pop("rounds", None)
+    if "search" in given:
+        # A searcher that was asked for tests as many bottlenecks as it does by itself, or none.
+        preset.pop("bottlenecks", None)
     return {**preset, **given}

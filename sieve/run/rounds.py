@@ -76,19 +76,23 @@ class Rounds:
         self._folder = unfinished.stage("rounds")
 
     def run(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Mapping[str, Any]
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        first: Mapping[str, Any],
+        scores: Mapping[str, Scores],
     ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The model of the last round that kept the tolerance, and the records of all rounds.
 
         Args:
-            model: pruned and healed once.
+            model: pruned and healed once, or only pruned where that healing broke the tolerance.
             first: "kept" (matrix → fraction), "healing" (`Healing.report`), "seconds".
+            scores: the model's, on the splits that decide.
         """
         total, kept = self._total(), self._result.plan.size(self._result.matrices)
-        scores = self._scores(1, model, tokenizer)
         done = [self._record(1, kept / total, scores, model) | dict(first)]
         if not done[0]["held"]:
-            # Only where a size was asked for: else this healing is undone.
+            # Only where a size was asked for: else a healing that breaks the tolerance is undone.
             progress.note("the healed model is not within the tolerance: no further round")
             return model, done
         self._keep(1, model, tokenizer)

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 import sieve
+from sieve.searchers.problem import SearchProblem
 from tests.sieve.conftest import ROWS, TASK, write_task
 from tests.sieve.test_cli import options, own_cache, run  # noqa: F401 (fixtures)
 
@@ -56,12 +57,21 @@ def test_healed_in_one_go_and_afterwards_is_the_same_model(run, world, near, tmp
         assert f"{report['healing']['held_back']['after']:.3f}" in shown
 
 
+def half_at_most(problem, candidate):
+    """Leaves something to prune in a second round, though a model at chance is within every tolerance."""
+    return candidate.plan.prunable_removed(problem.matrices) < 0.5
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_healing_that_breaks_the_tolerance_is_undone(run, world, near, tmp_path, monkeypatch, rounds):  # noqa: F811
+    """Also where the next round, which begins from the model as it was, does not keep the tolerance."""
+    monkeypatch.setattr(SearchProblem, "accepts", half_at_most)
+    monkeypatch.setattr("sieve.run.rounds.keeps_tolerance", lambda *given: given[2] is given[1].pruned)
     asked = []
     monkeypatch.setattr("sieve.run.pipeline.keeps_tolerance", lambda *given: asked.append(given[2]))
     given = [*options(world, tmp_path / "pruned"), "--search", "uniform"]
     given[given.index(world.task)] = near
+    given[given.index("--rank-multiple") + 1] = 1
     made = [run(*given, "--json")]
     given[given.index(tmp_path / "pruned")] = tmp_path / "healed"
     made += [run(*given, "--heal", "--heal-steps", 10, "--rounds", rounds, "--json")]
@@ -70,11 +80,30 @@ def test_healing_that_breaks_the_tolerance_is_undone(run, world, near, tmp_path,
     assert "it stays as it was" in note
     assert [set(scores) for scores in asked] == [{"fitness", "validation"}]
     assert report["healing"]["undone"]
+    assert [one["held"] for one in report.get("rounds", [])] == [True, False][: rounds if rounds > 1 else 0]
     for measure in ("accuracy", "loglik", "difference", "parameters", "kept"):
         assert report[measure] == before[measure]
     one, other = (sieve.load(tmp_path / name, device="cpu")[0].state_dict() for name in ("pruned", "healed"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert "Healing is undone" in run("info", tmp_path / "healed")[1]
+
+
+def test_rounds_go_on_from_a_model_whose_healing_was_undone(run, world, near, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(SearchProblem, "accepts", half_at_most)
+    monkeypatch.setattr("sieve.run.pipeline.keeps_tolerance", lambda *given: False)
+    given = [*options(world, tmp_path / "out"), "--search", "uniform", "--heal", "--heal-steps", 10, "--rounds", 2]
+    given[given.index(world.task)] = near
+    given[given.index("--rank-multiple") + 1] = 1
+    code, out, err = run(*given, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    first, second = report["rounds"]
+    assert first["steps"] == 0
+    assert second["prunable_removed"] > first["prunable_removed"]
+    assert report["parameters"]["prunable_removed"] == second["prunable_removed"]
+    assert "undone" not in report["healing"]
+    found = json.loads(run("eval", tmp_path / "out", "--json")[1])
+    assert found["accuracy"] == report["accuracy"]["pruned"]["test"]
 
 
 def test_rows_too_few_are_refused_before_the_long_work(run, world, tmp_path):  # noqa: F811

@@ -34,6 +34,13 @@ def test_there_are_no_rounds_without_healing_or_below_a_size_that_was_asked_for(
     assert sieve.Recipe("smollm2", "geography", **found).check()
 
 
+@pytest.mark.parametrize("search", ["uniform", "budget", "ga", "pareto"])
+def test_every_searcher_goes_with_the_default(search):
+    found = with_preset({"search": search})
+    assert "bottlenecks" not in found
+    assert sieve.Recipe("smollm2", "geography", **found).check()
+
+
 @pytest.mark.parametrize(
     ("given", "presets", "words"),
     [
