@@ -127,7 +127,7 @@ def collect(
     """Sum the statistics of all prunable matrices over `data`. `needs`: see `sieve.registry.Method.side`.
 
     With `gradients`, each batch also runs backward from its answers' loss. Of the matrices `channels`, which needs
-    that, also the importance of their input channels and the Gram matrix of these.
+    that, the importance of their input channels and the Gram matrix of these are summed, and no gradients.
     """
     model = PrunableModel.of(model)
     # Which Gram matrices are summed, and of which size.
@@ -149,7 +149,7 @@ def collect(
                 stack.enter_context(_watching(layer, grams[source.gram], source, mask, once))
             if source.inputs == name:
                 stack.enter_context(_summing(layer, sums[name], name, mask, once))
-            if gradients:
+            if source.gradient:
                 stack.enter_context(
                     watching_gradients(layer, grams[source.gradient], _basis(layer), source.gradient, once)
                 )
@@ -171,7 +171,8 @@ def collect(
             _check_finite(grams, sources)
             advance(int(batch.mask.sum()))
     # Gradients that are all zero carry no information: the loss-aware projection could not use them.
-    if gradients and not any(bool(grams[source.gradient].diagonal().any()) for source in sources.values()):
+    squares = [grams[source.gradient].diagonal() for source in sources.values() if source.gradient]
+    if gradients and not any(bool(one.any()) for one in (*squares, *importance.values())):
         answers = sum(max(0, int(length) - start) for batch in data
                       for length, start in zip(batch.mask.sum(1), batch.starts.tolist(), strict=True))  # fmt: skip
         raise NumericsError(_no_gradient(answers, model.dtype))
@@ -213,8 +214,11 @@ def _sums_of(
     width = {source.gram: matrices[name].n if source.side == "input" else matrices[name].m
              for name, source in sources.items() if source.gram}  # fmt: skip
     if gradients:
-        sources = {name: replace(source, gradient=f"{name}.gradient") for name, source in sources.items()}
-        width |= {source.gradient: min(matrices[name].m, matrices[name].n) for name, source in sources.items()}
+        # Matrices that lose channels are not projected: their gradients would serve nothing.
+        gone = {*channels, *(writer for name in channels for writer, _ in model.channel_writers[name])}
+        for name in [name for name in sources if name not in gone]:
+            sources[name] = replace(sources[name], gradient=f"{name}.gradient")
+            width[sources[name].gradient] = min(matrices[name].m, matrices[name].n)
     return sources, width
 
 

@@ -12,7 +12,6 @@ from sieve.calibration.once import OnlyOnce
 from sieve.calibration.text import Batch
 from sieve.evaluation.likelihood import logits_at
 from sieve.evaluation.shortcuts import allowed
-from sieve.models.linears import weight_of
 from sieve.models.loading import going_backward
 from sieve.models.numerics import product
 from sieve_kernels import gram_
@@ -83,22 +82,21 @@ def watching_importance(layer: nn.Module, importance: torch.Tensor, name: str, o
     To second order and with the Fisher matrix for the Hessian it is twice what the loss grows by without the channel.
     """
 
-    def hook(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        rows = args[0].detach()
+    def hook(layer: nn.Module, args: tuple) -> None:
+        rows, key = args[0].detach(), f"importance of {name}"
 
         def add(gradient: torch.Tensor) -> None:
-            key = f"importance of {name}"
             if not once.wants(key):
                 return
-            products = product(gradient, weight_of(layer).detach()).float() * rows.float()
+            products = gradient.float() * rows.float()
             found = products.reshape(-1, products.shape[-1]).square().sum(0)
             with once.adding(key):
                 importance.add_(found)
 
-        if output.requires_grad:
-            output.register_hook(add)
+        if args[0].requires_grad:
+            args[0].register_hook(add)
 
-    with layer.register_forward_hook(hook):
+    with layer.register_forward_pre_hook(hook):
         yield
 
 

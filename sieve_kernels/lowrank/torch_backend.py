@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sieve_kernels.core.checks import as_rows
-from sieve_kernels.core.wide_products import wide_products
+from sieve_kernels.core.wide_products import multiplies_wide, parts, wide_products
 from sieve_kernels.lowrank.quantize import dequantize_rows
 
 
@@ -133,17 +133,30 @@ def group_backward(
     return [*([] if dx is None else [dx.reshape(x.shape)]), *dAs, *dBs]
 
 
-@wide_products
 def dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = x Wᵀ + bias; x [..., n], W [m, n], bias [m]."""
-    return F.linear(x, W, bias)
+    if not multiplies_wide(x):
+        return F.linear(x, W, bias)
+    y, wide = x.new_empty((*x.shape[:-1], W.shape[0])), x.float()
+    for part in parts(W):
+        y[..., part] = F.linear(wide, W[part].float(), None if bias is None else bias[part].float())
+    return y
 
 
-@wide_products
 def dense_backward(grad: Tensor, x: Tensor, W: Tensor, needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of x [..., n] and W [m, n], those that are needed; grad [..., m]."""
-    rows = as_rows(grad)
-    return [*([(rows @ W).reshape(x.shape)] if needed[0] else []), *([rows.T @ as_rows(x)] if needed[1] else [])]
+    rows, tokens = as_rows(grad), as_rows(x)
+    if not multiplies_wide(x):
+        return [*([(rows @ W).reshape(x.shape)] if needed[0] else []), *([rows.T @ tokens] if needed[1] else [])]
+    dx, dW, tokens = None, torch.empty_like(W) if needed[1] else None, tokens.float()
+    for part in parts(W):
+        wide = rows[:, part].float()
+        if needed[0]:
+            weight = W[part].float()
+            dx = wide @ weight if dx is None else dx.addmm_(wide, weight)
+        if dW is not None:
+            dW[part] = wide.T @ tokens
+    return [*([] if dx is None else [dx.to(x.dtype).reshape(x.shape)]), *([] if dW is None else [dW])]
 
 
 @wide_products

@@ -26,6 +26,18 @@ def test_values_and_gradients_are_as_accurate(name, dtype, slow, monkeypatch):
     operator.check(*operator.make((70,), 48, 40, 12, dtype, "cpu"))
 
 
+@pytest.mark.parametrize("numbers", [1, 400, 2000])
+def test_a_weight_is_converted_in_parts(numbers, slow, monkeypatch):
+    """Parts of one row, of 10 rows, of which the last has 8, and all of it."""
+    monkeypatch.setenv("SIEVE_KERNELS", "torch")
+    monkeypatch.setattr(module, "PART", numbers)
+    operator = OPERATORS["linear"]
+    tensors = operator.make((70,), 48, 40, 12, torch.bfloat16, "cpu")
+    operator.check(*tensors)
+    exact = operator.definition(*operator.wide(tensors))
+    assert (operator.ours(*tensors) != exact.bfloat16()).float().mean() < 0.01
+
+
 def test_a_result_is_rounded_once(slow, monkeypatch):
     """Where an intermediate is not rounded, the result is the exact one, rounded."""
     monkeypatch.setenv("SIEVE_KERNELS", "torch")

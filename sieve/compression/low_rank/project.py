@@ -120,10 +120,12 @@ def _check(statistics: Statistics, matrices: Mapping[str, Matrix], method: str, 
     if unknown:
         raise InputError(f"the statistics know nothing of {unknown[0]}: calibrate this model first")
     sources = [statistics.sources[name] for name in matrices]
+    widths = {name for name, matrix in matrices.items() if isinstance(matrix, MlpWidth)}
+    weighed = [statistics.sources[name] for name in matrices.keys() - widths]
     lacking = None
-    if wanted.gradients and not (statistics.held_back and all(source.gradient for source in sources)):
+    if wanted.gradients and not (statistics.held_back and all(source.gradient for source in weighed)):
         lacking = "gradients"
-    elif any(isinstance(one, MlpWidth) for one in matrices.values()) and not statistics.importance:
+    elif widths and not statistics.importance:
         lacking = "importance of channels"
     elif wanted.side == "input" and not all(source.side == "input" and source.gram for source in sources):
         lacking = "Gram matrices of the inputs of every matrix"
