@@ -135,7 +135,7 @@ def group_backward(
 
 def dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """y [..., m] = x Wᵀ + bias; x [..., n], W [m, n], bias [m]."""
-    if not multiplies_wide(x):
+    if not (multiplies_wide(x) and W.numel()):
         return F.linear(x, W, bias)
     y, wide = x.new_empty((*x.shape[:-1], W.shape[0])), x.float()
     for part in parts(W):
@@ -146,7 +146,7 @@ def dense(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
 def dense_backward(grad: Tensor, x: Tensor, W: Tensor, needed: Sequence[bool]) -> list[Tensor]:
     """Gradients of x [..., n] and W [m, n], those that are needed; grad [..., m]."""
     rows, tokens = as_rows(grad), as_rows(x)
-    if not multiplies_wide(x):
+    if not (multiplies_wide(x) and W.numel()):
         return [*([(rows @ W).reshape(x.shape)] if needed[0] else []), *([rows.T @ tokens] if needed[1] else [])]
     dx, dW, tokens = None, torch.empty_like(W) if needed[1] else None, tokens.float()
     for part in parts(W):
