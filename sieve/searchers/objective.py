@@ -1,6 +1,8 @@
 """What "small" means: parameters, bytes on disk, or seconds on this machine."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -11,12 +13,14 @@ from transformers.pytorch_utils import Conv1D
 from sieve.models.linears import weight_of
 from sieve.models.matrix import DENSE, Matrix
 from sieve.models.mlp_width import MlpWidth
+from sieve.nn.fuse import fuse_, fused
 from sieve_kernels.autotune.measure import medians, prepared
 
 SizeOf = Callable[[Matrix, "int | str"], float]  # of one matrix at a rank, or "dense"
 
 ROWS = 32  # tokens at a time: a short prompt
 _RANKS, _REPEATS = 10, 7
+_UNCACHED, _COPIES = 32 << 20, 16
 Table = dict[str, list[tuple[int, float]]]  # "m x n" → (rank, seconds), ascending; rank 0 stands for dense
 
 
@@ -49,14 +53,15 @@ def size_of(objective: str, dtype: torch.dtype, table: Table | None = None) -> S
 
 
 def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
-    """Seconds of one layer by shape and rank.
+    """Seconds of one layer by shape and rank, run as pruned models run it (`sieve.nn.fuse`), its weights from memory.
 
     Medians of calls in turns, so that a slow moment hits all ranks; on a GPU of CUDA graphs, without the host's time.
     """
     table: Table = {}
-    for matrix in matrices.values():
-        if _shape(matrix) not in table:
-            table[_shape(matrix)] = _times(model.get_submodule(matrix.name), matrix)
+    with fused(model):
+        for matrix in matrices.values():
+            if _shape(matrix) not in table:
+                table[_shape(matrix)] = _times(model.get_submodule(matrix.name), matrix)
     return table
 
 
@@ -64,14 +69,10 @@ def measure(model: nn.Module, matrices: Mapping[str, Matrix]) -> Table:
 def measure_together(model: PreTrainedModel, matrices: Iterable[Matrix]) -> float:
     """Seconds of all layers of these matrices, one after the other: what the sum of their sizes by latency predicts."""
     layers = [model.get_submodule(name) for matrix in matrices for name in matrix.names]
-    device, dtype = model.device, model.dtype
-    calls = [(layer, torch.randn(ROWS, _width(layer), device=device).to(dtype)) for layer in layers]
-
-    def every() -> None:
-        for layer, x in calls:
-            layer(x)
-
-    return medians({"all": prepared(every, (), device)}, device, _REPEATS)["all"]
+    inputs = [torch.randn(ROWS, _width(layer), device=model.device).to(model.dtype) for layer in layers]
+    with fused(model):
+        work = prepared(_one_after_the_other, (layers, inputs), model.device)
+        return medians({"all": work}, model.device, _REPEATS)["all"]
 
 
 @torch.inference_mode()
@@ -79,15 +80,24 @@ def _times(layer: nn.Module, matrix: Matrix) -> list[tuple[int, float]]:
     weight = weight_of(layer)
     device, dtype = weight.device, weight.dtype
     whole = isinstance(matrix, MlpWidth)
-    layers: dict[int, nn.Module] = {0: matrix.stand_in(matrix.n, device, dtype) if whole else layer}
+    layers: dict[int, nn.Module] = {0: fuse_(matrix.stand_in(matrix.n, device, dtype)) if whole else layer}
     for rank in sorted({max(1, matrix.max_rank * step // _RANKS) for step in range(1, _RANKS + 1)}):
         if rank <= matrix.max_rank:
-            layers[rank] = matrix.stand_in(rank, device, dtype)
+            layers[rank] = fuse_(matrix.stand_in(rank, device, dtype))
     x = torch.randn(ROWS, matrix.n, device=device).to(dtype)
+    # As many copies of a layer in a row as no cache holds together with those of the other ranks.
+    copies = min(_COPIES, math.ceil(_UNCACHED / weight.nbytes))
     works = {}
     for rank, module in layers.items():
-        works[str(rank)] = prepared(module, (x[:, : module.in_features].contiguous() if whole else x,), device)
-    return [(int(rank), seconds) for rank, seconds in medians(works, device, _REPEATS).items()]
+        rows = x[:, : module.in_features].contiguous() if whole else x
+        modules = [module, *(deepcopy(module) for _ in range(copies - 1))]
+        works[str(rank)] = prepared(_one_after_the_other, (modules, [rows] * copies), device)
+    return [(int(rank), seconds / copies) for rank, seconds in medians(works, device, _REPEATS).items()]
+
+
+def _one_after_the_other(layers: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> None:
+    for layer, x in zip(layers, inputs, strict=True):
+        layer(x)
 
 
 def _width(layer: nn.Module) -> int:
