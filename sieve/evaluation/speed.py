@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,27 +24,44 @@ _ROUNDS, _SECONDS = 3, 2.0
 
 
 def measure_speed(model: PreTrainedModel) -> dict[str, float] | None:
+    """`measure_speeds` of one model."""
+    found = measure_speeds(model)
+    return found and found[0]
+
+
+def measure_speeds(*models: PreTrainedModel) -> list[dict[str, float]] | None:
     """Seconds that one token takes: "prefill" in a prompt of 128 tokens, "decode" one at a time, at batch 1.
 
-    Medians of a few rounds, in eager mode: a few seconds for a small model, and four passes for a large one. None, with
-    a note, for a model that does not decode so.
+    Medians of a few rounds in which the models take turns, in eager mode: a few seconds for a small model, and four
+    passes for a large one. None, with a note, if one of them does not decode so.
     """
-    length = min(PROMPT, (context_length(model) or PROMPT + NEW) - NEW)
-    rows = model.get_input_embeddings().weight.shape[0]
-    prompt = torch.arange(max(length, 1), device=model.device)[None] % rows
     try:
-        with evaluating(model), torch.inference_mode():
-            _round(model, prompt)  # fills caches
+        with torch.inference_mode(), ExitStack() as stack:
+            for model in models:
+                stack.enter_context(evaluating(model))
+            prompts = [_prompt(model) for model in models]
+            for model, prompt in zip(models, prompts, strict=True):
+                _round(model, prompt)  # fills caches
             started, rounds = time.perf_counter(), []
-            while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() - started < _SECONDS):
-                rounds.append(_round(model, prompt))
+            while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() - started < len(models) * _SECONDS):
+                rounds.append([_round(model, prompt) for model, prompt in zip(models, prompts, strict=True)])
     except Exception as error:
         if device_failed(error) and not is_out_of_memory(error):
             raise
         # Architectures differ in caches and arguments; a run must not be lost for its speed.
         progress.note(f"no speed is measured: {type(error).__name__}: {one_line(error)}")
         return None
-    return {name: statistics.median(one[name] for one in rounds) for name in ("prefill", "decode")}
+    return [
+        {name: statistics.median(one[name] for one in own) for name in ("prefill", "decode")}
+        for own in zip(*rounds, strict=True)
+    ]
+
+
+def _prompt(model: PreTrainedModel) -> torch.Tensor:
+    """Token ids [1, length], as many as the context has room for with the tokens behind them."""
+    length = min(PROMPT, (context_length(model) or PROMPT + NEW) - NEW)
+    rows = model.get_input_embeddings().weight.shape[0]
+    return torch.arange(max(length, 1), device=model.device)[None] % rows
 
 
 def speed_report(

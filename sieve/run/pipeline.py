@@ -20,7 +20,7 @@ from sieve.compression.vocabulary.trim import TrimmedVocabulary, keep_tokens_, m
 from sieve.evaluation.chance import control_levels
 from sieve.evaluation.check import check_splits
 from sieve.evaluation.scoring import Scores
-from sieve.evaluation.speed import measure_speed, speed_report
+from sieve.evaluation.speed import measure_speed
 from sieve.healing.checkpoint import Checkpoint, digest
 from sieve.healing.config import TUNED
 from sieve.healing.heal import heal_, lessons_of
@@ -47,6 +47,7 @@ from sieve.run.report.trimmed import trimmed_report
 from sieve.run.requirements import require_dense, require_reachable_plans
 from sieve.run.resume import ResumableRun
 from sieve.run.rounds import Rounds, keeps_tolerance
+from sieve.run.speeds import compare_speeds
 from sieve.run.stages import Stages
 from sieve.searchers.engine.journal import Journal
 from sieve.searchers.engine.ray_workers import require_workers
@@ -368,7 +369,8 @@ class _Pipeline:
 
     def _save(self, report: dict[str, Any]) -> dict[str, Any]:
         """Write the folder; returns the report with the speeds of both models."""
-        report = {**report, "speed": speed_report(self.model, self.dense_speed, measure_speed(self.model))}
+        speed = compare_speeds(self.model, self.recipe, self.size["dense"]["bytes"], self.dense_speed, self.trust)
+        report = {**report, "speed": speed}
         progress.measured(
             {
                 "result/removed": report["parameters"]["prunable_removed"],

@@ -6,7 +6,7 @@ from torch import nn
 
 from sieve.compression.low_rank.pair import FactorPair
 from sieve.evaluation import speed
-from sieve.evaluation.speed import PROMPT, measure_speed, speed_report
+from sieve.evaluation.speed import PROMPT, measure_speed, measure_speeds, speed_report
 from tests.tiny_models import tiny_model, tiny_pruned
 
 
@@ -23,6 +23,21 @@ def test_a_prompt_at_once_and_then_token_by_token(kind, monkeypatch):
     assert lengths[: speed.NEW + 1] == [PROMPT] + speed.NEW * [1]
     assert len(lengths) >= 2 * (speed.NEW + 1)
     assert model.training
+
+
+def test_models_take_turns_and_medians_are_each_ones_own(monkeypatch):
+    dense, pruned = tiny_model("llama"), tiny_pruned("llama")
+    order = []
+
+    def one_round(model, prompt):
+        order.append("dense" if model is dense else "pruned")
+        return {"prefill": 1.0, "decode": float(len(order))}
+
+    monkeypatch.setattr(speed, "_ROUNDS", 3)
+    monkeypatch.setattr(speed, "_round", one_round)
+    found = measure_speeds(dense, pruned)
+    assert order == ["dense", "pruned"] * (1 + speed._ROUNDS)
+    assert [one["decode"] for one in found] == [5.0, 6.0]
 
 
 def test_it_ends_after_some_seconds_and_fits_short_contexts(monkeypatch):

@@ -1,0 +1,42 @@
+"""How fast the dense and the pruned model are on this machine, measured in turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sieve.checkpoint.size import model_bytes
+from sieve.evaluation.speed import measure_speed, measure_speeds, speed_report
+from sieve.models.loading import load_model
+from sieve.run.recipe import Recipe
+from sieve.utils import progress
+from sieve.utils.devices import free_memory
+
+# Weights and passes of a model that is loaded, by the bytes of its weights.
+_LOADED = 2
+
+
+def compare_speeds(
+    pruned: PreTrainedModel,
+    recipe: Recipe,
+    dense_bytes: int,
+    before: dict[str, float] | None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any] | None:
+    """`speed_report` of a run's models; the dense one is loaded again where memory has room for it.
+
+    Args:
+        dense_bytes: of the dense model's weights.
+        before: what the dense model took at the beginning of the run, for lack of better; None: it does not decode.
+    """
+    if before is None:
+        return None
+    room, allowed = free_memory(pruned.device), recipe.limits.allowed
+    if allowed is not None:
+        room = min(room, allowed - model_bytes(pruned))
+    if room < _LOADED * dense_bytes:
+        return speed_report(pruned, before, measure_speed(pruned))
+    with progress.muted():
+        dense, _ = load_model(recipe.model, recipe.dtype, recipe.device, trust_remote_code)
+    return speed_report(pruned, *(measure_speeds(dense, pruned) or (None, None)))
