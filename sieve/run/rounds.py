@@ -31,6 +31,7 @@ from sieve.run.measured import Measured
 from sieve.run.recipe import Recipe
 from sieve.run.report.intervals import intervals
 from sieve.run.resume import ResumableRun
+from sieve.searchers.algorithms.base import searcher_named
 from sieve.searchers.problem import within
 from sieve.searchers.run import SearchResult, run_search
 from sieve.searchers.signal import DECIDING
@@ -124,11 +125,15 @@ class Rounds:
             path=self._folder / f"calibration-{number}.safetensors", generated=self._generated,
         )  # fmt: skip
         factors = compressed(recipe, prunable, statistics)
+        # Reports name the bottlenecks of the first round's plan.
+        options = replace(recipe.options(), kept=share)
+        if searcher_named(recipe.searcher).per_matrix:
+            options = replace(options, bottlenecks=0)
         result = run_search(
             prunable, tokenizer, factors, self._task, recipe.tolerance, recipe.searcher,
             rank_multiple=recipe.rank_multiple, seed=recipe.seed, journal=self._folder / f"journal-{number}.txt",
             dense=self._result.dense, allow_no_signal=recipe.allow_no_signal, generated=self._generated,
-            **asdict(replace(recipe.options(), kept=share)), **asdict(recipe.engine),
+            **asdict(options), **asdict(recipe.engine),
         )  # fmt: skip
         # No matrix may get a higher rank than it had: the higher ranks would be empty.
         plan = at_most(result.plan, ranks)

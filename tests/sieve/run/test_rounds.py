@@ -53,6 +53,15 @@ def test_each_round_is_smaller_and_the_last_that_held_is_stored(run, world, near
     assert "Round 3" in run("info", tmp_path / "out")[1]
 
 
+def test_bottlenecks_are_tested_in_the_first_round_alone(run, world, near, tmp_path):  # noqa: F811
+    given = list(command(world, near, tmp_path / "out", "--kept", 0.6, "--bottlenecks", 2, rounds=2))
+    given[given.index("uniform")] = "budget"
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert len(json.loads(out)["rounds"]) == 2
+    assert err.count("matrices lose one level each") == 1
+
+
 def test_after_a_failed_round_sizes_between_are_tried(run, world, near, tmp_path, monkeypatch):  # noqa: F811
     from sieve.run import rounds as module
 
