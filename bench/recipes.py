@@ -33,6 +33,7 @@ OPTIONS = {
     "widths, shared, generated": {"method": "widths", "shared_input": True, "generated_tokens": 20_000},
     "widths, shared, refit": {"method": "widths", "shared_input": True, "refit": True},
     "widths, shared, healed": {"method": "widths", "shared_input": True, "heal": "label-free"},
+    "default, two rounds": PRESETS["default"] | {"rounds": 2, "bottlenecks": 16},
     **PRESETS,
 }
 
