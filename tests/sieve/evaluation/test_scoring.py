@@ -369,7 +369,8 @@ class TestEmbeddedModel:
                 logprobs = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
             want.append(logprobs.gather(1, torch.tensor(ids)[1:, None])[start - 1 :].sum().item())
         scores = evaluate(model, tokenizer, task, examples)
-        assert scores.loglik == pytest.approx(want, abs=0.15)  # bfloat16
+        # Sums of some tokens' values in bfloat16, which processors without 16-bit products round in other places.
+        assert scores.loglik == pytest.approx(want, abs=0.3)
         assert math.isfinite(scores.mean_loglik)
 
 
