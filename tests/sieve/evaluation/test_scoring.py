@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -362,15 +363,15 @@ class TestEmbeddedModel:
         model, tokenizer = embedded
         task = load_task("geography")
         examples = task.splits()["test"][:6]
-        want = []
+        # In float32: processors round products of bfloat16 in different places.
+        wide, want = deepcopy(model).float(), []
         for example in examples:
             ids, start = encode(tokenizer, task, example, example.target)
             with torch.no_grad():
-                logprobs = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+                logprobs = wide(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
             want.append(logprobs.gather(1, torch.tensor(ids)[1:, None])[start - 1 :].sum().item())
         scores = evaluate(model, tokenizer, task, examples)
-        # Sums of some tokens' values in bfloat16, which processors without 16-bit products round in other places.
-        assert scores.loglik == pytest.approx(want, abs=0.3)
+        assert scores.loglik == pytest.approx(want, abs=0.15)  # bfloat16
         assert math.isfinite(scores.mean_loglik)
 
 
