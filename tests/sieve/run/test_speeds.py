@@ -40,3 +40,15 @@ def test_the_dense_model_is_loaded_again_where_there_is_room(measured, monkeypat
 def test_a_dense_model_that_does_not_decode_is_not_loaded_again(measured):
     assert speeds.compare_speeds(tiny_pruned("llama"), sieve.Recipe("somewhere", "geography"), 1000, None) is None
     assert measured == []
+
+
+def test_a_dense_model_that_has_gone_loses_no_run(measured, monkeypatch):
+    def gone(*given):
+        raise OSError("the folder has gone")
+
+    monkeypatch.setattr(speeds, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(speeds, "load_model", gone)
+    pruned = tiny_pruned("llama")
+    found = speeds.compare_speeds(pruned, sieve.Recipe("somewhere", "geography"), 1000, BEFORE)["seconds"]
+    assert measured == [(pruned,)]
+    assert found["dense"] == BEFORE
