@@ -1,12 +1,14 @@
-"""The calibrations of a run, the task's and general text's, and where they are kept."""
+"""The calibrations of a run, the task's and general text's, what they are of, and where they are kept."""
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sieve.calibration.collect import calibrate
 from sieve.calibration.statistics import Statistics
+from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.models.prunable_model import PrunableModel
+from sieve.registry import method_named
 from sieve.run.recipe import Recipe
 from sieve.tasks import Task
 from sieve.tasks.general import GENERAL, general_text
@@ -16,6 +18,14 @@ from sieve.utils.files import cache_folder
 def calibration_cache() -> Path | None:
     """Where the command line keeps the last calibration, so that the next run need not repeat it."""
     return cache_folder("calibration")
+
+
+def prunable_of_(recipe: Recipe, model: PreTrainedModel) -> PrunableModel:
+    """The matrices that the recipe prunes: with `shared_input`, those that read one input become one, in place."""
+    if recipe.shared_input:
+        # A method that removes hidden units needs each matrix of an MLP by itself.
+        share_inputs_(model, mlps=not method_named(recipe.method).channels, required=False)
+    return PrunableModel(model)
 
 
 def task_statistics(

@@ -11,7 +11,6 @@ from sieve.calibration.keep import require_place
 from sieve.checkpoint.folder import save
 from sieve.checkpoint.size import model_bytes, model_parameters
 from sieve.compression.apply import apply_
-from sieve.compression.low_rank.share_inputs import share_inputs_
 from sieve.compression.methods import method_report
 from sieve.compression.quantize import quantize_
 from sieve.compression.space import CompressionSpace
@@ -31,8 +30,7 @@ from sieve.healing.unlabelled import unlabelled_examples
 from sieve.models.linears import by_pattern
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
-from sieve.registry import method_named
-from sieve.run.calibrated import general_statistics, task_statistics
+from sieve.run.calibrated import general_statistics, prunable_of_, task_statistics
 from sieve.run.compressed import compressed
 from sieve.run.heal import letters_taught
 from sieve.run.measured import MEASURED, Measured
@@ -134,8 +132,7 @@ class _Pipeline:
             self._trim(kept)
             self._learn_lessons(identity)
             if recipe.shared_input:
-                mlps = not method_named(recipe.method).channels
-                self.prunable = PrunableModel(share_inputs_(self.model, mlps, required=False))
+                self.prunable = prunable_of_(recipe, self.model)
                 require_reachable_plans(recipe, self.prunable)
         # Statistics → compressed forms of each matrix → the plan that says how much of each is kept.
         with stages("calibrate"):

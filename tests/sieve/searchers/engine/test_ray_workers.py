@@ -4,8 +4,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -369,52 +367,3 @@ def test_slow_evaluations_and_a_driver_that_was_stopped_lose_no_worker(monkeypat
     with progress.shown(), stack:
         assert [one.accuracy for one in engine.scores(plans_of([1, 2]), 0)] == [1, 2]
     assert "lost" not in capsys.readouterr().err
-
-
-LISTENING = """
-import os, signal, subprocess, sys
-from tests.sieve.searchers.engine.test_ray_workers import acting, plans_of
-from tests.tiny_models import tiny_model
-
-if __name__ == "__main__":
-    mine = lambda number, frame: None
-    signal.signal(signal.SIGTERM, mine)
-    stack, engine = acting(tiny_model("llama"), lambda rank: None, 1)
-    with stack:
-        engine.scores(plans_of([1, 2]), 0)
-        import ray
-        import psutil
-        ours = {child.pid for child in psutil.Process().children(recursive=True)} | {os.getpid()}
-        for line in subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout.splitlines():
-            if any(f"pid={pid}," in line for pid in ours):
-                print("port", line.split()[3])
-        code = f"import ray; ray.init('{ray.get_runtime_context().gcs_address}', log_to_driver=False); print('in')"
-        bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        command = [sys.executable, "-c", code]
-        try:
-            done = subprocess.run(
-                command, env={**bare, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=25
-            )
-            print("stranger", done.stdout.split())
-        except subprocess.TimeoutExpired:  # it tries again and again
-            print("stranger []")
-    left = [name for name in os.environ if name.startswith("RAY_AUTH")]
-    print("left", left, signal.getsignal(signal.SIGTERM) is mine)
-"""
-
-
-@pytest.mark.slow
-def test_our_own_cluster_is_for_this_process_alone(tmp_path):
-    """It listens on the loopback interface and turns strangers away; signal handlers stay what they were."""
-    script = tmp_path / "listening.py"
-    script.write_text(LISTENING)
-    # Nothing of a cluster that this process or its caller has set up.
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run([sys.executable, script], env=bare, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    ports = [line.split()[1] for line in lines if line.startswith("port")]
-    assert len(ports) >= 4
-    assert all("127.0.0.1" in port or "[::1]" in port for port in ports), ports
-    assert "stranger []" in lines
-    assert lines[-1] == "left [] True"
