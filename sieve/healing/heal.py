@@ -238,8 +238,12 @@ def heal_(
     seed: int = 0,
     kind: str | None = None,
     checkpoint: Checkpoint | None = None,
+    settings: Sequence[Setting] | None = None,
 ) -> Healing:
-    """`heal` with lessons that were made before. kind: None means the kind of the lessons."""
+    """`heal` with lessons that were made before.
+
+    kind: None means the kind of the lessons. settings: to try; None means those of `settings_for`.
+    """
     started = time.perf_counter()
     kind = kind or lessons.kind
     training, held_back = lessons.training, lessons.held_back
@@ -254,7 +258,8 @@ def heal_(
     adapted = state_of(model)
     # Try all settings in turns, and keep the one that came nearest.
     healers = [
-        Healer(model, lessons, setting, steps, rows, seed, before, together) for setting in settings_for(lessons, kind)
+        Healer(model, lessons, setting, steps, rows, seed, before, together)
+        for setting in settings or settings_for(lessons, kind)
     ]
     _take_turns(healers, steps, before, checkpoint)
     courses = [one.course for one in healers]
