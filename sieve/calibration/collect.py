@@ -79,8 +79,9 @@ def calibrate(
     if path is not None:
         require_place(path)
     task = load_task(task)
+    beside = generated if isinstance(generated, int) else sum(len(sample.ids) for sample in generated)
     sequences = calibration_sequences(
-        tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048
+        tokenizer, task, task.splits(seed)["calibration"], tokens, context_length(model) or 2048, beside
     )
     check_token_ids(model, tokenizer, max(max(sample.ids, default=0) for sample in sequences))
     learns = wanted.gradients

@@ -37,12 +37,19 @@ class Batch:
 
 
 def calibration_sequences(
-    tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], tokens: int, context: int
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    tokens: int,
+    context: int,
+    generated: int = 0,
 ) -> list[Sample]:
     """Prompt and right answer of each example, in the split's order, until `tokens` are reached.
 
     Prompts that are longer than `context` are cut as for evaluation, and so is the last one at the budget; texts
     without a prompt (perplexity) are read in windows of `context`.
+
+    Args: generated: how many tokens of text that the model generates are added later.
 
     Raises: InputError for a budget or a split below `MINIMUM_TOKENS`, or an answer longer than `context`.
     """
@@ -77,9 +84,16 @@ def calibration_sequences(
             f"the calibration split of {shorten(task.name)} holds only {found} tokens, too few to prune by: "
             f"give it more examples (at least {MINIMUM_TOKENS} tokens, better {ENOUGH_TOKENS:,})"
         )
-    if found < ENOUGH_TOKENS:
-        more = "raise --calibration-tokens" if found + context > tokens else "give the calibration split more examples"
-        progress.note(f"only {found:,} tokens to calibrate with, where {ENOUGH_TOKENS:,} or more are advised: {more}")
+    if found + generated < ENOUGH_TOKENS:
+        more = (
+            "raise --calibration-tokens"
+            if found + context > tokens
+            else "give the calibration split more examples, "
+            f"or let the model generate the rest: --generated-tokens {ENOUGH_TOKENS - found}"
+        )
+        progress.note(
+            f"only {found + generated:,} tokens to calibrate with, where {ENOUGH_TOKENS:,} or more are advised: {more}"
+        )
     return sequences
 
 

@@ -63,6 +63,15 @@ def test_what_is_cut_and_what_is_little_is_said(capsys):
     said = capsys.readouterr().err
     assert "calibration: 8 prompts are longer than 128 tokens and were cut" in said
     assert "only 1,024 tokens to calibrate with, where 16,000 or more are advised" in said
+    assert "or let the model generate the rest: --generated-tokens 14976" in said
+
+
+def test_generated_text_counts(capsys):
+    for generated in (14_975, 14_976):
+        with progress.shown():
+            calibration_sequences(tiny_tokenizer(), TASK, LONG, 2048, 128, generated)
+        said = capsys.readouterr().err
+        assert ("only 15,999 tokens to calibrate with" in said) == (generated == 14_975)
 
 
 def test_an_answer_beyond_the_context():
