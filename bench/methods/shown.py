@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import quality_shown, recipes, search_quality
+from bench import generalisation, quality_shown, recipes, search_quality
 from bench.cells import RESULTS, Results, differences, mean_differences
 from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
@@ -28,6 +28,7 @@ REACHED = "svd_llm"
 REACHED_AT = (0.5, 0.6, 0.7, 0.8)
 SOURCES = {
     "recipes": "recipes run",
+    "generalisation": "generalisation run",
     "search_quality": "search_quality run",
     "methods": "methods run",
     "cross": "methods cross",
@@ -316,8 +317,9 @@ def write_docs(folder: Path) -> Path:
     searched = Results(folder / "search_quality.jsonl", search_quality.KEY)
     shrunk = Results(folder / "shrinkage.jsonl", shrinkage.KEY)
     whole = Results(folder / "recipes.jsonl", recipes.KEY)
+    general = Results(folder / "generalisation.jsonl", generalisation.KEY)
     about: dict[str, set[str]] = {}
-    for row in chain(measured, crossed, searched, shrunk, whole):
+    for row in chain(measured, crossed, searched, shrunk, whole, general):
         about.setdefault(f"{row['device']}, torch {row['torch']}", set()).add(row["commit"])
     parts = [
         "# Results\n\nSmolLM2-135M-Instruct in bfloat16. Every number below is computed from the data files in "
@@ -329,6 +331,7 @@ def write_docs(folder: Path) -> Path:
         *(f"On {machine}, by the commits {', '.join(sorted(commits))}.\n" for machine, commits in about.items()),
         SPLITS_OF_OLD,
         "## What options buy\n\n" + recipes.table(whole) + "\n" if len(whole) else "",
+        "## What is kept of other tasks\n\n" + generalisation.table(general) + "\n" if len(general) else "",
         "## Searches\n\n" + quality_shown.table(searched) + "\n" if len(searched) else "",
         *_pictures(folder, "search_quality"),
         "## Methods\n\n" + table(measured, crossed) + "\n",
