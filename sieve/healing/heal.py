@@ -44,8 +44,11 @@ LOOKS = 5
 MARGIN = 0.1
 # At most this many settings go on after the first, second and each later look.
 _AT_MOST = (2, 2, 1)
-OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 1e-5))
+# Of one rate: while it is high, a model is further away than with a lower rate, and nearer at the end.
+OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 5e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
+# Where no setting brings the model nearer, all are tried once more at this fraction of their rates.
+_SLOWER = 0.2
 # Factor of the rate for adapters: their products start at zero.
 _OF_ADAPTERS = 10.0
 
@@ -257,12 +260,22 @@ def heal_(
     trained = sum(one.numel() for one in trained_parameters(model).values())
     adapted = state_of(model)
     # Try all settings in turns, and keep the one that came nearest.
-    healers = [
-        Healer(model, lessons, setting, steps, rows, seed, before, together)
-        for setting in settings or settings_for(lessons, kind)
-    ]
-    _take_turns(healers, steps, before, checkpoint)
+    asked = list(settings or settings_for(lessons, kind))
+
+    def tried(some: Sequence[Setting], first: int) -> list[Healer]:
+        healers = [Healer(model, lessons, one, steps, rows, seed, before, together) for one in some]
+        _take_turns(healers, first, steps, before, checkpoint)
+        return healers
+
+    healers = tried(asked, 0)
     courses = [one.course for one in healers]
+    if not any(one.best for one in courses):
+        progress.say("  no setting brought the model nearer: all are tried once more, with smaller steps")
+        # Their optimisers take more memory than the model.
+        del healers
+        restore(model, adapted)
+        healers = tried([replace(one, rate=_SLOWER * one.rate) for one in asked], len(asked))
+        courses += [one.course for one in healers]
     healer = min(healers, key=lambda one: one.course.after)
     healer.finish(adapted)
     course, after = healer.course, healer.course.after
@@ -281,16 +294,21 @@ def heal_(
     )  # fmt: skip
 
 
-def _take_turns(healers: Sequence[Healer], steps: int, before: float, checkpoint: Checkpoint | None) -> None:
-    """Run the steps of all settings; after each look, go on without those that have fallen behind."""
+def _take_turns(
+    healers: Sequence[Healer], first: int, steps: int, before: float, checkpoint: Checkpoint | None
+) -> None:
+    """Run the steps of all settings; after each look, go on without those that have fallen behind.
+
+    first: the number of the first one in the checkpoint.
+    """
     # Continue from a checkpoint, if there is one of the same settings.
     of = ""
     if checkpoint is not None:
         of = digest(steps, before, [one.course.setting for one in healers])
-        for number, healer in enumerate(healers):
+        for number, healer in enumerate(healers, first):
             checkpoint.restore(number, healer, of)
     # Let all settings take the same number of steps, then compare them on the held-back rows.
-    going_on = dict(enumerate(healers))
+    going_on = dict(enumerate(healers, first))
     looks = sorted({max(1, steps * part // LOOKS) for part in range(1, LOOKS + 1)})
     with progress.bar("healing", len(healers) * steps, "steps") as advance:
         for place, look in enumerate(looks):

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ ROWS = [
      "land": i // 5} for i in range(120)
 ]  # fmt: skip
 TOKENIZER = tiny_tokenizer()
+TOO_FAST = (Setting(1, 0.1, 100.0), Setting(0, 1, 50.0))
+# Its name in the package is the function's.
+heal_module = importlib.import_module("sieve.healing.heal")
 
 
 def task_of(kind="multiple_choice", rows=ROWS, **changes):
@@ -260,7 +264,7 @@ def test_taking_turns_changes_no_healing():
 
 def test_settings_that_fall_behind_are_given_up_and_near_ones_go_on(monkeypatch):
     settings = (Setting(1, 0.1, 2e-3), Setting(1, 0.1, 2.001e-3), Setting(1, 0.1, 1e-9), Setting(-1, -0.1, 2e-3))
-    monkeypatch.setattr(importlib.import_module("sieve.healing.heal"), "OF_CHOICES", settings)
+    monkeypatch.setattr(heal_module, "OF_CHOICES", settings)
     healing = heal_(tiny_pruned("llama"), lessons(), steps=10)
     courses = [healing.course, *healing.tries]
     taken = {one.setting: one.curve[-1][0] for one in courses}
@@ -273,6 +277,25 @@ def test_settings_that_fall_behind_are_given_up_and_near_ones_go_on(monkeypatch)
     assert report["held_back"]["curve"][0] == [0, healing.before]
     assert len(report["tries"]) == 3
     assert len(report["losses"]) == 10
+
+
+def test_where_no_setting_helps_all_are_tried_with_smaller_steps(monkeypatch):
+    monkeypatch.setattr(heal_module, "OF_CHOICES", TOO_FAST)
+    student = tiny_pruned("llama")
+    start = state_of(student)
+    healing = heal_(student, lessons(), steps=10)
+    slower = [replace(one, rate=0.2 * one.rate) for one in TOO_FAST]
+    assert {one.setting for one in (healing.course, *healing.tries)} == {*TOO_FAST, *slower}
+    assert healing.course.best == 0
+    assert all(torch.equal(one, start[name]) for name, one in state_of(student).items())
+    monkeypatch.setattr(heal_module, "_SLOWER", 2e-5)
+    # They begin with the model as it was, so that they are what they would be alone.
+    healing = heal_(student, lessons(), steps=10)
+    assert healing.after < healing.before
+    alone = tiny_pruned("llama")
+    want = heal_(alone, lessons(), steps=10, settings=[replace(one, rate=2e-5 * one.rate) for one in TOO_FAST])
+    assert healing.course == want.course
+    assert all(torch.equal(one, state_of(alone)[name]) for name, one in state_of(student).items())
 
 
 def test_no_label_is_read():

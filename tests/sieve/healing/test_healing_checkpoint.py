@@ -5,7 +5,7 @@ import torch
 
 from sieve.healing import loop
 from sieve.healing.heal import heal
-from tests.sieve.healing.test_healing import TOKENIZER, task_of
+from tests.sieve.healing.test_healing import TOKENIZER, TOO_FAST, heal_module, task_of
 from tests.tiny_models import tiny_model, tiny_pruned
 
 
@@ -13,8 +13,19 @@ class Killed(BaseException):
     """As an interrupt is, no error."""
 
 
-@pytest.mark.parametrize(("kind", "after"), [("label-free", 1), ("label-free", 11), ("tuned", 7), ("lora", 12)])
+@pytest.mark.parametrize(("kind", "after"), [("label-free", 1), ("label-free", 11), ("tuned", 7), ("lora", 9)])
 def test_an_interrupted_healing_goes_on_to_the_same_bits(kind, after, tmp_path, monkeypatch):
+    goes_on_to_the_same_bits(kind, after, tmp_path, monkeypatch)
+
+
+def test_an_interrupted_second_try_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(heal_module, "OF_CHOICES", TOO_FAST)
+    monkeypatch.setattr(heal_module, "_SLOWER", 2e-5)
+    goes_on_to_the_same_bits("label-free", 13, tmp_path, monkeypatch)
+    assert (tmp_path / "kept" / "setting-3.safetensors").exists()
+
+
+def goes_on_to_the_same_bits(kind, after, tmp_path, monkeypatch):
     task, dense = task_of(), tiny_model("llama")
     whole = tiny_pruned("llama")
     want = heal(whole, TOKENIZER, task, dense, steps=10, kind=kind)
