@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
 from sieve.healing.config import AUTO, LORA, HealingConfig
+from sieve.healing.heal import OF_CHOICES, OF_TOKENS
 from sieve.healing.lora import require_adaptable
 from sieve.healing.masters import trained_parameters
 from sieve.healing.teacher import require_rows
@@ -18,9 +19,14 @@ from sieve.utils.devices import free_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A trained parameter's bytes: for each of three settings a master, two moments and the best weights so far; a copy of
-# the weights at the start, and a gradient.
-BYTES = 3 * (4 + 8 + 2) + 2 + 4
+
+def bytes_of_a_parameter(choices: bool) -> int:
+    """What healing takes for each trained parameter beside the model.
+
+    For each setting that is tried a master, two moments and the best weights so far; a copy of the weights at the
+    start, and a gradient. choices: whether the task has choices.
+    """
+    return len(OF_CHOICES if choices else OF_TOKENS) * (4 + 8 + 2) + 2 + 4
 
 
 def possible_healing(
@@ -42,7 +48,7 @@ def possible_healing(
         if healing.kind == LORA:
             require_adaptable(model)
         elif automatic:
-            _require_memory(model, allowed)
+            _require_memory(model, task, allowed)
     except InputError as error:
         if not automatic:
             raise
@@ -51,8 +57,9 @@ def possible_healing(
     return replace(healing, heal=healing.kind)
 
 
-def _require_memory(model: PreTrainedModel, allowed: int | None) -> None:
+def _require_memory(model: PreTrainedModel, task: Task, allowed: int | None) -> None:
     trained = sum(one.numel() for one in trained_parameters(model).values())
-    needed, free = BYTES * trained, free_memory(model.device) if allowed is None else allowed
+    needed = bytes_of_a_parameter(task.type == "multiple_choice") * trained
+    free = free_memory(model.device) if allowed is None else allowed
     if needed > free:
         raise InputError(f"that takes about {needed / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are free")

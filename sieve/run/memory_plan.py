@@ -21,7 +21,7 @@ from sieve.evaluation.likelihood import CACHED_BATCHES, cells_of_a_pass
 from sieve.healing.config import AUTO, LORA
 from sieve.healing.masters import trained_parameters
 from sieve.healing.pace import ROWS
-from sieve.healing.possible import BYTES
+from sieve.healing.possible import bytes_of_a_parameter
 from sieve.healing.rows import CELLS, TARGETS
 from sieve.models.loading import context_length, device_named, shapes_before_loading, shapes_of
 from sieve.models.prunable_model import PrunableModel
@@ -167,7 +167,7 @@ def memory_plan(model: PreTrainedModel, recipe: Recipe, lengths: Lengths, device
     if recipe.healing.kind:
         # What was searched with is there no more.
         stages["heal"] = weights | {
-            "optimisers": BYTES * trained,
+            "optimisers": bytes_of_a_parameter(lengths.sequences > lengths.examples) * trained,
             "passes": passes.backward(min(CELLS, ROWS * lengths.longest), TARGETS),
         }
         if recipe.rounds > 1:

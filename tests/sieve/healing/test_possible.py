@@ -6,9 +6,10 @@ import sieve
 from sieve.errors import InputError
 from sieve.healing import possible
 from sieve.healing.config import HealingConfig
+from sieve.healing.heal import settings_for
 from sieve.healing.masters import Masters
 from sieve.healing.possible import possible_healing
-from tests.sieve.healing.test_healing import task_of
+from tests.sieve.healing.test_healing import lessons, task_of
 from tests.tiny_models import tiny_model
 
 ROUNDS = HealingConfig(heal="auto", rounds=3, heal_steps=7)
@@ -54,6 +55,12 @@ def test_the_memory_of_an_optimiser_is_what_is_counted():
     state = masters.state()
     trained = sum(one.numel() for one in possible.trained_parameters(model).values())
     assert sum(one.nbytes for one in state.values() if one.dim()) == 12 * trained
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "perplexity"])
+def test_each_setting_has_an_optimiser(kind):
+    settings = settings_for(lessons(kind), "label-free")
+    assert possible.bytes_of_a_parameter(kind == "multiple_choice") == len(settings) * 14 + 6
 
 
 def test_names_are_checked():

@@ -132,7 +132,7 @@ def test_what_would_fit(world, monkeypatch):
         require(1000)
     # Healing that is left to what memory allows is left out, with all that asks for it.
     auto = Recipe(**{**recipe.to_dict(), "heal": "auto", "search": "budget", "unlabelled": "more.jsonl"})
-    monkeypatch.setattr(module, "BYTES", 1 << 20)
+    monkeypatch.setattr(module, "bytes_of_a_parameter", lambda choices: 1 << 20)
     found = require(1 << 28, auto)
     assert found.healing.kind is None
     assert found.check().healing == HealingConfig()
