@@ -47,7 +47,7 @@ _AT_MOST = (2, 2, 1)
 # Of one rate: while it is high, a model is further away than with a lower rate, and nearer at the end.
 OF_CHOICES = (Setting(1.0, 0.1, 5e-5), Setting(0.0, 1.0, 5e-5))
 OF_TOKENS = (Setting(0.0, 1.0, 2e-5), Setting(0.0, 1.0, 5e-5), Setting(0.0, 1.0, 2e-4))
-# Where no setting brings the model nearer, all are tried once more at this fraction of their rates.
+# Where no setting brings the model nearer, the nearest is tried once more at this fraction of its rate.
 _SLOWER = 0.2
 # Factor of the rate for adapters: their products start at zero.
 _OF_ADAPTERS = 10.0
@@ -270,11 +270,12 @@ def heal_(
     healers = tried(asked, 0)
     courses = [one.course for one in healers]
     if not any(one.best for one in courses):
-        progress.say("  no setting brought the model nearer: all are tried once more, with smaller steps")
+        progress.say("  no setting brought the model nearer: the nearest is tried once more, with smaller steps")
+        nearest = min(courses, key=lambda one: one.curve[-1][1]).setting
         # Their optimisers take more memory than the model.
         del healers
         restore(model, adapted)
-        healers = tried([replace(one, rate=_SLOWER * one.rate) for one in asked], len(asked))
+        healers = tried([replace(nearest, rate=_SLOWER * nearest.rate)], len(asked))
         courses += [one.course for one in healers]
     healer = min(healers, key=lambda one: one.course.after)
     healer.finish(adapted)

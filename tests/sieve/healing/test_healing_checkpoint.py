@@ -22,7 +22,7 @@ def test_an_interrupted_second_try_goes_on_to_the_same_bits(tmp_path, monkeypatc
     monkeypatch.setattr(heal_module, "OF_CHOICES", TOO_FAST)
     monkeypatch.setattr(heal_module, "_SLOWER", 2e-5)
     goes_on_to_the_same_bits("label-free", 13, tmp_path, monkeypatch)
-    assert (tmp_path / "kept" / "setting-3.safetensors").exists()
+    assert (tmp_path / "kept" / "setting-2.safetensors").exists()
 
 
 def goes_on_to_the_same_bits(kind, after, tmp_path, monkeypatch):
