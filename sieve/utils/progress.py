@@ -170,7 +170,9 @@ def bar(description: str, total: int | None, unit: str, summary: bool = True) ->
         emit(Event("end", description, done=done, total=total, unit=unit))
     seconds = time.perf_counter() - started
     if summary:
-        say(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+        rate = done / max(seconds, 1e-9)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        say(f"  {description}: {done:,} {unit} in {seconds:.1f} s ({shown}/s)")
 
 
 class _Terminal:

@@ -48,6 +48,15 @@ def test_work_that_fails_ends_too(heard):
     assert progress._terminal._bars == []
 
 
+@pytest.mark.parametrize(("seconds", "rate"), [(0.5, "86"), (20.0, "2.1"), (120.0, "0.36")])
+def test_slow_work_has_a_rate_too(capsys, monkeypatch, seconds, rate):
+    times = iter([0.0, seconds])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
+    with progress.shown(), progress.bar("baking", 43, "loaves") as advance:
+        advance(43)
+    assert f"baking: 43 loaves in {seconds:.1f} s ({rate}/s)" in capsys.readouterr().err
+
+
 def test_the_logger_has_the_lines(caplog):
     with caplog.at_level(logging.INFO, logger="sieve"):
         progress.say("  line\x1b[2J")
