@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sieve.evaluation import speed
+from sieve_kernels.core import decisions, dispatch
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
@@ -33,6 +34,16 @@ def quick():
         patch.setattr(speed, "NEW", 4)
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it(monkeypatch):
+    """Layers on a CPU by the compiled library and torch. The interpreter of Triton, which is on for the kernels' tests,
+    would take products of 16 bits."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    decisions.forget()
+    yield
+    decisions.forget()
 
 
 @pytest.fixture(scope="session")
