@@ -241,12 +241,8 @@ def heal_(
     seed: int = 0,
     kind: str | None = None,
     checkpoint: Checkpoint | None = None,
-    settings: Sequence[Setting] | None = None,
 ) -> Healing:
-    """`heal` with lessons that were made before.
-
-    kind: None means the kind of the lessons. settings: to try; None means those of `settings_for`.
-    """
+    """`heal` with lessons that were made before. kind: None means the kind of the lessons."""
     started = time.perf_counter()
     kind = kind or lessons.kind
     training, held_back = lessons.training, lessons.held_back
@@ -260,7 +256,7 @@ def heal_(
     trained = sum(one.numel() for one in trained_parameters(model).values())
     adapted = state_of(model)
     # Try all settings in turns, and keep the one that came nearest.
-    asked = list(settings or settings_for(lessons, kind))
+    asked = settings_for(lessons, kind)
 
     def tried(some: Sequence[Setting], first: int) -> list[Healer]:
         healers = [Healer(model, lessons, one, steps, rows, seed, before, together) for one in some]

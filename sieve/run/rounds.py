@@ -23,7 +23,6 @@ from sieve.errors import UnreachableSize
 from sieve.evaluation.scoring import Scores, concatenated
 from sieve.healing.checkpoint import Checkpoint
 from sieve.healing.heal import heal_
-from sieve.healing.loop import Setting
 from sieve.healing.teacher import Lessons
 from sieve.models.loading import load_model
 from sieve.models.prunable_model import PrunableModel
@@ -101,7 +100,7 @@ class Rounds:
         while len(done) < self._recipe.rounds and (share := _next_share(done)) is not None:
             number = len(done) + 1
             try:
-                done.append(self._known(number) or self._round(number, done, share))
+                done.append(self._known(number) or self._round(number, _last_held(done), share))
             except UnreachableSize:
                 progress.note(f"no plan keeps {share:.1%} of the prunable parameters: no further round")
                 break
@@ -112,12 +111,12 @@ class Rounds:
             model, _ = self._loaded(last)
         return model, done
 
-    def _round(self, number: int, done: Sequence[Mapping[str, Any]], share: float) -> dict[str, Any]:
-        """The record of a round from the last healed model that held, at this share of the prunable parameters."""
+    def _round(self, number: int, start: int, share: float) -> dict[str, Any]:
+        """The record of a round from the healed model of round `start`, at this share of the prunable parameters."""
         recipe, started = self._recipe, time.perf_counter()
         progress.say(f"round {number}: {1 - share:.1%} removed", style="bold")
         # Start from a healed model, with its pairs as dense matrices.
-        model, tokenizer = self._loaded(_last_held(done))
+        model, tokenizer = self._loaded(start)
         ranks = expand_(model)
         prunable = PrunableModel(model)
         # Calibrate, compress and search anew, for a given size.
@@ -140,9 +139,7 @@ class Rounds:
         plan = at_most(result.plan, ranks)
         apply_(model, factors, plan)
         checkpoint = Checkpoint(self._unfinished.stage(f"heal {number}"), f"{self._key} {number}")
-        healing = heal_(
-            model, self._lessons, recipe.heal_steps, recipe.seed, recipe.healing.kind, checkpoint, _settled(done)
-        )
+        healing = heal_(model, self._lessons, recipe.heal_steps, recipe.seed, recipe.healing.kind, checkpoint)
         # Write the record last: with it the round counts as done when the run is resumed.
         scores = self._scores(number, model, tokenizer)
         record = self._record(number, plan.size(result.matrices) / self._total(), scores, model)
@@ -202,12 +199,6 @@ class Rounds:
 def _last_held(done: Sequence[Mapping[str, Any]]) -> int:
     """The number of the last round within the tolerance: the smallest one, as each starts from the one before."""
     return max(number for number, one in enumerate(done, 1) if one["held"])
-
-
-def _settled(done: Sequence[Mapping[str, Any]]) -> list[Setting] | None:
-    """The setting with which a healing helped last; None: none has, so all are tried."""
-    helped = [one["healing"] for one in done if one["healing"]["steps"]]
-    return [Setting(**helped[-1]["setting"])] if helped else None
 
 
 def _next_share(done: Sequence[Mapping[str, Any]]) -> float | None:

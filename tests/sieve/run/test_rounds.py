@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import sieve
-import sieve.run.pipeline
-import sieve.run.rounds
 from sieve.compression.low_rank.expand import at_most, expand_
 from sieve.compression.plan import Plan
 from sieve.healing import loop
@@ -53,35 +51,6 @@ def test_each_round_is_smaller_and_the_last_that_held_is_stored(run, world, near
         assert rounds[2]["after"][measure] == after
     assert not list(tmp_path.glob("*.unfinished"))
     assert "Round 3" in run("info", tmp_path / "out")[1]
-
-
-def test_later_rounds_heal_with_the_setting_that_helped(run, world, near, tmp_path, monkeypatch):  # noqa: F811
-    """Round 1 tries all settings; so do later ones only as long as none has helped."""
-    tried = []
-
-    def healed(where, name):
-        heal = getattr(where, name)
-
-        def record(*given):
-            settings = given[6] if len(given) > 6 else None
-            tried.append((settings, heal(*given)))
-            return tried[-1][1]
-
-        monkeypatch.setattr(where, name, record)
-
-    healed(sieve.run.pipeline, "heal_")
-    healed(sieve.run.rounds, "heal_")
-    assert run(*command(world, near, tmp_path / "out", "--kept", 0.6))[0] == 0
-    assert len(tried) == 3
-    helped = None
-    for settings, healing in tried:
-        assert settings == helped
-        # Once more, where none helps.
-        again = [one for one in (healing.course, *healing.tries) if one.setting.rate == pytest.approx(1e-5)]
-        assert len(healing.tries) + 1 - len(again) == (2 if helped is None else 1)
-        if healing.course.best:
-            helped = [healing.course.setting]
-    assert helped
 
 
 def test_bottlenecks_are_tested_in_the_first_round_alone(run, world, near, tmp_path):  # noqa: F811
