@@ -307,7 +307,8 @@ def _take_turns(
     # Let all settings take the same number of steps, then compare them on the held-back rows.
     going_on = dict(enumerate(healers, first))
     looks = sorted({max(1, steps * part // LOOKS) for part in range(1, LOOKS + 1)})
-    with progress.bar("healing", len(healers) * steps, "steps") as advance:
+    started = time.perf_counter()
+    with progress.bar("healing", len(healers) * steps, "steps", summary=False) as advance:
         for place, look in enumerate(looks):
             for number, healer in going_on.items():
                 keep = partial(checkpoint.keep, number, of=of) if checkpoint is not None else lambda healer: None
@@ -324,6 +325,9 @@ def _take_turns(
                     advance(steps - look)
                     if checkpoint is not None:
                         checkpoint.keep(number, healer, of, given_up=True)
+    # The bar also counts the steps that were given up.
+    taken = sum(healer.steps for healer in healers)
+    progress.say(f"  healing: {taken} steps in {time.perf_counter() - started:.1f} s")
 
 
 def _finite(value: float) -> float | None:
