@@ -97,7 +97,7 @@ def versions() -> dict[str, str]:
 
 
 def packed(scores: Scores) -> dict[str, Any]:
-    """Scores of a multiple-choice task in compact form: right or wrong as a string of 1 and 0, nats to 3 decimals."""
+    """Scores in compact form: right or wrong as a string of 1 and 0 (of texts all 0), nats to 3 decimals."""
     right = "".join("01"[int(value)] for value in scores.score)
     return {"right": right, "loglik": [round(float(value), 3) for value in scores.loglik]}
 
@@ -112,6 +112,11 @@ def differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any
     """Paired differences (accuracy, log-likelihood) between rows and their references, over all their examples."""
     accuracy, loglik = (np.concatenate(side) for side in _by_row(rows, references))
     return bootstrap(accuracy), bootstrap(loglik)
+
+
+def signed(interval: Interval) -> str:
+    """A difference and its interval, as tables show it."""
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def mean_differences(rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> tuple[Interval, Interval]:

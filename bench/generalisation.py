@@ -11,13 +11,11 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.cells import RESULTS, Results, work_through
-from sieve.evaluation.confidence import Interval, paired
+from bench.cells import RESULTS, Results, differences, packed, signed, work_through
 from sieve.evaluation.scoring import evaluate
 from sieve.healing.config import LABEL_FREE, TUNED
 from sieve.models.loading import load_model
@@ -50,19 +48,17 @@ class Models:
 
     def __init__(self, model: str, folder: Path):
         self.model, self.folder = model, folder
+        # A model is tested on several targets, one after the other.
+        self._loaded = lru_cache(maxsize=1)(load_model)
 
     def measured(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """The row of a cell: scores on the target's test split, of general text on its first texts."""
         stage, seed = cell["stage"], cell["seed"]
-        model, tokenizer = load_model(self.model if stage == DENSE else str(self._made(cell)))
+        model, tokenizer = self._loaded(self.model if stage == DENSE else str(self._made(cell)))
         task = _target(cell["target"])
         examples = task.splits(seed)["test"]
         scores = evaluate(model, tokenizer, task, examples[:_TEXTS] if cell["target"] == GENERAL else examples)
-        return {
-            "accuracy": scores.accuracy,
-            "score": [round(float(value), 4) for value in scores.score],
-            "loglik": [round(float(value), 3) for value in scores.loglik],
-        }
+        return {"accuracy": scores.accuracy, "loglik": scores.mean_loglik, "scores": packed(scores)}
 
     def _made(self, cell: Mapping[str, Any]) -> Path:
         source, stage, seed, kept = cell["source"], cell["stage"], cell["seed"], cell["kept"]
@@ -111,12 +107,11 @@ def table(results: Results) -> str:
 
 def _shown(results: Results, row: Mapping[str, Any]) -> str:
     """A row's value, or its difference to the dense model's."""
-    by = "loglik" if row["target"] == GENERAL else "score"
+    by_likelihood = row["target"] == GENERAL
     dense = results.find(source=row["source"], stage=DENSE, target=row["target"], seed=row["seed"], kept=row["kept"])
     if row["stage"] == DENSE or not dense:
-        return f"{np.mean(row[by]):.3f}"
-    found: Interval = paired(row[by], dense[0][by])
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        return f"{row['loglik' if by_likelihood else 'accuracy']:.3f}"
+    return signed(differences([row], dense)[by_likelihood])
 
 
 def main(arguments: list[str] | None = None) -> None:

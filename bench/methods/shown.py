@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench import generalisation, quality_shown, recipes, search_quality
-from bench.cells import RESULTS, Results, differences, mean_differences
+from bench.cells import RESULTS, Results, differences, mean_differences, signed
 from bench.methods import cross, grid, shrinkage
 from bench.methods.contenders import ABLATION, BASES, MASKED, PROJECTIONS
 from sieve.evaluation.confidence import Interval
@@ -270,7 +270,7 @@ def _paired(rows: list[dict], references: list[dict]) -> tuple[str, str]:
 
 
 def _written(intervals: tuple[Interval, Interval]) -> tuple[str, str]:
-    return tuple(f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in intervals)
+    return tuple(map(signed, intervals))
 
 
 def _mean(rows: Rows, name: str) -> float:

@@ -85,12 +85,10 @@ def calibration_sequences(
             f"give it more examples (at least {MINIMUM_TOKENS} tokens, better {ENOUGH_TOKENS:,})"
         )
     if found + generated < ENOUGH_TOKENS:
-        more = (
-            "raise --calibration-tokens"
-            if found + context > tokens
-            else "give the calibration split more examples, "
-            f"or let the model generate the rest: --generated-tokens {ENOUGH_TOKENS - found}"
-        )
+        more = "raise --calibration-tokens"
+        if found + context <= tokens:
+            rest = f"or let the model generate the rest: --generated-tokens {ENOUGH_TOKENS - found}"
+            more = f"give the calibration split more examples, {rest}"
         progress.note(
             f"only {found + generated:,} tokens to calibrate with, where {ENOUGH_TOKENS:,} or more are advised: {more}"
         )

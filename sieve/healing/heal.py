@@ -227,9 +227,14 @@ def lessons_of(
     return teach(teacher, tokenizer, task, examples, *most, unlabelled)
 
 
+def settings_of(choices: bool) -> tuple[Setting, ...]:
+    """The losses and rates for tasks with choices, or without, where all parameters are trained."""
+    return OF_CHOICES if choices else OF_TOKENS
+
+
 def settings_for(lessons: Lessons, kind: str) -> tuple[Setting, ...]:
     """The losses and rates to try."""
-    settings = OF_CHOICES if lessons.training[0].question.choices else OF_TOKENS
+    settings = settings_of(lessons.training[0].question.choices)
     factor = _OF_ADAPTERS if kind == LORA else 1.0
     return tuple(replace(one, rate=factor * one.rate) for one in settings)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sieve.errors import InputError
 from sieve.healing.config import AUTO, LORA, HealingConfig
-from sieve.healing.heal import OF_CHOICES, OF_TOKENS
+from sieve.healing.heal import settings_of
 from sieve.healing.lora import require_adaptable
 from sieve.healing.masters import trained_parameters
 from sieve.healing.teacher import require_rows
@@ -26,7 +26,7 @@ def bytes_of_a_parameter(choices: bool) -> int:
     For each setting that is tried a master, two moments and the best weights so far; a copy of the weights at the
     start, and a gradient. choices: whether the task has choices.
     """
-    return len(OF_CHOICES if choices else OF_TOKENS) * (4 + 8 + 2) + 2 + 4
+    return len(settings_of(choices)) * (4 + 8 + 2) + 2 + 4
 
 
 def possible_healing(

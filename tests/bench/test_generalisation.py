@@ -29,9 +29,9 @@ def test_run_and_table(world, tmp_path, capsys):
     assert [row["stage"] for row in rows[::3]] == ["dense", "pruned", "label-free", "tuned"]
     for stage in range(4):
         own, other, text = rows[3 * stage : 3 * stage + 3]
-        assert own["loglik"] == other["loglik"]
-        assert len(text["loglik"]) == 32
-    assert all(rows[0]["loglik"] != rows[3 * stage]["loglik"] for stage in (1, 2, 3))
+        assert own["scores"] == other["scores"]
+        assert len(text["scores"]["loglik"]) == 32
+    assert all(rows[0]["scores"]["loglik"] != rows[3 * stage]["scores"]["loglik"] for stage in (1, 2, 3))
     assert len(list(folder.iterdir())) == 3
 
     generalisation.main(run)
@@ -41,12 +41,12 @@ def test_run_and_table(world, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "50% removed | label-free | " in printed
     # A difference of the same rows, which are paired.
-    text, dense = (rows[5]["loglik"], rows[2]["loglik"])
+    text, dense = (row["scores"]["loglik"] for row in (rows[5], rows[2]))
     assert f"{sum(a - b for a, b in zip(text, dense, strict=True)) / 32:+.3f} [" in printed
 
 
 def test_a_stage_without_rows_is_left_out(tmp_path):
     results = Results(tmp_path / "rows.jsonl", generalisation.KEY)
-    results.add({"source": "piqa", "stage": "dense", "target": "piqa", "seed": 0, "kept": 0.5, "score": [1, 0],
-                 "loglik": [-1, -2]})  # fmt: skip
+    results.add({"source": "piqa", "stage": "dense", "target": "piqa", "seed": 0, "kept": 0.5, "accuracy": 0.5,
+                 "loglik": -1.5, "scores": {"right": "10", "loglik": [-1, -2]}})  # fmt: skip
     assert generalisation.table(results).splitlines()[-1] == "| `piqa` | dense | 0.500 | `commonsense_qa`: – | – |"
